@@ -1,0 +1,63 @@
+# Every target below works from a fresh clone: what it needs is set up in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Written when the installation is complete; holds the folder that it was made for.
+STAMP := $(VENV)/installed
+# The default suite runs in up to four processes, each with one thread.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint clean
+
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## Set up .venv: the package (editable) and what its tests need
+	@echo "Ready: $(BIN)/python"
+
+demo: $(STAMP)  ## Train the demo: VPT-deep against head-only, no download (8 minutes on 2 cores)
+	@$(BIN)/python tools/demo.py
+
+test: $(STAMP)  ## Run the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 GB of memory)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)  ## Check the code's style with ruff
+	$(BIN)/python -m ruff check .
+
+clean:  ## Remove caches and build folders; keep .venv, data and runs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# A folder that was moved or copied needs a new installation: the old one points to its old place.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+# pip's own test of a virtual environment that is absent, half made, or made by hand.
+$(STAMP): setup.cfg pyproject.toml $(wildcard requirements/*.txt)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	$(BIN)/python -m ensurepip >/dev/null 2>&1 || { \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	        echo "error: Python 3.10 or newer is needed, '$(PYTHON)' is not; name one:" \
+	            "make $(or $(MAKECMDGOALS),venv) PYTHON=python3.12" >&2; exit 1; }; \
+	    echo "Making a virtual environment in $(VENV) with $$($(PYTHON) --version)"; \
+	    $(PYTHON) -m venv $(VENV); }
+	@echo "Installing vpt_dense and its requirements into $(VENV) (the first time: minutes and" \
+	    "gigabytes, most of them torch; details in $(VENV)/install.log)"
+	@rm -f $(VENV)/install.log
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --log $(VENV)/install.log \
+	    --editable '.[tests]'
+# opencv-python needs libraries of a desktop (libxcb, libGL, libglib). Where they are absent, the
+# same version's headless build is laid over it: both own the folder cv2, and mmcv, mmseg and we
+# ask for opencv-python by name, so that uninstalling it would only bring it back.
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	    echo "No desktop libraries here: putting OpenCV's headless build in place"; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --log $(VENV)/install.log \
+	        --no-deps --force-reinstall "opencv-python-headless==$$($(BIN)/python -c \
+	        'from importlib.metadata import version; print(version("opencv-python"))')"; \
+	    $(BIN)/python -c 'import cv2'; }
+	@echo "$(CURDIR)" > $@
