@@ -1,0 +1,174 @@
+"""The vision transformer with prompt tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from mmpretrain.models.backbones import VisionTransformer
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vpt_dense.registry import MODELS
+from vpt_dense.tuning import select_trainable
+from vpt_dense.weights import load_pretrained
+
+
+@MODELS.register_module()
+class PromptedVisionTransformer(VisionTransformer):
+    """mmpretrain's vision transformer with prompt tokens and a choice of what trains.
+
+    Without a prompt it computes what :class:`mmpretrain.VisionTransformer` computes, bit for bit.
+    With one, a block sees ``[cls | prompts | patches]``; outputs never contain prompts. It serves
+    mmpretrain's ``ImageClassifier`` (``out_type='cls_token'``) and mmseg's ``EncoderDecoder``
+    (``out_type='featmap'`` with ``out_indices``) alike, at any input size.
+
+    Args:
+        arch: As in mmpretrain: 'base', 'large', ... or a dict with embed_dims, num_layers,
+            num_heads and feedforward_channels.
+        img_size: Training image size in pixels, a number or (height, width); a multiple of the
+            patch size. Other sizes work: the position embedding is resized on the fly.
+        patch_size: Patch size in pixels, a number or (height, width).
+        out_indices: Blocks whose outputs are returned, negative ones counted from the end.
+        prompt: Config of a :class:`vpt_dense.prompts.Prompt`, for instance
+            ``dict(type='vpt_dense.TokenPrompt', num_tokens=50, deep=True)``. None: no prompt.
+        trainable: Regular expressions, searched in the names of this backbone's parameters; those
+            that match train, all others are frozen here and now. Default: the prompt alone if
+            there is one, else everything. While anything but the prompt is frozen, everything but
+            the prompt stays in eval mode (dropout, stochastic depth).
+        with_cp: Recompute every block in backward instead of keeping its activations.
+        init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads pretrained weights of
+            mmpretrain's or timm's layout; a tensor that is missing, left over or of another shape
+            is an error (see :func:`vpt_dense.weights.load_pretrained`).
+        **kwargs: As in :class:`mmpretrain.VisionTransformer`.
+
+    Raises:
+        ValueError: If an argument is out of its range or a pattern of ``trainable`` matches no
+            parameter; the message names it.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 16,
+        out_indices: int | Sequence[int] = -1,
+        prompt: dict | None = None,
+        trainable: Sequence[str] | None = None,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        if kwargs.get('frozen_stages', -1) > 0:
+            raise ValueError(
+                f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
+                "same: name what trains, for instance trainable=[r'^layers\\.(10|11)\\.']"
+            )
+        patch_hw = _to_pair('patch_size', patch_size)
+        image_hw = _to_pair('img_size', img_size)
+        if any(image % patch for image, patch in zip(image_hw, patch_hw, strict=True)):
+            raise ValueError(
+                f'img_size {image_hw} is not a multiple of patch_size {patch_hw}; the nearest '
+                f'that is: {tuple(round(i / p) * p or p for i, p in zip(image_hw, patch_hw))}'
+            )
+        super().__init__(
+            arch=arch,
+            img_size=image_hw,
+            patch_size=patch_hw,
+            # A list, since the parent writes the resolved negative indices into it.
+            out_indices=[out_indices] if isinstance(out_indices, int) else list(out_indices),
+            init_cfg=init_cfg,
+            **kwargs,
+        )
+        if any(not 0 <= index < self.num_layers for index in self.out_indices):
+            raise ValueError(
+                f'out_indices {out_indices} must lie in [-{self.num_layers}, {self.num_layers}) '
+                f'for a backbone of {self.num_layers} layers'
+            )
+        self.with_cp = with_cp
+        self.prompt: nn.Module | None = None
+        if prompt is not None:
+            sizes = dict(
+                embed_dims=self.embed_dims, num_layers=self.num_layers, patch_size=patch_hw
+            )
+            self.prompt = MODELS.build(prompt, default_args=sizes)
+        if trainable is None:
+            trainable = [r'^prompt\.'] if prompt is not None else ['.*']
+        self.trainable = list(trainable) if not isinstance(trainable, str) else trainable
+        select_trainable(self, self.trainable)
+        self.base_is_frozen = any(
+            not parameter.requires_grad
+            for name, parameter in self.named_parameters()
+            if not name.startswith('prompt.')
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features of a batch of images.
+
+        Args:
+            x: Images, (B, in_channels, H, W).
+
+        Returns:
+            One tensor for each of ``out_indices``, by ``out_type``: 'cls_token' and 'avg_featmap'
+            (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + N, C). N counts patches:
+            prompts are never among the outputs.
+        """
+        x, patch_resolution = self.patch_embed(x)  # (B, N, C)
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # (B, cls + N, C)
+        x = x + resize_pos_embed(
+            self.pos_embed,
+            self.patch_resolution,
+            patch_resolution,
+            mode=self.interpolate_mode,
+            num_extra_tokens=self.num_extra_tokens,
+        )
+        x = self.drop_after_pos(x)
+        x = self.pre_norm(x)
+
+        first = self.num_extra_tokens  # where prompts begin: after the cls token
+        num_prompts = 0
+        outs = []
+        for i, layer in enumerate(self.layers):
+            tokens = self.prompt(x, i) if self.prompt is not None else None
+            if tokens is not None:
+                patches = x[:, first + num_prompts :]
+                tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
+                x = torch.cat((x[:, :first], tokens, patches), dim=1)  # (B, cls + P + N, C)
+                num_prompts = tokens.shape[1]
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+            if i == self.num_layers - 1 and self.final_norm:
+                x = self.ln1(x)
+            if i in self.out_indices:
+                out = x
+                if num_prompts:
+                    out = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
+                outs.append(self._format_output(out, patch_resolution))  # without prompts
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> 'PromptedVisionTransformer':
+        """Switch the mode; what surrounds the prompt stays in eval mode while it is frozen."""
+        super().train(mode)
+        if self.base_is_frozen:
+            for name, child in self.named_children():
+                if name != 'prompt':
+                    child.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Load the pretrained weights that ``init_cfg`` names, or start at random."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+            load_pretrained(self, self.init_cfg['checkpoint'])
+            self._is_init = True
+        else:
+            super().init_weights()
+
+
+def _to_pair(key: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Turn a size or a (height, width) into a pair of positive integers."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
+        raise ValueError(f'{key} must be a positive integer or a pair of them, found {size!r}')
+    return pair

@@ -1,0 +1,1 @@
+"""What a run needs beside the model: distributed CPU processes and mixed precision."""

@@ -1,0 +1,29 @@
+"""The contract between a prompt and a prompted backbone."""
+
+from abc import ABCMeta, abstractmethod
+
+from mmengine.model import BaseModule
+from torch import Tensor
+
+
+class Prompt(BaseModule, metaclass=ABCMeta):
+    """Yields the prompt tokens of a transformer, block by block.
+
+    A prompt knows no backbone: it is told the width and depth that it serves when the backbone
+    builds it (``embed_dims``, ``num_layers`` and ``patch_size`` are filled in), and where its
+    tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``).
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, layer: int) -> Tensor | None:
+        """Return the prompt tokens that enter one block.
+
+        Args:
+            x: The tokens about to enter the block, (B, N, C), those of earlier prompts included.
+            layer: Index of the block, 0 to num_layers - 1.
+
+        Returns:
+            (B, P, C), or (1, P, C) when the tokens do not depend on the input: they take the
+            place of the prompts in ``x``. P may be 0 (the prompts in ``x`` are removed). None:
+            whatever prompts ``x`` holds flow on as ordinary tokens.
+        """

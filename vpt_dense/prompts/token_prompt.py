@@ -1,0 +1,143 @@
+"""Prompt tokens that are learnt freely: VPT-shallow, VPT-deep and what lies between."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpt_dense.prompts.base import Prompt
+from vpt_dense.registry import MODELS
+
+
+@MODELS.register_module()
+class TokenPrompt(Prompt):
+    """Visual prompt tuning (Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119, section 3).
+
+    Shallow prompts are inserted before the first layer of the range and flow on from there.
+    Deep prompts are replaced by fresh ones before every layer of the range: what a block puts out
+    at their positions is discarded.
+
+    Args:
+        num_tokens: Number of prompt tokens P, at least 1.
+        deep: Fresh tokens in every layer of the range (VPT-deep) instead of only in the first
+            (VPT-shallow).
+        layer_range: ``(start, stop)`` as in a Python slice over the layers; negative numbers count
+            from the end and None is open. ``(0, 6)``: the first six layers. ``(-6, None)``: the
+            last six.
+        keep_outputs: What happens at ``stop`` when it is not the end: True, the last prompt
+            outputs stay as ordinary tokens (as in the original); False, they are removed.
+        shared: One set of tokens for all layers of the range (deep only).
+        project_dims: Learn the tokens in this many dimensions and map them to the width with one
+            linear layer that all layers share. None: learn them at full width.
+        dropout: Dropout on the (projected) tokens while training; masks are drawn for every sample
+            and layer. The paper uses 0.1 for deep and 0 for shallow prompts.
+        embed_dims: Width C of the backbone. Filled in by the backbone.
+        num_layers: Number of its blocks. Filled in by the backbone.
+        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
+        init_cfg: As in :class:`mmengine.model.BaseModule`; by default the tokens start as in the
+            paper: U(-v, v), v = sqrt(6 / (3 * ph * pw + D)), D the width they are learnt in, and
+            the projection with kaiming normal (fan out).
+
+    Attributes:
+        tokens: The parameter, (1, P, D) for shallow or shared prompts and (stop - start, P, D)
+            for deep ones.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embed_dims: int,
+        num_layers: int,
+        patch_size: Sequence[int],
+        deep: bool = False,
+        layer_range: Sequence[int | None] = (0, None),
+        keep_outputs: bool = True,
+        shared: bool = False,
+        project_dims: int | None = None,
+        dropout: float = 0.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not _is_int(num_tokens) or num_tokens < 1:
+            raise ValueError(
+                f'prompt.num_tokens must be an integer of at least 1, found {num_tokens!r}; '
+                'to train without prompts leave `prompt` out'
+            )
+        if project_dims is not None and (not _is_int(project_dims) or project_dims < 1):
+            raise ValueError(
+                'prompt.project_dims must be an integer of at least 1 or None, '
+                f'found {project_dims!r}'
+            )
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not (
+            0 <= dropout < 1
+        ):
+            raise ValueError(f'prompt.dropout must be a number in [0, 1), found {dropout!r}')
+        if shared and not deep:
+            raise ValueError('prompt.shared=True needs prompt.deep=True: shallow prompts enter once')
+        self.start, self.stop = _resolve_range(layer_range, num_layers)
+        self.num_tokens = num_tokens
+        self.num_layers = num_layers
+        self.deep = deep
+        self.keep_outputs = keep_outputs
+        self.shared = shared
+        self.dropout = dropout
+
+        token_dims = project_dims or embed_dims
+        num_sets = self.stop - self.start if deep and not shared else 1
+        bound = math.sqrt(6 / (3 * math.prod(patch_size) + token_dims))
+        self.tokens = nn.Parameter(torch.empty(num_sets, num_tokens, token_dims))
+        nn.init.uniform_(self.tokens, -bound, bound)
+        self.project: nn.Module = nn.Identity()
+        if project_dims is not None:
+            self.project = nn.Linear(project_dims, embed_dims)
+            nn.init.kaiming_normal_(self.project.weight, mode='fan_out')
+
+    def forward(self, x: Tensor, layer: int) -> Tensor | None:
+        """See :meth:`Prompt.forward`. While dropout acts the batch is B, else 1."""
+        if layer == self.stop and not self.keep_outputs:
+            return x.new_empty(1, 0, x.shape[-1])
+        inserts = self.start <= layer < self.stop if self.deep else layer == self.start
+        if not inserts:
+            return None
+        own_set = layer - self.start if len(self.tokens) > 1 else 0
+        tokens = self.project(self.tokens[own_set : own_set + 1])  # (1, P, C)
+        if self.training and self.dropout > 0:
+            tokens = F.dropout(tokens.expand(len(x), -1, -1), self.dropout)  # (B, P, C)
+        return tokens
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        kind = 'deep' if self.deep else 'shallow'
+        return (
+            f'{kind}, num_tokens={self.num_tokens}, layers={self.start}..{self.stop - 1}, '
+            f'keep_outputs={self.keep_outputs}, shared={self.shared}, dropout={self.dropout}'
+        )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _resolve_range(layer_range: Sequence[int | None], num_layers: int) -> tuple[int, int]:
+    """Turn a slice-like pair into (start, stop) with 0 <= start < stop <= num_layers."""
+    well_formed = (
+        isinstance(layer_range, Sequence)
+        and not isinstance(layer_range, str)
+        and len(layer_range) == 2
+        and all(bound is None or _is_int(bound) for bound in layer_range)
+    )
+    if well_formed:
+        start, stop = layer_range
+        start = 0 if start is None else start + num_layers * (start < 0)
+        stop = num_layers if stop is None else stop + num_layers * (stop < 0)
+        if 0 <= start < stop <= num_layers:
+            return start, stop
+    raise ValueError(
+        'prompt.layer_range must be a pair (start, stop) that selects at least one of the '
+        f'{num_layers} layers, found {layer_range!r}'
+    )
