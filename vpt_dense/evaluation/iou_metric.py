@@ -1,0 +1,74 @@
+"""Mean intersection over union, with results by class that do not flood the console."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.logging import MessageHub, MMLogger
+from mmseg.evaluation import IoUMetric as _IoUMetric
+
+from vpt_dense.hooks.report_hook import PER_CLASS
+from vpt_dense.params import text_table
+from vpt_dense.registry import METRICS
+
+MAX_TABLE_CLASSES = 20
+
+
+@METRICS.register_module()
+class IoUMetric(_IoUMetric):
+    """mmseg's ``IoUMetric``: same arguments, same numbers.
+
+    It differs in what becomes of the results by class. They are left in the message hub (info
+    ``vpt_dense/per_class``), from where :class:`vpt_dense.hooks.ReportHook` writes them to JSON;
+    the table is printed only for 20 classes or fewer.
+    """
+
+    # mmseg's metric names have no prefix either; None instead of '' would warn about it.
+    default_prefix = ''
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Compute the metrics of a data set.
+
+        Args:
+            results: For each image the areas (intersection, union, prediction, label), each a
+                float tensor (num_classes,) in pixels.
+
+        Returns:
+            The metrics in percent, rounded to two decimals: ``aAcc``, ``mIoU``, ``mAcc``, ...
+
+        Raises:
+            ValueError: If there are no results.
+        """
+        if self.format_only:
+            return super().compute_metrics(results)
+        if not results:
+            raise ValueError('IoUMetric has no results: the evaluated data set holds no image')
+        areas = [sum(column) for column in zip(*results, strict=True)]
+        values = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
+        metrics = {
+            name if name == 'aAcc' else f'm{name}': np.round(np.nanmean(value) * 100, 2)
+            for name, value in values.items()
+        }
+        del values['aAcc']
+        self._publish_classes(self.dataset_meta['classes'], values)
+        return metrics
+
+    def _publish_classes(self, classes: Sequence[str], values: dict[str, np.ndarray]) -> None:
+        hub = MessageHub.get_current_instance()
+        # Several metrics of one evaluator add their columns to the same rows.
+        rows = hub.get_info(PER_CLASS)
+        if rows is None or [row['class'] for row in rows] != list(classes):
+            rows = [{'class': name} for name in classes]
+        percents = {name: np.round(value * 100, 2) for name, value in values.items()}
+        prefix = f'{self.prefix}/' if self.prefix else ''
+        for index, row in enumerate(rows):
+            row.update({prefix + name: float(value[index]) for name, value in percents.items()})
+        hub.update_info(PER_CLASS, rows, resumed=False)
+        if len(classes) <= MAX_TABLE_CLASSES:
+            table = text_table(
+                ('class', *percents),
+                [
+                    (name, *(f'{value[index]:.2f}' for value in percents.values()))
+                    for index, name in enumerate(classes)
+                ],
+            )
+            MMLogger.get_current_instance().info('Results by class in percent:\n%s', table)

@@ -1,0 +1,371 @@
+"""What runs, how much of it trains, and what came of it: on the console and as JSON."""
+
+import json
+import math
+import os
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size, master_only
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MessageHub
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+
+from vpt_dense import logging, params
+from vpt_dense.registry import HOOKS
+from vpt_dense.version import __version__
+
+# Under this name a metric leaves its results by class in the message hub.
+PER_CLASS = 'vpt_dense/per_class'
+# The metrics that a run is judged by when its CheckpointHook has no `save_best`; and their names
+# in a sentence.
+HEADLINES = {'mIoU': 'mIoU', 'accuracy/top1': 'accuracy'}
+FRAMEWORKS = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'timm')
+
+
+@HOOKS.register_module()
+class ReportHook(Hook):
+    """Report parameters, evaluations and the outcome of a run, on the first process only.
+
+    At the start: a summary of the run and a table of its parameters by part; then the console
+    shows INFO again (:func:`vpt_dense.logging.loud`). Beside every evaluation: the metric with
+    the number of trainable parameters. In ``work_dir``, each file replaced as a whole:
+
+    - ``params.json``: :func:`vpt_dense.params.report`; written before anything trains.
+    - ``evaluations.json``: every validation of the training: iteration (epoch), metrics and
+      results by class. A resumed run continues the file from the iteration it resumes at.
+    - ``summary.json``, when training ends: config, method, metric, best and last validation,
+      parameters, wall time, peak memory, versions, seed.
+    - ``test.json`` or ``val.json``, when only that is run: config, method, checkpoint, metrics,
+      results by class, parameters, versions.
+
+    The counts are also scalars of the visualizer (``params/prompt_trainable``, ...).
+    """
+
+    # Before LoggerHook, which resets the peak of the CUDA memory whenever it logs.
+    priority = 'NORMAL'
+
+    def __init__(self) -> None:
+        """Start with nothing reported."""
+        self.report: dict[str, Any] = {}
+        self.evaluations: list[dict[str, Any]] = []
+        self.start_time = 0.0
+        self.start_iter = 0
+        self.peak_cuda = 0  # bytes
+        self._line = ''
+
+    @master_only
+    def before_run(self, runner: Runner) -> None:
+        """Print and write what runs and what trains.
+
+        Training and then testing with one runner comes here twice; the second call says nothing.
+        """
+        if self.report:
+            return
+        self.start_time = time.time()
+        self.report = params.report(runner.model)
+        _write_json(_in_work_dir(runner, 'params.json'), self.report)
+        runner.visualizer.add_scalars(_scalars(self.report))
+        logging.loud(runner.logger)
+        runner.logger.info('%s\n\n%s\n', _describe(runner), params.parts_table(runner.model))
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Take over the evaluations before the iteration that training resumes at."""
+        self.start_iter = runner.iter
+        if self.start_iter:
+            # Resumed, so the file lies beside the checkpoint, which may be another work_dir.
+            folder = Path(runner._load_from).parent if runner._load_from else runner.work_dir
+            path = Path(folder, 'evaluations.json')
+            if path.is_file():
+                records = json.loads(path.read_text(encoding='utf-8'))
+                self.evaluations = [r for r in records if r['iter'] <= self.start_iter]
+
+    def _after_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_initialized():
+            self.peak_cuda = max(self.peak_cuda, torch.cuda.max_memory_allocated())
+
+    @master_only
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        """Write the results of a validation and prepare its line."""
+        if isinstance(runner._train_loop, BaseLoop):
+            record = _position(runner) | {
+                'metrics': metrics,
+                'per_class': _take_classes(),
+            }
+            self.evaluations.append(record)
+            _write_json(_in_work_dir(runner, 'evaluations.json'), self.evaluations)
+        else:
+            self._write_result(runner, 'val', metrics)
+        self._line = self._headline(runner, metrics)
+
+    @master_only
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        """Write the results of a test and prepare its line."""
+        self._write_result(runner, 'test', metrics)
+        self._line = self._headline(runner, metrics)
+
+    # The line is printed here, after LoggerHook's own line about the same evaluation.
+    @master_only
+    def after_val(self, runner: Runner) -> None:
+        """Print the metric beside the number of trainable parameters."""
+        runner.logger.info(self._line)
+
+    @master_only
+    def after_test(self, runner: Runner) -> None:
+        """Print the metric beside the number of trainable parameters."""
+        runner.logger.info(self._line)
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Write ``summary.json``."""
+        name, sign = None, 1
+        best = last = None
+        if self.evaluations:
+            name, sign = _judged_by(runner, self.evaluations[-1]['metrics'])
+            slim = [
+                {key: value for key, value in record.items() if key != 'per_class'}
+                for record in self.evaluations
+            ]
+            last = slim[-1]
+            scored = [r for r in slim if _is_number(r['metrics'].get(name))]
+            best = max(scored, key=lambda r: sign * r['metrics'][name], default=None)
+        summary = {
+            **_identity(runner),
+            'metric': name,
+            'best': best,
+            'last': last,
+            'params': self.report,
+            **_position(runner),
+            'started_at_iter': self.start_iter,
+            # Of this process: a resumed run does not know how long the earlier ones took.
+            'wall_time_seconds': time.time() - self.start_time,
+            'peak_memory': self._peak_memory(),
+        }
+        _write_json(_in_work_dir(runner, 'summary.json'), summary)
+        runner.logger.info('Summary written to %s', _in_work_dir(runner, 'summary.json'))
+
+    def _write_result(self, runner: Runner, split: str, metrics: dict[str, Any] | None) -> None:
+        result = {
+            **_identity(runner),
+            'checkpoint': runner._load_from,
+            'metrics': metrics,
+            'per_class': _take_classes(),
+            'params': self.report,
+        }
+        _write_json(_in_work_dir(runner, f'{split}.json'), result)
+
+    def _headline(self, runner: Runner, metrics: dict[str, Any] | None) -> str:
+        trainable = f'{self.report["trainable"]:,} trainable'
+        share = params.format_percent(self.report['percent'])
+        name, _ = _judged_by(runner, metrics or {})
+        if name is None:
+            return f'no metric · {trainable} ({share})'
+        return f'{HEADLINES.get(name, name)} {metrics[name]:.2f} · {trainable} ({share})'
+
+    def _peak_memory(self) -> dict[str, Any]:
+        """Return the peak of this process: tensors on the GPU, else its resident memory."""
+        if torch.cuda.is_initialized():
+            peak = max(self.peak_cuda, torch.cuda.max_memory_allocated())
+            return {'bytes': peak, 'kind': 'CUDA tensors of process 0'}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # getrusage counts kibibytes, on macOS bytes.
+        return {
+            'bytes': peak if sys.platform == 'darwin' else peak * 1024,
+            'kind': 'resident memory of process 0',
+        }
+
+
+def _take_classes() -> list[dict[str, Any]] | None:
+    """Return the results by class of the evaluation that just ended, if its metric has them."""
+    return MessageHub.get_current_instance().pop_info(PER_CLASS)
+
+
+def _in_work_dir(runner: Runner, name: str) -> str:
+    return os.path.join(runner.work_dir, name)
+
+
+def _position(runner: Runner) -> dict[str, int]:
+    """Return how far training is; the epoch only where the loop counts in epochs."""
+    position = {'iter': runner.iter}
+    if isinstance(runner._train_loop, EpochBasedTrainLoop):
+        position['epoch'] = runner.epoch
+    return position
+
+
+def _judged_by(runner: Runner, metrics: dict[str, Any]) -> tuple[str | None, int]:
+    """Return the name of the metric that counts, and 1 if more of it is better, else -1.
+
+    It is the one that checkpoints are chosen by; else the usual one of the task; else the first.
+    """
+    numbers = [name for name, value in metrics.items() if _is_number(value)]
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and hook.save_best:
+            for name, rule in zip(hook.key_indicators, hook.rules, strict=False):
+                if name in numbers:
+                    return name, -1 if rule == 'less' else 1
+    name = next((name for name in HEADLINES if name in numbers), next(iter(numbers), None))
+    return name, 1
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a metric is a finite number; numpy's floating scalars are not all floats."""
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def _identity(runner: Runner) -> dict[str, Any]:
+    """Return what identifies a run: config, method, seed, versions."""
+    return {
+        'config': runner.cfg.filename,
+        'experiment': runner.experiment_name,
+        'method': _method(runner),
+        'seed': runner.seed,
+        'world_size': get_world_size(),
+        'versions': _versions(),
+    }
+
+
+def _model_config(runner: Runner) -> dict[str, Any]:
+    """Return the config of the model, inside that of a test-time-augmentation wrapper."""
+    config = runner.cfg.get('model', {})
+    while 'module' in config:
+        config = config['module']
+    return config
+
+
+def _method(runner: Runner) -> dict[str, Any]:
+    """Return the prompt's arguments and the patterns of what trains, as the config has them."""
+    backbone = _model_config(runner).get('backbone', {})
+    return {'prompt': backbone.get('prompt'), 'trainable': backbone.get('trainable')}
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what this process has imported (timm: of what is installed)."""
+    versions = {'python': platform.python_version(), 'vpt_dense': __version__}
+    for name in FRAMEWORKS:
+        if name in sys.modules:
+            versions[name] = str(sys.modules[name].__version__)
+    if 'timm' not in versions:
+        try:
+            versions['timm'] = metadata.version('timm')
+        except metadata.PackageNotFoundError:
+            pass
+    return versions
+
+
+def _describe(runner: Runner) -> str:
+    """Return the summary of a run: a line each for what runs, on what data, from which weights."""
+    model = params.unwrap(runner.model)
+    names = [type(model).__name__]
+    names += [type(child).__name__ for _, child in model.named_children()]
+    method = _method(runner)
+    prompt = dict(method['prompt'] or {})
+    kind = prompt.pop('type', 'no prompt')
+    arguments = ', '.join(f'{key}={value!r}' for key, value in prompt.items())
+    if prompt:
+        kind = f'{kind}({arguments})'
+    trainable = method['trainable']
+    rows = [
+        ('config', runner.cfg.filename or 'built in code'),
+        ('model', ', '.join(name for name in names if 'Preprocessor' not in name)),
+        ('method', kind if trainable is None else f'{kind}, trains {list(trainable)}'),
+    ]
+    rows += [(split, _describe_data(dataset)) for split, dataset in _datasets(runner)]
+    rows += [
+        ('weights', _weights(runner)),
+        ('device', _device(model)),
+        ('work_dir', runner.work_dir),
+    ]
+    return '\n'.join(['What runs', *(f'  {name:<9} {text}' for name, text in rows)])
+
+
+def _datasets(runner: Runner) -> list[tuple[str, Any]]:
+    """Return the data sets of the loops that are built; asking for others would build them."""
+    loops = {'train': runner._train_loop, 'val': runner._val_loop, 'test': runner._test_loop}
+    return [
+        (split, loop.dataloader.dataset)
+        for split, loop in loops.items()
+        if isinstance(loop, BaseLoop)
+    ]
+
+
+def _describe_data(dataset: Any) -> str:
+    number = f'{len(dataset):,} images'
+    # RepeatDataset and its like hold the data set they draw from.
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    where = [getattr(dataset, 'data_root', None), getattr(dataset, 'ann_file', None)]
+    prefix = getattr(dataset, 'data_prefix', None) or {}
+    # mmengine has joined root and prefix already; images are what one looks for.
+    path = prefix.get('img_path') or next((place for place in where if place), None)
+    return ', '.join([type(dataset).__name__, *([str(path)] if path else []), number])
+
+
+def _weights(runner: Runner) -> str:
+    """Return where the weights come from, in the order in which they are loaded."""
+    config = _model_config(runner)
+    found = []
+    for name, owner in (('model', config), ('backbone', config.get('backbone', {}))):
+        init = owner.get('init_cfg')
+        for entry in init if isinstance(init, (list, tuple)) else [init]:
+            if entry and entry.get('checkpoint'):
+                found.append(f'{entry["checkpoint"]} ({name})')
+    if runner._resume:
+        found.append(f'resumed from {runner._load_from or "the last checkpoint in work_dir"}')
+    elif runner._load_from:
+        found.append(runner._load_from)
+    return ', '.join(found) or 'none: random initialisation'
+
+
+def _device(model: torch.nn.Module) -> str:
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
+    processes = get_world_size()
+    return f'{name}, {processes} process{"es" if processes > 1 else ""}'
+
+
+def _scalars(report: dict[str, Any]) -> dict[str, float]:
+    """Return the counts of a report as scalars for TensorBoard, Weights & Biases and others."""
+    scalars = {}
+    for part, pair in report['parts'].items():
+        key = f'params/{part.replace(" ", "_")}'
+        scalars[f'{key}_trainable'] = pair['trainable']
+        scalars[f'{key}_total'] = pair['total']
+    for key in ('trainable', 'total', 'percent', 'tuned_megabytes'):
+        scalars[f'params/{key}'] = report[key]
+    return scalars
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, 'tolist'):  # numpy scalars and arrays, tensors
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)
+
+
+def _write_json(path: str, content: Any) -> None:
+    """Replace a JSON file as a whole: a run that is killed leaves the old one or the new one."""
+    temporary = f'{path}.{os.getpid()}.tmp'
+    with open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(_plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write('\n')
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,174 @@
+"""How many parameters a model has, how many train, and what the tuned ones take on disk."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from torch import nn
+
+# The first prefix that fits a parameter's name decides its part.
+PARTS = {
+    'backbone.prompt.': 'prompt',
+    'backbone.': 'backbone',
+    'neck.': 'neck',
+    'decode_head.': 'decode head',
+    'auxiliary_head.': 'auxiliary heads',
+    'head.': 'classification head',
+}
+# The order in which parts are reported: the way a signal takes through the model.
+ORDER = (
+    'backbone',
+    'prompt',
+    'neck',
+    'decode head',
+    'auxiliary heads',
+    'classification head',
+)
+NOT_DEPLOYED = 'auxiliary heads'
+DEPLOYED_NOTE = 'without the auxiliary heads, which are used in training only'
+
+Counts = dict[str, tuple[int, int]]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the bare model inside distributed and test-time-augmentation wrappers.
+
+    Both keep it as ``module``, which would otherwise prefix every parameter's name.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def part_of(name: str) -> str:
+    """Return the part a parameter of a model belongs to, by its name.
+
+    A name that fits none of :data:`PARTS` belongs to a part called as its first component.
+    """
+    for prefix, part in PARTS.items():
+        if name.startswith(prefix):
+            return part
+    return name.split('.')[0]
+
+
+def count(model: nn.Module) -> Counts:
+    """Count the parameters of a model by part.
+
+    Args:
+        model: A segmentor or classifier, wrapped or not, on any device (``meta`` included). A
+            tensor that several modules share counts once.
+
+    Returns:
+        ``{part: (trainable, total)}`` in :data:`ORDER`, only the parts that have parameters.
+        Trainable means ``requires_grad``.
+    """
+    sums: dict[str, list[int]] = {}
+    for name, parameter in unwrap(model).named_parameters():
+        entry = sums.setdefault(part_of(name), [0, 0])
+        entry[0] += parameter.numel() if parameter.requires_grad else 0
+        entry[1] += parameter.numel()
+    names = [part for part in ORDER if part in sums]
+    names += [part for part in sums if part not in ORDER]
+    return {part: (sums[part][0], sums[part][1]) for part in names}
+
+
+def add_up(counts: Counts) -> tuple[int, int]:
+    """Return (trainable, total) over all parts."""
+    return sum(t for t, _ in counts.values()), sum(n for _, n in counts.values())
+
+
+def deployed(counts: Counts) -> tuple[int, int]:
+    """Return (trainable, total) of what inference needs: everything but the auxiliary heads."""
+    return add_up({part: pair for part, pair in counts.items() if part != NOT_DEPLOYED})
+
+
+def tuned_bytes(model: nn.Module) -> int:
+    """Return the bytes that the tuned part of a model takes on disk.
+
+    These are the trainable parameters and the saved buffers that training changes with them
+    (batch-norm statistics). A buffer counts if its module owns a trainable parameter, or owns no
+    parameter and lies in a part in which everything trains.
+    """
+    model = unwrap(model)
+    whole = {part for part, (trainable, total) in count(model).items() if trainable == total}
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    for prefix, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            tuned = any(parameter.requires_grad for parameter in own)
+        else:
+            tuned = part_of(f'{prefix}.') in whole
+        if tuned:
+            size += sum(
+                buffer.numel() * buffer.element_size()
+                for name, buffer in module.named_buffers(recurse=False)
+                if name not in module._non_persistent_buffers_set
+            )
+    return size
+
+
+def report(model: nn.Module) -> dict[str, Any]:
+    """Return the counts of a model as plain data.
+
+    Returns:
+        ``parts`` ({part: {trainable, total}}), ``trainable``, ``total``, ``percent`` (trainable of
+        total, 0 to 100), ``deployed`` ({trainable, total, note}) and ``tuned_megabytes`` (10^6
+        bytes, see :func:`tuned_bytes`).
+    """
+    counts = count(model)
+    trainable, total = add_up(counts)
+    deployed_trainable, deployed_total = deployed(counts)
+    return {
+        'parts': {part: {'trainable': t, 'total': n} for part, (t, n) in counts.items()},
+        'trainable': trainable,
+        'total': total,
+        'percent': percent(trainable, total),
+        'deployed': {
+            'trainable': deployed_trainable,
+            'total': deployed_total,
+            'note': DEPLOYED_NOTE,
+        },
+        'tuned_megabytes': tuned_bytes(model) / 1e6,
+    }
+
+
+def percent(part: int, whole: int) -> float:
+    """Return ``part`` of ``whole`` in percent; 0 of an empty whole."""
+    return 100 * part / whole if whole else 0.0
+
+
+def format_percent(value: float) -> str:
+    """Write a percentage with one decimal, small ones with two digits that count."""
+    return f'{value:.1f} %' if value >= 0.1 or value == 0 else f'{value:.2g} %'
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table in plain text, for logs: first column to the left, others to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return '\n'.join(
+        '  '.join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def parts_table(model: nn.Module) -> str:
+    """Return the table of parts x (trainable, total, %) of a model, as text for a log."""
+    counts = count(model)
+    rows = list(counts.items())
+    if NOT_DEPLOYED in counts:
+        rows.append(('all, in training', add_up(counts)))
+        rows.append(('deployed (no auxiliary heads)', deployed(counts)))
+    else:
+        rows.append(('all', add_up(counts)))
+    table = text_table(
+        ('part', 'trainable', 'total', '%'),
+        [
+            (part, f'{t:,}', f'{n:,}', format_percent(percent(t, n)).removesuffix(' %'))
+            for part, (t, n) in rows
+        ],
+    )
+    return f'{table}\nThe tuned part takes {tuned_bytes(model) / 1e6:,.2f} MB on disk.'
