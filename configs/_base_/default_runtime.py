@@ -1,0 +1,20 @@
+# What every run has in common (segmentation; default_runtime_cls.py is classification's).
+default_scope = 'mmseg'
+custom_hooks = [
+    dict(type='vpt_dense.ReportHook'),
+    dict(type='vpt_dense.DataCheckHook'),
+    dict(type='CheckInvalidLossHook', interval=50),
+]
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+# For TensorBoard or Weights & Biases add dict(type='TensorboardVisBackend') or
+# dict(type='WandbVisBackend').
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+randomness = dict(seed=0)
+log_level = 'INFO'
+load_from = None
+resume = False
