@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint clean
+.PHONY: help venv demo test test-slow lint docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,13 @@ test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 
 lint: $(STAMP)  ## Check the code's style with ruff
 	$(BIN)/python -m ruff check .
 
+docs: $(STAMP)  ## Build the documentation as HTML in docs/_build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement \
+	    requirements/docs.txt
+	$(BIN)/python -m sphinx -q docs docs/_build
+
 clean:  ## Remove caches and build folders; keep .venv, data and runs
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build docs/api
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # A folder that was moved or copied needs a new installation: the old one points to its old place.

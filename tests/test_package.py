@@ -1,0 +1,163 @@
+"""The distribution: its metadata and contents, what an import costs, and names in the registries."""
+
+import ast
+import configparser
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vpt_dense
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_python(code, *args):
+    """Run code in a fresh interpreter, away from the repository; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=ROOT.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def requirements(name):
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
+
+
+def canonical(requirement):
+    """'A>=1,<2; marker' -> ('A', {'>=1', '<2'}), as metadata orders the ranges otherwise."""
+    name, ranges = re.match(r'([\w.-]+)([^;]*)', requirement).groups()
+    return name, frozenset(part.strip() for part in ranges.split(',') if part.strip())
+
+
+def imported(path):
+    """Top-level names of the modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split('.')[0]
+
+
+@pytest.mark.parametrize(
+    ('module', 'absent'),
+    [
+        ('vpt_dense', ['mmengine', 'torch', 'mmcv', 'mmseg', 'mmpretrain']),
+        ('vpt_dense.registry', ['torch', 'mmcv', 'mmseg', 'mmpretrain']),
+    ],
+)
+def test_import_is_light(module, absent):
+    code = f'import sys, {module}; print([m for m in {absent} if m in sys.modules])'
+    assert run_python(code).strip() == '[]'
+
+
+LIST_NAMES = """
+import json
+import vpt_dense.registry as ours
+names = {}
+for kind in ours.__all__:
+    registry = getattr(ours, kind)
+    registry.import_from_location()
+    names[kind] = sorted(registry.module_dict)
+print(json.dumps(names))
+"""
+
+# Looks names up as a runner does: from the registry of the default scope, vpt_dense not imported.
+RESOLVE = """
+import importlib, json, sys
+scope, names = sys.argv[1], json.loads(sys.argv[2])
+from mmengine.registry import init_default_scope
+registries = importlib.import_module(f'{scope}.registry')
+init_default_scope(scope)
+assert 'vpt_dense' not in sys.modules
+for kind, types in names.items():
+    for name in types:
+        cls = getattr(registries, kind).get(f'vpt_dense.{name}')
+        assert cls is not None and cls.__name__ == name, (kind, name, cls)
+        assert cls.__module__.startswith('vpt_dense.'), (kind, name, cls)
+"""
+
+
+@pytest.fixture(scope='module')
+def registered():
+    return json.loads(run_python(LIST_NAMES).splitlines()[-1])
+
+
+def test_every_registry_holds_something(registered):
+    assert [kind for kind, names in registered.items() if not names] == []
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmseg', 'mmpretrain'])
+def test_registered_types_resolve_by_scoped_name(scope, registered):
+    run_python(RESOLVE, scope, json.dumps(registered))
+
+
+def test_version_is_the_same_everywhere():
+    assert importlib.metadata.version('vpt-dense') == vpt_dense.__version__
+    changelog = ROOT / 'CHANGELOG.md'
+    assert vpt_dense.__version__ in changelog.read_text()
+
+
+def test_requirements_reach_the_metadata():
+    required = importlib.metadata.requires('vpt-dense')
+    by_extra = {'': set()}
+    for requirement in required:
+        extra = re.search(r'extra == ["\'](\w+)["\']', requirement)
+        by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
+    expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
+    for extra in ('tests', 'docs', 'optional'):
+        expected[extra] = {canonical(r) for r in requirements(extra)}
+    assert by_extra == expected
+
+
+def test_installed_versions_are_in_range():
+    """pip does not look at what a user installed by hand afterwards."""
+    packaging = pytest.importorskip('packaging.requirements')
+    for name in ('runtime', 'mminstall', 'tests'):
+        for line in requirements(name):
+            requirement = packaging.Requirement(line)
+            version = importlib.metadata.version(requirement.name)
+            assert requirement.specifier.contains(version, prereleases=True), (line, version)
+
+
+def test_imports_are_declared():
+    """Whatever the package and its tools import is the standard library's, ours, or required."""
+    distributions = importlib.metadata.packages_distributions()
+    allowed = {canonical(r)[0].lower() for n in ('runtime', 'mminstall') for r in requirements(n)}
+    undeclared = {}
+    for path in [*(ROOT / 'vpt_dense').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
+        for module in imported(path):
+            if module in sys.stdlib_module_names or module == 'vpt_dense':
+                continue
+            owners = {name.lower() for name in distributions.get(module, [])}
+            if not owners & allowed:
+                undeclared[module] = str(path.relative_to(ROOT))
+    assert undeclared == {}
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_whole_package(tmp_path):
+    """Builds in an isolated environment, which pip fetches setuptools for."""
+    source = tmp_path / 'source'
+    source.mkdir()
+    for name in ('setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md'):
+        shutil.copy(ROOT / name, source)
+    for name in ('vpt_dense', 'requirements'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
+    subprocess.run([*pip, '--wheel-dir', tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob('*.whl')
+    packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('vpt_dense/')}
+    ours = {str(p.relative_to(source)) for p in source.glob('vpt_dense/**/*') if p.is_file()}
+    assert packed == {n for n in ours if '.egg-info' not in n}
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    assert wheel.name.startswith(f'{config["metadata"]["name"].replace("-", "_")}-')
