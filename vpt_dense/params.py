@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 # The first prefix that fits a parameter's name decides its part.
@@ -28,6 +31,19 @@ NOT_DEPLOYED = 'auxiliary heads'
 DEPLOYED_NOTE = 'without the auxiliary heads, which are used in training only'
 
 Counts = dict[str, tuple[int, int]]
+
+
+def build_without_memory(cfg: Config) -> nn.Module:
+    """Build the model of a config on the ``meta`` device: names and shapes, no numbers.
+
+    Takes neither memory nor weights, at any size of model. The model is only good for counting.
+
+    Args:
+        cfg: A whole config; ``cfg.model`` and ``cfg.default_scope`` are used.
+    """
+    scope = cfg.get('default_scope', 'mmengine')
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+        return MODELS.build(cfg.model)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -243,9 +243,14 @@ def _model_config(runner: Runner) -> dict[str, Any]:
 
 
 def _method(runner: Runner) -> dict[str, Any]:
-    """Return the prompt's arguments and the patterns of what trains, as the config has them."""
-    backbone = _model_config(runner).get('backbone', {})
-    return {'prompt': backbone.get('prompt'), 'trainable': backbone.get('trainable')}
+    """Return the prompt's arguments, as configured, and the patterns of what trains.
+
+    The patterns are the backbone's own: it fills in what the config leaves out. Null for a
+    backbone that knows neither.
+    """
+    config = _model_config(runner).get('backbone', {})
+    backbone = getattr(params.unwrap(runner.model), 'backbone', None)
+    return {'prompt': config.get('prompt'), 'trainable': getattr(backbone, 'trainable', None)}
 
 
 def _versions() -> dict[str, str]:
@@ -277,7 +282,7 @@ def _describe(runner: Runner) -> str:
     rows = [
         ('config', runner.cfg.filename or 'built in code'),
         ('model', ', '.join(name for name in names if 'Preprocessor' not in name)),
-        ('method', kind if trainable is None else f'{kind}, trains {list(trainable)}'),
+        ('method', kind if trainable is None else f'{kind}; the backbone trains {list(trainable)}'),
     ]
     rows += [(split, _describe_data(dataset)) for split, dataset in _datasets(runner)]
     rows += [
