@@ -1,4 +1,4 @@
-"""The distribution: its metadata and contents, what an import costs, and names in the registries."""
+"""The distribution: metadata, contents, what an import costs, names in the registries."""
 
 import ast
 import configparser
