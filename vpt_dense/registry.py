@@ -21,8 +21,10 @@ def _child(name: str, *locations: str) -> _mmengine.Registry:
 MODELS = _child(
     'MODELS', 'vpt_dense.prompts', 'vpt_dense.backbones', 'vpt_dense.engine'
 )
-DATASETS = _child('DATASETS', 'vpt_dense.datasets')
-TRANSFORMS = _child('TRANSFORMS', 'vpt_dense.datasets')
+DATASETS = _child(
+    'DATASETS', 'vpt_dense.datasets.seg_folder', 'vpt_dense.datasets.image_folder'
+)
+TRANSFORMS = _child('TRANSFORMS', 'vpt_dense.datasets.loading')
 HOOKS = _child('HOOKS', 'vpt_dense.hooks')
 METRICS = _child('METRICS', 'vpt_dense.evaluation')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')

@@ -1,0 +1,70 @@
+# Any segmentation set in ADE20K's layout, crops of 512x512:
+#     DATA_ROOT/images/{training,validation}/*.jpg (.png, .tif, ...)
+#     DATA_ROOT/annotations/{training,validation}/*.png (.tif, ...), one channel of class ids
+# A leaf names the classes (and a palette, if it likes), in label order, once:
+#     dataset = dict(data_root='data/potholes', classes=['road', 'pothole'])
+# `dataset` takes every argument of vpt_dense.SegFolder, e.g. reduce_zero_label=True.
+dataset = dict(type='vpt_dense.SegFolder', data_root='data/segfolder')
+crop_size = (512, 512)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='vpt_dense.LoadMask'),
+    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+    # After Resize: the prediction is compared at the size of the annotation.
+    dict(type='vpt_dense.LoadMask'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=2,  # a GPU; the schedule is for 8 of them (16 images a step)
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        **dataset,
+        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        **dataset,
+        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='vpt_dense.IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+
+# Multi-scale and flip (`tools/test.py --tta`): 0.5 to 1.75 times the single scale, and mirrored.
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
+                for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [
+                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+            ],
+            [dict(type='vpt_dense.LoadMask')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]

@@ -1,0 +1,2 @@
+_base_ = '../vpt/vit-b_deep_imagefolder.py'
+dataset = dict(data_root='data/flowers')

@@ -1,0 +1,5 @@
+"""Data: folders as data sets, loaders, checks, and the generated sets.
+
+Nothing is imported here, so that a check of a folder needs no training stack; the registry knows
+the modules that hold registered classes.
+"""

@@ -1,0 +1,653 @@
+"""Looks through a data set before a run does: files, sizes, labels.
+
+Only numpy, Pillow and OpenCV are needed here: a folder can be checked without the training stack.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vpt_dense.errors import UserError
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.ppm', '.pgm')
+MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.pgm', '.gif')
+
+# How many files of one kind a message names; the report (`--json`) has them all.
+_NAMED = 3
+
+# Bits per band by Pillow's mode, where the raw mode of the file does not say 16.
+_BITS = {'1': 1, 'I': 32, 'F': 32, 'I;16': 16, 'I;16B': 16, 'I;16L': 16}
+
+Track = Callable[..., Iterable]
+
+
+def _no_bar(items: Iterable, description: str = '', total: int | None = None) -> Iterable:
+    """Stands in for `rich.progress.track` where nobody watches."""
+    return items
+
+
+# --------------------------------------------------------------------------- finding files
+
+
+def list_files(folder: str | os.PathLike, suffixes: str | Sequence[str]) -> dict[str, str]:
+    """Finds the files under a folder, by their name without the suffix.
+
+    Args:
+        folder: Searched with its sub-folders; hidden files are left out.
+        suffixes: One ending or several ('.jpg', '_mask.png'), compared without regard to case.
+            The longest that fits counts.
+
+    Returns:
+        {path relative to `folder` without its suffix: whole path}, sorted.
+
+    Raises:
+        UserError: The folder is absent, or two files differ in nothing but the suffix.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f'folder {folder} does not exist (layouts: docs/datasets.md)')
+    endings = [suffixes] if isinstance(suffixes, str) else list(suffixes)
+    endings.sort(key=len, reverse=True)
+    found: dict[str, str] = {}
+    for root, dirs, names in os.walk(folder, followlinks=True):
+        dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
+        for name in sorted(names):
+            ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
+            if ending is None or name.startswith('.'):
+                continue
+            path = os.path.join(root, name)
+            stem = os.path.relpath(path, folder)[: -len(ending)]
+            if stem in found:
+                raise UserError(
+                    f'{found[stem]} and {path} have the same name without the suffix: '
+                    'remove one, or give img_suffix / seg_map_suffix'
+                )
+            found[stem] = path
+    return dict(sorted(found.items()))
+
+
+def pair_files(
+    img_dir: str,
+    ann_dir: str | None,
+    img_suffix: str | Sequence[str] = IMAGE_SUFFIXES,
+    seg_map_suffix: str | Sequence[str] = MASK_SUFFIXES,
+) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Pairs images with the masks of the same name.
+
+    Args:
+        img_dir: Folder of images.
+        ann_dir: Folder of masks, or None where there are none.
+        img_suffix: What an image's name ends in.
+        seg_map_suffix: What a mask's name ends in.
+
+    Returns:
+        [(image, mask or None if it has none)] sorted by image, and the masks without an image.
+
+    Raises:
+        UserError: A folder is absent or there is no image.
+    """
+    images = list_files(img_dir, img_suffix)
+    if not images:
+        raise UserError(f'no image in {img_dir} (looked for {_suffixes(img_suffix)})')
+    masks = list_files(ann_dir, seg_map_suffix) if ann_dir else {}
+    pairs = [(path, masks.get(stem)) for stem, path in images.items()]
+    return pairs, [path for stem, path in masks.items() if stem not in images]
+
+
+def _suffixes(suffixes: str | Sequence[str]) -> str:
+    return suffixes if isinstance(suffixes, str) else ', '.join(suffixes)
+
+
+def _some(names: Iterable[str]) -> str:
+    """'a, b, c and 7 more'."""
+    names = list(names)
+    more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
+    return ', '.join(names[:_NAMED]) + more
+
+
+def _class_folders(folder: str) -> list[str]:
+    return sorted(d.name for d in os.scandir(folder) if d.is_dir() and not d.name.startswith('.'))
+
+
+def find_classes(data_root: str | os.PathLike) -> list[str]:
+    """Finds the class names of an image folder: the sub-folders of `data_root`/train, sorted.
+
+    Args:
+        data_root: Folder with train/<class>/ and, usually, val/<class>/ and test/<class>/.
+
+    Returns:
+        The class names; their position is the label.
+
+    Raises:
+        UserError: train/ is absent or has no sub-folder, or val/ or test/ has a class that train/
+            has not.
+    """
+    train = os.path.join(data_root, 'train')
+    if not os.path.isdir(train):
+        raise UserError(
+            f'dataset.data_root: {train} does not exist; '
+            'an image folder is train/<class>/*.jpg and val/<class>/*.jpg'
+        )
+    classes = _class_folders(train)
+    if not classes:
+        raise UserError(
+            f'dataset.data_root: {train} has no sub-folders; there must be one for each class'
+        )
+    for split in ('val', 'test'):
+        folder = os.path.join(data_root, split)
+        unknown = sorted(set(_class_folders(folder)) - set(classes)) if os.path.isdir(folder) else []
+        if unknown:
+            raise UserError(f'{folder} has classes that {train} has not: {_some(unknown)}')
+    return classes
+
+
+# --------------------------------------------------------------------------- reading one file
+
+
+@dataclass
+class _File:
+    """What one image or one image with its mask turned out to be."""
+
+    size: tuple[int, int] | None = None  # (width, height) as seen in training
+    kind: str = ''  # '3 x 8 bit'
+    error: str = ''
+    mask_error: str = ''
+    multi_channel: str = ''
+    mismatch: str = ''
+    ids: dict[int, int] = field(default_factory=dict)  # {label in the file: pixels}
+
+
+def _read_image(path: str) -> tuple[tuple[int, int], str]:
+    """Decodes the whole image; returns ((width, height), kind). Raises OSError or ValueError."""
+    try:
+        with Image.open(path) as img:
+            raw_modes = str(getattr(img, 'tile', ''))  # Pillow reads 16 bits but converts to 8
+            img.load()
+            bits = 16 if ';16' in raw_modes else _BITS.get(img.mode, 8)
+            bands = 3 if img.mode == 'P' else len(img.getbands())
+            size = img.size
+            if img.getexif().get(274, 1) >= 5:  # OpenCV turns photographs as EXIF says
+                size = size[::-1]
+            return size, f'{bands} x {bits} bit'
+    except Image.UnidentifiedImageError:
+        # Pillow lacks some TIFFs (several 16-bit or float bands); what OpenCV reads can be trained.
+        array = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        if array is None:
+            raise ValueError('not an image that Pillow or OpenCV can read') from None
+        bands = array.shape[2] if array.ndim == 3 else 1
+        return array.shape[1::-1], f'{bands} x {8 * array.dtype.itemsize} bit'
+
+
+def read_mask(path: str) -> np.ndarray:
+    """Reads a label mask in the file's own depth.
+
+    Args:
+        path: A grey or palette image of any bit depth; a palette's indices are the labels.
+
+    Returns:
+        (H, W) integers.
+
+    Raises:
+        ValueError: The file cannot be read, has several channels or is not of integers; the
+            message names it.
+    """
+    try:
+        with Image.open(path) as img:
+            mask = np.array(img)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's PNG reader raises SyntaxError
+        raise ValueError(f'mask {path} cannot be read: {_reason(error)}') from error
+    if mask.ndim != 2:
+        raise ValueError(
+            f'mask {path} has {mask.shape[-1]} channels; a mask has one channel of class ids '
+            '(convert colours to ids first)'
+        )
+    if mask.dtype == bool:
+        mask = mask.astype(np.uint8)
+    if not np.issubdtype(mask.dtype, np.integer):
+        raise ValueError(f'mask {path} holds {mask.dtype} values; class ids are integers')
+    return mask
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an exception, without the file name that Pillow repeats."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return 'not an image'
+    return (str(error) or type(error).__name__).splitlines()[-1]
+
+
+def _look(sample: tuple[str, str | int | None]) -> _File:
+    image, mask_path = sample
+    file = _File()
+    try:
+        file.size, file.kind = _read_image(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        file.error = _reason(error)
+    except Image.DecompressionBombError as error:
+        file.error = _reason(error)
+    if not isinstance(mask_path, str):
+        return file
+    try:
+        mask = read_mask(mask_path)
+    except (ValueError, Image.DecompressionBombError) as error:
+        if 'channels' in str(error):
+            file.multi_channel = str(error)
+        else:
+            file.mask_error = _reason(error)
+        return file
+    values, counts = np.unique(mask, return_counts=True)
+    file.ids = {int(v): int(c) for v, c in zip(values, counts, strict=True)}
+    if file.size and mask.shape[::-1] != tuple(file.size):
+        file.mismatch = (
+            f'{image} is {file.size[0]}x{file.size[1]}, its mask {mask.shape[1]}x{mask.shape[0]}'
+        )
+    return file
+
+
+def _look_at_all(name: str, samples: Sequence, track: Track) -> list[_File]:
+    # Threads: decoding runs outside Python's lock, and files need not be pickled.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(_look, samples)
+        return list(track(found, description=name, total=len(samples)))
+
+
+# --------------------------------------------------------------------------- one split
+
+
+def _sizes(files: Sequence[_File]) -> dict:
+    sizes = Counter(f.size for f in files if f.size)
+    if not sizes:
+        return {}
+    common, count = sizes.most_common(1)[0]
+    return dict(
+        min=list(min(sizes, key=lambda s: s[0] * s[1])),
+        max=list(max(sizes, key=lambda s: s[0] * s[1])),
+        most_common=list(common),
+        most_common_share=count / sum(sizes.values()),
+        distinct=len(sizes),
+    )
+
+
+def check_segmentation(
+    pairs: Sequence[tuple[str, str | None]],
+    *,
+    name: str = '',
+    valid_ids: Iterable[int] | None = None,
+    ignored_ids: Iterable[int] = (255,),
+    class_names: dict[int, str] | None = None,
+    needs_masks: bool = True,
+    extra_masks: Sequence[str] = (),
+    track: Track = _no_bar,
+) -> dict:
+    """Checks the images and masks of one split by decoding every file.
+
+    Args:
+        pairs: [(image, mask or None)].
+        name: The split's name, for the progress bar.
+        valid_ids: Labels, as stored in the files, that stand for a class. None: not known, then
+            only the range is reported.
+        ignored_ids: Labels, as stored, that are left out of loss and metric.
+        class_names: {label as stored: class name}, to name classes that never occur.
+        needs_masks: Whether an image without a mask is wrong (it is not in a test split).
+        extra_masks: Masks without an image.
+        track: `rich.progress.track` or alike.
+
+    Returns:
+        A dict for JSON: counts, `image_sizes` ([width, height] in pixels), `image_kinds`
+        ({'3 x 8 bit': files}), `labels` ([least, greatest], ignored ones left out),
+        `ignored_share` (of the pixels of all masks, 0 to 1), the files with each fault, and
+        `problems` and `warnings`: lines for people. Without problems the split can be trained on.
+    """
+    ignored = set(ignored_ids)
+    valid = None if valid_ids is None else set(valid_ids)
+    without_mask = [image for image, mask in pairs if mask is None or not os.path.isfile(mask)]
+    lacking = set(without_mask)
+    samples = [(image, None if image in lacking else mask) for image, mask in pairs]
+    files = _look_at_all(name, samples, track)
+
+    pixels: Counter[int] = Counter()
+    outside: dict[str, list[int]] = {}
+    all_ignored: list[str] = []
+    for (_, mask), file in zip(samples, files, strict=True):
+        if not file.ids:
+            continue
+        pixels.update(file.ids)
+        if set(file.ids) <= ignored:
+            all_ignored.append(mask)
+        wrong = sorted(set(file.ids) - valid - ignored) if valid is not None else []
+        if wrong:
+            outside[mask] = wrong
+    total = sum(pixels.values())
+    labels = sorted(set(pixels) - ignored)
+    unreadable = {i: f.error for (i, _), f in zip(samples, files, strict=True) if f.error}
+    unreadable |= {m: f.mask_error for (_, m), f in zip(samples, files, strict=True) if f.mask_error}
+    split = dict(
+        images=len(pairs),
+        masks=len(pairs) - len(without_mask),
+        images_without_mask=without_mask,
+        masks_without_image=list(extra_masks),
+        image_sizes=_sizes(files),
+        image_kinds=dict(Counter(f.kind for f in files if f.kind)),
+        labels=[labels[0], labels[-1]] if labels else None,
+        ids_outside=outside,
+        multi_channel_masks=[m for (_, m), f in zip(samples, files, strict=True)
+                             if f.multi_channel],
+        unreadable=unreadable,
+        size_mismatch=[f.mismatch for f in files if f.mismatch],
+        masks_all_ignored=all_ignored,
+        ignored_share=sum(pixels[i] for i in ignored) / total if total else None,
+        absent_classes=[n for i, n in (class_names or {}).items() if not pixels[i]],
+    )  # fmt: skip
+
+    problems, warnings = split['problems'], split['warnings'] = [], []
+    if not pairs:
+        problems.append('no images')
+    if without_mask and needs_masks:
+        problems.append(f'{len(without_mask)} images without a mask: {_some(without_mask)}')
+    if unreadable:
+        named = (f'{path} ({error})' for path, error in unreadable.items())
+        problems.append(f'{len(unreadable)} files cannot be read: {_some(named)}')
+    if split['multi_channel_masks']:
+        masks = split['multi_channel_masks']
+        problems.append(
+            f'{len(masks)} masks have several channels (colours instead of ids): {_some(masks)}'
+        )
+    if split['size_mismatch']:
+        problems.append(f'image and mask differ in size: {_some(split["size_mismatch"])}')
+    if outside:
+        named = (f'{path} ({_some(map(str, ids))})' for path, ids in outside.items())
+        problems.append(
+            f'{len(outside)} masks have ids outside the {len(valid)} classes: {_some(named)}'
+        )
+    if total and not labels:
+        problems.append('every pixel of every mask is ignored')
+    elif all_ignored:
+        warnings.append(f'{len(all_ignored)} masks are ignored altogether: {_some(all_ignored)}')
+    if extra_masks:
+        warnings.append(f'{len(extra_masks)} masks without an image: {_some(extra_masks)}')
+    if total and split['absent_classes']:
+        absent = split['absent_classes']
+        warnings.append(f'{len(absent)} classes never occur: {_some(absent)}')
+    _warn_of_kinds(split['image_kinds'], warnings)
+    return split
+
+
+def check_classification(
+    samples: Sequence[tuple[str, int]],
+    classes: Sequence[str],
+    *,
+    name: str = '',
+    needs_all_classes: bool = True,
+    track: Track = _no_bar,
+) -> dict:
+    """Checks the images of one split of a classification set by decoding every file.
+
+    Args:
+        samples: [(image, label)].
+        classes: The class names.
+        name: The split's name, for the progress bar.
+        needs_all_classes: Whether a class without an image is wrong (true for training).
+        track: `rich.progress.track` or alike.
+
+    Returns:
+        As `check_segmentation`, with `per_class` ({class: images}) in place of what concerns
+        masks.
+    """
+    files = _look_at_all(name, samples, track)
+    per_class = Counter({c: 0 for c in classes})
+    per_class.update(classes[label] for _, label in samples)
+    unreadable = {i: f.error for (i, _), f in zip(samples, files, strict=True) if f.error}
+    split = dict(
+        images=len(samples),
+        per_class=dict(per_class),
+        image_sizes=_sizes(files),
+        image_kinds=dict(Counter(f.kind for f in files if f.kind)),
+        unreadable=unreadable,
+    )
+    problems, warnings = split['problems'], split['warnings'] = [], []
+    if not samples:
+        problems.append('no images')
+    if unreadable:
+        named = (f'{path} ({error})' for path, error in unreadable.items())
+        problems.append(f'{len(unreadable)} files cannot be read: {_some(named)}')
+    empty = [c for c, count in per_class.items() if not count]
+    if empty and samples:
+        line = f'{len(empty)} classes without an image: {_some(empty)}'
+        (problems if needs_all_classes else warnings).append(line)
+    _warn_of_kinds(split['image_kinds'], warnings)
+    return split
+
+
+def _warn_of_kinds(kinds: dict[str, int], warnings: list[str]) -> None:
+    unusual = [f'{count} of {kind}' for kind, count in kinds.items()
+               if kind not in ('1 x 1 bit', '1 x 8 bit', '3 x 8 bit', '4 x 8 bit')]  # fmt: skip
+    if unusual:
+        warnings.append(
+            f'images beyond 8 bits: {_some(unusual)}; the default loader keeps the upper 8 bits '
+            '(use vpt_dense.LoadBands: docs/datasets.md)'
+        )
+    if len({kind.split()[0] for kind in kinds}) > 1 and any(k.startswith('4') for k in kinds):
+        warnings.append('some images have 4 bands and some have not; the default loader keeps 3')
+
+
+# --------------------------------------------------------------------------- a folder, a config
+
+
+def _report(task: str, source: str, classes: Sequence[str] | None, splits: dict) -> dict:
+    return dict(
+        task=task,
+        source=str(source),
+        classes=list(classes) if classes is not None else None,
+        splits=splits,
+        ok=not any(s['problems'] for s in splits.values()),
+    )
+
+
+def check_folder(folder: str | os.PathLike, track: Track = _no_bar) -> dict:
+    """Checks a folder in one of the two layouts, without a config.
+
+    Args:
+        folder: images/{training,validation[,test]} + annotations/..., or train/<class>/ +
+            val/<class>/.
+        track: `rich.progress.track` or alike.
+
+    Returns:
+        dict(task, source, classes (None for segmentation: not known), splits, ok).
+
+    Raises:
+        UserError: The folder is absent or of neither layout.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f'folder {folder} does not exist')
+    splits = {}
+    if (root / 'images').is_dir() and (root / 'annotations').is_dir():
+        for name in ('training', 'validation', 'test'):
+            images, masks = root / 'images' / name, root / 'annotations' / name
+            if name == 'test' and not images.is_dir():
+                continue
+            with_masks = name != 'test' or masks.is_dir()
+            pairs, extra = pair_files(str(images), str(masks) if with_masks else None)
+            splits[name] = check_segmentation(
+                pairs, name=name, needs_masks=with_masks, extra_masks=extra, track=track
+            )
+        return _report('segmentation', folder, None, splits)
+    if (root / 'train').is_dir():
+        classes = find_classes(root)
+        for name in ('train', 'val', 'test'):
+            if name == 'test' and not (root / name).is_dir():
+                continue
+            samples = list_class_files(root / name, classes)
+            splits[name] = check_classification(
+                samples, classes, name=name, needs_all_classes=name == 'train', track=track
+            )
+        return _report('classification', folder, classes, splits)
+    raise UserError(
+        f'{folder} is neither a segmentation set (images/training, annotations/training, ...) nor '
+        'an image folder (train/<class>/, val/<class>/)'
+    )
+
+
+def list_class_files(folder: str | os.PathLike, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """Lists the images of one split of an image folder.
+
+    Args:
+        folder: Holds one sub-folder for each class; a class may be absent.
+        classes: Class names; the position is the label.
+
+    Returns:
+        [(path, label)], by class and name.
+
+    Raises:
+        UserError: The folder is absent, has a sub-folder that is no class, or has no image.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f'folder {folder} does not exist; an image folder is {folder}/<class>/*.jpg')
+    unknown = sorted(set(_class_folders(folder)) - set(classes))
+    if unknown:
+        raise UserError(f'{folder} has sub-folders that are not among the classes: {_some(unknown)}')
+    samples = []
+    for label, name in enumerate(classes):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            # Not by stem: a.jpg and a.png of a class are two images.
+            samples += [
+                (os.path.join(root, file), label)
+                for root, _, files in sorted(os.walk(path, followlinks=True))
+                for file in sorted(files)
+                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.')
+            ]
+    if not samples:
+        raise UserError(f'no image in {folder}/<class>/ (looked for {", ".join(IMAGE_SUFFIXES)})')
+    return samples
+
+
+def dataset_configs(cfg: dict) -> dict[str, dict]:
+    """Finds the data sets of a config, through wrappers such as RepeatDataset.
+
+    Args:
+        cfg: A whole config.
+
+    Returns:
+        {'train', 'val', 'test' (and 'train 2' for a second one of a ConcatDataset): config of the
+        data set}. A test set that reads the same as the validation set is left out.
+    """
+
+    def unwrap(dataset: dict) -> list[dict]:
+        if 'dataset' in dataset:
+            return unwrap(dataset['dataset'])
+        if 'datasets' in dataset:
+            return [inner for one in dataset['datasets'] for inner in unwrap(one)]
+        return [dataset]
+
+    found: dict[str, dict] = {}
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        for i, dataset in enumerate(unwrap(loader['dataset']) if loader else []):
+            plain = {k: v for k, v in dataset.items() if k not in ('pipeline', 'test_mode')}
+            known = [{k: v for k, v in d.items() if k not in ('pipeline', 'test_mode')}
+                     for d in found.values()]  # fmt: skip
+            if plain not in known:
+                found[split if i == 0 else f'{split} {i + 1}'] = dataset
+    return found
+
+
+def check_config(cfg, track: Track = _no_bar) -> dict:
+    """Checks every data set of a config; the files are those that a run would read.
+
+    Args:
+        cfg: A resolved `mmengine.Config` (from `vpt_dense.config.load`).
+        track: `rich.progress.track` or alike.
+
+    Returns:
+        dict(task, source, classes, splits, ok).
+
+    Raises:
+        UserError: A folder is absent or empty, or the config has no data.
+    """
+    # Only a config needs the stack.
+    from mmengine.registry import DATASETS, init_default_scope
+
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    configs = dataset_configs(cfg)
+    if not configs:
+        raise UserError(f'{cfg.filename} has no train_dataloader, val_dataloader or test_dataloader')
+    splits, classes, task = {}, None, 'classification'
+    for name, config in configs.items():
+        config = dict(config, pipeline=[], lazy_init=True)
+        kind = DATASETS.get(config['type'])
+        if kind is None:
+            raise UserError(f'{name}_dataloader.dataset.type: no data set named {config["type"]}')
+        if 'download' in inspect.signature(kind).parameters:
+            config['download'] = False
+        dataset = DATASETS.build(config)
+        classes = dataset.metainfo.get('classes')
+        if hasattr(dataset, 'seg_map_suffix'):
+            task = 'segmentation'
+            splits[name] = _check_mmseg(dataset, name, track)
+        else:
+            splits[name] = _check_mmpretrain(dataset, name, track)
+            classes = dataset.metainfo.get('classes', classes)
+    return _report(task, cfg.filename, classes, splits)
+
+
+def _check_mmseg(dataset, name: str, track: Track) -> dict:
+    """Checks an `mmseg.BaseSegDataset`, with its own idea of names, zero label and label map."""
+    img_dir, ann_dir = dataset.data_prefix['img_path'], dataset.data_prefix.get('seg_map_path')
+    for folder in filter(None, (img_dir, ann_dir)):
+        if not os.path.isdir(folder):
+            raise UserError(f'{name}: folder {folder} does not exist (layouts: docs/datasets.md)')
+    if hasattr(dataset, 'list_pairs'):
+        pairs, extra = dataset.list_pairs()
+    else:
+        data = dataset.load_data_list()
+        pairs = [(d['img_path'], d.get('seg_map_path')) for d in data]
+        masks = list_files(ann_dir, dataset.seg_map_suffix).values() if ann_dir else []
+        extra = sorted({*map(os.path.abspath, masks)} - {os.path.abspath(m) for _, m in pairs if m})
+        if dataset.ann_file:  # a list of names leaves files out on purpose
+            extra = []
+    if not pairs:
+        raise UserError(f'{name}: no image in {img_dir} (looked for {_suffixes(dataset.img_suffix)})')
+    shift = 1 if dataset.reduce_zero_label else 0
+    names = dataset.METAINFO['classes'] if dataset.label_map else dataset.metainfo.get('classes')
+    ignored = {255, dataset.ignore_index} | ({0} if shift else set())
+    ignored |= {old + shift for old, new in (dataset.label_map or {}).items() if new == 255}
+    by_id = {i + shift: n for i, n in enumerate(names)} if names else None
+    return check_segmentation(
+        pairs,
+        name=name,
+        valid_ids=by_id,
+        ignored_ids=ignored,
+        class_names={i: n for i, n in by_id.items() if i not in ignored} if by_id else None,
+        needs_masks=bool(ann_dir),
+        extra_masks=extra,
+        track=track,
+    )
+
+
+def _check_mmpretrain(dataset, name: str, track: Track) -> dict:
+    """Checks an `mmpretrain.BaseDataset`; images held in memory (CIFAR) are counted only."""
+    try:
+        data = dataset.load_data_list()
+    except (RuntimeError, FileNotFoundError, AssertionError) as error:
+        raise UserError(f'{name}_dataloader: {_reason(error)}') from error
+    classes = dataset.metainfo['classes']
+    train = name.startswith('train')
+    if data and 'img' in data[0]:
+        split = check_classification([], classes, name=name, track=track)
+        sizes = Counter(d['img'].shape[1::-1] for d in data)
+        per_class = Counter(classes[d['gt_label']] for d in data)
+        split.update(images=len(data), per_class=dict(per_class), problems=[],
+                     image_sizes=_sizes([_File(size=s) for s in sizes.elements()]),
+                     image_kinds={'3 x 8 bit': len(data)})  # fmt: skip
+        return split
+    samples = [(d['img_path'], d['gt_label']) for d in data]
+    return check_classification(samples, classes, name=name, needs_all_classes=train, track=track)

@@ -1,0 +1,39 @@
+"""A classification data set that is nothing but folders of images, one a class."""
+
+from mmpretrain.datasets import BaseDataset
+
+from vpt_dense.datasets.checks import find_classes, list_class_files
+from vpt_dense.registry import DATASETS
+
+
+@DATASETS.register_module()
+class ImageFolder(BaseDataset):
+    """Images in one sub-folder for each class: ``train/<class>/*.jpg``, ``val/<class>/*.jpg``.
+
+    Unlike mmpretrain's ``CustomDataset``, every split takes its labels from the classes of the
+    training split: a class that the validation split lacks does not shift the labels.
+
+    Args:
+        data_root: Folder with the splits.
+        data_prefix: The split: 'train', 'val' or 'test'.
+        metainfo: ``classes``; found in ``data_root``/train if left out.
+        **kwargs: See ``mmpretrain.datasets.BaseDataset``.
+
+    Raises:
+        UserError: A folder is absent or empty, or the split has a class that is not among the
+            classes.
+    """
+
+    def __init__(
+        self, data_root: str, data_prefix: str = 'train', metainfo: dict | None = None, **kwargs
+    ) -> None:
+        metainfo = dict(metainfo or {})
+        metainfo.setdefault('classes', find_classes(data_root))
+        super().__init__(
+            ann_file='', data_root=data_root, data_prefix=data_prefix, metainfo=metainfo, **kwargs
+        )
+
+    def load_data_list(self) -> list[dict]:
+        """Lists [dict(img_path, gt_label)]."""
+        samples = list_class_files(self.img_prefix, self.CLASSES)
+        return [dict(img_path=path, gt_label=label) for path, label in samples]

@@ -1,0 +1,95 @@
+"""Reading images and masks that the stack's loaders change silently or refuse obscurely."""
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from vpt_dense.datasets.checks import read_mask
+from vpt_dense.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadBands(BaseTransform):
+    """Loads all bands of an image at the file's own depth (mmcv's loader gives 3 x 8 bit).
+
+    The bands keep the file's order, R first for an ordinary image: set
+    ``model.data_preprocessor`` to ``bgr_to_rgb=False`` (mmseg) or ``to_rgb=False`` (mmpretrain), and
+    ``mean`` and ``std`` to one figure a band in the file's units (0 to 65535 for 16 bits).
+
+    Reads ``img_path``; adds ``img`` (H, W, num_bands) float32, ``img_shape`` and ``ori_shape``.
+
+    Args:
+        num_bands: Number of bands that every file must have.
+
+    Raises:
+        ValueError: A file cannot be read or has another number of bands; the message names it.
+    """
+
+    def __init__(self, num_bands: int) -> None:
+        self.num_bands = num_bands
+
+    def transform(self, results: dict) -> dict:
+        """Loads ``results['img_path']``."""
+        path = results['img_path']
+        img = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        if img is None:
+            raise ValueError(f'image {path} cannot be read')
+        img = img.reshape(*img.shape[:2], -1)  # (H, W, bands)
+        if img.shape[2] != self.num_bands:
+            raise ValueError(
+                f'image {path} has {img.shape[2]} bands, LoadBands expects {self.num_bands}'
+            )
+        if self.num_bands >= 3:
+            img[..., :3] = img[..., 2::-1]  # OpenCV swaps the first and the third band
+        results['img'] = img.astype(np.float32)
+        results['img_shape'] = results['ori_shape'] = img.shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(num_bands={self.num_bands})'
+
+
+@TRANSFORMS.register_module()
+class LoadMask(BaseTransform):
+    """Loads a label mask; the same as mmseg's ``LoadAnnotations``, but nothing passes unnoticed.
+
+    mmseg's loader wraps ids above 255 round (256 becomes 0), lets a mask of another size or with
+    colours through to an obscure error, and names no file.
+
+    Reads ``seg_map_path``, ``reduce_zero_label`` and ``label_map``; adds ``gt_seg_map``
+    (H, W) uint8 and its name to ``seg_fields``.
+
+    Raises:
+        ValueError: The mask cannot be read, has several channels, ids above 255, or another size
+            than the image; the message names the file.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Loads ``results['seg_map_path']``."""
+        path = results['seg_map_path']
+        mask = read_mask(path)
+        if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
+            raise ValueError(
+                f'mask {path} has ids from {mask.min()} to {mask.max()}; class ids are 0 to 254, '
+                'and 255 is ignored'
+            )
+        shape = tuple(results.get('ori_shape', mask.shape))[:2]
+        if mask.shape != shape:
+            raise ValueError(
+                f'mask {path} is {mask.shape[1]}x{mask.shape[0]}, its image {shape[1]}x{shape[0]} '
+                '(if they are transposed: the image is turned by an EXIF tag)'
+            )
+        mask = mask.astype(np.uint8)
+        if results.get('reduce_zero_label'):
+            mask = np.where((mask == 0) | (mask == 255), 255, mask - 1).astype(np.uint8)
+        if results.get('label_map'):
+            table = np.arange(256, dtype=np.uint8)
+            for old, new in results['label_map'].items():
+                table[old] = new
+            mask = table[mask]
+        results['gt_seg_map'] = mask
+        results['seg_fields'].append('gt_seg_map')
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'

@@ -1,0 +1,88 @@
+"""A segmentation data set that is nothing but a folder of images and a folder of masks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+
+from vpt_dense.datasets.checks import IMAGE_SUFFIXES, MASK_SUFFIXES, pair_files
+from vpt_dense.errors import UserError
+from vpt_dense.registry import DATASETS
+
+
+@DATASETS.register_module()
+class SegFolder(BaseDataset):
+    """Images and masks of the same name in two folders; any image format on either side.
+
+    Does what mmseg's ``BaseSegDataset`` does for a folder, but takes mixed suffixes and says which
+    image lacks its mask.
+
+    Args:
+        metainfo: ``classes`` (names; the position is the label) and ``palette`` (one [R, G, B] for
+            each class; made up if left out).
+        data_prefix: ``img_path`` and ``seg_map_path``, relative to ``data_root``. Without
+            ``seg_map_path`` the images have no masks (to predict only).
+        img_suffix: What an image's name ends in; the rest must equal the mask's name.
+        seg_map_suffix: What a mask's name ends in.
+        ignore_index: The label that loss and metric leave out. 0 to 255.
+        reduce_zero_label: Whether label 0 is left out too and 1 becomes the first class, as in
+            ADE20K.
+        **kwargs: See ``mmengine.dataset.BaseDataset``.
+
+    Raises:
+        UserError: The classes are not given, the palette has another length, a folder is absent or
+            empty, or an image has no mask.
+    """
+
+    METAINFO: dict = {}
+
+    def __init__(
+        self,
+        metainfo: dict | None = None,
+        data_prefix: dict | None = None,
+        img_suffix: str | Sequence[str] = IMAGE_SUFFIXES,
+        seg_map_suffix: str | Sequence[str] = MASK_SUFFIXES,
+        ignore_index: int = 255,
+        reduce_zero_label: bool = False,
+        **kwargs,
+    ) -> None:
+        metainfo = dict(metainfo or {})
+        classes = metainfo.get('classes')
+        if not classes:
+            raise UserError("dataset.classes: name the classes in label order, e.g. ['road', 'car']")
+        # The same colours in every process and run.
+        random = np.random.RandomState(42)
+        palette = metainfo.setdefault('palette', random.randint(0, 255, (len(classes), 3)).tolist())
+        if len(palette) != len(classes):
+            raise UserError(
+                f'dataset.palette has {len(palette)} colours for {len(classes)} dataset.classes'
+            )
+        self.img_suffix = img_suffix
+        self.seg_map_suffix = seg_map_suffix
+        self.ignore_index = ignore_index
+        self.reduce_zero_label = reduce_zero_label
+        self.label_map = None
+        metainfo |= dict(label_map=None, reduce_zero_label=reduce_zero_label)
+        if data_prefix is None:
+            data_prefix = dict(img_path='images', seg_map_path='annotations')
+        super().__init__(metainfo=metainfo, data_prefix=dict(data_prefix), **kwargs)
+
+    def list_pairs(self) -> tuple[list[tuple[str, str | None]], list[str]]:
+        """Lists [(image, its mask or None)] and the masks without an image."""
+        masks = self.data_prefix.get('seg_map_path')
+        return pair_files(self.data_prefix['img_path'], masks, self.img_suffix, self.seg_map_suffix)
+
+    def load_data_list(self) -> list[dict]:
+        """Lists the samples in the form of mmseg's transforms."""
+        pairs, _ = self.list_pairs()
+        with_masks = self.data_prefix.get('seg_map_path') is not None
+        bare = [image for image, mask in pairs if mask is None]
+        if with_masks and bare:
+            raise UserError(
+                f'{len(bare)} of {len(pairs)} images have no mask in '
+                f'{self.data_prefix["seg_map_path"]}, e.g. {bare[0]}'
+            )
+        common = dict(label_map=None, reduce_zero_label=self.reduce_zero_label)
+        if not with_masks:
+            return [dict(common, img_path=image, seg_fields=[]) for image, _ in pairs]
+        return [dict(common, img_path=i, seg_map_path=m, seg_fields=[]) for i, m in pairs]
