@@ -1,0 +1,108 @@
+"""Count the parameters of one or more configs by part; needs neither data nor weights."""
+
+import argparse
+import json
+import sys
+
+from vpt_dense import errors, logging
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='The trainable parameters of each part are listed, then those of the model. '
+        'Auxiliary heads are used in training only; "deployed" leaves them out.',
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='path of a config file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='overrides, applied to every config',
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='print everything, as JSON')
+    form.add_argument('--markdown', action='store_true', help='print the table as Markdown')
+    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
+    return parser.parse_args()
+
+
+def table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """Lay out reports as a header and a row for each config.
+
+    A part has a column if it has parameters in any of the configs. Its cell holds the trainable
+    ones, or a dash if the model has no such part.
+    """
+    from vpt_dense import params
+
+    found = {part for report in reports.values() for part in report['parts']}
+    parts = [part for part in params.ORDER if part in found] + sorted(found - set(params.ORDER))
+    header = ['config', *parts, 'trainable', 'total', '%', 'deployed total', 'tuned MB']
+    rows = []
+    for path, report in reports.items():
+        cells = [report['parts'].get(part) for part in parts]
+        rows.append(
+            [
+                path,
+                *('-' if cell is None else f'{cell["trainable"]:,}' for cell in cells),
+                f'{report["trainable"]:,}',
+                f'{report["total"]:,}',
+                params.format_percent(report['percent']).removesuffix(' %'),
+                f'{report["deployed"]["total"]:,}',
+                f'{report["tuned_megabytes"]:,.2f}',
+            ]
+        )
+    return header, rows
+
+
+def as_markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Write a table in Markdown, numbers to the right."""
+    rule = ['---', *['---:'] * (len(header) - 1)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in [header, rule, *rows])
+
+
+def print_rich(header: list[str], rows: list[list[str]]) -> None:
+    """Print a table for the eye: with as many columns as the screen or, in a file, as it takes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title='Trainable parameters by part', caption='"deployed": no auxiliary heads')
+    for index, name in enumerate(header):
+        drawn.add_column(name, justify='right' if index else 'left', overflow='fold')
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        # rich takes 80 columns for a file and would break the numbers.
+        console = Console(width=sum(max(map(len, c)) + 3 for c in zip(header, *rows)) + 1)
+    console.print(drawn)
+
+
+def main() -> None:
+    """Count and print."""
+    args = parse_args()
+    logging.filter_warnings()
+    from vpt_dense import config, params
+
+    reports = {}
+    for path in args.configs:
+        cfg = config.load(path, args.cfg_options)
+        try:
+            reports[path] = params.report(params.build_without_memory(cfg))
+        except Exception as error:
+            raise errors.UserError(f'config {path}: {errors.explain(error)}') from error
+    if args.json:
+        json.dump(reports, sys.stdout, indent=2)
+        print()
+    elif args.markdown:
+        print(as_markdown(*table(reports)))
+    else:
+        print_rich(*table(reports))
+
+
+if __name__ == '__main__':
+    errors.main(main)
