@@ -3,7 +3,7 @@ default_scope = 'mmseg'
 custom_hooks = [
     dict(type='vpt_dense.ReportHook'),
     dict(type='vpt_dense.DataCheckHook'),
-    dict(type='CheckInvalidLossHook', interval=50),
+    dict(type='vpt_dense.InvalidLossHook', interval=50),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

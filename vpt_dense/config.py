@@ -1,0 +1,355 @@
+"""Reading a config: parsed, checked for typos, and with what is said once put where it is needed."""
+
+import ast
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from vpt_dense.datasets.checks import find_classes
+from vpt_dense.errors import UserError, suggest
+
+#: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
+KEYS = frozenset(
+    # mmengine.Runner's arguments
+    'model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg '
+    'auto_scale_lr optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks '
+    'custom_hooks data_preprocessor load_from resume launcher env_cfg log_processor log_level '
+    'visualizer default_scope randomness experiment_name '
+    # read by the runner from the whole config
+    'model_wrapper_cfg find_unused_parameters sync_bn activation_checkpointing compile '
+    'efficient_conv_bn_eval custom_imports '
+    # read by this package and its tools
+    'dataset tta tta_model tta_pipeline'.split()
+)
+
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
+    """Read a config file for a run.
+
+    Args:
+        path: The config file.
+        cfg_options: Dotted key -> value, as ``--cfg-options`` gives them.
+
+    Returns:
+        The config, checked and resolved (see :func:`resolve`).
+
+    Raises:
+        UserError: If the file is absent or broken, or a key in it or in ``cfg_options`` is not
+            one that anything reads.
+    """
+    cfg = _parse(path)
+    _check_keys(cfg, path)
+    if cfg_options:
+        for key in cfg_options:
+            _check_option(cfg, key)
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError) as error:
+            raise UserError(f'--cfg-options: {error.args[0]}') from error
+    wanted = {
+        key: value for key, value in (cfg_options or {}).items() if key.endswith('num_classes')
+    }
+    resolve(cfg)
+    for key, value in wanted.items():
+        if _get(cfg, key) != value:
+            raise UserError(
+                f'--cfg-options {key}={value} disagrees with the {_get(cfg, key)} classes of '
+                'dataset.classes; set the classes, the heads follow'
+            )
+    return cfg
+
+
+def _parse(path: str) -> Config:
+    file = Path(path)
+    if not file.is_file():
+        names = [p.name for p in file.parent.glob('*.py')] if file.parent.is_dir() else []
+        raise UserError(f'config {path}: no such file{suggest(file.name, names)}')
+    try:
+        return Config.fromfile(path)
+    except SyntaxError as error:
+        raise UserError(f'config {path}: {error.msg} (line {error.lineno})') from error
+    except Exception as error:
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        raise UserError(f'config {path}: {" ".join(reason.split())}') from error
+
+
+# --- typos -----------------------------------------------------------------------------------
+
+
+def _check_keys(cfg: Config, path: str) -> None:
+    """Refuse a top-level key that nothing reads: the runner would ignore it without a word."""
+    unknown = [key for key in cfg if key not in KEYS]
+    if not path.endswith('.py'):
+        unread = unknown
+    else:
+        files = [(file, *_names(file)) for file in _files(Path(path))]
+        read_anywhere = set().union(*(read for _, _, read in files))
+        unread = [key for key in unknown if key not in read_anywhere]
+        leaf, assigned, read = files[0]
+        for key in assigned - read - KEYS - {'_base_'}:
+            if key in read_anywhere and any(key in names for _, names, _ in files[1:]):
+                raise UserError(
+                    f"config {leaf}: '{key}' is a variable of a base config that was used up "
+                    'there: setting it here changes nothing; set the keys that it went into '
+                    f'({_uses(cfg, key)})'
+                )
+    if unread:
+        key = unread[0]
+        hint = suggest(key, KEYS)
+        raise UserError(f"config {path}: nothing reads the top-level key '{key}'{hint}")
+
+
+def _files(path: Path, seen: set[Path] | None = None) -> Iterator[Path]:
+    """The config file and, depth first, all its bases."""
+    seen = set() if seen is None else seen
+    if path.resolve() in seen:
+        return
+    seen.add(path.resolve())
+    yield path
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        targets = getattr(node, 'targets', [])
+        if len(targets) == 1 and getattr(targets[0], 'id', None) == '_base_':
+            bases = ast.literal_eval(node.value)
+            for base in [bases] if isinstance(bases, str) else bases:
+                if '::' not in base and base.endswith('.py'):
+                    yield from _files(path.parent / base, seen)
+
+
+def _names(path: Path) -> tuple[set[str], set[str]]:
+    """Names that a config file assigns and names that it reads, ``_base_.x`` included."""
+    assigned, read = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Name):
+            (assigned if isinstance(node.ctx, ast.Store) else read).add(node.id)
+        elif isinstance(node, ast.Attribute) and getattr(node.value, 'id', None) == '_base_':
+            read.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if '{{' in node.value:  # '{{_base_.x}}' and '{{ x }}'
+                read.update(node.value.replace('_base_.', ' ').strip('{} ').split())
+    return assigned, read
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    """Refuse a ``--cfg-options`` path that leads to nothing or to a used-up variable."""
+    parts = key.split('.')
+    first = parts[0]
+    if first not in KEYS:
+        if first in cfg:
+            raise UserError(
+                f"--cfg-options {key}: '{first}' is a variable of the config files, used up when "
+                f'they were read; override the keys that it went into ({_uses(cfg, first)})'
+            )
+        hint = suggest(first, KEYS)
+        raise UserError(f"--cfg-options {key}: there is no top-level key '{first}'{hint}")
+    node = cfg._cfg_dict
+    for depth, part in enumerate(parts):
+        place = '.'.join(parts[:depth]) or 'the config'
+        if isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                raise UserError(
+                    f'--cfg-options {key}: {place} is a list of {len(node)}, {part} is no index'
+                )
+            node = node[int(part)]
+            continue
+        if not isinstance(node, dict):
+            raise UserError(f'--cfg-options {key}: {place} is {node!r}, it has no {part}')
+        if part not in node:
+            siblings = [name for name in node if name != 'type']
+            if depth and difflib.get_close_matches(part, siblings, n=1, cutoff=0.8):
+                raise UserError(
+                    f"--cfg-options {key}: {place} has no '{part}'{suggest(part, siblings)}"
+                )
+            return  # a new argument; if the class does not know it, building it says so
+        node = node[part]
+
+
+def _uses(cfg: Config, name: str) -> str:
+    """Places that hold the value of a variable of the config files, for a message."""
+    value = cfg.get(name)
+    places = []
+
+    def visit(node: Any, place: str) -> None:
+        if place and type(node) is type(value) and node == value:
+            places.append(place)
+        elif isinstance(node, dict):
+            for key, child in node.items():
+                visit(child, f'{place}.{key}' if place else key)
+        elif isinstance(node, (list, tuple)):
+            for index, child in enumerate(node):
+                visit(child, f'{place}.{index}')
+
+    for key in KEYS & set(cfg):
+        visit(cfg[key], key)
+    if not places and isinstance(value, dict):  # merged into a larger dict, as `tuning` is
+        for child in value:
+            places += [
+                place
+                for place, _ in _walk(cfg.get('model', {}), 'model')
+                if place.endswith(f'.{child}')
+            ]
+    return ', '.join(sorted(places, key=len)[:3]) or 'see tools/print_config.py'
+
+
+def _walk(node: Any, place: str) -> Iterator[tuple[str, dict]]:
+    """All dicts below a node of the config with their dotted places, outermost first."""
+    if isinstance(node, dict):
+        yield place, node
+        for key, child in node.items():
+            yield from _walk(child, f'{place}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _walk(child, f'{place}.{index}')
+
+
+def _get(cfg: Config, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split('.'):
+        node = node[int(part)] if part.isdigit() else node[part]
+    return node
+
+
+# --- what is said once -----------------------------------------------------------------------
+
+
+def resolve(cfg: Config) -> None:
+    """Put what a config says once into all the places that need it, in place.
+
+    - ``dataset``: what every split has in common goes into the data set of every dataloader;
+      ``classes`` and ``palette`` become its metainfo.
+    - The number of classes of every head is the number of classes: of ``dataset.classes``, or of
+      the class folders found on disk for a data set that is a folder of images.
+    - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
+    - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
+    - ``persistent_workers`` and ``pin_memory`` follow ``num_workers`` and the machine.
+
+    Raises:
+        UserError: If classes and palette disagree, or the folders of classes do.
+    """
+    common = cfg.get('dataset') or {}
+    classes = _classes(cfg)
+    for name in DATALOADERS:
+        for leaf in leaf_datasets(cfg.get(name)):
+            _merge_common(leaf, common, classes)
+    if classes is not None:
+        for head in heads(cfg.get('model')):
+            head['num_classes'] = len(classes)
+        preprocessor = cfg.get('model', {}).get('data_preprocessor') or {}
+        for node in (preprocessor, cfg.get('data_preprocessor') or {}):
+            if 'num_classes' in node:
+                node['num_classes'] = len(classes)
+    _adapt_to_machine(cfg)
+
+
+def leaf_datasets(dataloader: dict | None) -> list[dict]:
+    """The config dicts of a dataloader's data sets, inside wrappers such as RepeatDataset."""
+    found, open_nodes = [], [(dataloader or {}).get('dataset')]
+    while open_nodes:
+        node = open_nodes.pop()
+        if not isinstance(node, dict):
+            continue
+        inner = [node[key] for key in ('dataset', 'datasets') if node.get(key)]
+        if inner:
+            for child in inner:
+                open_nodes.extend(child if isinstance(child, (list, tuple)) else [child])
+        else:
+            found.append(node)
+    return found
+
+
+def heads(model: dict | None) -> list[dict]:
+    """The config dicts of a model's heads: decode head, auxiliary heads, classification head."""
+    model = model or {}
+    found = []
+    for name in ('decode_head', 'auxiliary_head', 'head'):
+        part = model.get(name)
+        found.extend(part if isinstance(part, (list, tuple)) else [part] if part else [])
+    return found
+
+
+def _classes(cfg: Config) -> list[str] | None:
+    """The names of the classes as the config gives them, or as the folders on disk do."""
+    common = cfg.get('dataset') or {}
+    classes = common.get('classes') or (common.get('metainfo') or {}).get('classes')
+    if classes is None:
+        return _class_folders(cfg)
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f'dataset.classes must be a list of names, not {classes!r}')
+    repeated = sorted({name for name in classes if list(classes).count(name) > 1})
+    if repeated:
+        raise UserError(f'dataset.classes names {repeated[0]!r} twice')
+    palette = common.get('palette')
+    if palette is not None and len(palette) != len(classes):
+        raise UserError(
+            f'dataset.palette has {len(palette)} colours for the {len(classes)} of '
+            'dataset.classes; give one [R, G, B] for each, or leave palette out'
+        )
+    return list(classes)
+
+
+def _class_folders(cfg: Config) -> list[str] | None:
+    """Class names of a folder of images: the sub-folders of the training folder, sorted."""
+    if not (cfg.get('model') or {}).get('head'):
+        return None
+    for leaf in leaf_datasets(cfg.get('train_dataloader')):
+        merged = {**leaf, **(cfg.get('dataset') or {})}
+        kind = str(merged.get('type')).rpartition('.')[2]
+        by_folder = kind in ('CustomDataset', 'ImageFolder')
+        if not by_folder or merged.get('ann_file') or merged.get('with_label') is False:
+            continue
+        if (merged.get('metainfo') or {}).get('classes'):
+            return None
+        folder = image_folder(merged)
+        if kind == 'ImageFolder':
+            # An absent folder is the preflight's to report: parameters can be counted without it.
+            return find_classes(merged['data_root']) if folder.is_dir() else None
+        if folder.is_dir():
+            return sorted(child.name for child in folder.iterdir() if child.is_dir()) or None
+    return None
+
+
+def image_folder(dataset: dict) -> Path:
+    """The folder of images of a data set's config dict."""
+    prefix = dataset.get('data_prefix') or ''
+    if isinstance(prefix, dict):
+        prefix = prefix.get('img_path') or ''
+    return Path(dataset.get('data_root') or '', prefix)
+
+
+def _merge_common(leaf: dict, common: dict, classes: list[str] | None) -> None:
+    for key, value in common.items():
+        if key in ('classes', 'palette', 'metainfo'):
+            leaf['metainfo'] = leaf.get('metainfo') or ConfigDict()
+            leaf['metainfo'].update(value if key == 'metainfo' else {key: value})
+        elif isinstance(value, dict) and isinstance(leaf.get(key), dict):
+            leaf[key] = Config._merge_a_into_b(value, leaf[key])
+        else:
+            leaf[key] = value
+    if classes is not None and not (leaf.get('metainfo') or {}).get('classes'):
+        leaf['metainfo'] = ConfigDict(leaf.get('metainfo') or {}, classes=list(classes))
+
+
+def _adapt_to_machine(cfg: Config) -> None:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    swaps = (('SyncBN', 'vpt_dense.CPUSyncBN'), ('AmpOptimWrapper', 'vpt_dense.AmpOptimWrapper'))
+    renamed = {new: old for old, new in swaps} if cuda else dict(swaps)
+    for root in ('model', 'optim_wrapper'):
+        for _, node in _walk(cfg.get(root), root):
+            kind = node.get('type')
+            if isinstance(kind, str) and kind in renamed:
+                node['type'] = renamed[kind]
+    for name in DATALOADERS:
+        dataloader = cfg.get(name)
+        if not isinstance(dataloader, dict):
+            continue
+        if dataloader.get('num_workers', 0) == 0:  # torch refuses both without workers
+            dataloader['persistent_workers'] = False
+            dataloader.pop('prefetch_factor', None)
+        if not cuda and dataloader.get('pin_memory'):
+            dataloader['pin_memory'] = False

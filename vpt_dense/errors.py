@@ -1,0 +1,166 @@
+"""Errors that a user can cause, and how a tool tells them: one line, never a traceback unasked."""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+
+class UserError(ValueError):
+    """Something in the config, the command or the data is wrong.
+
+    The message is one line: the config key or file, what was found there, the way out.
+    """
+
+
+def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean '{near[0]}'?" if near else ''
+
+
+def main(function: Callable[[], object]) -> NoReturn:
+    """Run a tool and exit: 0, or 1 after one line ``error: ...`` on stderr.
+
+    ``--traceback`` on the command line shows the traceback as well (the tool's parser must accept
+    the option). Whether asked or not, it goes to the log file of the run if there is one.
+    argparse's own errors keep their exit code 2.
+
+    Args:
+        function: The tool; its return value is ignored.
+    """
+    try:
+        function()
+    except KeyboardInterrupt:
+        _leave('interrupted', 130)
+    except BrokenPipeError:  # the reader of a pipe, e.g. `| head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        trace = traceback.format_exc()
+        asked = '--traceback' in sys.argv
+        if asked:
+            print(trace, file=sys.stderr, end='')
+        log_file = _to_log_file(trace)
+        message = explain(error)
+        if not asked and not is_plain(error):
+            where = f'in {log_file}' if log_file else 'with --traceback'
+            message = f'{message} (traceback {where})'
+        _leave(f'error: {message}', 1)
+    sys.exit(0)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    """Print the last line and end the process.
+
+    The processes of a distributed run meet the same error at the same place as long as they do not
+    train yet; then rank 0 speaks for all.
+    """
+    sys.stdout.flush()
+    rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
+    started = _distributed_has_started()
+    if rank == 0 or started:
+        print(line if rank == 0 else f'{line} (rank {rank})', file=sys.stderr, flush=True)
+    if started:
+        # The other ranks may wait for this one for ever: a normal exit would wait for them.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _distributed_has_started() -> bool:
+    torch = sys.modules.get('torch')
+    return bool(
+        torch is not None
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
+def _to_log_file(trace: str) -> str | None:
+    """Append the traceback to the run's log file; return the file's path."""
+    module = sys.modules.get('mmengine.logging.logger')
+    logger = module and next(reversed(module.MMLogger._instance_dict.values()), None)
+    path = getattr(logger, 'log_file', None)
+    if not path or not os.path.isfile(path):
+        return None
+    with open(path, 'a', encoding='utf-8') as stream:
+        stream.write(trace)
+    return os.path.relpath(path)
+
+
+def is_plain(error: BaseException) -> bool:
+    """Whether the message alone says what to do, so that no traceback needs pointing at."""
+    return isinstance(error, (UserError, FileNotFoundError, PermissionError)) or (
+        # Our own classes check their arguments with plain ValueErrors.
+        isinstance(error, ValueError) and _raised_in_package(error)
+    )
+
+
+def _raised_in_package(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and f'{os.sep}vpt_dense{os.sep}' in frames[-1].filename
+
+
+def explain(error: BaseException) -> str:
+    """Reduce an exception to the one line that matters, without type names and framework prefixes.
+
+    Args:
+        error: Any exception, the stack's included (data loader workers, registries, CUDA).
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f'{error.filename}: {error.strerror.lower()}'
+
+    registry = re.search(r"(\S+) is not in the (\w+)::([\w ]+?) registry", text)
+    if registry:
+        return _unknown_type(*registry.groups())
+
+    name = type(error).__name__
+    if 'Original Traceback' in text:  # raised in a data loader worker, trace and all
+        last = [line for line in text.splitlines() if line and not line[0].isspace()][-1]
+        worker = re.match(r'(?:[\w.]+\.)?(\w+): (.*)', last)
+        name, text = worker.groups() if worker else (name, last)
+        if name == 'UserError' or name == 'ValueError':
+            return text
+    if 'out of memory' in text.lower():
+        return (
+            f'out of memory: {_first_line(text)}; lower train_dataloader.batch_size, or use --amp '
+            'or --cfg-options model.backbone.with_cp=True'
+        )
+    # "class `X` in mmseg/models/x.py: message", as some registries put it
+    text = re.sub(r'^class `(\w+)` in [\w/.]+\.py: ', r'\1: ', text)
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    if unexpected:
+        return f"{unexpected[1]} has no argument '{unexpected[2]}'; look for a typo in the config"
+    line = _first_line(text)
+    if isinstance(error, (UserError, FileNotFoundError)) or (
+        isinstance(error, ValueError) and _raised_in_package(error)
+    ):
+        return line or name
+    return f'{name}: {line}' if line else name
+
+
+def _first_line(text: str) -> str:
+    return ' '.join(next((line for line in text.splitlines() if line.strip()), '').split())
+
+
+def _unknown_type(wanted: str, scope: str, registry_name: str) -> str:
+    """Say which type a config asked for in vain and which known one looks like it."""
+    from mmengine import registry as mmengine_registry
+
+    known = set()
+    for root in vars(mmengine_registry).values():
+        if isinstance(root, mmengine_registry.Registry) and root.name == registry_name:
+            known.update(root.module_dict)
+            for child_scope, child in root.children.items():
+                prefix = '' if child_scope == scope and '.' not in wanted else f'{child_scope}.'
+                known.update(prefix + name for name in child.module_dict)
+    hint = suggest(wanted, known)
+    if not hint and '.' not in wanted:
+        # the right class in another scope
+        hint = suggest(f'vpt_dense.{wanted}', known, cutoff=0.85)
+    return f"unknown type '{wanted}' (no {registry_name} of that name in scope {scope}){hint}"

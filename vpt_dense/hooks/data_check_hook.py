@@ -1,0 +1,171 @@
+"""Looking at the labels before they reach the loss, where they fail without a file's name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from vpt_dense.errors import UserError
+from vpt_dense.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Checks every batch of training, validation and testing; the cost is one pass over the labels.
+
+    - the data set's number of classes against that of every head, before the first iteration;
+    - label ids against the number of classes;
+    - masks of more than one channel (colours instead of ids);
+    - masks in which every pixel is ignored, in all images of the data set that are looked at.
+
+    Args:
+        samples: Masks to look at, spread over the data set, when all pixels of a batch are
+            ignored; a crop of a good mask may be empty by chance.
+
+    Raises:
+        UserError: At the first batch that fails; it names the file.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, samples: int = 20) -> None:
+        self.samples = samples
+        self._found_labels: set[str] = set()
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare the training set's classes with the heads'."""
+        _check_classes(runner.model, runner.train_dataloader.dataset, 'train')
+
+    def before_val(self, runner: Runner) -> None:
+        """Compare the validation set's classes with the heads'."""
+        _check_classes(runner.model, runner.val_dataloader.dataset, 'val')
+
+    def before_test(self, runner: Runner) -> None:
+        """Compare the test set's classes with the heads'."""
+        _check_classes(runner.model, runner.test_dataloader.dataset, 'test')
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Check a training batch."""
+        self._check(runner.model, runner.train_dataloader.dataset, data_batch, 'train')
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Check a validation batch."""
+        self._check(runner.model, runner.val_dataloader.dataset, data_batch, 'val')
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Check a test batch."""
+        self._check(runner.model, runner.test_dataloader.dataset, data_batch, 'test')
+
+    def _check(self, model: nn.Module, dataset: Any, data_batch: Any, split: str) -> None:
+        samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+        parts = list(_heads(model))
+        if not samples or not parts:
+            return
+        num_classes = parts[0][1].num_classes
+        ignore_index = getattr(parts[0][1], 'ignore_index', 255)
+        labelled = None
+        for sample in _flatten(samples):
+            if 'gt_sem_seg' in sample:
+                labelled = bool(labelled) | _check_mask(sample, num_classes, ignore_index)
+            elif 'gt_label' in sample:
+                _check_label(sample, num_classes)
+        if labelled:
+            self._found_labels.add(split)
+        elif labelled is False and split not in self._found_labels:
+            self._look_wider(dataset, ignore_index, split)
+            self._found_labels.add(split)
+
+    def _look_wider(self, dataset: Any, ignore_index: int, split: str) -> None:
+        """Raise if whole masks of the data set, uncropped, have no labelled pixel either."""
+        count = min(self.samples, len(dataset))
+        for index in np.linspace(0, len(dataset) - 1, count).astype(int):
+            mask = _read_mask(dataset, int(index))
+            if mask is None or (mask != ignore_index).any():
+                return
+        raise UserError(
+            f'data of {split}: every pixel is ignored (id {ignore_index}) in all {count} masks '
+            'looked at; see dataset.reduce_zero_label and the ids in the masks'
+        )
+
+
+def _heads(model: nn.Module):
+    """(name, head) of the heads that predict classes."""
+    if is_model_wrapper(model):
+        model = model.module
+    if isinstance(model, BaseTTAModel):
+        model = model.module
+    for name in ('decode_head', 'auxiliary_head', 'head'):
+        part = getattr(model, name, None)
+        for head in part if isinstance(part, nn.ModuleList) else [part]:
+            if isinstance(getattr(head, 'num_classes', None), int):
+                yield name, head
+
+
+def _check_classes(model: nn.Module, dataset: Any, split: str) -> None:
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if not classes:
+        return
+    for name, head in _heads(model):
+        if head.num_classes != len(classes):
+            raise UserError(
+                f'model.{name}.num_classes is {head.num_classes} but the {split} data has '
+                f'{len(classes)} classes ({", ".join(map(str, classes[:3]))}, ...); set '
+                'dataset.classes, the heads follow'
+            )
+
+
+def _flatten(samples: Sequence) -> list:
+    """Samples of a batch, those of test-time augmentation (lists of lists) included."""
+    return [
+        inner for item in samples for inner in (item if isinstance(item, (list, tuple)) else [item])
+    ]
+
+
+def _check_mask(sample: Any, num_classes: int, ignore_index: int) -> bool:
+    """Check one mask (1, H, W) of integer ids; return whether it has a labelled pixel."""
+    mask = sample.gt_sem_seg.data
+    path = sample.metainfo.get('seg_map_path') or sample.metainfo.get('img_path', 'a mask')
+    if mask.ndim != 3 or mask.shape[0] != 1:
+        raise UserError(
+            f'{path}: the mask has several channels (array of shape {tuple(mask.shape)}); it needs '
+            'one channel of class ids, not colours'
+        )
+    ids = mask[mask != ignore_index]
+    if not len(ids):
+        return False
+    low, high = (int(end) for end in torch.aminmax(ids))
+    if low < 0 or high >= num_classes:
+        shifted = ' after reduce_zero_label' if sample.metainfo.get('reduce_zero_label') else ''
+        raise UserError(
+            f'{path}: label id {high if high >= num_classes else low}{shifted}, but there are '
+            f'{num_classes} classes (ids 0 to {num_classes - 1}, {ignore_index} is ignored)'
+        )
+    return True
+
+
+def _check_label(sample: Any, num_classes: int) -> None:
+    """Check the label ids of one image."""
+    label = sample.gt_label
+    if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
+        path = sample.metainfo.get('img_path', 'an image')
+        raise UserError(
+            f'{path}: label {label.tolist()}, but there are {num_classes} classes '
+            f'(0 to {num_classes - 1})'
+        )
+
+
+def _read_mask(dataset: Any, index: int) -> np.ndarray | None:
+    """The whole mask of one image, as the data set's own pipeline loads it; None if it cannot."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+        index %= len(dataset)
+    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
+    loaders = [t for t in transforms if type(t).__name__ == 'LoadAnnotations']
+    if not loaders or not hasattr(dataset, 'get_data_info'):
+        return None
+    return loaders[0](dataset.get_data_info(index)).get('gt_seg_map')
