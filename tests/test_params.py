@@ -1,8 +1,6 @@
 """Counting parameters: by part, exact for the shipped configs, and on disk."""
 
-import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -227,56 +225,76 @@ def test_vit_b_configs_have_the_exact_counts():
         assert counts['classification head'] == (head, head), method
 
 
-def run_tool(*arguments):
-    """Run the tool as a user does; returns the finished process."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools/count_params.py'), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {'OMP_NUM_THREADS': '1', 'COLUMNS': '80'},
-    )
-
-
 HEAD, DEEP_CONFIG = (f'configs/vpt/setr_vit-l_{m}_ade20k.py' for m in ('head', 'deep'))
 
 
 def test_tool_prints_json():
-    """One entry a config, nothing else on stdout."""
-    done = run_tool('--json', HEAD, DEEP_CONFIG)
-    assert done.returncode == 0, done.stderr
-    reports = json.load(io.StringIO(done.stdout))
+    """As a user calls it: one entry a config, nothing else on stdout or stderr."""
+    done = subprocess.run(
+        [sys.executable, 'tools/count_params.py', '--json', HEAD, DEEP_CONFIG],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    reports = json.loads(done.stdout)
     assert list(reports) == [HEAD, DEEP_CONFIG]
     assert reports[HEAD]['trainable'] == 13_143_640
     assert reports[DEEP_CONFIG]['trainable'] == 13_389_400
     assert reports[DEEP_CONFIG]['parts']['prompt'] == {'trainable': 245_760, 'total': 245_760}
 
 
-@pytest.mark.parametrize('arguments', [['--markdown'], []])
-def test_tool_prints_a_row_for_each_config(arguments, monkeypatch, capsys):
-    """Table and Markdown hold whole numbers however narrow the screen of a pipe is."""
-    sys.path.insert(0, str(ROOT / 'tools'))
+@pytest.fixture
+def tool(monkeypatch):
+    """Call the tool in this process, with a command line."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', ['count_params.py', *arguments, HEAD, DEEP_CONFIG])
-    try:
-        import count_params
+    import count_params
 
-        count_params.main()
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
+    def call(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['count_params.py', *arguments])
+        count_params.errors.main(count_params.main)
+
+    return call
+
+
+@pytest.mark.parametrize('arguments', [['--markdown'], []])
+def test_tool_prints_a_row_for_each_config(tool, arguments, capsys):
+    """Table and Markdown hold whole numbers however narrow the screen of a pipe is."""
+    with pytest.raises(SystemExit, match='0'):
+        tool(*arguments, HEAD, DEEP_CONFIG)
     lines = capsys.readouterr().out.splitlines()
     (head,) = [line for line in lines if HEAD in line]
     (deep,) = [line for line in lines if DEEP_CONFIG in line]
-    assert '13,143,640' in head and '317,291,096' in head and '-' in head
+    assert '13,143,640' in head and '317,291,096' in head and ' - ' in head
     assert '13,389,400' in deep and '245,760' in deep
     if arguments:
         assert lines[1].startswith('| --- | ---: |')
         assert len({line.count('|') for line in lines}) == 1
 
 
-def test_tool_names_a_config_that_is_not_there():
-    """One line and an exit code, no traceback."""
-    done = run_tool('configs/vpt/setr_vit-l_dep_ade20k.py')
-    assert done.returncode == 1
-    assert 'setr_vit-l_dep_ade20k.py' in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+def test_tool_takes_overrides(tool, capsys):
+    """Twice the prompt tokens, twice the prompt."""
+    with pytest.raises(SystemExit, match='0'):
+        tool('--json', DEEP_CONFIG, '--cfg-options', 'model.backbone.prompt.num_tokens=20')
+    report = json.loads(capsys.readouterr().out)[DEEP_CONFIG]
+    assert report['parts']['prompt']['total'] == 2 * DEEP
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['configs/vpt/setr_vit-l_dep_ade20k.py'], 'setr_vit-l_dep_ade20k.py'),
+        # The second of two is wrong: it is named, and nothing is printed for the first.
+        ([HEAD, 'nowhere.py'], 'nowhere.py'),
+        ([DEEP_CONFIG, '--cfg-options', 'model.backbone.prompt.num_tokens=0'], DEEP_CONFIG),
+    ],
+)
+def test_tool_says_in_a_line_what_is_wrong(tool, arguments, message, capsys):
+    """One line that names the config, exit code 1."""
+    with pytest.raises(SystemExit, match='1'):
+        tool(*arguments)
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert captured.err.startswith('error: ') and message in captured.err
+    assert len(captured.err.splitlines()) == 1
