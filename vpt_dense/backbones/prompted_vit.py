@@ -65,10 +65,12 @@ class PromptedVisionTransformer(VisionTransformer):
             )
         patch_hw = _to_pair('patch_size', patch_size)
         image_hw = _to_pair('img_size', img_size)
-        if any(image % patch for image, patch in zip(image_hw, patch_hw, strict=True)):
+        sizes = list(zip(image_hw, patch_hw, strict=True))
+        if any(image % patch for image, patch in sizes):
+            nearest = tuple(max(round(image / patch), 1) * patch for image, patch in sizes)
             raise ValueError(
                 f'img_size {image_hw} is not a multiple of patch_size {patch_hw}; the nearest '
-                f'that is: {tuple(round(i / p) * p or p for i, p in zip(image_hw, patch_hw))}'
+                f'that is: {nearest}'
             )
         super().__init__(
             arch=arch,
@@ -87,10 +89,10 @@ class PromptedVisionTransformer(VisionTransformer):
         self.with_cp = with_cp
         self.prompt: nn.Module | None = None
         if prompt is not None:
-            sizes = dict(
+            served = dict(
                 embed_dims=self.embed_dims, num_layers=self.num_layers, patch_size=patch_hw
             )
-            self.prompt = MODELS.build(prompt, default_args=sizes)
+            self.prompt = MODELS.build(prompt, default_args=served)
         if trainable is None:
             trainable = [r'^prompt\.'] if prompt is not None else ['.*']
         self.trainable = list(trainable) if not isinstance(trainable, str) else trainable

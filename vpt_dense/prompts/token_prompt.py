@@ -78,7 +78,7 @@ class TokenPrompt(Prompt):
         ):
             raise ValueError(f'prompt.dropout must be a number in [0, 1), found {dropout!r}')
         if shared and not deep:
-            raise ValueError('prompt.shared=True needs prompt.deep=True: shallow prompts enter once')
+            raise ValueError('prompt.shared=True needs prompt.deep=True')
         self.start, self.stop = _resolve_range(layer_range, num_layers)
         self.num_tokens = num_tokens
         self.num_layers = num_layers

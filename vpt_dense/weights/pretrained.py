@@ -39,11 +39,13 @@ def load_pretrained(backbone: nn.Module, checkpoint: str) -> str:
     source = read_state_dict(checkpoint)
     layout = _recognise(source, checkpoint)
     target = backbone.state_dict()
-    tensors, ignored = _convert(source, layout, has_final_norm='ln1.weight' in target)
+    tensors, ignored = _convert(source, layout, target)
     notes = []
-    for name, adapt in (('pos_embed', _fit_pos_embed), ('patch_embed.projection.weight', _fit_bands)):
-        if name in tensors and name in target and tensors[name].shape != target[name].shape:
-            tensors[name] = adapt(tensors[name], backbone, notes)
+    if 'pos_embed' in tensors:
+        tensors['pos_embed'] = _fit_pos_embed(tensors['pos_embed'], backbone, notes)
+    kernel = 'patch_embed.projection.weight'
+    if kernel in tensors:
+        tensors[kernel] = _fit_bands(tensors[kernel], backbone, notes)
 
     created = [name for name in target if name not in tensors and name.startswith('prompt.')]
     missing = [name for name in target if name not in tensors and name not in created]
@@ -93,9 +95,14 @@ def _recognise(source: dict[str, Tensor], checkpoint: str) -> Layout:
 
 
 def _convert(
-    source: dict[str, Tensor], layout: Layout, has_final_norm: bool
+    source: dict[str, Tensor], layout: Layout, target: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the tensors to mmpretrain's names; return them and the names left out on purpose."""
+    """Rename the tensors to mmpretrain's names; return them and the names left out on purpose.
+
+    Left out are heads, and what a backbone may be configured without: the final norm
+    (``final_norm=False``) and the cls token (``with_cls_token=False``).
+    """
+    optional = {'ln1.weight', 'ln1.bias', 'cls_token'} - target.keys()
     tensors, ignored = {}, []
     in_backbone = any(name.startswith('backbone.') for name in source)
     for name, tensor in source.items():
@@ -105,8 +112,7 @@ def _convert(
         new = name.removeprefix('backbone.')
         for pattern, replacement in layout.renames:
             new = re.sub(pattern, replacement, new)
-        is_final_norm = new.startswith('ln1.')
-        if re.search(layout.ignored, new) or (is_final_norm and not has_final_norm):
+        if re.search(layout.ignored, new) or new in optional:
             ignored.append(name)
         else:
             tensors[new] = tensor
@@ -126,10 +132,11 @@ def _fit_pos_embed(pos_embed: Tensor, backbone: nn.Module, notes: list[str]) -> 
     if side * side + backbone.num_extra_tokens != pos_embed.shape[1]:
         return pos_embed  # not a square grid: reported as a misfit
     height, width = backbone.patch_resolution
-    if (height, width) != (side, side):
-        notes.append(
-            f'position embedding {side}x{side} -> {height}x{width} ({backbone.interpolate_mode})'
-        )
+    if (height, width) == (side, side):
+        return pos_embed
+    notes.append(
+        f'position embedding {side}x{side} -> {height}x{width} ({backbone.interpolate_mode})'
+    )
     return resize_pos_embed(
         pos_embed,
         (side, side),
@@ -142,8 +149,9 @@ def _fit_pos_embed(pos_embed: Tensor, backbone: nn.Module, notes: list[str]) -> 
 def _fit_bands(weight: Tensor, backbone: nn.Module, notes: list[str]) -> Tensor:
     """Spread a patch embedding (C, 3, ph, pw) over another number of image bands."""
     wanted = backbone.patch_embed.projection.weight.shape
-    if weight.shape[2:] != wanted[2:] or weight.shape[0] != wanted[0] or weight.shape[1] != 3:
-        return weight  # reported as a misfit
+    others_differ = (weight.shape[0], *weight.shape[2:]) != (wanted[0], *wanted[2:])
+    if weight.shape == wanted or others_differ or weight.shape[1] != 3:
+        return weight  # what differs is reported as a misfit
     notes.append(f'patch embedding 3 -> {wanted[1]} bands (repeated and scaled by 3/{wanted[1]})')
     return adapt_input_conv(wanted[1], weight)
 

@@ -1,11 +1,9 @@
 """Reading a file of weights without running code from it."""
 
 import pickle
-import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,21 +41,23 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     try:
         if file.suffix == '.safetensors':
             return load_file(file)
-        return _unwrap(torch.load(file, map_location='cpu', weights_only=True), path)
-    except pickle.UnpicklingError as error:
+        checkpoint = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises whatever its readers meet in a damaged file
         if _begins_with(file, b'<'):
-            raise ValueError(f'{path} is a web page (HTML), not weights: download it again') from error
-        reason = str(error).partition('WeightsUnpickler error:')[2].strip().splitlines()
+            raise ValueError(
+                f'{path} is a web page (HTML), not weights: download it again'
+            ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            reason = str(error).partition('WeightsUnpickler error: ')[2]
+            raise ValueError(
+                f'{path} was not loaded: it would run code or is damaged '
+                f'({_first_line(reason)}); get plain weights from its publisher, or save its '
+                'tensors as .safetensors'
+            ) from error
         raise ValueError(
-            f'{path} was not loaded: it holds more than tensors or is damaged '
-            f'({reason[0] if reason else "not a file of weights"}); get it from its publisher again or save '
-            'its tensors as .safetensors'
+            f'{path} is damaged or not a file of weights ({_first_line(str(error))}); get it again'
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(
-            f'{path} is damaged or not a file of weights ({str(error).splitlines()[0]}); '
-            'get it again'
-        ) from error
+    return _unwrap(checkpoint, path)
 
 
 def _unwrap(checkpoint: object, path: str) -> dict[str, Tensor]:
@@ -70,6 +70,10 @@ def _unwrap(checkpoint: object, path: str) -> dict[str, Tensor]:
     if others:
         raise ValueError(f'{path} holds more than tensors at its top level: {others[:5]}')
     return checkpoint
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition('\n')[0] or 'no further reason'
 
 
 def _begins_with(file: Path, start: bytes) -> bool:

@@ -1,0 +1,301 @@
+"""The prompted vision transformer: one table of variants against every behaviour."""
+
+import re
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from utils import TINY_ARCH, images, randomise, tiny_vit
+
+TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
+D, LAYERS = 64, 4  # width and depth; the MLP is 128 = 2 D wide
+#: qkv 3, proj 1, MLP 2 + 1, two norms 2, in units of D.
+BLOCK_BIASES = 9 * D
+#: The weights of qkv 3, proj 1 and the MLP 2 + 2, in units of D * D; two norms; the biases.
+BLOCK = 8 * D * D + 2 * D + BLOCK_BIASES
+#: Patches of 8 x 8 x 3, cls token, 17 positions, final norm.
+REST = (8 * 8 * 3 * D + D) + D + 17 * D + 2 * D
+#: Variant -> (prompt, trainable, trainable parameters of the backbone).
+VARIANTS = {
+    'full': (None, ['.*'], LAYERS * BLOCK + REST),
+    'head': (None, [], 0),
+    'bias': (None, ['bias$'], LAYERS * BLOCK_BIASES + 2 * D),
+    'partial-1': (None, [r'^layers\.3\.', r'^ln1\.'], BLOCK + 2 * D),
+    'shallow': (TOKENS, None, 5 * D),
+    'deep': (dict(**TOKENS, deep=True), None, 4 * 5 * D),
+    'deep-bias': (
+        dict(**TOKENS, deep=True),
+        [r'^prompt\.', 'bias$'],
+        4 * 5 * D + LAYERS * BLOCK_BIASES + 2 * D,
+    ),
+    'dropout': (dict(**TOKENS, deep=True, dropout=0.5), None, 4 * 5 * D),
+    'shared': (dict(**TOKENS, deep=True, shared=True), None, 5 * D),
+    'project': (dict(**TOKENS, deep=True, project_dims=8), None, 4 * 5 * 8 + 8 * D + D),
+    'first-2': (dict(**TOKENS, deep=True, layer_range=(0, 2)), None, 2 * 5 * D),
+    'first-2-removed': (
+        dict(**TOKENS, deep=True, layer_range=(0, 2), keep_outputs=False),
+        None,
+        2 * 5 * D,
+    ),
+    'last-2': (dict(**TOKENS, deep=True, layer_range=(-2, None)), None, 2 * 5 * D),
+    'shallow-middle': (dict(**TOKENS, layer_range=(1, 3), keep_outputs=False), None, 5 * D),
+}
+variant = pytest.mark.parametrize('name', VARIANTS)
+
+
+def build(name: str, **kwargs) -> torch.nn.Module:
+    prompt, trainable, _ = VARIANTS[name]
+    return randomise(tiny_vit(prompt=prompt, trainable=trainable, **kwargs))
+
+
+def block_lengths(model: torch.nn.Module, x: torch.Tensor) -> list[int]:
+    """Number of tokens that each block sees."""
+    seen = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+        for layer in model.layers
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@variant
+def test_trains_exactly_what_it_names(name):
+    prompt, trainable, count = VARIANTS[name]
+    model = build(name).train()
+    trains = {n for n, p in model.named_parameters() if p.requires_grad}
+    patterns = trainable if trainable is not None else [r'^prompt\.']
+    assert trains == {
+        n for n, _ in model.named_parameters() if any(re.search(p, n) for p in patterns)
+    }
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+    out = model(images(2, 3, 32, 32))[-1]
+    if trains:
+        out.square().sum().backward()
+    with_grad = {n for n, p in model.named_parameters() if p.grad is not None}
+    # The cls token's last outputs are not read by a feature map, yet all of its parameters act.
+    assert with_grad == trains
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.grad is not None)
+
+
+@variant
+@pytest.mark.parametrize('size', [(32, 32), (48, 32), (16, 72), (30, 37)])
+@pytest.mark.parametrize('out_type', ['featmap', 'cls_token', 'raw', 'avg_featmap'])
+def test_output_shapes_hold_no_prompts(name, size, out_type):
+    model = build(name, out_type=out_type, out_indices=(0, 1, -1)).eval()
+    outs = model(images(2, 3, *size))
+    height, width = (-(-n // 8) for n in size)  # a trailing part of a patch is padded
+    shape = {
+        'featmap': (2, 64, height, width),
+        'cls_token': (2, 64),
+        'avg_featmap': (2, 64),
+        'raw': (2, 1 + height * width, 64),
+    }[out_type]
+    assert [out.shape for out in outs] == [shape] * 3
+
+
+@variant
+def test_a_batch_is_its_images(name):
+    model = build(name).eval()
+    x = images(3, 3, 32, 40)
+    whole = model(x)[0]
+    single = torch.cat([model(image[None])[0] for image in x])
+    torch.testing.assert_close(whole, single, rtol=1e-5, atol=1e-5)
+
+
+@variant
+def test_checkpointing_changes_nothing(name):
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    grads, outs = [], []
+    for with_cp in (False, True):
+        model = build(name, with_cp=with_cp).double().train()
+        torch.manual_seed(7)  # the same dropout masks
+        out = model(x)[0]
+        outs.append(out.detach())
+        if out.requires_grad:
+            out.square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=0)
+    for one, other in zip(*grads, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@variant
+def test_frozen_parts_stay_in_eval_mode(name):
+    model = build(name, drop_rate=0.1, drop_path_rate=0.1)
+    assert model.train() is model and model.training
+    frozen = name != 'full'
+    assert model.base_is_frozen == frozen
+    for child, module in model.named_children():
+        assert all(m.training != (frozen and child != 'prompt') for m in module.modules()), child
+    assert model.eval() is model and not any(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize('name', [name for name in VARIANTS if name != 'head'])
+def test_one_step_lowers_the_loss(name):
+    model = build(name).train()
+    x, target = images(2, 3, 32, 32), images(2, 64, 4, 4, seed=1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(3)
+        return (model(x)[0] - target).square().mean()
+
+    before = loss()
+    before.backward()
+    optimizer.step()
+    assert loss() < before
+
+
+@variant
+def test_bf16_autocast_forward(name):
+    model = build(name).eval()
+    x = images(2, 3, 32, 32)
+    with torch.no_grad():
+        exact = model(x)[0]
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            rounded = model(x)[0]
+    assert rounded.isfinite().all()
+    assert (rounded - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize('options', [{}, dict(out_type='featmap', out_indices=(1, 3)), dict(
+    out_type='raw', final_norm=False, with_cls_token=False, drop_rate=0.1, drop_path_rate=0.2,
+), dict(layer_scale_init_value=1e-2, pre_norm=True, interpolate_mode='bilinear')])
+@pytest.mark.parametrize('size', [(32, 32), (40, 72)])
+def test_without_a_prompt_it_is_mmpretrains_vit_bit_for_bit(options, size):
+    shared = dict(arch=TINY_ARCH, img_size=32, patch_size=8)
+    theirs = MODELS.build(
+        dict(type='mmpretrain.VisionTransformer', **shared, **options)
+    )
+    ours = MODELS.build(dict(type='vpt_dense.PromptedVisionTransformer', **shared, **options))
+    assert list(theirs.state_dict()) == list(ours.state_dict())
+    randomise(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for model in (theirs, ours):
+        model.train()
+        x = images(2, 3, *size).requires_grad_()
+        torch.manual_seed(5)  # the same dropout masks
+        outs = model(x)
+        sum(out.square().sum() for out in outs).backward()
+        results.append([*outs, x.grad, *(p.grad for p in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_layer_ranges_place_prompts_and_lose_no_patch():
+    x = images(2, 3, 32, 32)
+    expected = {  # 1 cls + 16 patches, and 5 prompts where there are any
+        'head': [17, 17, 17, 17],
+        'shallow': [22, 22, 22, 22],
+        'deep': [22, 22, 22, 22],
+        'first-2': [22, 22, 22, 22],
+        'first-2-removed': [22, 22, 17, 17],
+        'last-2': [17, 17, 22, 22],
+        'shallow-middle': [17, 22, 22, 17],
+    }
+    assert {name: block_lengths(build(name), x) for name in expected} == expected
+
+
+def test_last_layers_see_every_patch():
+    """The original drops as many patches as there are prompts here; all must matter."""
+    model = build('last-2').eval()
+    x = images(1, 3, 32, 32).requires_grad_()
+    model(x)[0].square().sum().backward()
+    patches = x.grad.unfold(2, 8, 8).unfold(3, 8, 8)  # (1, 3, 4, 4, 8, 8)
+    assert (patches.abs().sum((0, 1, 4, 5)) > 0).all()
+
+
+def test_dropout_differs_by_sample_and_layer_and_ends_with_training():
+    model = build('dropout').train()
+    zeros = []
+
+    def record(_, args):
+        zeros.append(args[0][:, 1:6] == 0)  # the prompts, (B, 5, 64)
+
+    for layer in model.layers:
+        layer.register_forward_pre_hook(record)
+    model(images(2, 3, 32, 32))
+    masks = torch.stack(zeros)  # (layers, B, 5, 64)
+    assert 0.4 < masks.float().mean() < 0.6
+    flat = masks.flatten(0, 1).flatten(1)
+    assert len(flat.unique(dim=0)) == 4 * 2
+    zeros.clear()
+    model.eval()(images(2, 3, 32, 32))
+    assert not torch.stack(zeros).any()
+
+
+def test_dropout_keeps_the_mean():
+    prompt = tiny_vit(prompt=dict(**TOKENS, deep=True, dropout=0.25)).prompt.train()
+    torch.nn.init.ones_(prompt.tokens)
+    tokens = prompt(images(400, 17, 64), 0)
+    assert tokens.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert tokens.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ('patch', 'dims', 'project', 'bound'),
+    # Bounds of the paper's formula sqrt(6 / (3 * p * p + dims)): B/16, L/16, H/14.
+    [(16, 768, None, 0.0625), (16, 1024, None, 0.057864), (14, 1280, None, 0.056674),
+     (16, 768, 48, 0.085749)],
+)
+def test_initial_range_is_the_papers(patch, dims, project, bound):
+    prompt = MODELS.build(
+        dict(type='vpt_dense.TokenPrompt', num_tokens=50, deep=True, project_dims=project),
+        default_args=dict(embed_dims=dims, num_layers=4, patch_size=(patch, patch)),
+    )
+    largest = prompt.tokens.abs().max().item()
+    assert bound * 0.999 < largest <= bound * 1.00001
+    # A uniform distribution on (-v, v) has the standard deviation v / sqrt(3).
+    assert prompt.tokens.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    if project:
+        assert prompt.project.weight.std().item() == pytest.approx((2 / dims) ** 0.5, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(prompt=dict(TOKENS, num_tokens=0)), r'num_tokens.*0.*leave `prompt` out'),
+        (dict(prompt=dict(TOKENS, num_tokens=-1)), r'num_tokens.*-1'),
+        (dict(prompt=dict(TOKENS, num_tokens='5')), r"num_tokens.*'5'"),
+        (dict(prompt=dict(TOKENS, num_tokens=True)), r'num_tokens.*True'),
+        (dict(prompt=dict(TOKENS, dropout=1.0)), r'dropout.*1\.0'),
+        (dict(prompt=dict(TOKENS, dropout='a')), r"dropout.*'a'"),
+        (dict(prompt=dict(TOKENS, shared=True)), r'shared.*deep'),
+        (dict(prompt=dict(TOKENS, project_dims=0)), r'project_dims.*0'),
+        (dict(prompt=dict(TOKENS, deep=True, layer_range=(3, 2))), r'layer_range.*\(3, 2\)'),
+        (dict(prompt=dict(TOKENS, deep=True, layer_range=(0, 5))), r'layer_range.*4 layers'),
+        (dict(prompt=dict(TOKENS, deep=True, layer_range=3)), r'layer_range.*3'),
+        (dict(trainable=['bais$']), r"trainable: pattern 'bais\$' matches none of the 54 param"),
+        (dict(trainable=['(']), r"trainable: '\(' is not a valid regular expression"),
+        (dict(trainable='bias'), r"trainable must be a list.*'bias'"),
+        (dict(out_indices=[0, 4]), r'out_indices \[0, 4\].*4 layers'),
+        (dict(out_indices=-5), r'out_indices -5'),
+        (dict(img_size=(32, 36)), r'img_size \(32, 36\) is not a multiple.*\(32, 32\)'),
+        (dict(img_size=0), r'img_size must be a positive'),
+        (dict(frozen_stages=2), r'frozen_stages=2.*trainable'),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises((ValueError, AssertionError), match=message):
+        tiny_vit(**options)
+
+
+def test_unknown_prompt_type_is_named():
+    with pytest.raises(KeyError, match='TokenPromt'):
+        tiny_vit(prompt=dict(type='vpt_dense.TokenPromt', num_tokens=5))
+
+
+def test_initialisation_depends_on_the_seed_alone():
+    def tokens() -> torch.Tensor:
+        torch.manual_seed(11)
+        model = tiny_vit(prompt=dict(TOKENS, deep=True))
+        model.init_weights()
+        return model.prompt.tokens
+
+    assert torch.equal(tokens(), tokens())
