@@ -24,7 +24,9 @@ MODELS = _child(
 DATASETS = _child(
     'DATASETS', 'vpt_dense.datasets.seg_folder', 'vpt_dense.datasets.image_folder'
 )
-TRANSFORMS = _child('TRANSFORMS', 'vpt_dense.datasets.loading')
+TRANSFORMS = _child(
+    'TRANSFORMS', 'vpt_dense.datasets.loading', 'vpt_dense.datasets.transforms'
+)
 HOOKS = _child('HOOKS', 'vpt_dense.hooks')
 METRICS = _child('METRICS', 'vpt_dense.evaluation')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')
