@@ -337,7 +337,7 @@ def check_segmentation(
         image_sizes=_sizes(files),
         image_kinds=dict(Counter(f.kind for f in files if f.kind)),
         labels=[labels[0], labels[-1]] if labels else None,
-        ids_outside=outside,
+        ids_outside=outside if valid is not None else None,
         multi_channel_masks=[m for (_, m), f in zip(samples, files, strict=True)
                              if f.multi_channel],
         unreadable=unreadable,
@@ -583,12 +583,13 @@ def check_config(cfg, track: Track = _no_bar) -> dict:
     splits, classes, task = {}, None, 'classification'
     for name, config in configs.items():
         config = dict(config, pipeline=[], lazy_init=True)
-        kind = DATASETS.get(config['type'])
-        if kind is None:
-            raise UserError(f'{name}_dataloader.dataset.type: no data set named {config["type"]}')
-        if 'download' in inspect.signature(kind).parameters:
-            config['download'] = False
-        dataset = DATASETS.build(config)
+        with DATASETS.switch_scope_and_registry(None) as registry:  # the default scope's
+            kind = registry.get(config['type'])
+            if kind is None:
+                raise UserError(f'{name}_dataloader.dataset: no data set named {config["type"]}')
+            if 'download' in inspect.signature(kind).parameters:
+                config['download'] = False
+            dataset = registry.build(config)
         classes = dataset.metainfo.get('classes')
         if hasattr(dataset, 'seg_map_suffix'):
             task = 'segmentation'
@@ -638,6 +639,9 @@ def _check_mmpretrain(dataset, name: str, track: Track) -> dict:
     try:
         data = dataset.load_data_list()
     except (RuntimeError, FileNotFoundError, AssertionError) as error:
+        if getattr(dataset, 'download', None) is False:  # a check does not fetch 170 MB
+            kind = type(dataset).__name__
+            raise UserError(f'{dataset.data_root} has no {kind} yet; a run fetches it') from error
         raise UserError(f'{name}_dataloader: {_reason(error)}') from error
     classes = dataset.metainfo['classes']
     train = name.startswith('train')
