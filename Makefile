@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Written when the installation is complete; holds the folder that it was made for.
 STAMP := $(VENV)/installed
+# Bars for large downloads where somebody watches, otherwise only what goes wrong.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+    $$(test -t 2 || echo --progress-bar off)
 # The default suite runs in up to four processes, each with one thread.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
@@ -29,8 +32,7 @@ lint: $(STAMP)  ## Check the code's style with ruff
 	$(BIN)/python -m ruff check .
 
 docs: $(STAMP)  ## Build the documentation as HTML in docs/_build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement \
-	    requirements/docs.txt
+	@$(PIP_INSTALL) --requirement requirements/docs.txt
 	$(BIN)/python -m sphinx -q docs docs/_build
 
 clean:  ## Remove caches and build folders; keep .venv, data and runs
@@ -54,15 +56,14 @@ $(STAMP): setup.cfg pyproject.toml $(wildcard requirements/*.txt)
 	@echo "Installing vpt_dense and its requirements into $(VENV) (the first time: minutes and" \
 	    "gigabytes, most of them torch; details in $(VENV)/install.log)"
 	@rm -f $(VENV)/install.log
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --log $(VENV)/install.log \
-	    --editable '.[tests]'
+	@$(PIP_INSTALL) --log $(VENV)/install.log --editable '.[tests]'
 # opencv-python needs libraries of a desktop (libxcb, libGL, libglib). Where they are absent, the
 # same version's headless build is laid over it: both own the folder cv2, and mmcv, mmseg and we
 # ask for opencv-python by name, so that uninstalling it would only bring it back.
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 	    echo "No desktop libraries here: putting OpenCV's headless build in place"; \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --log $(VENV)/install.log \
-	        --no-deps --force-reinstall "opencv-python-headless==$$($(BIN)/python -c \
-	        'from importlib.metadata import version; print(version("opencv-python"))')"; \
+	    $(PIP_INSTALL) --log $(VENV)/install.log --no-deps --force-reinstall \
+	        "opencv-python-headless==$$($(BIN)/python -c \
+	            'from importlib.metadata import version; print(version("opencv-python"))')"; \
 	    $(BIN)/python -c 'import cv2'; }
 	@echo "$(CURDIR)" > $@
