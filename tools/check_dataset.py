@@ -16,11 +16,15 @@ from vpt_dense import errors, logging
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
+    from mmengine.config import DictAction
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('source', metavar='CONFIG|FOLDER', help='a config file or a data folder')
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='overrides')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='overrides'
+    )
     parser.add_argument('--json', action='store_true', help='print everything, as JSON')
     parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     return parser.parse_args()
@@ -41,15 +45,10 @@ def look(args: argparse.Namespace) -> dict:
             raise errors.UserError('--cfg-options needs a config, not a folder')
         return checks.check_folder(args.source, bar)
 
-    from mmengine.config import DictAction
-
     from vpt_dense import config
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    words = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
     logging.filter_warnings()
-    cfg = config.load(args.source, parser.parse_args(words).cfg_options)
+    cfg = config.load(args.source, args.cfg_options)
     with contextlib.redirect_stdout(io.StringIO()):  # the stack prints while it is imported
         return checks.check_config(cfg, bar)
 
