@@ -24,6 +24,8 @@ STRAY_WARNINGS = (
     r'Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`',
     r'is not a meaningful config when',
     r'.*pin_memory.* argument is set as true but no accelerator',
+    r'`broadcast_buffers` is deprecated',
+    r'Detected pickle protocol',
     r'The verbose parameter is deprecated',
     r'`?torch\.\w*\.?amp\.\w+\(args\.\.\.\)`? is deprecated',
     r'Profiler function .* will be ignored',

@@ -2,15 +2,20 @@
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 from torch import nn
 
 from vpt_dense.errors import UserError
+
+#: Types of numbers that logged values and metrics may have, beside those mmengine lists itself.
+_NUMBERS = [type(np.dtype(code)) for code in '?bBhHiIlLqQefd']
 
 
 def check_file(path: str | Path) -> None:
@@ -73,14 +78,12 @@ def read(path: str, map_location: Any = 'cpu') -> dict:
 
         return {'state_dict': load_file(file)}
     try:
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
+        with torch.serialization.safe_globals(get_torch_safe_globals() + _NUMBERS):
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        head, _, reason = str(error).partition('WeightsUnpickler error:')
-        reason = ' '.join((reason or head).strip().split('\n')[0].split())
         raise UserError(
             f'checkpoint {path} is refused: it is no checkpoint, or would run code when loaded '
-            f'({reason[:120]})'
+            f'({_reason(error)})'
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
         raise UserError(
@@ -90,6 +93,16 @@ def read(path: str, map_location: Any = 'cpu') -> dict:
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {path} holds no weights but a {type(checkpoint).__name__}')
     return checkpoint
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What the unpickler met, from torch's page-long message."""
+    text = ' '.join(str(error).split())
+    for pattern in (r'GLOBAL ([\w.]+)', r'but got (.{1,80})', r'WeightsUnpickler error: (.{1,80})'):
+        found = re.search(pattern, text)
+        if found:
+            return found[1]
+    return text[:80]
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)

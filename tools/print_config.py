@@ -1,0 +1,38 @@
+"""Print a config as a run uses it: bases merged, options applied, classes resolved."""
+
+import argparse
+
+from vpt_dense import errors
+
+
+def main() -> None:
+    from mmengine.config import DictAction
+
+    from vpt_dense import config
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('key', nargs='?', help='print only this part, e.g. model.backbone')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override settings')  # fmt: skip
+    parser.add_argument('--save-path', metavar='FILE', help='write it to a .py or .json file too')
+    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
+    args = parser.parse_args()
+
+    cfg = config.load(args.config, args.cfg_options)
+    if args.save_path:
+        cfg.dump(args.save_path)
+    if args.key:
+        node, parts = cfg, args.key.split('.')
+        for part in parts:
+            try:
+                node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                hint = errors.suggest(part, node) if isinstance(node, dict) else ''
+                raise errors.UserError(f"the config has no {args.key}{hint}") from error
+        cfg = config.Config({parts[-1]: node})
+    print(cfg.pretty_text, end='')
+
+
+if __name__ == '__main__':
+    errors.main(main)
