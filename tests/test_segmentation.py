@@ -1,0 +1,211 @@
+"""SETR on ADE20K: every leaf of ``configs/vpt``, shrunk for speed; and the real one, as it is."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from mmengine import Config
+from mmengine.registry import MODELS
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from utils import CONFIGS, ROOT, TINY_ARCH, images, make_ade_folder, tiny_auxiliary_heads
+
+from vpt_dense import config
+
+LEAVES = sorted(path.name for path in (CONFIGS / 'vpt').glob('setr*_ade20k.py'))
+
+
+def tiny_model(leaf: str, **backbone) -> torch.nn.Module:
+    """The model of a leaf with a tiny backbone and narrow heads; crops of 32 pixels."""
+    cfg = config.load(str(CONFIGS / 'vpt' / leaf)).model
+    cfg.data_preprocessor.size = (32, 32)
+    cfg.backbone.update(
+        dict(arch=TINY_ARCH, img_size=32, patch_size=8, out_indices=[0, 1, 2, 3], **backbone)
+    )
+    cfg.backbone.pop('init_cfg')
+    if 'neck' in cfg:
+        cfg.neck.update(in_channels=[64] * 4, out_channels=16)
+        cfg.decode_head.update(in_channels=[16] * 4, channels=64, mla_channels=16)
+        for head in cfg.auxiliary_head:
+            head.update(in_channels=16, channels=16)
+    else:
+        cfg.decode_head.update(in_channels=64, channels=16)
+        for head in cfg.auxiliary_head:
+            head.update(in_channels=64, channels=16)
+    cfg.test_cfg.update(crop_size=(32, 32), stride=(21, 21))
+    return MODELS.build(cfg)
+
+
+def batch(height: int, width: int, count: int = 2) -> dict:
+    """Random images with labels of 150 classes and some ignored pixels."""
+    samples = []
+    for i in range(count):
+        generator = torch.Generator().manual_seed(i)
+        labels = torch.randint(0, 150, (1, height, width), generator=generator)
+        labels[:, :4] = 255
+        sample = SegDataSample(
+            metainfo=dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (height, width))
+        )
+        sample.gt_sem_seg = PixelData(data=labels)
+        samples.append(sample)
+    return dict(inputs=list(images(count, 3, height, width) * 50 + 120), data_samples=samples)
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_trains_the_heads_and_what_the_backbone_names(mmseg_scope, leaf):
+    model = tiny_model(leaf).train()
+    data = model.data_preprocessor(batch(32, 32), training=True)
+    losses = model.loss(data['inputs'], data['data_samples'])
+    total, _ = model.parse_losses(losses)
+    assert total.isfinite()
+    assert {name for name in losses if name.endswith('loss_ce')} == {
+        'decode.loss_ce',
+        *(f'aux_{i}.loss_ce' for i in range(len(model.auxiliary_head))),
+    }
+    total.backward()
+    for name, parameter in model.named_parameters():
+        # Default DDP needs every trainable parameter to reach the loss.
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        if not name.startswith('backbone.'):
+            assert parameter.requires_grad, name
+
+
+@pytest.mark.parametrize('mode', ['slide', 'whole'])
+@pytest.mark.parametrize('size', [(32, 32), (45, 70), (24, 80), (20, 20)])
+@pytest.mark.parametrize('leaf', ['setr_vit-l_deep_ade20k.py', 'setr-mla_vit-l_deep_ade20k.py'])
+def test_predicts_any_size(mmseg_scope, leaf, mode, size):
+    model = tiny_model(leaf).eval()
+    model.test_cfg.mode = mode
+    model.data_preprocessor.test_cfg = None
+    data = model.data_preprocessor(batch(*size, count=1), training=False)
+    with torch.no_grad():
+        (result,) = model.predict(data['inputs'], data['data_samples'])
+    assert result.pred_sem_seg.data.shape == (1, *size)
+    assert result.seg_logits.data.shape == (150, *size)
+    assert 0 <= result.pred_sem_seg.data.min() and result.pred_sem_seg.data.max() < 150
+
+
+def test_slide_of_one_window_is_whole(mmseg_scope):
+    model = tiny_model('setr_vit-l_deep_ade20k.py').eval()
+    data = model.data_preprocessor(batch(32, 32, count=1), training=False)
+    logits = []
+    for mode in ('slide', 'whole'):
+        model.test_cfg.mode = mode
+        with torch.no_grad():
+            (result,) = model.predict(data['inputs'], data['data_samples'])
+        logits.append(result.seg_logits.data)
+    torch.testing.assert_close(*logits)
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_leaves_are_short_and_say_what_was_published(leaf):
+    text = (CONFIGS / 'vpt' / leaf).read_text()
+    assert len(text.splitlines()) <= 10
+    cfg = Config.fromfile(CONFIGS / 'vpt' / leaf)
+    assert cfg.train_cfg.max_iters == 160_000
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('SGD', 1e-3, 0)
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.head.lr_mult == 10
+    assert (cfg.param_scheduler[0].type, cfg.param_scheduler[0].eta_min) == ('PolyLR', 1e-4)
+    assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+    assert cfg.model.backbone.interpolate_mode == 'bilinear'
+    assert cfg.model.backbone.final_norm is False
+    assert all(h.loss_decode.loss_weight == 0.4 for h in cfg.model.auxiliary_head)
+
+
+def test_multi_scale_leaf_is_the_same_run_with_augmented_testing():
+    plain = Config.fromfile(CONFIGS / 'vpt/setr_vit-l_deep_ade20k.py').to_dict()
+    multi = Config.fromfile(CONFIGS / 'vpt/setr_vit-l_deep_ade20k_ms.py').to_dict()
+    assert multi.pop('tta') is True
+    assert multi == plain
+    scales, flips, *_ = plain['tta_pipeline'][1]['transforms']
+    assert [s['scale'][1] / 512 for s in scales] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    assert [f['prob'] for f in flips] == [0, 1]
+
+
+def run(cwd, *command: str) -> str:
+    """Run a tool in ``cwd``; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_real_config_runs_as_it_is(tmp_path):
+    """ViT-L at 512x512 on CPU: weights, data and images where the config says they are."""
+    (tmp_path / 'pretrain').mkdir()
+    torch.manual_seed(0)
+    weights = timm.create_model('vit_large_patch16_384').state_dict()
+    torch.save(weights, tmp_path / 'pretrain/jx_vit_large_p16_384-b3be5167.pth')
+    make_ade_folder(tmp_path / 'data/ade/ADEChallengeData2016', num_images=1, size=(512, 683))
+    leaf = str(CONFIGS / 'vpt/setr_vit-l_deep_ade20k.py')
+    small = ['train_dataloader.batch_size=1', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+    out = run(
+        tmp_path, str(ROOT / 'tools/train.py'), leaf, '--work-dir', 'run', '--cfg-options', *small,
+        'default_hooks.checkpoint.interval=2', 'default_hooks.logger.interval=1',
+    )  # fmt: skip
+    assert '13,389,400' in out and 'mIoU' in out
+    summary = json.loads((tmp_path / 'run/summary.json').read_text())
+    assert summary['parameters']['trainable'] == 13_389_400
+
+    trained = torch.load(tmp_path / 'run/iter_2.pth', weights_only=False)['state_dict']
+    theirs = {
+        'backbone.patch_embed.projection.bias': 'patch_embed.proj.bias',
+        'backbone.cls_token': 'cls_token',
+        'backbone.layers.23.ffn.layers.1.weight': 'blocks.23.mlp.fc2.weight',
+    }
+    for ours, name in theirs.items():  # the frozen backbone is what was loaded
+        assert torch.equal(trained[ours], weights[name]), ours
+    assert 'backbone.ln1.weight' not in trained
+    assert trained['backbone.pos_embed'].shape == (1, 1 + 32 * 32, 1024)
+    assert trained['backbone.prompt.tokens'].shape == (24, 10, 1024)
+
+
+def test_a_shrunk_config_trains_tests_and_resumes(tmp_path, ade_folder):
+    """The leaf through the tools, with a small backbone, on ADE20K's layout."""
+    leaf = str(CONFIGS / 'vpt/setr_vit-l_deep_ade20k.py')
+    (tmp_path / 'small.py').write_text(
+        f"""
+_base_ = '{leaf}'
+dataset = dict(data_root='{ade_folder}')
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(arch=dict(_delete_=True, **{TINY_ARCH}), img_size=64, patch_size=8, out_indices=[0, 1, 2, 3]),
+    decode_head=dict(in_channels=64, channels=16),
+    auxiliary_head={tiny_auxiliary_heads()},
+    test_cfg=dict(crop_size=(64, 64), stride=(42, 42)),
+)
+model['backbone']['init_cfg'] = dict(_delete_=True, type='Constant', val=0.02, layer='Conv2d')
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+pack = [dict(type='PackSegInputs')]
+crop = [dict(type='RandomCrop', crop_size=(64, 64))]
+train_dataloader = dict(num_workers=0, dataset=dict(pipeline=load + crop + pack))
+val_dataloader = dict(num_workers=0, dataset=dict(pipeline=load + pack))
+test_dataloader = dict(num_workers=0, dataset=dict(pipeline=load + pack))
+train_cfg = dict(max_iters=4, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+"""
+    )
+    train = [str(ROOT / 'tools/train.py'), 'small.py', '--work-dir', 'run']
+    out = run(tmp_path, *train, '--cfg-options', 'train_cfg.max_iters=2')
+    before_first_iteration = out.partition('Iter(train)')[0]
+    assert len(before_first_iteration.splitlines()) <= 40
+    assert 'mIoU' in out
+    out = run(tmp_path, *train, '--resume')
+    assert '[4/4]' in out
+    tested = run(
+        tmp_path, str(ROOT / 'tools/test.py'), 'small.py', 'run/iter_4.pth', '--work-dir', 'test',
+        '--show-dir', 'shown',
+    )  # fmt: skip
+    assert 'mIoU' in tested
+    assert len(list((tmp_path / 'shown').rglob('*.png'))) == 2
