@@ -180,7 +180,9 @@ _base_ = '{leaf}'
 dataset = dict(data_root='{ade_folder}')
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(arch=dict(_delete_=True, **{TINY_ARCH}), img_size=64, patch_size=8, out_indices=[0, 1, 2, 3]),
+    backbone=dict(
+        arch=dict(_delete_=True, **{TINY_ARCH}), img_size=64, patch_size=8, out_indices=[0, 1, 2, 3]
+    ),
     decode_head=dict(in_channels=64, channels=16),
     auxiliary_head={tiny_auxiliary_heads()},
     test_cfg=dict(crop_size=(64, 64), stride=(42, 42)),
