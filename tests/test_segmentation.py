@@ -156,7 +156,7 @@ def test_the_real_config_runs_as_it_is(tmp_path):
     )  # fmt: skip
     assert '13,389,400' in out and 'mIoU' in out
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
-    assert summary['parameters']['trainable'] == 13_389_400
+    assert summary['params']['trainable'] == 13_389_400
 
     trained = torch.load(tmp_path / 'run/iter_2.pth', weights_only=False)['state_dict']
     theirs = {
