@@ -102,8 +102,9 @@ def test_registered_types_resolve_by_scoped_name(scope, registered):
 
 def test_version_is_the_same_everywhere():
     assert importlib.metadata.version('vpt-dense') == vpt_dense.__version__
-    changelog = ROOT / 'CHANGELOG.md'
-    assert vpt_dense.__version__ in changelog.read_text()
+    assert vpt_dense.__version__ in (ROOT / 'CHANGELOG.md').read_text()
+    citation = (ROOT / 'CITATION.cff').read_text()
+    assert f'\nversion: {vpt_dense.__version__}\n' in citation
 
 
 def test_requirements_reach_the_metadata():
