@@ -75,10 +75,15 @@ def test_shared_tensor_counts_once():
 
 def test_tuned_bytes_include_statistics_of_what_trains():
     """Trainable tensors plus batch-norm statistics of trained parts; none of frozen ones."""
-    # decode head's norm: mean and variance of 2 channels in float32 and an int64 counter;
-    # classification head's norm has 4 channels and no parameters of its own.
-    statistics = (2 * 2 * 4 + 8) + (2 * 4 * 4 + 8)
-    assert params.tuned_bytes(Toy()) == 85 * 4 + statistics
+    expected = {part: 4 * trainable for part, (trainable, _) in COUNTS.items() if trainable}
+    # Mean and variance of 2 channels in float32 and an int64 counter; the classification head's
+    # norm has 4 channels and no parameters of its own; the backbone's is frozen.
+    expected['decode head'] += 2 * 2 * 4 + 8
+    expected['classification head'] += 2 * 4 * 4 + 8
+    assert params.tuned_bytes(Toy()) == expected
+    megabytes, deployed = params.tuned_megabytes(Toy())
+    assert megabytes * 1e6 == pytest.approx(sum(expected.values()))
+    assert deployed * 1e6 == pytest.approx(sum(expected.values()) - 20 * 4)
 
 
 def test_tuned_bytes_leave_out_what_is_not_saved():
@@ -86,14 +91,14 @@ def test_tuned_bytes_leave_out_what_is_not_saved():
     model = nn.Module()
     model.head = nn.Linear(4, 4, bias=False).half()
     model.head.register_buffer('scratch', torch.zeros(100), persistent=False)
-    assert params.tuned_bytes(model) == 16 * 2
+    assert params.tuned_bytes(model) == {'classification head': 16 * 2}
 
 
 def test_tuned_bytes_is_what_a_file_takes():
     """Everything trains: the size is that of the tensors of the state dict."""
     model = Toy().requires_grad_(True)
     expected = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    assert params.tuned_bytes(model) == expected
+    assert sum(params.tuned_bytes(model).values()) == expected
 
 
 def test_wrappers_do_not_hide_the_parts():
@@ -126,7 +131,8 @@ def test_report_is_plain_and_complete():
     assert report['percent'] == pytest.approx(100 * 85 / 109)
     assert report['deployed']['total'] == 89
     assert 'auxiliary heads' in report['deployed']['note']
-    assert report['tuned_megabytes'] == params.tuned_bytes(Toy()) / 1e6
+    assert report['tuned_megabytes'] == params.tuned_megabytes(Toy())[0]
+    assert report['deployed']['tuned_megabytes'] == params.tuned_megabytes(Toy())[1]
 
 
 def test_table_shows_heads_apart_and_deployed_total():
@@ -137,7 +143,7 @@ def test_table_shows_heads_apart_and_deployed_total():
     assert cells['auxiliary heads'] == ['20', '20', '100.0']
     assert cells['all, in training'] == ['85', '109', '78.0']
     assert cells['deployed (no auxiliary heads)'] == ['65', '89', '73.0']
-    assert 'MB' in lines[-1]
+    assert '0.00 MB on disk' in lines[-1] and 'without the auxiliary heads' in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +270,12 @@ def test_tool_prints_a_row_for_each_config(tool, arguments, capsys):
     with pytest.raises(SystemExit, match='0'):
         tool(*arguments, HEAD, DEEP_CONFIG)
     lines = capsys.readouterr().out.splitlines()
-    (head,) = [line for line in lines if HEAD in line]
-    (deep,) = [line for line in lines if DEEP_CONFIG in line]
+    (head,) = [line for line in lines if 'setr_vit-l_head_ade20k' in line]
+    (deep,) = [line for line in lines if 'setr_vit-l_deep_ade20k' in line]
     assert '13,143,640' in head and '317,291,096' in head and ' - ' in head
+    # MB of float32 with the statistics of ten batch norms (mean, variance, counter), of the decode
+    # head's four when deployed: (13,143,640 * 4 + 10 * 2056) / 1e6, (4,171,414 * 4 + 4 * 2056) / 1e6
+    assert '52.60' in head and '16.69' in head
     assert '13,389,400' in deep and '245,760' in deep
     if arguments:
         assert lines[1].startswith('| --- | ---: |')

@@ -181,6 +181,21 @@ def test_params_json_and_scalars(trained):
     assert scalars['params/decode_head_total'] == report['parts']['decode head']['total']
 
 
+def test_scalars_reach_tensorboard(trained, tmp_path):
+    """TensorBoard takes the scalars as they are."""
+    pytest.importorskip('tensorboard')
+    from mmengine.visualization import TensorboardVisBackend
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    backend = TensorboardVisBackend(str(tmp_path))
+    backend.add_scalars(report_hook._scalars(load(trained.work_dir / 'params.json')))
+    backend.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = events.Scalars('params/prompt_trainable')
+    assert (event.step, event.value) == (0, PROMPT)
+    assert events.Scalars('params/percent')[0].value > 0
+
+
 def test_log_says_what_runs_and_what_trains(trained):
     """Config, data with the number of images, weights, work_dir, and a row for each part."""
     for text in (
@@ -191,6 +206,7 @@ def test_log_says_what_runs_and_what_trains(trained):
         'cpu, 1 process',
         str(trained.work_dir),
         'TokenPrompt',
+        'EncoderDecoder, PromptedVisionTransformer, SETRUPHead, 3 x auxiliary SETRUPHead\n',
         r"'^prompt",
     ):
         assert text in trained.log, text
@@ -254,7 +270,8 @@ def test_test_only_run(trained, tmp_path):
     )
     metrics = Runner.from_cfg(cfg).test()
     result = load(tmp_path / 'test.json')
-    assert result['metrics'] == {key: float(value) for key, value in metrics.items()}
+    # As printed, without the noise of float32.
+    assert result['metrics'] == {key: float(f'{value:.2f}') for key, value in metrics.items()}
     assert result['checkpoint'] == str(trained.work_dir / 'iter_2.pth')
     assert result['params'] == load(trained.work_dir / 'params.json')
     assert len(result['per_class']) == 150

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from vpt_dense import errors, logging
 
@@ -13,8 +14,9 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='The trainable parameters of each part are listed, then those of the model. '
-        'Auxiliary heads are used in training only; "deployed" leaves them out.',
+        epilog='The columns of the parts hold trainable parameters; "deployed" and "deployed MB" '
+        'leave out the auxiliary heads, which are used in training only; MB (10^6 bytes) are what '
+        'the tuned part takes on disk.',
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='path of a config file')
     parser.add_argument(
@@ -32,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """Lay out reports as a header and a row for each config.
+    """Lay out reports as a header and a row for each config, by its name without folder.
 
     A part has a column if it has parameters in any of the configs. Its cell holds the trainable
     ones, or a dash if the model has no such part.
@@ -41,19 +43,22 @@ def table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
 
     found = {part for report in reports.values() for part in report['parts']}
     parts = [part for part in params.ORDER if part in found] + sorted(found - set(params.ORDER))
-    header = ['config', *parts, 'trainable', 'total', '%', 'deployed total', 'tuned MB']
+    header = ['config', *parts, 'trainable', 'total', '%', 'deployed', 'tuned MB', 'deployed MB']
     rows = []
-    for path, report in reports.items():
+    stems = [Path(path).stem for path in reports]
+    names = stems if len(set(stems)) == len(stems) else list(reports)
+    for name, report in zip(names, reports.values(), strict=True):
         cells = [report['parts'].get(part) for part in parts]
         rows.append(
             [
-                path,
+                name,
                 *('-' if cell is None else f'{cell["trainable"]:,}' for cell in cells),
                 f'{report["trainable"]:,}',
                 f'{report["total"]:,}',
                 params.format_percent(report['percent']).removesuffix(' %'),
                 f'{report["deployed"]["total"]:,}',
                 f'{report["tuned_megabytes"]:,.2f}',
+                f'{report["deployed"]["tuned_megabytes"]:,.2f}',
             ]
         )
     return header, rows
@@ -66,19 +71,27 @@ def as_markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def print_rich(header: list[str], rows: list[list[str]]) -> None:
-    """Print a table for the eye: with as many columns as the screen or, in a file, as it takes."""
+    """Print a table for the eye; headings break where the screen is narrow, numbers do not."""
+    from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
-    drawn = Table(title='Trainable parameters by part', caption='"deployed": no auxiliary heads')
-    for index, name in enumerate(header):
-        drawn.add_column(name, justify='right' if index else 'left', overflow='fold')
+    drawn = Table(
+        title='Trainable parameters by part',
+        caption='deployed: without the auxiliary heads, which are used in training only',
+        box=box.SIMPLE,
+    )
+    for index, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
+        width = max(map(len, [*cells, *name.split()]))
+        drawn.add_column(name, justify='right' if index else 'left', min_width=width)
     for row in rows:
         drawn.add_row(*row)
     console = Console()
     if not console.is_terminal:
         # rich takes 80 columns for a file and would break the numbers.
-        console = Console(width=sum(max(map(len, c)) + 3 for c in zip(header, *rows)) + 1)
+        wide = console.options.update(max_width=1000)
+        console = Console(width=Measurement.get(console, wide, drawn).maximum)
     console.print(drawn)
 
 

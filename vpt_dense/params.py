@@ -98,29 +98,39 @@ def deployed(counts: Counts) -> tuple[int, int]:
     return add_up({part: pair for part, pair in counts.items() if part != NOT_DEPLOYED})
 
 
-def tuned_bytes(model: nn.Module) -> int:
+def tuned_bytes(model: nn.Module) -> dict[str, int]:
     """Return the bytes that the tuned part of a model takes on disk.
 
     These are the trainable parameters and the saved buffers that training changes with them
     (batch-norm statistics). A buffer counts if its module owns a trainable parameter, or owns no
     parameter and lies in a part in which everything trains.
+
+    Returns:
+        ``{part: bytes}``, of the parts in which anything trains.
     """
     model = unwrap(model)
     whole = {part for part, (trainable, total) in count(model).items() if trainable == total}
-    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    sizes: dict[str, int] = {}
     for prefix, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        if own:
-            tuned = any(parameter.requires_grad for parameter in own)
-        else:
-            tuned = part_of(f'{prefix}.') in whole
-        if tuned:
-            size += sum(
-                buffer.numel() * buffer.element_size()
+        part = part_of(f'{prefix}.x')
+        tensors = [parameter for parameter in own if parameter.requires_grad]
+        if tensors or (not own and part in whole):
+            tensors += [
+                buffer
                 for name, buffer in module.named_buffers(recurse=False)
                 if name not in module._non_persistent_buffers_set
-            )
-    return size
+            ]
+        if tensors:
+            sizes[part] = sizes.get(part, 0) + sum(t.numel() * t.element_size() for t in tensors)
+    return sizes
+
+
+def tuned_megabytes(model: nn.Module) -> tuple[float, float]:
+    """Return :func:`tuned_bytes` in 10^6 bytes: of all parts, and of what is deployed."""
+    sizes = tuned_bytes(model)
+    size = sum(sizes.values())
+    return size / 1e6, (size - sizes.get(NOT_DEPLOYED, 0)) / 1e6
 
 
 def report(model: nn.Module) -> dict[str, Any]:
@@ -128,23 +138,25 @@ def report(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         ``parts`` ({part: {trainable, total}}), ``trainable``, ``total``, ``percent`` (trainable of
-        total, 0 to 100), ``deployed`` ({trainable, total, note}) and ``tuned_megabytes`` (10^6
-        bytes, see :func:`tuned_bytes`).
+        total, 0 to 100), ``tuned_megabytes`` (10^6 bytes, see :func:`tuned_bytes`), and
+        ``deployed`` ({trainable, total, tuned_megabytes, note}), without the auxiliary heads.
     """
     counts = count(model)
     trainable, total = add_up(counts)
     deployed_trainable, deployed_total = deployed(counts)
+    megabytes, deployed_megabytes = tuned_megabytes(model)
     return {
         'parts': {part: {'trainable': t, 'total': n} for part, (t, n) in counts.items()},
         'trainable': trainable,
         'total': total,
         'percent': percent(trainable, total),
+        'tuned_megabytes': megabytes,
         'deployed': {
             'trainable': deployed_trainable,
             'total': deployed_total,
+            'tuned_megabytes': deployed_megabytes,
             'note': DEPLOYED_NOTE,
         },
-        'tuned_megabytes': tuned_bytes(model) / 1e6,
     }
 
 
@@ -187,4 +199,8 @@ def parts_table(model: nn.Module) -> str:
             for part, (t, n) in rows
         ],
     )
-    return f'{table}\nThe tuned part takes {tuned_bytes(model) / 1e6:,.2f} MB on disk.'
+    megabytes, deployed_megabytes = tuned_megabytes(model)
+    size = f'The tuned part takes {megabytes:,.2f} MB on disk'
+    if NOT_DEPLOYED in counts:
+        size += f', {deployed_megabytes:,.2f} MB without the auxiliary heads'
+    return f'{table}\n{size}.'

@@ -58,7 +58,10 @@ class IoUMetric(_IoUMetric):
         rows = hub.get_info(PER_CLASS)
         if rows is None or [row['class'] for row in rows] != list(classes):
             rows = [{'class': name} for name in classes]
-        percents = {name: np.round(value * 100, 2) for name, value in values.items()}
+        # In float64, whose shortest text has the two decimals.
+        percents = {
+            name: np.round(value.astype(np.float64) * 100, 2) for name, value in values.items()
+        }
         prefix = f'{self.prefix}/' if self.prefix else ''
         for index, row in enumerate(rows):
             row.update({prefix + name: float(value[index]) for name, value in percents.items()})

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
@@ -270,8 +271,6 @@ def _versions() -> dict[str, str]:
 def _describe(runner: Runner) -> str:
     """Return the summary of a run: a line each for what runs, on what data, from which weights."""
     model = params.unwrap(runner.model)
-    names = [type(model).__name__]
-    names += [type(child).__name__ for _, child in model.named_children()]
     method = _method(runner)
     prompt = dict(method['prompt'] or {})
     kind = prompt.pop('type', 'no prompt')
@@ -281,7 +280,7 @@ def _describe(runner: Runner) -> str:
     trainable = method['trainable']
     rows = [
         ('config', runner.cfg.filename or 'built in code'),
-        ('model', ', '.join(name for name in names if 'Preprocessor' not in name)),
+        ('model', _describe_model(model)),
         ('method', kind if trainable is None else f'{kind}; the backbone trains {list(trainable)}'),
     ]
     rows += [(split, _describe_data(dataset)) for split, dataset in _datasets(runner)]
@@ -291,6 +290,20 @@ def _describe(runner: Runner) -> str:
         ('work_dir', runner.work_dir),
     ]
     return '\n'.join(['What runs', *(f'  {name:<9} {text}' for name, text in rows)])
+
+
+def _describe_model(model: torch.nn.Module) -> str:
+    """Return the names of the classes that a model consists of; heads of a list are counted."""
+    names = [type(model).__name__]
+    for part in ('backbone', 'neck', 'decode_head', 'auxiliary_head', 'head'):
+        module = getattr(model, part, None)
+        several = module if isinstance(module, torch.nn.ModuleList) else [module]
+        kinds = [type(child).__name__ for child in several if child is not None]
+        label = 'auxiliary ' if part == 'auxiliary_head' else ''
+        for kind in dict.fromkeys(kinds):
+            times = f'{kinds.count(kind)} x ' if kinds.count(kind) > 1 else ''
+            names.append(f'{times}{label}{kind}')
+    return ', '.join(names)
 
 
 def _datasets(runner: Runner) -> list[tuple[str, Any]]:
@@ -356,7 +369,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if hasattr(value, 'tolist'):  # numpy scalars and arrays, tensors
+    if isinstance(value, np.floating):
+        return _plain(float(str(value)))  # a float32 of 44.06 as 44.06, not 44.060001373291016
+    if hasattr(value, 'tolist'):  # other numpy scalars, arrays, tensors
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
