@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense.datasets.checks import find_classes
+from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError, suggest
 
 #: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
@@ -221,8 +222,8 @@ def resolve(cfg: Config) -> None:
 
     - ``dataset``: what every split has in common goes into the data set of every dataloader;
       ``classes`` and ``palette`` become its metainfo.
-    - The number of classes of every head is the number of classes: of ``dataset.classes``, or of
-      the class folders found on disk for a data set that is a folder of images.
+    - The number of classes of every head is that of ``dataset.classes``, or of the class folders
+      found on disk for a ``vpt_dense.ImageFolder``.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
     - ``persistent_workers`` and ``pin_memory`` follow ``num_workers`` and the machine.
@@ -292,32 +293,13 @@ def _classes(cfg: Config) -> list[str] | None:
 
 
 def _class_folders(cfg: Config) -> list[str] | None:
-    """Class names of a folder of images: the sub-folders of the training folder, sorted."""
-    if not (cfg.get('model') or {}).get('head'):
-        return None
+    """The classes of an image folder, if it is there: printing a config needs no data."""
     for leaf in leaf_datasets(cfg.get('train_dataloader')):
         merged = {**leaf, **(cfg.get('dataset') or {})}
-        kind = str(merged.get('type')).rpartition('.')[2]
-        by_folder = kind in ('CustomDataset', 'ImageFolder')
-        if not by_folder or merged.get('ann_file') or merged.get('with_label') is False:
-            continue
-        if (merged.get('metainfo') or {}).get('classes'):
-            return None
-        folder = image_folder(merged)
-        if kind == 'ImageFolder':
-            # An absent folder is the preflight's to report: parameters can be counted without it.
-            return find_classes(merged['data_root']) if folder.is_dir() else None
-        if folder.is_dir():
-            return sorted(child.name for child in folder.iterdir() if child.is_dir()) or None
+        root = merged.get('data_root')
+        if merged.get('type') == 'vpt_dense.ImageFolder' and root and Path(root, 'train').is_dir():
+            return find_classes(root)
     return None
-
-
-def image_folder(dataset: dict) -> Path:
-    """The folder of images of a data set's config dict."""
-    prefix = dataset.get('data_prefix') or ''
-    if isinstance(prefix, dict):
-        prefix = prefix.get('img_path') or ''
-    return Path(dataset.get('data_root') or '', prefix)
 
 
 def _merge_common(leaf: dict, common: dict, classes: list[str] | None) -> None:

@@ -10,11 +10,24 @@ from typing import Any
 
 from mmengine.config import Config
 
-from vpt_dense.config import heads, image_folder, leaf_datasets
+from vpt_dense.config import heads, leaf_datasets
+from vpt_dense.datasets.checks import (
+    IMAGE_SUFFIXES,
+    MASK_SUFFIXES,
+    find_classes,
+    list_class_files,
+    pair_files,
+)
 from vpt_dense.errors import UserError
 
 #: Suffixes (images, masks) that a data set class takes when the config does not say.
-_SUFFIXES = {'ADE20KDataset': ('.jpg', '.png'), 'BaseSegDataset': ('.jpg', '.png')}
+_SUFFIXES = {
+    'ADE20KDataset': ('.jpg', '.png'),
+    'BaseSegDataset': ('.jpg', '.png'),
+    'SegFolder': (IMAGE_SUFFIXES, MASK_SUFFIXES),
+}
+#: Data sets that fetch their files by themselves.
+_DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 
 
 def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
@@ -147,10 +160,9 @@ def check_dataset(dataset: dict, split: str) -> None:
         dataset: Config dict of a data set, not of a wrapper.
         split: ``train``, ``val`` or ``test``, for messages.
     """
-    prefix = dataset.get('data_prefix') or {}
-    root = dataset.get('data_root')
-    downloads = str(dataset.get('type')).rpartition('.')[2] in ('CIFAR10', 'CIFAR100', 'MNIST')
-    if downloads:
+    kind = str(dataset.get('type')).rpartition('.')[2]
+    prefix, root = dataset.get('data_prefix') or {}, dataset.get('data_root')
+    if kind in _DOWNLOADED:
         return
     if root and not Path(root).is_dir():
         raise UserError(
@@ -158,68 +170,36 @@ def check_dataset(dataset: dict, split: str) -> None:
         )
     if isinstance(prefix, dict) and 'seg_map_path' in prefix:
         _check_segmentation(dataset, split, Path(root or ''), prefix)
-    elif isinstance(dataset.get('type'), str) and dataset['type'].endswith('CustomDataset'):
-        _check_image_folder(dataset, split)
+    elif kind == 'ImageFolder':
+        classes = (dataset.get('metainfo') or {}).get('classes') or find_classes(root)
+        list_class_files(Path(root, prefix or 'train'), classes)
 
 
 def _check_segmentation(dataset: dict, split: str, root: Path, prefix: dict) -> None:
+    """Every image must have its mask. Classes with naming rules of their own are left to them."""
+    kind = str(dataset.get('type')).rpartition('.')[2]
     images, masks = (root / str(prefix.get(key) or '') for key in ('img_path', 'seg_map_path'))
     for folder, key in ((images, 'img_path'), (masks, 'seg_map_path')):
         if not folder.is_dir():
             raise UserError(f'data of {split}: no folder {folder} (data_prefix.{key})')
-    kind = str(dataset.get('type')).rpartition('.')[2]
-    defaults = _SUFFIXES.get(kind, (None, None))
-    image_suffix = dataset.get('img_suffix', defaults[0])
-    mask_suffix = dataset.get('seg_map_suffix', defaults[1])
-    if not isinstance(image_suffix, str) or not isinstance(mask_suffix, str):
-        return  # a class with its own rules
-    ann_file = dataset.get('ann_file')
-    if ann_file:
-        listing = root / ann_file
+    if dataset.get('ann_file'):
+        listing = root / dataset['ann_file']
         if not listing.is_file():
-            raise UserError(f'data of {split}: no file {listing} (ann_file)')
-        names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
-    else:
-        names = [path[: -len(image_suffix)] for path in _files(images, image_suffix)]
-    if not names:
-        raise UserError(f'data of {split}: no *{image_suffix} in {images}')
-    present = {path[: -len(mask_suffix)] for path in _files(masks, mask_suffix)}
-    if not present:
-        raise UserError(f'data of {split}: no *{mask_suffix} in {masks}')
-    lacking = [name for name in names if name not in present]
+            raise UserError(f'data of {split}: no file {listing} (dataset.ann_file)')
+        return
+    if kind not in _SUFFIXES:
+        return
+    image_suffix = dataset.get('img_suffix', _SUFFIXES[kind][0])
+    mask_suffix = dataset.get('seg_map_suffix', _SUFFIXES[kind][1])
+    pairs, _ = pair_files(str(images), str(masks), image_suffix, mask_suffix)
+    lacking = [image for image, mask in pairs if mask is None]
+    if len(lacking) == len(pairs):
+        raise UserError(
+            f'data of {split}: no mask in {masks} for any of the {len(pairs)} images in {images} '
+            f'(looked for {mask_suffix}, e.g. for {Path(lacking[0]).name})'
+        )
     if lacking:
         raise UserError(
-            f'data of {split}: {len(lacking)} of {len(names)} images have no mask, first '
-            f'{images / lacking[0]}{image_suffix} (wanted {masks / lacking[0]}{mask_suffix})'
+            f'data of {split}: {len(lacking)} of {len(pairs)} images have no mask in {masks}, '
+            f'e.g. {lacking[0]}'
         )
-
-
-def _check_image_folder(dataset: dict, split: str) -> None:
-    folder = image_folder(dataset)
-    if not folder.is_dir():
-        raise UserError(f'data of {split}: no folder {folder}; set dataset.data_root')
-    if dataset.get('ann_file') or dataset.get('with_label') is False:
-        return
-    found = sorted(child.name for child in folder.iterdir() if child.is_dir())
-    if not found:
-        raise UserError(f'data of {split}: {folder} has no sub-folders; it needs one per class')
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is not None:
-        for what, names in (
-            ('has a folder that is not a class', set(found) - set(classes)),
-            ('lacks the folder of a class', set(classes) - set(found)),
-        ):
-            if names:
-                raise UserError(
-                    f'data of {split}: {folder} {what}: {sorted(names)[0]!r}; the classes are the '
-                    'folders of the training data, or dataset.classes'
-                )
-
-
-def _files(folder: Path, suffix: str) -> Iterator[str]:
-    """Paths below a folder, relative to it, that end in ``suffix``."""
-    for parent, _, names in os.walk(folder):
-        relative = os.path.relpath(parent, folder)
-        for name in sorted(names):
-            if name.endswith(suffix):
-                yield name if relative == '.' else os.path.join(relative, name)

@@ -165,7 +165,7 @@ def _read_mask(dataset: Any, index: int) -> np.ndarray | None:
         dataset = dataset.dataset
         index %= len(dataset)
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
-    loaders = [t for t in transforms if type(t).__name__ == 'LoadAnnotations']
+    loaders = [t for t in transforms if type(t).__name__ in ('LoadAnnotations', 'LoadMask')]
     if not loaders or not hasattr(dataset, 'get_data_info'):
         return None
     return loaders[0](dataset.get_data_info(index)).get('gt_seg_map')
