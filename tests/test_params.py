@@ -274,7 +274,7 @@ def test_tool_prints_a_row_for_each_config(tool, arguments, capsys):
     (deep,) = [line for line in lines if 'setr_vit-l_deep_ade20k' in line]
     assert '13,143,640' in head and '317,291,096' in head and ' - ' in head
     # MB of float32 with the statistics of ten batch norms (mean, variance, counter), of the decode
-    # head's four when deployed: (13,143,640 * 4 + 10 * 2056) / 1e6, (4,171,414 * 4 + 4 * 2056) / 1e6
+    # head's four when deployed: 13,143,640 * 4 + 10 * 2056 and 4,171,414 * 4 + 4 * 2056 bytes
     assert '52.60' in head and '16.69' in head
     assert '13,389,400' in deep and '245,760' in deep
     if arguments:
