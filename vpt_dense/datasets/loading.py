@@ -1,5 +1,7 @@
 """Reading images and masks that the stack's loaders change silently or refuse obscurely."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -12,21 +14,29 @@ from vpt_dense.registry import TRANSFORMS
 class LoadBands(BaseTransform):
     """Loads all bands of an image at the file's own depth (mmcv's loader gives 3 x 8 bit).
 
-    The bands keep the file's order, R first for an ordinary image: set
-    ``model.data_preprocessor`` to ``bgr_to_rgb=False`` (mmseg) or ``to_rgb=False`` (mmpretrain), and
-    ``mean`` and ``std`` to one figure a band in the file's units (0 to 65535 for 16 bits).
+    The bands keep the file's order, R first for an ordinary image. They are normalised here,
+    because mmengine's data preprocessor takes 1 or 3 bands only: set ``model.data_preprocessor`` to
+    ``mean=None, std=None`` and ``bgr_to_rgb=False`` (mmseg) or ``to_rgb=False`` (mmpretrain).
 
-    Reads ``img_path``; adds ``img`` (H, W, num_bands) float32, ``img_shape`` and ``ori_shape``.
+    Reads ``img_path``; adds ``img`` (H, W, bands) float32, ``img_shape`` and ``ori_shape``.
 
     Args:
-        num_bands: Number of bands that every file must have.
+        mean: One figure a band, in the file's units (0 to 65535 for 16 bits). Their number is the
+            number of bands that every file must have.
+        std: As ``mean``.
 
     Raises:
-        ValueError: A file cannot be read or has another number of bands; the message names it.
+        ValueError: ``mean`` and ``std`` differ in length, or a file cannot be read or has another
+            number of bands; the message names it.
     """
 
-    def __init__(self, num_bands: int) -> None:
-        self.num_bands = num_bands
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ValueError(
+                f'LoadBands: mean and std need one figure a band, std above 0; found {mean}, {std}'
+            )
+        self.mean = np.asarray(mean, np.float32)
+        self.std = np.asarray(std, np.float32)
 
     def transform(self, results: dict) -> dict:
         """Loads ``results['img_path']``."""
@@ -35,18 +45,18 @@ class LoadBands(BaseTransform):
         if img is None:
             raise ValueError(f'image {path} cannot be read')
         img = img.reshape(*img.shape[:2], -1)  # (H, W, bands)
-        if img.shape[2] != self.num_bands:
+        if img.shape[2] != len(self.mean):
             raise ValueError(
-                f'image {path} has {img.shape[2]} bands, LoadBands expects {self.num_bands}'
+                f'image {path} has {img.shape[2]} bands, LoadBands expects {len(self.mean)}'
             )
-        if self.num_bands >= 3:
+        if img.shape[2] >= 3:
             img[..., :3] = img[..., 2::-1]  # OpenCV swaps the first and the third band
-        results['img'] = img.astype(np.float32)
+        results['img'] = (img.astype(np.float32) - self.mean) / self.std
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(num_bands={self.num_bands})'
+        return f'{type(self).__name__}(mean={self.mean.tolist()}, std={self.std.tolist()})'
 
 
 @TRANSFORMS.register_module()
