@@ -1,0 +1,17 @@
+# SETR on the small ViT of this repository, digits: VPT-shallow.
+_base_ = [
+    '../_base_/models/setr_vit-demo.py',
+    '../_base_/datasets/digits_96.py',
+    '../_base_/schedules/demo.py',
+    '../_base_/default_runtime.py',
+    '../_base_/tuning/shallow.py',
+]
+model = dict(
+    backbone=dict(_base_.tuning, prompt=dict(_base_.tuning.prompt, num_tokens=50, dropout=0.0))
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.002, weight_decay=1e-4),
+    paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=2.0)}),
+)
