@@ -211,7 +211,7 @@ def test_wrong_folders_are_told_in_one_line(make, line, tmp_path):
 
 @pytest.fixture
 def cifar100(tmp_path, monkeypatch):
-    """A folder of CIFAR-100's format with 8 images: label i is red at 8 i, without green or blue."""
+    """A folder of CIFAR-100's format with 8 images: label i is red at 8 i, no green or blue."""
     from mmpretrain.datasets import CIFAR100
 
     folder = tmp_path / 'cifar' / 'cifar-100-python'

@@ -134,11 +134,11 @@ def test_segfolder_reads_what_mmseg_reads(tmp_path, mmseg_scope):
 @pytest.mark.parametrize(
     'spoil, line',
     [
-        (lambda root: next(root.glob('annotations/training/0.*')).unlink(), '1 of 3 images have no'),
+        (lambda root: (root / 'annotations/training/0.png').unlink(), '1 of 3 images have no'),
         (lambda root: shutil.rmtree(root / 'annotations/training'), 'training does not exist'),
         (lambda root: [f.unlink() for f in root.glob('images/training/*')], 'no image in'),
         (
-            lambda root: shutil.copy(root / 'images/training/0.jpg', root / 'images/training/0.png'),
+            lambda r: shutil.copy(r / 'images/training/0.jpg', r / 'images/training/0.bmp'),
             'have the same name without the suffix',
         ),
     ],
@@ -256,6 +256,28 @@ def test_all_bands_are_loaded_as_stored(depth, bands, suffix, tmp_path):
     # The default loader takes the same file, as 3 bands of 8 bits.
     default = TRANSFORMS.build(dict(type='LoadImageFromFile'))(dict(img_path=str(path)))
     assert default['img'].shape == (20, 30, 3) and default['img'].dtype == np.uint8
+
+
+def test_photographs_turned_by_exif_have_one_size_everywhere(tmp_path):
+    root = make_seg_folder(tmp_path, sizes=((40, 30),))  # height 40, width 30
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees
+    Image.new('RGB', (40, 30)).save(root / 'images/training/0.jpg', exif=exif)
+    results = dict(img_path=str(root / 'images/training/0.jpg'))
+    results = TRANSFORMS.build(dict(type='LoadImageFromFile'))(results)
+    assert results['ori_shape'] == (40, 30)
+    training = checks.check_folder(root)['splits']['training']
+    assert training['image_sizes']['max'] == [30, 40] and not training['problems']
+
+
+def test_masks_of_32_bits_are_counted(tmp_path):
+    root = make_seg_folder(tmp_path, sizes=((40, 30),))
+    mask = LABELS.astype(np.int32)
+    mask[0, 0] = 70_000
+    Image.fromarray(mask).save(root / 'annotations/training/0.tif')
+    (root / 'annotations/training/0.png').unlink()
+    training = checks.check_folder(root)['splits']['training']
+    assert training['labels'] == [0, 70_000] and training['masks'] == 1
 
 
 def test_loading_bands_tells_what_is_wrong(tmp_path):
@@ -485,3 +507,32 @@ def test_browse_writes_images_with_labels(tmp_path, monkeypatch, capsys):
     assert np.array(Image.open(second))[-1, -1].tolist() == [255, 0, 0]
     # The label is written into the corner.
     assert np.unique(np.array(Image.open(first))[:20, :100].reshape(-1, 3), axis=0).shape[0] > 2
+
+
+# --------------------------------------------------------------------------- documentation
+
+
+def documented_configs():
+    """The configs that docs/datasets.md shows."""
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/datasets.md').read_text(), re.S)
+    return [block for block in blocks if block.startswith('_base_')]
+
+
+def test_documented_configs_load(tmp_path):
+    blocks = documented_configs()
+    assert len(blocks) >= 5
+    for i, block in enumerate(blocks):
+        path = tmp_path / f'leaf_{i}.py'
+        path.write_text(block.replace("'../vpt/", f"'{CONFIGS}/vpt/"))
+        config.load(str(path))
+
+
+def test_documented_examples_are_the_shipped_ones():
+    def code(path):
+        return ''.join(
+            line + '\n' for line in path.read_text().splitlines() if not line.startswith('#')
+        )
+
+    blocks = documented_configs()
+    for path in EXAMPLES.glob('*.py'):
+        assert code(path) in blocks, f'{path.name} is not in docs/datasets.md'

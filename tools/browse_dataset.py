@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='path of a config file')
-    parser.add_argument('--out-dir', help='write the images here (default: work_dirs/browse/CONFIG)')
+    parser.add_argument('--out-dir', help='write them here (default: work_dirs/browse/CONFIG)')
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train')
     parser.add_argument('--number', type=int, default=20, help='how many images (default: 20)')
     parser.add_argument(
@@ -69,7 +69,8 @@ def draw(visualizer, picture, sample, name: str, out_file: str | None) -> None:
     if hasattr(visualizer, 'visualize_cls'):
         # Enlarged: the text would not fit into a small image.
         short = max(224, min(picture.shape[:2]))
-        visualizer.visualize_cls(picture, sample, draw_pred=False, resize=short, name=name, **target)
+        target |= dict(resize=short, name=name)
+        visualizer.visualize_cls(picture, sample, draw_pred=False, **target)
     else:
         visualizer.add_datasample(name, picture, sample, draw_pred=False, **target)
 

@@ -106,7 +106,7 @@ def show(report: dict) -> None:
             for line in split[kind]:
                 word = kind.removesuffix('s')
                 console.print(f'[{style}]{word}[/] {escape(f"{name}: {line}")}', highlight=False)
-    console.print('ok' if report['ok'] else 'wrong: see the problems above (--json names all files)')
+    console.print('ok' if report['ok'] else 'wrong: see the problems (--json names all files)')
 
 
 def main() -> None:

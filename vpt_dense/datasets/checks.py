@@ -144,7 +144,8 @@ def find_classes(data_root: str | os.PathLike) -> list[str]:
         )
     for split in ('val', 'test'):
         folder = os.path.join(data_root, split)
-        unknown = sorted(set(_class_folders(folder)) - set(classes)) if os.path.isdir(folder) else []
+        found = _class_folders(folder) if os.path.isdir(folder) else []
+        unknown = sorted(set(found) - set(classes))
         if unknown:
             raise UserError(f'{folder} has classes that {train} has not: {_some(unknown)}')
     return classes
@@ -243,8 +244,12 @@ def _look(sample: tuple[str, str | int | None]) -> _File:
         else:
             file.mask_error = _reason(error)
         return file
-    values, counts = np.unique(mask, return_counts=True)
-    file.ids = {int(v): int(c) for v, c in zip(values, counts, strict=True)}
+    if mask.dtype.itemsize <= 2 and mask.dtype.kind == 'u':
+        counts = np.bincount(mask.ravel())  # ten times faster than unique, which sorts
+        file.ids = {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+    else:
+        values, counts = np.unique(mask, return_counts=True)
+        file.ids = {int(v): int(c) for v, c in zip(values, counts, strict=True)}
     if file.size and mask.shape[::-1] != tuple(file.size):
         file.mismatch = (
             f'{image} is {file.size[0]}x{file.size[1]}, its mask {mask.shape[1]}x{mask.shape[0]}'
@@ -327,8 +332,9 @@ def check_segmentation(
             outside[mask] = wrong
     total = sum(pixels.values())
     labels = sorted(set(pixels) - ignored)
-    unreadable = {i: f.error for (i, _), f in zip(samples, files, strict=True) if f.error}
-    unreadable |= {m: f.mask_error for (_, m), f in zip(samples, files, strict=True) if f.mask_error}
+    looked = list(zip(samples, files, strict=True))
+    unreadable = {image: f.error for (image, _), f in looked if f.error}
+    unreadable |= {mask: f.mask_error for (_, mask), f in looked if f.mask_error}
     split = dict(
         images=len(pairs),
         masks=len(pairs) - len(without_mask),
@@ -338,14 +344,13 @@ def check_segmentation(
         image_kinds=dict(Counter(f.kind for f in files if f.kind)),
         labels=[labels[0], labels[-1]] if labels else None,
         ids_outside=outside if valid is not None else None,
-        multi_channel_masks=[m for (_, m), f in zip(samples, files, strict=True)
-                             if f.multi_channel],
+        multi_channel_masks=[mask for (_, mask), f in looked if f.multi_channel],
         unreadable=unreadable,
         size_mismatch=[f.mismatch for f in files if f.mismatch],
         masks_all_ignored=all_ignored,
         ignored_share=sum(pixels[i] for i in ignored) / total if total else None,
         absent_classes=[n for i, n in (class_names or {}).items() if not pixels[i]],
-    )  # fmt: skip
+    )
 
     problems, warnings = split['problems'], split['warnings'] = [], []
     if not pairs:
@@ -510,10 +515,10 @@ def list_class_files(folder: str | os.PathLike, classes: Sequence[str]) -> list[
         UserError: The folder is absent, has a sub-folder that is no class, or has no image.
     """
     if not os.path.isdir(folder):
-        raise UserError(f'folder {folder} does not exist; an image folder is {folder}/<class>/*.jpg')
+        raise UserError(f'no folder {folder}; an image folder is {folder}/<class>/*.jpg')
     unknown = sorted(set(_class_folders(folder)) - set(classes))
     if unknown:
-        raise UserError(f'{folder} has sub-folders that are not among the classes: {_some(unknown)}')
+        raise UserError(f'{folder} has sub-folders that are not classes: {_some(unknown)}')
     samples = []
     for label, name in enumerate(classes):
         path = os.path.join(folder, name)
@@ -579,7 +584,7 @@ def check_config(cfg, track: Track = _no_bar) -> dict:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     configs = dataset_configs(cfg)
     if not configs:
-        raise UserError(f'{cfg.filename} has no train_dataloader, val_dataloader or test_dataloader')
+        raise UserError(f'{cfg.filename} has no train_, val_ or test_dataloader')
     splits, classes, task = {}, None, 'classification'
     for name, config in configs.items():
         config = dict(config, pipeline=[], lazy_init=True)
@@ -616,7 +621,8 @@ def _check_mmseg(dataset, name: str, track: Track) -> dict:
         if dataset.ann_file:  # a list of names leaves files out on purpose
             extra = []
     if not pairs:
-        raise UserError(f'{name}: no image in {img_dir} (looked for {_suffixes(dataset.img_suffix)})')
+        suffixes = _suffixes(dataset.img_suffix)
+        raise UserError(f'{name}: no image in {img_dir} (looked for {suffixes})')
     shift = 1 if dataset.reduce_zero_label else 0
     names = dataset.METAINFO['classes'] if dataset.label_map else dataset.metainfo.get('classes')
     ignored = {255, dataset.ignore_index} | ({0} if shift else set())

@@ -49,7 +49,7 @@ class SegFolder(BaseDataset):
         metainfo = dict(metainfo or {})
         classes = metainfo.get('classes')
         if not classes:
-            raise UserError("dataset.classes: name the classes in label order, e.g. ['road', 'car']")
+            raise UserError("dataset.classes: name the classes in label order: ['road', 'car']")
         # The same colours in every process and run.
         random = np.random.RandomState(42)
         palette = metainfo.setdefault('palette', random.randint(0, 255, (len(classes), 3)).tolist())
