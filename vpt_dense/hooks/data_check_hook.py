@@ -140,10 +140,12 @@ def _check_mask(sample: Any, num_classes: int, ignore_index: int) -> bool:
         return False
     low, high = (int(end) for end in torch.aminmax(ids))
     if low < 0 or high >= num_classes:
-        shifted = ' after reduce_zero_label' if sample.metainfo.get('reduce_zero_label') else ''
+        shift = 1 if sample.metainfo.get('reduce_zero_label') else 0
+        found = (high if high >= num_classes else low) + shift
+        ignored = f'0 and {ignore_index} are' if shift else f'{ignore_index} is'
         raise UserError(
-            f'{path}: label id {high if high >= num_classes else low}{shifted}, but there are '
-            f'{num_classes} classes (ids 0 to {num_classes - 1}, {ignore_index} is ignored)'
+            f'{path}: label id {found}, but there are {num_classes} classes (ids {shift} to '
+            f'{num_classes - 1 + shift}; {ignored} ignored)'
         )
     return True
 
