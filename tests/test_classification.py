@@ -3,7 +3,9 @@
 import json
 import math
 import pickle
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -167,6 +169,28 @@ def test_example_trains_on_a_folder(flowers, tmp_path):
     assert any(name.startswith('backbone.prompt.') for name in changed)
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert 'accuracy/top1' in json.dumps(summary)
+
+
+def test_example_with_four_bands_of_16_bits(flowers, tmp_path):
+    root = tmp_path / 'fields'
+    shutil.copytree(flowers, root)
+    rng = np.random.default_rng(0)
+    for path in sorted(root.glob('*/*/*')):
+        path.unlink()
+        bands = rng.integers(0, 65536, (40, 50, 4)).astype(np.uint16)
+        cv2.imwrite(str(path.with_suffix('.tif')), bands)
+    cfg = config.load(
+        str(CONFIGS / 'examples/four_band_image_folder.py'), tiny_folder(tmp_path / 'work', root)
+    )
+    runner = tooling.start(cfg, 'train', None)
+    runner.train()
+    inputs = runner.val_dataloader.dataset[0]['inputs']
+    assert inputs.shape == (4, 32, 32)
+    assert runner.model.backbone.patch_embed.projection.weight.shape[1] == 4
+    # What the model gets is what the loader normalised: 0 to 65535 became -2 to 4.55.
+    batch = runner.model.data_preprocessor(runner.val_dataloader.collate_fn([dict(inputs=inputs)]))
+    assert torch.equal(batch['inputs'][0], inputs)
+    assert -2 <= inputs.min() < -1 and 3 < inputs.max() <= 4.56
 
 
 def test_validation_split_without_a_class_keeps_the_labels(tmp_path):

@@ -491,6 +491,26 @@ def test_browse_writes_images_with_masks(tmp_path, monkeypatch, capsys):
     assert np.allclose(pixels[60, 60], [177, 50, 50], atol=2)
 
 
+def test_browse_shows_four_bands_of_16_bits(tmp_path, monkeypatch, capsys):
+    root = make_seg_folder(tmp_path / 'data', sizes=((64, 64),))
+    for path in root.glob('images/*/*'):
+        path.unlink()
+        bands = np.zeros((64, 64, 4), np.uint16)
+        bands[32:, :, 2] = 60_000  # OpenCV writes BGR: the lower half is red
+        cv2.imwrite(str(path.with_suffix('.tif')), bands)
+    for path in root.glob('annotations/*/*'):
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(path)
+    code = call_tool(
+        'browse_dataset', EXAMPLES / 'four_band_images.py', '--split', 'val',
+        '--out-dir', tmp_path / 'out', '--cfg-options', f'dataset.data_root={root}',
+        'val_dataloader.dataset.pipeline.1.scale=(64,64)', monkeypatch=monkeypatch,
+    )  # fmt: skip
+    assert code == 0
+    (picture,) = (tmp_path / 'out').glob('*.png')
+    pixels = np.array(Image.open(picture)).astype(int)
+    assert pixels[60, 5, 0] > pixels[5, 5, 0] + 100 and pixels[60, 5, 1:].max() < 10
+
+
 def test_browse_writes_images_with_labels(tmp_path, monkeypatch, capsys):
     for split in ('train', 'val'):
         for name, colour in (('blue', (0, 0, 255)), ('red', (255, 0, 0))):

@@ -4,7 +4,7 @@
 # no augmentation.
 dataset = dict(type='CIFAR100', data_root='data/cifar100')
 _pipeline = [
-    dict(type='Resize', scale=(224, 224), interpolation='bicubic', backend='pillow'),
+    dict(type='Resize', scale=(224, 224), interpolation='bilinear', backend='pillow'),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(

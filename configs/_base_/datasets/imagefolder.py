@@ -5,14 +5,14 @@
 dataset = dict(type='vpt_dense.ImageFolder', data_root='data/imagefolder')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=256, edge='short', interpolation='bicubic', backend='pillow'),
+    dict(type='ResizeEdge', scale=256, edge='short', interpolation='bilinear', backend='pillow'),
     dict(type='RandomCrop', crop_size=224),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=256, edge='short', interpolation='bicubic', backend='pillow'),
+    dict(type='ResizeEdge', scale=256, edge='short', interpolation='bilinear', backend='pillow'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),
 ]
