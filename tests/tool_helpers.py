@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import mmengine.device  # noqa: F401  looks for GPUs once, when first imported: not in a test
 import pytest
 from mmengine.utils import ManagerMixin
 from utils import CONFIGS, ROOT, make_ade_folder

@@ -10,6 +10,7 @@ STRAY_WARNINGS = (
     r'Could not import OneDL',  # printed by the forks for an optional service
     r'Default ``avg_non_ignore`` is False',  # SETR's published setting
     r'``?reduce_zero_label``? will be deprecated',  # raised by mmseg's own ADE20K pipelines
+    r'Please pay attention your ground truth segmentation map',  # DataCheckHook stops there
     r'The draw is False',  # the visualisation hook is off by default
     r'For binary segmentation, we suggest using',  # two classes and softmax is what we mean
     r'The prefix is not set in metric class',  # IoUMetric names its results itself

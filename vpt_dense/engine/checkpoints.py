@@ -78,6 +78,12 @@ def read(path: str, map_location: Any = 'cpu') -> dict:
 
         return {'state_dict': load_file(file)}
     try:
+        if zipfile.is_zipfile(file):
+            # torch does not look at the checksums that the archive has for each tensor.
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+            if broken:
+                raise zipfile.BadZipFile(f'checksum of {broken} does not match')
         with torch.serialization.safe_globals(get_torch_safe_globals() + _NUMBERS):
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:

@@ -1,0 +1,172 @@
+"""Loading configs: what is said once reaches every place that needs it; the machine is heeded."""
+
+import pytest
+import torch
+from mmengine import Config
+from tool_helpers import write_leaf
+from torch._utils import ExceptionWrapper
+from utils import CONFIGS
+
+from vpt_dense import config
+from vpt_dense.engine import checkpoints
+from vpt_dense.errors import UserError, explain
+
+SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob('[!_]*/*.py'))
+
+
+@pytest.mark.parametrize('path', SHIPPED)
+def test_every_shipped_config_loads(path):
+    cfg = config.load(str(CONFIGS / path))
+    assert {'model', 'train_dataloader', 'optim_wrapper', 'default_scope'} <= set(cfg)
+
+
+def segmentation(**dataset) -> Config:
+    head = dict(num_classes=150, norm_cfg=dict(type='SyncBN'))
+    inner = dict(type='X', data_prefix='a', metainfo=dict(seen=1))
+    loader = dict(num_workers=0, persistent_workers=True, prefetch_factor=2, dataset=inner)
+    wrapped = dict(loader, dataset=dict(type='RepeatDataset', times=2, dataset=inner))
+    joined = dict(loader, dataset=dict(type='ConcatDataset', datasets=[inner, inner]))
+    return Config(
+        dict(
+            model=dict(decode_head=head, auxiliary_head=[head, head]),
+            train_dataloader=wrapped,
+            val_dataloader=joined,
+            test_dataloader=loader,
+            dataset=dataset,
+        )
+    )
+
+
+def test_classes_are_set_once():
+    cfg = segmentation(data_root='d', classes=['a', 'b'], palette=[[0, 0, 0], [1, 1, 1]], extra=3)
+    config.resolve(cfg)
+    leaves = [leaf for name in config.DATALOADERS for leaf in config.leaf_datasets(cfg[name])]
+    assert len(leaves) == 4
+    for leaf in leaves:
+        assert (leaf.data_root, leaf.extra, leaf.data_prefix) == ('d', 3, 'a')
+        assert leaf.metainfo == dict(seen=1, classes=['a', 'b'], palette=[[0, 0, 0], [1, 1, 1]])
+        assert 'classes' not in leaf
+    assert [head.num_classes for head in config.heads(cfg.model)] == [2, 2, 2]
+
+
+def test_without_classes_the_heads_stay():
+    cfg = segmentation(data_root='d')
+    config.resolve(cfg)
+    assert [head.num_classes for head in config.heads(cfg.model)] == [150] * 3
+
+
+def test_a_dict_in_common_is_merged():
+    cfg = segmentation(metainfo=dict(classes=['a', 'b', 'c']))
+    config.resolve(cfg)
+    assert cfg.test_dataloader.dataset.metainfo == dict(seen=1, classes=['a', 'b', 'c'])
+    assert cfg.model.decode_head.num_classes == 3
+
+
+@pytest.mark.parametrize('cuda', [False, True])
+def test_the_machine_is_heeded(monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    cfg = segmentation()
+    cfg.optim_wrapper = dict(type='AmpOptimWrapper')
+    cfg.train_dataloader.pin_memory = True
+    for _ in range(2):  # again: a config that was dumped by a run is as good as the first
+        config.resolve(cfg)
+        norms = {head.norm_cfg.type for head in config.heads(cfg.model)}
+        assert norms == {'SyncBN' if cuda else 'vpt_dense.CPUSyncBN'}
+        assert cfg.optim_wrapper.type == ('' if cuda else 'vpt_dense.') + 'AmpOptimWrapper'
+        assert cfg.train_dataloader.pin_memory == cuda
+        assert cfg.test_dataloader.persistent_workers is False
+        assert 'prefetch_factor' not in cfg.test_dataloader
+
+
+def test_classes_of_an_image_folder_are_found(tmp_path):
+    for split in ('train', 'val'):
+        for name in ('tulip', 'rose', 'iris'):
+            (tmp_path / split / name).mkdir(parents=True)
+    cfg = config.load(
+        str(CONFIGS / 'vpt/vit-b_deep_imagefolder.py'), {'dataset.data_root': str(tmp_path)}
+    )
+    assert cfg.model.head.num_classes == 3
+    for name in config.DATALOADERS:
+        assert cfg[name].dataset.metainfo.classes == ['iris', 'rose', 'tulip']
+
+
+def test_an_option_that_contradicts_the_classes():
+    leaf = str(CONFIGS / 'examples/new_segmentation_dataset.py')
+    assert config.load(leaf, {'model.decode_head.num_classes': 2}).model.decode_head.num_classes == 2
+    with pytest.raises(UserError, match='num_classes=3 disagrees with the 2 classes'):
+        config.load(leaf, {'model.decode_head.num_classes': 3})
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('model.backbone.with_cp', True),  # an argument that the config does not mention
+        ('model.auxiliary_head.0.channels', 3),
+        ('auto_scale_lr.enable', True),  # a key of the runner that the config does not have
+        ('optim_wrapper.accumulative_counts', 2),
+        ('dataset.reduce_zero_label', False),
+    ],
+)
+def test_options_that_are_fine(tmp_path, key, value):
+    cfg = config.load(str(write_leaf(tmp_path, tmp_path)), {key: value})
+    assert config._get(cfg, key) == value
+
+
+def test_a_private_variable_and_one_that_a_leaf_reads_are_fine(tmp_path):
+    extra = "\nwidth = 8\nmodel['decode_head']['channels'] = width\n"
+    cfg = config.load(str(write_leaf(tmp_path, tmp_path, extra)))
+    assert cfg.model.decode_head.channels == 8
+
+
+# --- errors and checkpoints ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'error, line',
+    [
+        (KeyError("a 'quoted' key"), "KeyError: a 'quoted' key"),
+        (FileNotFoundError(2, 'No such file or directory', 'x/y'), 'x/y: no such file or directory'),
+        (RuntimeError('first\nsecond'), 'RuntimeError: first'),
+        (UserError('plain'), 'plain'),
+        (ValueError('class `EncoderDecoder` in mmseg/models/x.py: bad'),
+         'ValueError: EncoderDecoder: bad'),
+        (TypeError("A.__init__() got an unexpected keyword argument 'b'"),
+         "A has no argument 'b'; look for a typo in the config"),
+        (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'), 'out of memory: CUDA out of '
+         'memory. Tried to allocate 2 GiB; lower train_dataloader.batch_size, or use --amp or '
+         '--cfg-options model.backbone.with_cp=True'),
+    ],
+)  # fmt: skip
+def test_errors_are_reduced_to_a_line(error, line):
+    assert explain(error) == line
+
+
+def test_a_workers_error_is_reduced_to_its_message():
+    try:
+        raise UserError('x.png: bad')
+    except UserError:
+        wrapper = ExceptionWrapper(where='in DataLoader worker process 0')
+    with pytest.raises(UserError) as caught:
+        wrapper.reraise()
+    assert explain(caught.value) == 'x.png: bad'
+
+
+def test_the_last_checkpoint(tmp_path):
+    for name in ('iter_9.pth', 'iter_10.pth', 'best_mIoU_iter_12.pth'):
+        (tmp_path / name).touch()
+    assert checkpoints.find_last(tmp_path) == str(tmp_path / 'iter_10.pth')
+    (tmp_path / 'last_checkpoint').write_text('/moved/iter_9.pth')
+    assert checkpoints.find_last(tmp_path) == str(tmp_path / 'iter_9.pth')
+    (tmp_path / 'last_checkpoint').write_text('/moved/iter_11.pth')
+    assert checkpoints.find_last(tmp_path) == str(tmp_path / 'iter_10.pth')
+
+
+def test_safetensors_are_read_and_checked(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / 'w.safetensors'
+    save_file({'a': torch.ones(4)}, path)
+    assert checkpoints.read(str(path))['state_dict']['a'].tolist() == [1, 1, 1, 1]
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match='truncated'):
+        checkpoints.read(str(path))
