@@ -37,6 +37,7 @@ METHODS = {
 }
 DATA = Path('data/digits')
 WEIGHTS = Path('pretrain/vit-demo_formula.safetensors')
+ITERATION = re.compile(r'Iter\(train\) \[\s*(\d+)/')
 
 
 def config_of(method):
@@ -67,7 +68,7 @@ def fingerprint(method, seed, amp):
     return digest.hexdigest()
 
 
-def call(command, log, threads, progress, task, expected):
+def call(command, log, threads, progress, task, expected=None):
     """Runs a tool with its output in a file and moves a bar by the iterations found there.
 
     Args:
@@ -76,7 +77,7 @@ def call(command, log, threads, progress, task, expected):
         threads (int): Threads of the tool.
         progress (rich.progress.Progress): Holds the bar.
         task (rich.progress.TaskID): The bar.
-        expected (re.Pattern): Finds the number of iterations done, as its first group.
+        expected (re.Pattern | None): Finds the number of iterations done, as its first group.
 
     Raises:
         UserError: If the tool fails, with its last line.
@@ -89,8 +90,8 @@ def call(command, log, threads, progress, task, expected):
     try:
         while process.poll() is None:
             time.sleep(0.5)
-            found = expected.findall(log.read_bytes()[begin:].decode(errors='replace'))
-            if found:
+            text = log.read_bytes()[begin:].decode(errors='replace')
+            if expected and (found := expected.findall(text)):
                 progress.update(task, completed=int(found[-1]))
     finally:
         if process.poll() is None:  # interrupted
@@ -134,11 +135,11 @@ def run_one(method, seed, folder, threads, amp, progress):
     start = time.time()
     call(['tools/train.py', config_of(method), '--work-dir', work_dir, '--seed', seed,
           *(['--amp'] if amp else [])],
-         log, threads, progress, task, re.compile(r'Iter\(train\) \[\s*(\d+)/'))
+         log, threads, progress, task, ITERATION)
     seconds = time.time() - start
     progress.update(task, description=f'{label}: testing', completed=iters)
     call(['tools/test.py', config_of(method), work_dir, '--work-dir', work_dir],
-         log, threads, progress, task, re.compile(r'(?!)()'))
+         log, threads, progress, task)
     progress.update(task, description=f'{label}: done')
     test = json.loads((work_dir / 'test.json').read_text())
     summary = json.loads((work_dir / 'summary.json').read_text())

@@ -1,11 +1,5 @@
 # SETR on the small ViT of this repository, digits: full fine-tuning.
-_base_ = [
-    '../_base_/models/setr_vit-demo.py',
-    '../_base_/datasets/digits_96.py',
-    '../_base_/schedules/demo.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/full.py',
-]
+_base_ = ['./_setr_digits.py', '../_base_/tuning/full.py']
 model = dict(backbone=_base_.tuning)
 optim_wrapper = dict(
     _delete_=True,

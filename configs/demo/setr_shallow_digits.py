@@ -1,14 +1,7 @@
 # SETR on the small ViT of this repository, digits: VPT-shallow.
-_base_ = [
-    '../_base_/models/setr_vit-demo.py',
-    '../_base_/datasets/digits_96.py',
-    '../_base_/schedules/demo.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/shallow.py',
-]
-model = dict(
-    backbone=dict(_base_.tuning, prompt=dict(_base_.tuning.prompt, num_tokens=50, dropout=0.0))
-)
+_base_ = ['./_setr_digits.py', '../_base_/tuning/shallow.py']
+_prompt = dict(_base_.tuning.prompt, num_tokens=50, dropout=0.0)
+model = dict(backbone=dict(_base_.tuning, prompt=_prompt))
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',

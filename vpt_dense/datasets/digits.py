@@ -85,18 +85,21 @@ def digits_sample(seed, split, index, size=96):
     own = split_scans(seed)[split]
     rng = np.random.default_rng([DIGITS_VERSION, seed, list(SPLITS).index(split), index])
     texture = TEXTURES[rng.integers(len(TEXTURES))]
-    image = coloured(rng, texture_values(rng, texture, size), rng.uniform(0.15, 0.7))
+    calm = rng.random() < 0.5  # light digits on a dark ground; else any colour on any other
+    image = coloured(rng, texture_values(rng, texture, size), rng.uniform(0.15, 0.7),
+                     high=110 if calm else 255)
     labels = np.zeros((size, size), np.uint8)
     used = []
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(2, 5)):
         used.append(int(rng.choice(own)))
-        box = int(size * rng.uniform(0.28, 0.55))
+        box = int(size * rng.uniform(0.36, 0.68))
         mask = cv2.resize(np.pad(scans[used[-1]], 1), (box, box), interpolation=cv2.INTER_CUBIC)
-        mask = np.clip(1.4 * mask, 0, 1)
-        place(rng, image, labels, mask, int(digits[used[-1]]) + 1, max_angle=30, contrast=45)
-    for _ in range(rng.integers(1, 4)):
+        mask = np.clip(1.6 * mask, 0, 1)
+        place(rng, image, labels, mask, int(digits[used[-1]]) + 1, max_angle=25, contrast=60,
+              low=140 if calm else 0)
+    for _ in range(rng.integers(1, 3)):
         _cover(rng, image, labels)
     if rng.random() < 0.3:  # a shadow of one tone over a part of the image
         shade = smooth_noise(rng, size, 4) > 0.6
         image[shade] *= rng.uniform(0.5, 0.8)
-    return finish(rng, image, noise=20), labels, used
+    return finish(rng, image, noise=14), labels, used

@@ -1,0 +1,188 @@
+"""The generated data sets and the weights that come with the repository."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+from safetensors import safe_open
+from utils import ROOT
+
+from vpt_dense import config
+from vpt_dense.datasets import digits, formula
+from vpt_dense.datasets.folder import write_folder
+
+WEIGHTS = ROOT / 'pretrain/vit-demo_formula.safetensors'
+
+
+@pytest.mark.parametrize('sample', [
+    lambda seed, index: digits.digits_sample(seed, 'training', index)[:2],
+    lambda seed, index: formula.formula_sample(seed, index),
+], ids=['digits', 'formula'])
+def test_samples_follow_from_the_seed(sample):
+    image, labels = sample(0, 3)
+    again_image, again_labels = sample(0, 3)
+    assert np.array_equal(image, again_image) and np.array_equal(labels, again_labels)
+    assert image.shape == (96, 96, 3) and labels.shape == (96, 96)
+    assert image.dtype == labels.dtype == np.uint8
+    for other in (sample(1, 3), sample(0, 4)):
+        assert not np.array_equal(image, other[0])
+
+
+def test_splits_share_no_scan():
+    parts = digits.split_scans(seed=0)
+    joined = np.concatenate(list(parts.values()))
+    assert sorted(joined) == list(range(1797))
+    for split, own in parts.items():
+        used = {scan for i in range(30) for scan in digits.digits_sample(0, split, i)[2]}
+        assert used <= set(own.tolist()), split
+
+
+def test_labels_are_the_digits_of_the_scans():
+    """Every digit in a label map is one that was painted; covers may hide some."""
+    from sklearn.datasets import load_digits
+
+    target = load_digits().target
+    for i in range(30):
+        _, labels, used = digits.digits_sample(0, 'test', i)
+        assert set(np.unique(labels)) - {0} <= {int(target[scan]) + 1 for scan in used}
+
+
+def test_every_class_occurs():
+    seen = np.zeros(len(digits.CLASSES), bool)
+    for i in range(60):
+        seen[np.unique(digits.digits_sample(0, 'validation', i)[1])] = True
+    assert seen.all()
+    seen = np.zeros(len(formula.CLASSES), bool)
+    for i in range(150):
+        seen[np.unique(formula.formula_sample(0, i)[1])] = True
+    assert seen.all()
+
+
+def test_digits_are_new_to_the_pretraining(monkeypatch):
+    """The formula images need neither scans nor fonts."""
+    import sklearn.datasets
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError('formula images must come from formulas')
+
+    monkeypatch.setattr(sklearn.datasets, 'load_digits', forbidden)
+    monkeypatch.setattr(digits, '_scans', forbidden)
+    monkeypatch.setattr(cv2, 'putText', forbidden)
+    monkeypatch.setattr(cv2, 'imread', forbidden)
+    for i in range(20):
+        formula.formula_sample(0, i)
+    assert not any(re.search('digit|letter|character', name) for name in formula.CLASSES)
+
+
+def small(seed):
+    """Arguments of `write_folder` for a data set of five images."""
+    def sample(split, index):
+        return digits.digits_sample(seed, split, index)[:2]
+
+    splits = {'training': 3, 'test': 2}
+    return sample, splits, dict(name='digits', version=1, seed=seed, size=96, splits=splits)
+
+
+def test_folder_has_the_layout_and_is_made_once(tmp_path):
+    out = tmp_path / 'data' / 'digits'
+    assert write_folder(out, *small(0))
+    for split, count in (('training', 3), ('test', 2)):
+        images = sorted(path.name for path in (out / 'images' / split).iterdir())
+        masks = sorted(path.name for path in (out / 'annotations' / split).iterdir())
+        assert images == masks == [f'{i:05d}.png' for i in range(count)]
+    path = out / 'annotations/test/00001.png'
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(mask, digits.digits_sample(0, 'test', 1)[1])
+    assert mask.ndim == 2 and mask.max() <= 10
+    before = path.stat().st_mtime_ns
+    assert not write_folder(out, *small(0))
+    assert path.stat().st_mtime_ns == before
+    assert write_folder(out, *small(1))  # another seed replaces it
+    assert json.loads((out / 'meta.json').read_text())['seed'] == 1
+    assert [entry.name for entry in out.parent.iterdir()] == ['digits']
+
+
+def test_folder_of_another_kind_is_left_alone(tmp_path):
+    (tmp_path / 'mine.txt').write_text('not yours')
+    with pytest.raises(FileExistsError, match='not empty'):
+        write_folder(tmp_path, *small(0))
+    assert (tmp_path / 'mine.txt').read_text() == 'not yours'
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path):
+    _, splits, meta = small(0)
+
+    def fails(split, index):
+        raise RuntimeError('power cut')
+
+    with pytest.raises(RuntimeError):
+        write_folder(tmp_path / 'digits', fails, splits, meta)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tool_refuses_in_one_line(tmp_path):
+    (tmp_path / 'mine.txt').write_text('not yours')
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/make_dataset.py', 'digits', tmp_path],
+        capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and str(tmp_path) in done.stderr
+
+
+def test_label_ids_fit_the_configs():
+    cfg = config.load(str(ROOT / 'configs/demo/setr_deep_digits.py'))
+    assert tuple(cfg.dataset.metainfo.classes) == digits.CLASSES
+    cfg = config.load(str(ROOT / 'configs/pretrain/vit-demo_formula.py'))
+    assert cfg.model.decode_head.num_classes == len(formula.CLASSES)
+
+
+def test_weights_are_those_of_the_model_card():
+    digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    assert digest in (ROOT / 'pretrain/README.md').read_text()
+    assert WEIGHTS.stat().st_size <= 12e6
+    with safe_open(WEIGHTS, 'pt') as file:
+        assert file.metadata()['config'] == 'configs/pretrain/vit-demo_formula.py'
+
+
+@pytest.mark.parametrize('method', ['full', 'head', 'bias', 'shallow', 'deep', 'deep-bias'])
+def test_weights_load_into_every_demo_config(method, mmseg_scope):
+    cfg = config.load(str(ROOT / f'configs/demo/setr_{method}_digits.py'))
+    cfg.model.backbone.init_cfg.checkpoint = str(WEIGHTS)
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    with safe_open(WEIGHTS, 'pt') as file:
+        names = set(file.keys())
+        assert names == {n for n in backbone.state_dict() if not n.startswith('prompt.')}
+        for name in names:
+            assert torch.equal(backbone.state_dict()[name], file.get_tensor(name)), name
+
+
+def test_start_of_the_pretraining():
+    """The patch embedding whitens what it is shown; attention products have the shape asked for."""
+    from mmpretrain.models.utils import MultiheadAttention
+
+    from vpt_dense.hooks.vit_start_hook import mimic, whiten
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.interpolate(
+        torch.randn(40, 3, 24, 24, generator=generator), scale_factor=2, mode='bilinear')
+    projection = torch.nn.Conv2d(3, 48, 4, 4)
+    with torch.no_grad():
+        whiten(projection, images, 1e-6, generator)
+        tokens = projection(images).flatten(2).transpose(1, 2).flatten(0, 1)
+        assert torch.allclose(torch.cov(tokens.T), torch.eye(48), atol=0.05)
+        assert tokens.mean(0).abs().max() < 1e-3
+        attention = MultiheadAttention(64, 1)
+        mimic(attention, generator)
+        query, key, value = attention.qkv.weight.chunk(3)
+        eye = torch.eye(64)
+        assert ((query.T @ key - 0.7 * eye).pow(2).mean() * 64).sqrt() == pytest.approx(0.7, abs=0.1)
+        output = attention.proj.weight @ value  # what a token's value adds to the token
+        assert ((output + 0.4 * eye).pow(2).mean() * 64).sqrt() == pytest.approx(0.4, abs=0.1)

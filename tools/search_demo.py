@@ -1,0 +1,81 @@
+"""Chooses the demo's learning rates on the validation split: the same number of trials a method.
+
+    python tools/search_demo.py
+
+The test split is not touched. Results: work_dirs/search/table.md. Finished trials are kept.
+"""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import demo
+from vpt_dense.errors import main
+
+HEAD_LR = 'optim_wrapper.optimizer.lr'
+BACKBONE_LR = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
+# The heads' learning rate for head-only tuning; else the backbone's, as a multiple of the heads'
+# 2e-3.
+GRID = {
+    'head': [{HEAD_LR: lr} for lr in (1e-3, 2e-3, 5e-3)],
+    'full': [{BACKBONE_LR: factor} for factor in (0.05, 0.15, 0.5)],
+    'bias': [{BACKBONE_LR: factor} for factor in (0.5, 1.5, 5.0)],
+    'shallow': [{BACKBONE_LR: factor} for factor in (1.0, 4.0, 16.0)],
+    'deep': [{BACKBONE_LR: factor} for factor in (1.0, 4.0, 16.0)],
+    'deep-bias': [{BACKBONE_LR: factor} for factor in (0.5, 1.5, 5.0)],
+}
+
+
+def trial(method, options, folder, amp, progress):
+    """Trains one method with some settings and evaluates it on the validation split.
+
+    Returns:
+        dict: method, options and mIoU in per cent.
+    """
+    name = '_'.join([method, *(f'{value:g}' for value in options.values())])
+    work_dir = folder / name
+    done = work_dir / 'summary.json'
+    task = progress.add_task(name, total=None)
+    if not done.exists():
+        work_dir.mkdir(parents=True, exist_ok=True)
+        demo.call(['tools/train.py', demo.config_of(method), '--work-dir', work_dir,
+                   *(['--amp'] if amp else []),
+                   '--cfg-options', *(f'{key}={value}' for key, value in options.items())],
+                  work_dir / 'output.log', 1, progress, task, demo.ITERATION)
+    miou = json.loads(done.read_text())['last']['metrics']['mIoU']
+    progress.update(task, description=f'{name}: {miou:.1f}')
+    return dict(method=method, options=options, mIoU=miou)
+
+
+def run():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/search'))
+    parser.add_argument('--methods', nargs='+', choices=GRID, default=list(GRID))
+    parser.add_argument('--jobs', type=int, default=os.cpu_count())
+    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
+    args = parser.parse_args()
+    os.chdir(demo.ROOT)
+    amp = demo.has_fast_bfloat16()
+    jobs = [(method, options) for method in args.methods for options in GRID[method]]
+    with Progress() as progress, ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(trial, *job, args.work_dir, amp, progress) for job in jobs]
+        results = [future.result() for future in futures]
+    lines = ['| method | setting | mIoU (validation) |', '| --- | --- | --- |']
+    lines += [
+        f'| {demo.METHODS[r["method"]]} | '
+        + ', '.join(f'{key.rsplit(".", 1)[-1]} {value:g}' for key, value in r['options'].items())
+        + f' | {r["mIoU"]:.1f} |' for r in results
+    ]
+    (args.work_dir / 'table.md').write_text('\n'.join(lines) + '\n')
+    print('\n'.join(lines))
+
+
+if __name__ == '__main__':
+    main(run)
