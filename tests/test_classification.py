@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, MODELS
 from PIL import Image
 from safetensors.torch import save_file
@@ -154,6 +155,13 @@ def test_schedule_wastes_no_epoch(flowers, tmp_path):
     assert min(rates) > 0
 
 
+class Snapshot(Hook):
+    """Keeps the parameters as they are when training begins, after their initialisation."""
+
+    def before_train(self, runner):
+        self.parameters = {n: p.detach().clone() for n, p in runner.model.named_parameters()}
+
+
 def test_example_trains_on_a_folder(flowers, tmp_path):
     path = CONFIGS / 'examples/new_image_folder.py'
     assert len(path.read_text().splitlines()) <= 6
@@ -161,11 +169,13 @@ def test_example_trains_on_a_folder(flowers, tmp_path):
     cfg = config.load(str(path), tiny_folder(tmp_path, flowers, **overrides))
     assert cfg.model.head.num_classes == 3
     runner = tooling.start(cfg, 'train', None)
-    before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+    snapshot = Snapshot()
+    runner.register_hook(snapshot)
     runner.train()
     assert list(runner.val_dataloader.dataset.metainfo['classes']) == ['iris', 'rose', 'tulip']
-    changed = {n for n, p in runner.model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {n for n, p in runner.model.named_parameters() if p.requires_grad}
+    parameters = dict(runner.model.named_parameters())
+    changed = {n for n, p in parameters.items() if not torch.equal(p, snapshot.parameters[n])}
+    assert changed == {n for n, p in parameters.items() if p.requires_grad}
     assert any(name.startswith('backbone.prompt.') for name in changed)
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert 'accuracy/top1' in json.dumps(summary)
