@@ -13,6 +13,7 @@ STRAY_WARNINGS = (
     r'Please pay attention your ground truth segmentation map',  # DataCheckHook stops there
     r'The draw is False',  # the visualisation hook is off by default
     r'For binary segmentation, we suggest using',  # two classes and softmax is what we mean
+    r'The shape of value will convert from',  # raised by mmseg's test-time augmentation
     r'The prefix is not set in metric class',  # IoUMetric names its results itself
     r'"FileClient" will be deprecated',  # raised by mmengine's own hooks
     r'is skipped since its requires_grad=False',  # one line a frozen tensor; the table counts them
