@@ -4,7 +4,7 @@ dataset = dict(type='ADE20KDataset', data_root='data/ade/ADEChallengeData2016')
 crop_size = (512, 512)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='vpt_dense.LoadMask'),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -15,7 +15,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     # After Resize: the prediction is compared at the size of the annotation.
-    dict(type='LoadAnnotations'),
+    dict(type='vpt_dense.LoadMask'),
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
@@ -59,7 +59,7 @@ tta_pipeline = [
                 dict(type='RandomFlip', prob=0.0, direction='horizontal'),
                 dict(type='RandomFlip', prob=1.0, direction='horizontal'),
             ],
-            [dict(type='LoadAnnotations')],
+            [dict(type='vpt_dense.LoadMask')],
             [dict(type='PackSegInputs')],
         ],
     ),
