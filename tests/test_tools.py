@@ -91,7 +91,8 @@ def test_train_resume_test(capfd, leaf, tmp_path):
     assert done.code == 0 and done.err == ''
     assert 'Iter(test) [2/2]' in done.out and 'mIoU: ' in done.out
     drawn = sorted(shown.rglob('*.png'))
-    assert len(drawn) == 2 and cv2.imread(str(drawn[0])).shape[:2] == (32, 32)
+    assert len(drawn) == 2
+    assert cv2.imread(str(drawn[0])).shape == (32, 64, 3)  # annotation and prediction side by side
 
 
 def metrics(folder):
@@ -203,5 +204,6 @@ def test_slurm_scripts_hand_everything_over(tmp_path, monkeypatch, kind, more):
     done = shell(ROOT / f'tools/slurm_{kind}.sh', 'part', 'job', 'c.py', *more, '--work-dir', 'a b')
     words = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert {'--gres=gpu:4', '--ntasks=4', '--job-name=job', '--launcher', 'slurm', 'a b'} <= set(words)
+    wanted = {'--gres=gpu:4', '--ntasks=4', '--job-name=job', '--launcher', 'slurm', 'a b'}
+    assert wanted <= set(words)
     assert words[words.index('c.py') + 1 :][: len(more)] == more

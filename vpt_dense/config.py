@@ -1,4 +1,4 @@
-"""Reading a config: parsed, checked for typos, and with what is said once put where it is needed."""
+"""Reading a config: parsed, checked for typos, and what is said once put where it is needed."""
 
 import ast
 import difflib
@@ -8,7 +8,6 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense.datasets.checks import find_classes
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError, suggest
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 
 from vpt_dense import config, logging, preflight
 from vpt_dense.errors import UserError
@@ -20,6 +20,30 @@ if TYPE_CHECKING:
 _PACKAGES = ('mmseg', 'mmpretrain')
 
 
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    add = parser.add_argument
+    add(
+        '--work-dir',
+        help='folder for logs and results (default: work_dir of the config, or work_dirs/<config>)',
+    )
+    add(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings, e.g. model.backbone.prompt.num_tokens=50',
+    )
+    add(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes',
+    )
+    add('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    add('--traceback', action='store_true', help='show the traceback of an error')
+
+
 def say(message: str) -> None:
     """Print a line at once, in the first process only."""
     if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
@@ -28,6 +52,7 @@ def say(message: str) -> None:
 
 def load(args: argparse.Namespace) -> Config:
     """Load ``args.config``; apply ``cfg_options``, ``launcher`` and ``work_dir``."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     logging.filter_warnings()
     cfg = config.load(args.config, args.cfg_options)
     cfg.launcher = args.launcher
