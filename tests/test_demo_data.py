@@ -186,3 +186,26 @@ def test_start_of_the_pretraining():
         assert ((query.T @ key - 0.7 * eye).pow(2).mean() * 64).sqrt() == pytest.approx(0.7, abs=0.1)
         output = attention.proj.weight @ value  # what a token's value adds to the token
         assert ((output + 0.4 * eye).pow(2).mean() * 64).sqrt() == pytest.approx(0.4, abs=0.1)
+
+
+def test_optimizer_is_torchs_muon_and_adamw():
+    from vpt_dense.engine.muon import MuonAdamW
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(12, 6), (6, 12), (5,), (3, 2, 4)]
+    ours = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = [
+        MuonAdamW(ours, lr=0.01, muon_factor=2.0, weight_decay=0.1),
+        torch.optim.Muon(theirs[:2], lr=0.02, momentum=0.95, weight_decay=0.1),
+        torch.optim.AdamW(theirs[2:], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
+    ]
+    for _ in range(4):
+        for own, other in zip(ours, theirs, strict=True):
+            own.grad = torch.randn(own.shape, generator=generator)
+            other.grad = own.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for own, other in zip(ours, theirs, strict=True):
+        # The iterations run in bfloat16: three digits.
+        assert torch.allclose(own, other, atol=1e-3 if own.ndim == 2 else 1e-6), own.shape

@@ -29,6 +29,9 @@ TRANSFORMS = _child(
 )
 HOOKS = _child('HOOKS', 'vpt_dense.hooks')
 METRICS = _child('METRICS', 'vpt_dense.evaluation')
+OPTIMIZERS = _child('OPTIMIZERS', 'vpt_dense.engine.muon')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')
 
-__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPERS', 'TRANSFORMS']
+__all__ = [
+    'DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIMIZERS', 'OPTIM_WRAPPERS', 'TRANSFORMS'
+]

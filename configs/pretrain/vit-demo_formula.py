@@ -3,7 +3,7 @@
 # `python tools/pretrain_demo.py`: it makes the data, runs this config and exports the backbone.
 _base_ = ['../_base_/models/setr_vit-demo.py', '../_base_/default_runtime.py']
 max_iters = 3600
-num_classes = 54  # 8 textures, which come first, and 46 shapes
+num_classes = 50  # 8 textures, which come first, and 42 shapes
 model = dict(
     backbone=dict(init_cfg=None),
     # Labels of every fourth pixel in both directions (24x24) and one convolution: the head is to
@@ -13,7 +13,7 @@ model = dict(
         num_convs=1,
         channels=128,
         # Backgrounds cover three quarters of the pixels; shapes are what is to be learned.
-        loss_decode=dict(class_weight=[0.4] * 8 + [1.0] * (num_classes - 8)),
+        loss_decode=dict(class_weight=[0.1] * 8 + [1.0] * (num_classes - 8)),
     ),
     auxiliary_head=None,
 )
@@ -65,17 +65,17 @@ val_dataloader = dict(
 )
 val_evaluator = dict(type='vpt_dense.IoUMetric', iou_metrics=['mIoU'])
 
-custom_hooks = [dict(type='vpt_dense.ViTStartHook'), *_base_.custom_hooks]
+custom_hooks = [dict(type='vpt_dense.ViTStartHook', eps=0.5), *_base_.custom_hooks]
 
 optim_wrapper = dict(
     type='vpt_dense.AmpOptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=dict(type='vpt_dense.MuonAdamW', lr=1e-3, muon_factor=20.0, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
         custom_keys={'pos_embed': dict(decay_mult=0.0), 'cls_token': dict(decay_mult=0.0)},
     ),
-    clip_grad=dict(max_norm=1.0),
+    clip_grad=dict(max_norm=5.0),
 )
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')

@@ -27,12 +27,13 @@ class ViTStartHook(Hook):
     Args:
         num_images (int): Training images for the statistics.
         eps (float): Added to the variance of every component (images normalised to unit
-            variance), so that noise is not blown up.
+            variance), so that noise is not
+            blown up to the strength of shapes.
     """
 
     priority = 'VERY_HIGH'  # before the first iteration of anything else
 
-    def __init__(self, num_images=1000, eps=0.02):
+    def __init__(self, num_images=1000, eps=0.5):
         self.num_images = num_images
         self.eps = eps
 
