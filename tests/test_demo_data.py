@@ -183,9 +183,11 @@ def test_start_of_the_pretraining():
         mimic(attention, generator)
         query, key, value = attention.qkv.weight.chunk(3)
         eye = torch.eye(64)
-        assert ((query.T @ key - 0.7 * eye).pow(2).mean() * 64).sqrt() == pytest.approx(0.7, abs=0.1)
         output = attention.proj.weight @ value  # what a token's value adds to the token
-        assert ((output + 0.4 * eye).pow(2).mean() * 64).sqrt() == pytest.approx(0.4, abs=0.1)
+        for product, alpha, beta in ((query.T @ key, 0.7, 0.7), (output, 0.4, -0.4)):
+            spread = ((product - beta * eye).pow(2).mean() * 64).sqrt()  # of sqrt(64) Z
+            assert spread == pytest.approx(alpha, abs=0.1)
+            assert product.diagonal().mean() == pytest.approx(beta, abs=0.1)
 
 
 def test_optimizer_is_torchs_muon_and_adamw():
@@ -207,5 +209,5 @@ def test_optimizer_is_torchs_muon_and_adamw():
         for optimizer in optimizers:
             optimizer.step()
     for own, other in zip(ours, theirs, strict=True):
-        # The iterations run in bfloat16: three digits.
-        assert torch.allclose(own, other, atol=1e-3 if own.ndim == 2 else 1e-6), own.shape
+        # The iterations run in bfloat16, in another order.
+        assert torch.allclose(own, other, atol=4e-3 if own.ndim == 2 else 1e-6), own.shape

@@ -1,7 +1,7 @@
 """Prompt tuning against its alternatives on data and weights that come with the repository.
 
-    python tools/demo.py                          # VPT-deep against head-only, some minutes
-    python tools/demo.py --all --seeds 0 1 2      # six methods, three seeds: the README's table
+``python tools/demo.py``
+``python tools/demo.py --all --seeds 0 1 2``
 
 Trains through tools/train.py with the configs of configs/demo, tests on the test split through
 tools/test.py, prints a table and draws predictions. Runs that are finished are not repeated.

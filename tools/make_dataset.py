@@ -1,7 +1,7 @@
 """Makes one of the project's own data sets as a folder in ADE20K's layout.
 
-    python tools/make_dataset.py digits data/digits
-    python tools/make_dataset.py formula data/formula
+``python tools/make_dataset.py digits data/digits``
+``python tools/make_dataset.py formula data/formula``
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Makes the demo's pretrained weights: data, training, export. About an hour on 2 CPU cores.
 
-    python tools/pretrain_demo.py
+``python tools/pretrain_demo.py``
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Chooses the demo's learning rates on the validation split: the same number of trials a method.
 
-    python tools/search_demo.py
+``python tools/search_demo.py``
 
 The test split is not touched. Results: work_dirs/search/table.md. Finished trials are kept.
 """
@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import demo
+
 from vpt_dense.errors import main
 
 HEAD_LR = 'optim_wrapper.optimizer.lr'
