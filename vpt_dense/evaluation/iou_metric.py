@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric as _IoUMetric
 
-from vpt_dense.hooks.report_hook import PER_CLASS
 from vpt_dense.params import text_table
 from vpt_dense.registry import METRICS
 
@@ -17,10 +16,15 @@ MAX_TABLE_CLASSES = 20
 class IoUMetric(_IoUMetric):
     """mmseg's ``IoUMetric``: same arguments, same numbers.
 
-    It differs in what becomes of the results by class. They are left in the message hub (info
-    ``vpt_dense/per_class``), from where :class:`vpt_dense.hooks.ReportHook` writes them to JSON;
-    the table is printed only for 20 classes or fewer.
+    It differs in what becomes of the results by class: the table is printed only for 20 classes or
+    fewer, and all of them are kept, for :class:`vpt_dense.hooks.ReportHook` to write to JSON.
+
+    Attributes:
+        per_class: Of the last evaluation, for each class {'class': its name, 'IoU': percent, ...};
+            None before.
     """
+
+    per_class: list[dict[str, str | float]] | None = None
 
     # mmseg's metric names have no prefix either; None instead of '' would warn about it.
     default_prefix = ''
@@ -49,23 +53,20 @@ class IoUMetric(_IoUMetric):
             for name, value in values.items()
         }
         del values['aAcc']
-        self._publish_classes(self.dataset_meta['classes'], values)
+        self._keep_classes(self.dataset_meta['classes'], values)
         return metrics
 
-    def _publish_classes(self, classes: Sequence[str], values: dict[str, np.ndarray]) -> None:
-        hub = MessageHub.get_current_instance()
-        # Several metrics of one evaluator add their columns to the same rows.
-        rows = hub.get_info(PER_CLASS)
-        if rows is None or [row['class'] for row in rows] != list(classes):
-            rows = [{'class': name} for name in classes]
+    def _keep_classes(self, classes: Sequence[str], values: dict[str, np.ndarray]) -> None:
         # In float64, whose shortest text has the two decimals.
         percents = {
             name: np.round(value.astype(np.float64) * 100, 2) for name, value in values.items()
         }
         prefix = f'{self.prefix}/' if self.prefix else ''
-        for index, row in enumerate(rows):
-            row.update({prefix + name: float(value[index]) for name, value in percents.items()})
-        hub.update_info(PER_CLASS, rows, resumed=False)
+        self.per_class = [
+            {'class': name}
+            | {prefix + key: float(value[index]) for key, value in percents.items()}
+            for index, name in enumerate(classes)
+        ]
         if len(classes) <= MAX_TABLE_CLASSES:
             table = text_table(
                 ('class', *percents),

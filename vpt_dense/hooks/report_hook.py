@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.logging import MessageHub
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from vpt_dense import logging, params
 from vpt_dense.registry import HOOKS
 from vpt_dense.version import __version__
 
-# Under this name a metric leaves its results by class in the message hub.
-PER_CLASS = 'vpt_dense/per_class'
 # The metrics that a run is judged by when its CheckpointHook has no `save_best`; and their names
 # in a sentence.
 HEADLINES = {'mIoU': 'mIoU', 'accuracy/top1': 'accuracy'}
@@ -98,7 +95,7 @@ class ReportHook(Hook):
         if isinstance(runner._train_loop, BaseLoop):
             record = _position(runner) | {
                 'metrics': metrics,
-                'per_class': _take_classes(),
+                'per_class': _classes(runner._val_loop),
             }
             self.evaluations.append(record)
             _write_json(_in_work_dir(runner, 'evaluations.json'), self.evaluations)
@@ -157,7 +154,7 @@ class ReportHook(Hook):
             **_identity(runner),
             'checkpoint': runner._load_from,
             'metrics': metrics,
-            'per_class': _take_classes(),
+            'per_class': _classes(runner._val_loop if split == 'val' else runner._test_loop),
             'params': self.report,
         }
         _write_json(_in_work_dir(runner, f'{split}.json'), result)
@@ -183,9 +180,16 @@ class ReportHook(Hook):
         }
 
 
-def _take_classes() -> list[dict[str, Any]] | None:
-    """Return the results by class of the evaluation that just ended, if its metric has them."""
-    return MessageHub.get_current_instance().pop_info(PER_CLASS)
+def _classes(loop: BaseLoop) -> list[dict[str, Any]] | None:
+    """Return the results by class of the evaluation that just ended, if its metrics keep them.
+
+    Several metrics of one evaluator add their columns to the same rows.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for metric in loop.evaluator.metrics:
+        for row in getattr(metric, 'per_class', None) or []:
+            rows.setdefault(row['class'], {}).update(row)
+    return list(rows.values()) or None
 
 
 def _in_work_dir(runner: Runner, name: str) -> str:
