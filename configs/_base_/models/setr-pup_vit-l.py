@@ -1,5 +1,6 @@
-# SETR-PUP (https://arxiv.org/abs/2012.15840) on ViT-L/16, as in mmseg's SETR for ADE20K: progressive
-# upsampling from the last block, three auxiliary heads on blocks 10, 15 and 20 while training.
+# SETR-PUP (https://arxiv.org/abs/2012.15840) on ViT-L/16, as in mmseg's SETR for ADE20K:
+# progressive upsampling from the last block, three auxiliary heads on blocks 10, 15 and 20 while
+# training.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 _head = dict(
     type='SETRUPHead',
