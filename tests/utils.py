@@ -1,5 +1,6 @@
 """Small models, images and data sets that the tests share."""
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
+
+_COUNTER = itertools.count()
 
 #: The architecture of the reference vectors: width 64, 4 blocks, patches of 8, images of 32.
 TINY_ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=128)
@@ -118,4 +121,5 @@ def tiny_auxiliary_heads(num_classes: int = 150) -> list[dict]:
 
 def in_scope(scope: str) -> None:
     """Make ``scope`` the default scope of config strings."""
-    DefaultScope.get_instance(f'test-{scope}', scope_name=scope)
+    # An instance of a name that was used before would not become the current one.
+    DefaultScope.get_instance(f'test-{scope}-{next(_COUNTER)}', scope_name=scope)

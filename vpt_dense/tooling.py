@@ -97,14 +97,13 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         hook = dict(type='SegVisualizationHook', draw=True, interval=1)
         visualizer = dict(
             type='SegLocalVisualizer',
-            name='visualizer',
             alpha=0.6,
             vis_backends=[dict(type='LocalVisBackend')],
             save_dir=folder,
         )
     else:
         hook = dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder)
-        visualizer = dict(type='UniversalVisualizer', name='visualizer')
+        visualizer = dict(type='UniversalVisualizer')
     cfg.default_hooks = {**cfg.get('default_hooks', {}), 'visualization': hook}
     cfg.visualizer = visualizer
     say(f'predictions are drawn into {folder}')

@@ -13,7 +13,7 @@ env_cfg = dict(
 # For TensorBoard or Weights & Biases add dict(type='TensorboardVisBackend') or
 # dict(type='WandbVisBackend').
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends)
 randomness = dict(seed=0)
 log_level = 'INFO'
 load_from = None
