@@ -215,11 +215,15 @@ def load_model(method, work_dir):
     Returns:
         tuple: The model in eval mode and its config.
     """
+    from vpt_dense import config, logging
+
+    logging.filter_warnings()
     import mmseg.models  # noqa: F401  (fills the registries)
     from mmengine.registry import MODELS, DefaultScope
 
-    from vpt_dense import config
     from vpt_dense.engine import checkpoints
+
+    logging.filter_warnings()  # the import has set its own
 
     cfg = config.load(str(config_of(method)))
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -6,5 +6,5 @@ optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.002, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=2.0)}),
+    paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=4.0)}),
 )
