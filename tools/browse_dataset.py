@@ -96,7 +96,7 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # the stack prints while it is imported
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         dataset = DATASETS.build(loader.dataset)
-        visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='browse', vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo
     if hasattr(visualizer, 'alpha'):
         visualizer.alpha = 0.5  # of the mask: mmseg's 0.8 hides the image
