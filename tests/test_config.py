@@ -1,5 +1,8 @@
 """Loading configs: what is said once reaches every place that needs it; the machine is heeded."""
 
+from pathlib import Path
+from subprocess import CalledProcessError
+
 import pytest
 import torch
 from mmengine import Config
@@ -129,6 +132,7 @@ def test_a_private_variable_and_one_that_a_leaf_reads_are_fine(tmp_path):
         (FileNotFoundError(2, 'No such file', 'x/y'), 'x/y: no such file'),
         (RuntimeError('first\nsecond'), 'RuntimeError: first'),
         (UserError('plain'), 'plain'),
+        (CalledProcessError(3, ['python', Path('a.py')]), 'python a.py: exit code 3, see above'),
         (ValueError('class `EncoderDecoder` in mmseg/models/x.py: bad'),
          'ValueError: EncoderDecoder: bad'),
         (TypeError("A.__init__() got an unexpected keyword argument 'b'"),

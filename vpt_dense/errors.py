@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -94,7 +95,9 @@ def _to_log_file(trace: str) -> str | None:
 
 def is_plain(error: BaseException) -> bool:
     """Whether the message alone says what to do, so that no traceback needs pointing at."""
-    return isinstance(error, (UserError, FileNotFoundError, PermissionError)) or (
+    return isinstance(
+        error, (UserError, FileNotFoundError, PermissionError, subprocess.CalledProcessError)
+    ) or (
         # Our own classes check their arguments with plain ValueErrors.
         isinstance(error, ValueError) and _raised_in_package(error)
     )
@@ -114,6 +117,9 @@ def explain(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f'{error.filename}: {error.strerror.lower()}'
+
+    if isinstance(error, subprocess.CalledProcessError):  # it has printed its own error already
+        return f'{" ".join(map(str, error.cmd))}: exit code {error.returncode}, see above'
 
     registry = re.search(r"(\S+) is not in the (\w+)::([\w ]+?) registry", text)
     if registry:
