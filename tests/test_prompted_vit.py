@@ -199,7 +199,8 @@ def test_layer_ranges_place_prompts_and_lose_no_patch():
         'last-2': [17, 17, 22, 22],
         'shallow-middle': [17, 22, 22, 17],
     }
-    assert {name: block_lengths(build(name), x) for name in expected} == expected
+    seen = {name: block_lengths(build(name, prompts_as='tokens'), x) for name in expected}
+    assert seen == expected
 
 
 def test_last_layers_see_every_patch():

@@ -8,6 +8,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.registry import MODELS
 from vpt_dense.tuning import select_trainable
 from vpt_dense.weights import load_pretrained
@@ -35,6 +36,11 @@ class PromptedVisionTransformer(VisionTransformer):
             that match train, all others are frozen here and now. Default: the prompt alone if
             there is one, else everything. While anything but the prompt is frozen, everything but
             the prompt stays in eval mode (dropout, stochastic depth).
+        prompts_as: 'keys_values' (default): blocks whose outputs at prompt positions are thrown
+            away compute nothing but keys and values for their prompts, which is exact; at test
+            time the keys and values of prompts that do not depend on the input are computed once.
+            'tokens': prompts pass through every block like other tokens, for comparison.
+            :attr:`keys_values_layers` and ``print(model)`` tell which blocks are meant.
         with_cp: Recompute every block in backward instead of keeping its activations.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads pretrained weights of
             mmpretrain's or timm's layout; a tensor that is missing, left over or of another shape
@@ -54,6 +60,7 @@ class PromptedVisionTransformer(VisionTransformer):
         out_indices: int | Sequence[int] = -1,
         prompt: dict | None = None,
         trainable: Sequence[str] | None = None,
+        prompts_as: str = 'keys_values',
         with_cp: bool = False,
         init_cfg: dict | None = None,
         **kwargs,
@@ -93,6 +100,15 @@ class PromptedVisionTransformer(VisionTransformer):
                 embed_dims=self.embed_dims, num_layers=self.num_layers, patch_size=patch_hw
             )
             self.prompt = MODELS.build(prompt, default_args=served)
+        if prompts_as not in ('keys_values', 'tokens'):
+            raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
+        self.keys_values_layers = [
+            i for i in range(self.num_layers)
+            if prompts_as == 'keys_values' and prompt is not None and self.prompt.is_discarded(i)
+        ]
+        for i in self.keys_values_layers:
+            self.layers[i].__class__ = PromptedEncoderLayer  # same parameters, one more way to run
+        self._keys_values: dict[int, tuple] = {}
         if trainable is None:
             trainable = [r'^prompt\.'] if prompt is not None else ['.*']
         self.trainable = list(trainable) if not isinstance(trainable, str) else trainable
@@ -131,16 +147,25 @@ class PromptedVisionTransformer(VisionTransformer):
         num_prompts = 0
         outs = []
         for i, layer in enumerate(self.layers):
-            tokens = self.prompt(x, i) if self.prompt is not None else None
-            if tokens is not None:
+            arguments = {}
+            if i in self.keys_values_layers:
+                if num_prompts:  # those of earlier blocks end here
+                    x = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
+                    num_prompts = 0
+                arguments = self._prompt_arguments(x, i)
+                # The last block's outputs at patches are not read by a classifier.
+                arguments['only_first'] = (
+                    i == self.num_layers - 1 and self.out_type == 'cls_token'
+                )
+            elif self.prompt is not None and (tokens := self.prompt(x, i)) is not None:
                 patches = x[:, first + num_prompts :]
                 tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
                 x = torch.cat((x[:, :first], tokens, patches), dim=1)  # (B, cls + P + N, C)
                 num_prompts = tokens.shape[1]
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False)
+                x = checkpoint(layer, x, use_reentrant=False, **arguments)
             else:
-                x = layer(x)
+                x = layer(x, **arguments)
             if i == self.num_layers - 1 and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
@@ -150,8 +175,48 @@ class PromptedVisionTransformer(VisionTransformer):
                 outs.append(self._format_output(out, patch_resolution))  # without prompts
         return tuple(outs)
 
+    def _prompt_arguments(self, x: Tensor, i: int) -> dict:
+        """What a block gets for its prompts: tokens, or keys and values from the cache."""
+        layer = self.layers[i]
+        fixed = not self.prompt.depends_on_input and not self.prompt.training
+        if not fixed or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return dict(prompts=self.prompt(x, i))
+        sources = [*self.prompt.parameters(), *self.prompt.buffers(),
+                   *layer.ln1.parameters(), *layer.attn.qkv.parameters()]
+        if any(source.is_inference() for source in sources):  # they do not count their changes
+            return dict(prompts=self.prompt(x, i))
+        kind = x.device.type
+        state = (
+            x.device, x.dtype,
+            torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+            *((source.data_ptr(), source._version, source.dtype) for source in sources),
+        )
+        if i not in self._keys_values or self._keys_values[i][0] != state:
+            # Not as inference tensors, which a later forward outside could not use.
+            with torch.inference_mode(False), torch.no_grad():
+                keys_values = layer.prompt_keys_values(self.prompt(x, i))
+            self._keys_values[i] = (state, keys_values)
+        return dict(keys_values=self._keys_values[i][1])
+
+    def _apply(self, fn, *args, **kwargs):
+        """Also forgets cached keys and values: ``.to()`` may reuse memory at its old address."""
+        self._keys_values.clear()
+        return super()._apply(fn, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        if self.prompt is None:
+            return ''
+        layers = self.keys_values_layers
+        return f'prompts as keys and values in layers {layers}' if layers else 'prompts as tokens'
+
     def train(self, mode: bool = True) -> 'PromptedVisionTransformer':
-        """Switch the mode; what surrounds the prompt stays in eval mode while it is frozen."""
+        """Switch the mode; what surrounds the prompt stays in eval mode while it is frozen.
+
+        Cached keys and values are forgotten: hooks that swap weights through ``.data``, as
+        mmengine's EMA does, leave no other trace than the switch that follows.
+        """
+        self._keys_values.clear()
         super().train(mode)
         if self.base_is_frozen:
             for name, child in self.named_children():

@@ -12,14 +12,21 @@ class Prompt(BaseModule, metaclass=ABCMeta):
     A prompt knows no backbone: it is told the width and depth that it serves when the backbone
     builds it (``embed_dims``, ``num_layers`` and ``patch_size`` are filled in), and where its
     tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``).
+
+    Attributes:
+        depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not may be
+            computed once for all inputs.
     """
+
+    depends_on_input = True
 
     @abstractmethod
     def forward(self, x: Tensor, layer: int) -> Tensor | None:
         """Return the prompt tokens that enter one block.
 
         Args:
-            x: The tokens about to enter the block, (B, N, C), those of earlier prompts included.
+            x: The tokens about to enter the block, (B, N, C), those of earlier prompts included
+                unless they were discarded.
             layer: Index of the block, 0 to num_layers - 1.
 
         Returns:
@@ -27,3 +34,13 @@ class Prompt(BaseModule, metaclass=ABCMeta):
             place of the prompts in ``x``. P may be 0 (the prompts in ``x`` are removed). None:
             whatever prompts ``x`` holds flow on as ordinary tokens.
         """
+
+    def is_discarded(self, layer: int) -> bool:
+        """Tell whether tokens enter a block and what it puts out at their places is discarded.
+
+        The backbone then computes keys and values for them and nothing else.
+
+        Args:
+            layer: Index of the block.
+        """
+        return False

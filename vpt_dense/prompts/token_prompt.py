@@ -48,6 +48,8 @@ class TokenPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    depends_on_input = False
+
     def __init__(
         self,
         num_tokens: int,
@@ -101,14 +103,24 @@ class TokenPrompt(Prompt):
         """See :meth:`Prompt.forward`. While dropout acts the batch is B, else 1."""
         if layer == self.stop and not self.keep_outputs:
             return x.new_empty(1, 0, x.shape[-1])
-        inserts = self.start <= layer < self.stop if self.deep else layer == self.start
-        if not inserts:
+        if not self._inserts(layer):
             return None
         own_set = layer - self.start if len(self.tokens) > 1 else 0
         tokens = self.project(self.tokens[own_set : own_set + 1])  # (1, P, C)
         if self.training and self.dropout > 0:
             tokens = F.dropout(tokens.expand(len(x), -1, -1), self.dropout)  # (B, P, C)
         return tokens
+
+    def is_discarded(self, layer: int) -> bool:
+        """See :meth:`Prompt.is_discarded`: replaced or removed afterwards, or never read."""
+        return self._inserts(layer) and (
+            layer + 1 == self.num_layers
+            or self._inserts(layer + 1)
+            or (layer + 1 == self.stop and not self.keep_outputs)
+        )
+
+    def _inserts(self, layer: int) -> bool:
+        return self.start <= layer < self.stop if self.deep else layer == self.start
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
