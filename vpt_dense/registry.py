@@ -4,22 +4,45 @@ Each names the modules that hold its classes (``locations``). mmengine imports
 ``vpt_dense.registry`` by itself when a config says ``type='vpt_dense.X'``, and the registry then
 imports its locations: no ``custom_imports`` is needed, whatever the default scope.
 
-A location is imported as a whole, so what one task needs (mmseg, mmpretrain) must not sit in a
-location that the other task asks for.
+A location is imported as a whole, so what one task alone needs (mmseg) is imported on demand.
 """
+
+import importlib
 
 from mmengine import registry as _mmengine
 
 
-def _child(name: str, *locations: str) -> _mmengine.Registry:
+class _Registry(_mmengine.Registry):
+    """Imports some modules only when one of their classes is asked for.
+
+    Args:
+        on_demand: Module -> names of its classes.
+        *args: As in :class:`mmengine.Registry`.
+        **kwargs: As in :class:`mmengine.Registry`.
+    """
+
+    def __init__(self, *args, on_demand: dict[str, list[str]], **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._on_demand = {name: module for module, names in on_demand.items() for name in names}
+
+    def get(self, key: str):
+        """See :meth:`mmengine.Registry.get`."""
+        if key in self._on_demand:
+            importlib.import_module(self._on_demand[key])
+        return super().get(key)
+
+
+def _child(name: str, *locations: str, **on_demand: list[str]) -> _mmengine.Registry:
     parent = getattr(_mmengine, name)
-    return _mmengine.Registry(
-        parent.name, parent=parent, scope='vpt_dense', locations=list(locations)
+    return _Registry(
+        parent.name, parent=parent, scope='vpt_dense', locations=list(locations),
+        on_demand=on_demand,
     )
 
 
 MODELS = _child(
-    'MODELS', 'vpt_dense.prompts', 'vpt_dense.backbones', 'vpt_dense.engine'
+    'MODELS', 'vpt_dense.prompts', 'vpt_dense.backbones', 'vpt_dense.engine',
+    **{'vpt_dense.heads': ['SETRMLAHead', 'SETRUPHead']},
 )
 DATASETS = _child(
     'DATASETS', 'vpt_dense.datasets.seg_folder', 'vpt_dense.datasets.image_folder'

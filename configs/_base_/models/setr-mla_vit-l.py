@@ -12,7 +12,7 @@ model = dict(
     ),
     decode_head=dict(
         _delete_=True,
-        type='SETRMLAHead',
+        type='vpt_dense.SETRMLAHead',
         in_channels=(256, 256, 256, 256),
         channels=512,
         in_index=(0, 1, 2, 3),
