@@ -7,6 +7,8 @@ import torch
 from test_prompted_vit import LAYERS, VARIANTS, build
 from utils import images, randomise, tiny_vit
 
+from vpt_dense.backbones.attention import attention
+
 #: Variant -> blocks whose outputs at prompt positions are thrown away.
 DISCARDED = {
     'shallow': [],
@@ -214,3 +216,33 @@ def test_wrapped_projection_counts():
             layer.attn.qkv.__class__ = Doubled
         outs.append(model(images(2, 3, 32, 32, dtype=torch.float64))[0])
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('length', [20, 600])
+def test_attention_in_half_precision(dtype, length):
+    """The plain operations that replace PyTorch's kernel on a CPU are as exact as it is."""
+    query, key, value = (images(2, 3, n, 16, seed=n).to(dtype).requires_grad_()
+                         for n in (20, length, length + 1))
+    value = value[:, :, :length]
+    results = []
+    for function, kind in (
+        (attention, dtype), (torch.nn.functional.scaled_dot_product_attention, dtype),
+        (torch.nn.functional.scaled_dot_product_attention, torch.float64),
+    ):
+        inputs = [t.detach().to(kind).requires_grad_() for t in (query, key, value)]
+        with torch.autocast('cpu', dtype, enabled=kind == dtype):
+            out = function(*inputs)
+        assert out.dtype == kind
+        out.square().sum().backward()
+        results.append([out.detach().double(), *(t.grad.double() for t in inputs)])
+    for own, other, exact in zip(*results, strict=True):
+        error = (other - exact).norm() / exact.norm()
+        assert (own - exact).norm() / exact.norm() < 2 * error < 0.1
+
+
+def test_attention_drops_weights():
+    ones = torch.ones(1, 1, 50, 8, dtype=torch.bfloat16)
+    out = attention(ones, ones, ones, dropout_p=0.5)
+    assert 0.8 < out.float().mean() < 1.2 and out.float().std() > 0.05
+    assert torch.equal(attention(ones, ones, ones), ones)

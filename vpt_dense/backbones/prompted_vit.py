@@ -8,6 +8,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.registry import MODELS
 from vpt_dense.tuning import select_trainable
@@ -93,6 +94,8 @@ class PromptedVisionTransformer(VisionTransformer):
                 f'out_indices {out_indices} must lie in [-{self.num_layers}, {self.num_layers}) '
                 f'for a backbone of {self.num_layers} layers'
             )
+        for layer in self.layers:
+            layer.attn.scaled_dot_product_attention = attention
         self.with_cp = with_cp
         self.prompt: nn.Module | None = None
         if prompt is not None:

@@ -2,7 +2,7 @@
 # images of 96x96, so 144 tokens). pretrain/README.md tells how it was made.
 norm_cfg = dict(type='BN', requires_grad=True)
 _head = dict(
-    type='SETRUPHead',
+    type='vpt_dense.SETRUPHead',
     in_channels=192,
     num_classes=11,
     dropout_ratio=0,
