@@ -6,11 +6,6 @@ _base_ = [
     '../_base_/schedules/demo.py',
     '../_base_/default_runtime.py',
 ]
-_weights = [0.3] + [1.0] * 10
 model = dict(
-    decode_head=dict(loss_decode=dict(class_weight=_weights)),
-    auxiliary_head=[
-        dict(head, loss_decode=dict(head.loss_decode, class_weight=_weights))
-        for head in _base_.model.auxiliary_head
-    ],
+    decode_head=dict(loss_decode=dict(class_weight=[0.3] + [1.0] * 10)),
 )

@@ -4,6 +4,6 @@ model = dict(backbone=_base_.tuning)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.002, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.5)}),
+    optimizer=dict(type='AdamW', lr=0.004, weight_decay=1e-4),
+    paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.75)}),
 )

@@ -10,12 +10,12 @@ model = dict(
     # leave the work to the backbone, and costs a twentieth of it.
     decode_head=dict(
         num_classes=num_classes,
-        num_convs=1,
+        kernel_size=3,
+        up_scale=2,
         channels=128,
         # Backgrounds cover three quarters of the pixels; shapes are what is to be learned.
         loss_decode=dict(class_weight=[0.1] * 8 + [1.0] * (num_classes - 8)),
     ),
-    auxiliary_head=None,
 )
 
 dataset = dict(

@@ -3,8 +3,12 @@
 The digits are the 1,797 scans of 8x8 pixels that come with scikit-learn (a part of "Optical
 Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning Repository,
 1998, doi 10.24432/C50P49, CC BY 4.0). They are enlarged, turned, squeezed and coloured, overlap
-each other and are covered by bars and spots, over procedural textures. The scans that a split
-uses appear in no other split.
+each other and are covered by bars and spots, over procedural textures, all seen through bright haze.
+The scans that a split uses appear in no other split.
+
+The haze is what a backbone pretrained on clear formula images (`formula.py`, whose textures and
+colours are used here too) has to adapt to. Without it frozen features fit as they are and there is
+little for prompts or biases to mend.
 """
 
 import functools
@@ -14,7 +18,7 @@ import numpy as np
 
 from .formula import TEXTURES, coloured, finish, place, smooth_noise, texture_values
 
-DIGITS_VERSION = 1
+DIGITS_VERSION = 2
 """Raised whenever the same seed would give other images."""
 
 CLASSES = ('background', *(str(digit) for digit in range(10)))
@@ -22,6 +26,12 @@ CLASSES = ('background', *(str(digit) for digit in range(10)))
 
 SPLITS = {'training': 1000, 'validation': 250, 'test': 250}
 """Number of images of every split."""
+
+TRANSMISSION = (0.2, 0.3)
+"""Part of the light that comes through the haze, drawn for every image."""
+
+AIRLIGHT = (220.0, 240.0)
+"""Grey level of the haze, drawn for every image."""
 
 SHARES = {'training': 0.6, 'validation': 0.2, 'test': 0.2}
 """Share of the 1,797 scans that each split draws from."""
@@ -68,6 +78,24 @@ def _cover(rng, image, labels):
     labels[mask > 0] = 0
 
 
+def _haze(rng, image):
+    """Veils an image: `I = J t + A (1 - t)` with transmission t and airlight A.
+
+    The model of atmospheric scattering (K. He, J. Sun, X. Tang, "Single Image Haze Removal Using
+    Dark Channel Prior", CVPR 2009, equation 1), the same at every pixel.
+
+    Args:
+        rng (numpy.random.Generator): Source of randomness.
+        image (numpy.ndarray): (H, W, 3) uint8.
+
+    Returns:
+        numpy.ndarray: (H, W, 3) uint8.
+    """
+    transmission, airlight = rng.uniform(*TRANSMISSION), rng.uniform(*AIRLIGHT)
+    veiled = image * transmission + airlight * (1 - transmission)
+    return np.round(veiled).astype(np.uint8)
+
+
 def digits_sample(seed, split, index, size=96):
     """One image with its labels, a function of its arguments only.
 
@@ -102,4 +130,4 @@ def digits_sample(seed, split, index, size=96):
     if rng.random() < 0.3:  # a shadow of one tone over a part of the image
         shade = smooth_noise(rng, size, 4) > 0.6
         image[shade] *= rng.uniform(0.5, 0.8)
-    return finish(rng, image, noise=14), labels, used
+    return _haze(rng, finish(rng, image, noise=14)), labels, used

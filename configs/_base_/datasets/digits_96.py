@@ -19,9 +19,8 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     # No flips: a mirrored digit is another sign.
-    dict(type='RandomResize', scale=(96, 96), ratio_range=(1.0, 1.3), keep_ratio=True),
+    dict(type='RandomResize', scale=(96, 96), ratio_range=(1.0, 1.15), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(96, 96)),
-    dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

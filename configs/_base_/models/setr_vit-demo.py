@@ -1,16 +1,6 @@
-# SETR on the small ViT that comes with the repository (2.7 M parameters, patches of 8 pixels,
+# SETR-Naive on the small ViT that comes with the repository (2.7 M parameters, patches of 8 pixels,
 # images of 96x96, so 144 tokens). pretrain/README.md tells how it was made.
 norm_cfg = dict(type='BN', requires_grad=True)
-_head = dict(
-    type='vpt_dense.SETRUPHead',
-    in_channels=192,
-    num_classes=11,
-    dropout_ratio=0,
-    norm_cfg=norm_cfg,
-    up_scale=2,
-    kernel_size=3,
-    align_corners=False,
-)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -28,25 +18,26 @@ model = dict(
         img_size=(96, 96),
         patch_size=8,
         out_type='featmap',
-        out_indices=[2, 5],
+        out_indices=[5],
         init_cfg=dict(type='Pretrained', checkpoint='pretrain/vit-demo_formula.safetensors'),
     ),
+    # 1x1 convolutions: what surrounds a patch is the backbone's to find out.
     decode_head=dict(
-        **_head,
-        in_index=1,
+        type='vpt_dense.SETRUPHead',
+        in_channels=192,
+        in_index=0,
         channels=64,
-        num_convs=2,
+        num_convs=1,
+        up_scale=4,
+        kernel_size=1,
+        num_classes=11,
+        dropout_ratio=0,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        # mmseg starts the classifier at a standard deviation of 0.01: too slow for a short training.
+        init_cfg=dict(type='Normal', std=0.1, override=dict(name='conv_seg')),
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
-    auxiliary_head=[
-        dict(
-            **_head,
-            in_index=0,
-            channels=32,
-            num_convs=1,
-            loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-        )
-    ],
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
