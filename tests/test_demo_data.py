@@ -65,6 +65,15 @@ def test_every_class_occurs():
     assert seen.all()
 
 
+def test_digits_are_hazy_and_formulas_are_clear():
+    """The gap that a frozen backbone has to bridge: a third of the contrast at most."""
+    hazy = [digits.digits_sample(0, 'training', i)[0] for i in range(30)]
+    clear = [formula.formula_sample(0, i)[0] for i in range(30)]
+    for image in hazy:  # I = J t + A (1 - t), J in [0, 255]
+        assert image.min() >= 220 * 0.7 - 1 and image.max() <= 255 * 0.3 + 240 * 0.7 + 1
+    assert 3 * np.mean([image.std() for image in hazy]) < np.mean([i.std() for i in clear])
+
+
 def test_digits_are_new_to_the_pretraining(monkeypatch):
     """The formula images need neither scans nor fonts."""
     import sklearn.datasets
@@ -87,7 +96,7 @@ def small(seed):
         return digits.digits_sample(seed, split, index)[:2]
 
     splits = {'training': 3, 'test': 2}
-    return sample, splits, dict(name='digits', version=1, seed=seed, size=96, splits=splits)
+    return sample, splits, dict(name='digits', version=2, seed=seed, size=96, splits=splits)
 
 
 def test_folder_has_the_layout_and_is_made_once(tmp_path):

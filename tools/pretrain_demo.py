@@ -1,4 +1,4 @@
-"""Makes the demo's pretrained weights: data, training, export. About an hour on 2 CPU cores.
+"""Makes the demo's pretrained weights: data, training, export. Less than an hour on 2 CPU cores.
 
 ``python tools/pretrain_demo.py``
 """

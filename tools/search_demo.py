@@ -22,14 +22,14 @@ from vpt_dense.errors import main
 HEAD_LR = 'optim_wrapper.optimizer.lr'
 BACKBONE_LR = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 # The heads' learning rate for head-only tuning; else the backbone's, as a multiple of the heads'
-# 2e-3.
+# 4e-3 (for VPT-deep with biases that of the biases; its prompts keep theirs).
 GRID = {
-    'head': [{HEAD_LR: lr} for lr in (1e-3, 2e-3, 5e-3)],
-    'full': [{BACKBONE_LR: factor} for factor in (0.05, 0.15, 0.5)],
-    'bias': [{BACKBONE_LR: factor} for factor in (0.5, 1.5, 5.0)],
-    'shallow': [{BACKBONE_LR: factor} for factor in (1.0, 4.0, 16.0)],
-    'deep': [{BACKBONE_LR: factor} for factor in (1.0, 4.0, 16.0)],
-    'deep-bias': [{BACKBONE_LR: factor} for factor in (0.5, 1.5, 5.0)],
+    'head': [{HEAD_LR: lr} for lr in (2e-3, 4e-3, 1e-2)],
+    'full': [{BACKBONE_LR: factor} for factor in (0.025, 0.075, 0.25)],
+    'bias': [{BACKBONE_LR: factor} for factor in (0.25, 0.75, 2.5)],
+    'shallow': [{BACKBONE_LR: factor} for factor in (0.75, 2.5, 7.5)],
+    'deep': [{BACKBONE_LR: factor} for factor in (0.75, 2.5, 7.5)],
+    'deep-bias': [{BACKBONE_LR: factor} for factor in (0.25, 0.75, 2.5)],
 }
 
 
