@@ -3,8 +3,8 @@
 The digits are the 1,797 scans of 8x8 pixels that come with scikit-learn (a part of "Optical
 Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning Repository,
 1998, doi 10.24432/C50P49, CC BY 4.0). They are enlarged, turned, squeezed and coloured, overlap
-each other and are covered by bars and spots, over procedural textures, all seen through bright haze.
-The scans that a split uses appear in no other split.
+each other and are covered by bars and spots, over procedural textures, all seen through bright
+haze. The scans that a split uses appear in no other split.
 
 The haze is what a backbone pretrained on clear formula images (`formula.py`, whose textures and
 colours are used here too) has to adapt to. Without it frozen features fit as they are and there is

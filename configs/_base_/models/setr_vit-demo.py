@@ -34,7 +34,7 @@ model = dict(
         dropout_ratio=0,
         norm_cfg=norm_cfg,
         align_corners=False,
-        # mmseg starts the classifier at a standard deviation of 0.01: too slow for a short training.
+        # mmseg starts it at a standard deviation of 0.01: too slow for a short training.
         init_cfg=dict(type='Normal', std=0.1, override=dict(name='conv_seg')),
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
