@@ -213,7 +213,7 @@ def test_last_layers_see_every_patch():
 
 
 def test_dropout_differs_by_sample_and_layer_and_ends_with_training():
-    model = build('dropout').train()
+    model = build('dropout', prompts_as='tokens').train()
     zeros = []
 
     def record(_, args):

@@ -51,6 +51,9 @@ def main(function: Callable[[], object]) -> NoReturn:
             where = f'in {log_file}' if log_file else 'with --traceback'
             message = f'{message} (traceback {where})'
         _leave(f'error: {message}', 1)
+    if _distributed_has_started():
+        # Its threads have to end before the interpreter does, or the process may abort there.
+        sys.modules['torch'].distributed.destroy_process_group()
     sys.exit(0)
 
 

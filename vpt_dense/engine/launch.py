@@ -7,6 +7,7 @@ torchrun's meaning: ``NNODES``, ``NODE_RANK``, ``MASTER_ADDR``, ``PORT``.
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -43,8 +44,10 @@ def main() -> None:
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         if all(code < 0 for code in codes):  # killed: nobody has reported anything
+            number = -codes[0]
+            hint = '; out of memory?' if number == signal.SIGKILL else ''
             raise errors.UserError(
-                f'a process was killed (signal {-codes[0]}); out of memory?'
+                f'a process was killed ({signal.Signals(number).name}){hint}'
             ) from error
         sys.exit(1)
 
