@@ -43,7 +43,12 @@ def seconds(function, shape, backward):
 
 def run():
     """Command line."""
+    from vpt_dense import logging
+
+    logging.filter_warnings()
     from vpt_dense.backbones.attention import attention
+
+    logging.filter_warnings()  # the import has set its own
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=int, default=15)

@@ -109,6 +109,9 @@ def ratio(values, base):
 
 def run():
     """Command line."""
+    from vpt_dense import logging
+
+    logging.filter_warnings()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--arch', default='base', help='of mmpretrain: base, large, ...')
     parser.add_argument('--layers', type=int, help='fewer blocks than the architecture has')

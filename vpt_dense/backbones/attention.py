@@ -20,8 +20,9 @@ def attention(
     """Compute softmax(Q K^T / sqrt(d)) V; PyTorch's kernel, but for one case.
 
     In half precision on a CPU PyTorch's kernels are slow at the lengths of image tokens: forward
-    and backward of 16 images with 144 queries and 164 keys took them 4.5 (flash) and 3 times (math)
-    as long as three plain operations. There these run instead.
+    and backward of 16 images with 144 queries and 164 keys took them, flash and math alike, 3.3
+    times as long as three plain operations (tools/benchmark/attention.py, AMD EPYC with
+    avx512_bf16, 2 threads, torch 2.14.1). There these run instead.
 
     Args:
         query: (B, heads, N, d).
