@@ -19,7 +19,7 @@ help:  ## Show this help
 venv: $(STAMP)  ## Set up .venv: the package (editable) and what its tests need
 	@echo "Ready: $(BIN)/python"
 
-demo: $(STAMP)  ## Train the demo: VPT-deep against head-only, no download (8 minutes on 2 cores)
+demo: $(STAMP)  ## Train the demo: VPT-deep against head-only, no download (4 minutes on 2 cores)
 	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)  ## Run the tests, without the slow ones

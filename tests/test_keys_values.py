@@ -241,6 +241,12 @@ def test_attention_in_half_precision(dtype, length):
         assert (own - exact).norm() / exact.norm() < 2 * error < 0.1
 
 
+def test_every_block_uses_it():
+    for name in ('full', 'deep'):
+        for layer in build(name).layers:
+            assert layer.attn.scaled_dot_product_attention is attention
+
+
 def test_attention_drops_weights():
     ones = torch.ones(1, 1, 50, 8, dtype=torch.bfloat16)
     out = attention(ones, ones, ones, dropout_p=0.5)

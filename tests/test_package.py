@@ -66,7 +66,7 @@ names = {}
 for kind in ours.__all__:
     registry = getattr(ours, kind)
     registry.import_from_location()
-    names[kind] = sorted(registry.module_dict)
+    names[kind] = sorted({*registry.module_dict, *registry._on_demand})
 print(json.dumps(names))
 """
 
@@ -84,6 +84,13 @@ for kind, types in names.items():
         assert cls is not None and cls.__name__ == name, (kind, name, cls)
         assert cls.__module__.startswith('vpt_dense.'), (kind, name, cls)
 """
+
+
+def test_a_backbone_alone_does_not_need_mmseg():
+    code = ("import sys; from mmengine.registry import MODELS; "
+            "assert MODELS.get('vpt_dense.PromptedVisionTransformer'); "
+            "print('mmseg' in sys.modules)")
+    assert run_python(code).splitlines()[-1] == 'False'
 
 
 @pytest.fixture(scope='module')

@@ -27,8 +27,9 @@ class _Registry(_mmengine.Registry):
 
     def get(self, key: str):
         """See :meth:`mmengine.Registry.get`."""
-        if key in self._on_demand:
-            importlib.import_module(self._on_demand[key])
+        module = self._on_demand.get(key.removeprefix(f'{self.scope}.'))
+        if module is not None:
+            importlib.import_module(module)
         return super().get(key)
 
 

@@ -32,6 +32,8 @@ def build(args, num_tokens, prompts_as):
     from mmengine.registry import MODELS
     from mmpretrain.models import VisionTransformer
 
+    if args.arch not in VisionTransformer.arch_zoo:
+        raise UserError(f'--arch {args.arch}: not one of {sorted(VisionTransformer.arch_zoo)}')
     arch = dict(VisionTransformer.arch_zoo[args.arch])
     arch['num_layers'] = args.layers or arch['num_layers']
     prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=num_tokens, deep=True)
@@ -49,35 +51,46 @@ def synchronise(device):
         torch.cuda.synchronize()
 
 
-def step(model, images, args, measure_bytes=False):
-    """Runs one training step's forward and backward.
+def autocast(args):
+    """The precision asked for."""
+    return torch.autocast(args.device.split(':')[0], torch.bfloat16,
+                          enabled=args.dtype == 'bfloat16')
+
+
+def train_step(model, images, args):
+    """Runs forward and backward.
 
     Returns:
-        float | int: Seconds, or the bytes kept for backward.
+        float: Seconds.
     """
     images.grad = None
+    synchronise(args.device)
+    start = time.perf_counter()
+    with autocast(args):
+        out = model(images)[-1]
+    out.float().square().mean().backward()
+    synchronise(args.device)
+    return time.perf_counter() - start
+
+
+def kept_bytes(model, images, args):
+    """Runs forward and counts what is kept for backward, parameters left out.
+
+    Returns:
+        int: Bytes.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
     def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    synchronise(args.device)
-    start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t) if measure_bytes \
-            else torch.enable_grad():
-        with torch.autocast(args.device.split(':')[0], dtype=torch.bfloat16,
-                            enabled=args.dtype == 'bfloat16'):
-            out = model(images)[-1]
-        loss = out.float().square().mean()
-    loss.backward()
-    synchronise(args.device)
-    if measure_bytes:
-        return sum(size for pointer, size in kept.items() if pointer not in parameters)
-    return time.perf_counter() - start
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(args):
+        out = model(images)[-1]  # holds the graph, so that no memory is used twice
+    assert out.requires_grad
+    return sum(size for pointer, size in kept.items() if pointer not in parameters)
 
 
 def forward(model, images, args):
@@ -87,8 +100,7 @@ def forward(model, images, args):
         float: Seconds.
     """
     model.eval()
-    with torch.inference_mode(), torch.autocast(
-            args.device.split(':')[0], dtype=torch.bfloat16, enabled=args.dtype == 'bfloat16'):
+    with torch.inference_mode(), autocast(args):
         model(images)  # fills the cache, which train() empties
         synchronise(args.device)
         start = time.perf_counter()
@@ -137,11 +149,12 @@ def run():
     trains, tests = {way: [] for way in ways}, {way: [] for way in ways}
     for turn in range(args.rounds + 1):
         for way, model in ways.items():
-            train, test = step(model, images, args), forward(model, images.detach(), args)
+            train = train_step(model, images, args)
+            test = forward(model, images.detach(), args)
             if turn:  # the first warms up
                 trains[way].append(train)
                 tests[way].append(test)
-    kept = {way: step(model, images, args, measure_bytes=True) for way, model in ways.items()}
+    kept = {way: kept_bytes(model, images, args) for way, model in ways.items()}
     base = next(iter(ways))
     table = Table(title=f'ViT {args.arch}, {args.layers or "all"} blocks, {args.img_size} px, '
                         f'batch {args.batch}, {args.dtype}, {args.device}')

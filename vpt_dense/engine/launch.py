@@ -45,10 +45,11 @@ def main() -> None:
         codes = [failure.exitcode for failure in error.failures.values()]
         if all(code < 0 for code in codes):  # killed: nobody has reported anything
             number = -codes[0]
-            hint = '; out of memory?' if number == signal.SIGKILL else ''
-            raise errors.UserError(
-                f'a process was killed ({signal.Signals(number).name}){hint}'
-            ) from error
+            message = f'a process was killed ({signal.Signals(number).name})'
+            if number == signal.SIGKILL:
+                message += (', as the system does when memory runs out; lower '
+                            'train_dataloader.batch_size, or use --amp')
+            raise errors.UserError(message) from error
         sys.exit(1)
 
 
