@@ -27,6 +27,7 @@ STRAY_WARNINGS = (
     r'is not a meaningful config when',
     r'.*pin_memory.* argument is set as true but no accelerator',
     r'`broadcast_buffers` is deprecated',
+    r'This DataLoader will create \d+ worker',  # fewer cores than the config has workers: harmless
     r'Detected pickle protocol',
     r'The verbose parameter is deprecated',
     r'`?torch\.\w*\.?amp\.\w+\(args\.\.\.\)`? is deprecated',
