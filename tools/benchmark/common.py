@@ -22,7 +22,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     line = argparse.ArgumentParser(
         description=description.strip().splitlines()[0],
         epilog='All ways run in turn, round after round, in one process. Cells are ratios of '
-        'medians; after the sign stands half the distance of the quartiles.",
+        'medians; after the sign stands half the distance of the quartiles.',
     )
     line.add_argument('--rounds', type=int, default=5, help='after one that warms up')
     line.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
