@@ -1,6 +1,5 @@
 """Two processes on a CPU: the same step as one process on the joined batch."""
 
-import copy
 import os
 import socket
 
@@ -15,8 +14,19 @@ from torch import nn
 from utils import CONFIGS, in_scope, randomise
 
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
-SEGMENTATION = ['full', 'head', 'bias', 'shallow', 'deep', 'deep-bias']
-CLASSIFICATION = ['linear', 'deep', 'partial-1', 'bias']
+#: Name -> (fragment, backbone's options in two processes, and in the one that it must equal).
+SEGMENTATION = {name: (name, {}, {}) for name in (
+    'full', 'head', 'bias', 'shallow', 'deep', 'deep-bias')} | {
+    'deep-not-tokens': ('deep', {}, dict(prompts_as='tokens')),
+    'deep-lean': ('deep', dict(memory='lean'), {}),
+    'deep-bias-lean': ('deep-bias', dict(memory='lean'), {}),
+    'full-lean': ('full', dict(memory='lean'), {}),
+    'deep-with-cp': ('deep', dict(with_cp=True), {}),
+}
+CLASSIFICATION = {name: (name, {}, {}) for name in ('linear', 'deep', 'partial-1', 'bias')} | {
+    'deep-not-tokens': ('deep', {}, dict(prompts_as='tokens')),
+    'deep-lean': ('deep', dict(memory='lean'), {}),
+}
 
 
 def tuning(path: str) -> dict:
@@ -38,7 +48,7 @@ def backbone(out_type: str, tuned: dict) -> dict:
     )  # fmt: skip
 
 
-def segmentation(variant: str) -> nn.Module:
+def segmentation(fragment: str, options: dict) -> nn.Module:
     """SETR-PUP with an auxiliary head, SyncBN as it is on CPU."""
     in_scope('mmseg')
     head = dict(
@@ -48,18 +58,19 @@ def segmentation(variant: str) -> nn.Module:
     return MODELS.build(dict(
         type='EncoderDecoder',
         data_preprocessor=dict(type='SegDataPreProcessor', size=(16, 16), seg_pad_val=255),
-        backbone=dict(**backbone('featmap', tuning(f'{variant}.py')), out_indices=[1, 2]),
+        backbone=dict(**backbone('featmap', tuning(f'{fragment}.py')), out_indices=[1, 2],
+                      **options),
         decode_head=dict(**head, in_index=1),
         auxiliary_head=[dict(**head, in_index=0)],
     ))  # fmt: skip
 
 
-def classification(variant: str) -> nn.Module:
+def classification(fragment: str, options: dict) -> nn.Module:
     in_scope('mmpretrain')
     return MODELS.build(dict(
         type='ImageClassifier',
         data_preprocessor=dict(type='ClsDataPreprocessor'),
-        backbone=backbone('cls_token', tuning(f'cls/{variant}.py')),
+        backbone=dict(**backbone('cls_token', tuning(f'cls/{fragment}.py')), **options),
         head=dict(type='LinearClsHead', num_classes=5, in_channels=16,
                   loss=dict(type='CrossEntropyLoss')),
     ))  # fmt: skip
@@ -115,9 +126,11 @@ def compare(rank: int, port: int, failures) -> None:
     cases += [('classification', v) for v in CLASSIFICATION]
     models, expected = {}, {}
     for task, variant in cases:
-        build = segmentation if task == 'segmentation' else classification
-        model = randomise(build(variant)).double().train()
-        models[task, variant] = copy.deepcopy(model)
+        build, table = ((segmentation, SEGMENTATION) if task == 'segmentation'
+                        else (classification, CLASSIFICATION))
+        fragment, options, options_of_one = table[variant]
+        models[task, variant] = randomise(build(fragment, options)).double().train()
+        model = randomise(build(fragment, options_of_one)).double().train()
         step(model, batch(task))
         expected[task, variant] = state(model)
 

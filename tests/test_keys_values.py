@@ -57,12 +57,12 @@ def both_ways(name, size=(32, 40), training=True, autocast=None, dtype=torch.flo
 
 @prompted
 @pytest.mark.parametrize('out_type', ['featmap', 'cls_token', 'raw', 'avg_featmap'])
-@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('recompute', [{}, dict(with_cp=True), dict(memory='lean')], ids=str)
 @pytest.mark.parametrize('training', [False, True])
-def test_equal_to_tokens(name, out_type, with_cp, training):
+def test_equal_to_tokens(name, out_type, recompute, training):
     (outs, grads), (plain, plain_grads) = both_ways(
-        name, out_type=out_type, out_indices=(0, 1, -1), with_cp=with_cp, training=training,
-        layer_scale_init_value=0.3,
+        name, out_type=out_type, out_indices=(0, 1, -1), training=training,
+        layer_scale_init_value=0.3, **recompute,
     )
     torch.testing.assert_close(outs, plain, rtol=1e-12, atol=1e-12)
     assert grads.keys() == plain_grads.keys()
@@ -187,11 +187,12 @@ def test_cached_values_are_computed_once():
 @pytest.mark.parametrize('backend', [
     'aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('training', [False, True])
-def test_compiled(backend, training):
+@pytest.mark.parametrize('memory', ['default', 'lean'])
+def test_compiled(backend, training, memory):
     x = images(2, 3, 32, 32)
     results = []
     for compiled in (False, True):
-        model = build('deep').train(training)
+        model = build('deep', memory=memory).train(training)
         run = torch.compile(model, backend=backend) if compiled else model
         out = run(x)[0]
         out.square().sum().backward()

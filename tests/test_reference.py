@@ -77,9 +77,9 @@ def under(tensors: dict[str, torch.Tensor], room: str) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize('prompts_as', ['tokens', 'keys_values'])
-@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('recompute', [{}, dict(with_cp=True), dict(memory='lean')], ids=str)
 @pytest.mark.parametrize('case', CASES)
-def test_agrees_with_the_original(case, with_cp, prompts_as):
+def test_agrees_with_the_original(case, recompute, prompts_as):
     tensors, metadata = read(case)
     assert '4410440' in metadata['source']
     weights, grads = under(tensors, 'weight/'), under(tensors, 'grad/')
@@ -87,7 +87,7 @@ def test_agrees_with_the_original(case, with_cp, prompts_as):
     shared = bool(CASES[case] and CASES[case].get('shared'))
     pools = (json.loads(metadata['prompt_cfg']) or {}).get('VIT_POOL_TYPE') == 'img_pool'
 
-    model = tiny_vit(prompt=CASES[case], with_cp=with_cp, prompts_as=prompts_as).double()
+    model = tiny_vit(prompt=CASES[case], prompts_as=prompts_as, **recompute).double()
     state = ours(weights, prefix) | prompt_tensors(weights, prefix, shared)
     model.load_state_dict(state, strict=True)
     model.eval()

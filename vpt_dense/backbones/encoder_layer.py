@@ -1,9 +1,12 @@
-"""A transformer block that takes prompts as keys and values."""
+"""The transformer block of the prompted backbones."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class PromptedEncoderLayer(TransformerEncoderLayer):
@@ -14,7 +17,15 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
     dead work. With them left out the outputs at all other positions stay what they were, up to
     rounding. Nothing is added to the block: an object of the parent becomes one of this class by
     ``layer.__class__ = PromptedEncoderLayer``, its parameters and their names are the parent's.
+
+    Attributes:
+        recompute: What backward computes again instead of finding it kept: None, nothing;
+            'halves', everything inside attention and inside the MLP, so that two tensors
+            (B, N, C) are kept, the inputs of the two, and neither the projection nor the second
+            linear layer of the MLP runs twice; 'block', the whole block from its input.
     """
+
+    recompute: str | None = None
 
     def forward(
         self,
@@ -35,39 +46,85 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
             (B, N, C), or (B, 1, C) with ``only_first``. Without prompts it is the parent's output,
             bit for bit.
         """
-        if prompts is None and keys_values is None:
-            return super().forward(x)
-        if keys_values is None:
-            keys_values = self.prompt_keys_values(prompts)
-        batch = len(x)
-        tokens = self.ln1(x)
-        keys, values = self._split_heads(self._project(tokens, 'kv'))
-        keys, values = (
-            torch.cat((own, extra.expand(batch, -1, -1, -1)), dim=2)
-            for own, extra in zip((keys, values), keys_values, strict=True)
-        )  # (B, heads, N + P, C / heads)
-        if only_first:
-            x, tokens = x[:, :1], tokens[:, :1]
-        (queries,) = self._split_heads(self._project(tokens, 'q'))
-        attn = self.attn
-        out = attn.scaled_dot_product_attention(
-            queries, keys, values, dropout_p=attn.attn_drop if attn.training else 0.0
-        )
-        out = attn.proj(out.transpose(1, 2).reshape(batch, -1, attn.embed_dims))
-        x = x + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
-        return self.ffn(self.ln2(x), identity=x)
+        arguments = (x, prompts, keys_values, only_first)
+        if self.recompute is None or not self._needs_graph(x, prompts):
+            return self._whole(*arguments)
+        if self.recompute == 'block':
+            return self._checkpoint(self._whole, *arguments)
+        return self._checkpoint(self._feed_forward, self._checkpoint(self._attend, *arguments))
 
     def prompt_keys_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Turn prompt tokens, (b, P, C), into keys and values, each (b, heads, P, C / heads)."""
-        return self._split_heads(self._project(self.ln1(prompts), 'kv'))
+        return self._keys_values()(self.ln1(prompts))
 
-    def _project(self, tokens: Tensor, part: str) -> Tensor:
-        """Compute the queries ('q') or keys and values ('kv') of some tokens."""
+    def _needs_graph(self, x: Tensor, prompts: Tensor | None) -> bool:
+        """Whether backward will come here: a checkpoint keeps its inputs even if it will not."""
+        sources = (x, *(() if prompts is None else (prompts,)), *self.parameters())
+        return torch.is_grad_enabled() and any(source.requires_grad for source in sources)
+
+    def _checkpoint(self, function, *arguments) -> Tensor:
+        # Without dropout there is no random state that had to be the same again.
+        random = any(module.training for module in self.modules())
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
+
+    def _whole(self, *arguments) -> Tensor:
+        return self._feed_forward(self._attend(*arguments))
+
+    def _attend(
+        self,
+        x: Tensor,
+        prompts: Tensor | None,
+        keys_values: tuple[Tensor, Tensor] | None,
+        only_first: bool,
+    ) -> Tensor:
+        """The first half of the block: x + attention."""
+        attn = self.attn
+        if prompts is None and keys_values is None and not only_first:
+            return x + attn(self.ln1(x))
+        tokens = self.ln1(x)
+        first = tokens[:, :1] if only_first else tokens
+        project = self._keys_values()
+        if type(attn.qkv) is nn.Linear:
+            # Not one product whose parts are taken: the keys and values are copied below, and
+            # queries that are a part would hold them in memory until backward.
+            keys, values = project(tokens)
+            (queries,) = self._split_heads(F.linear(first, *self._rows(slice(attn.embed_dims))))
+        else:
+            queries, keys, values = self._split_heads(attn.qkv(tokens))
+            queries = queries[:, :, : first.shape[1]]
+        if keys_values is None and prompts is not None:
+            keys_values = project(self.ln1(prompts))
+        if keys_values is not None:
+            keys, values = (
+                torch.cat((own, extra.expand(len(x), -1, -1, -1)), dim=2)
+                for own, extra in zip((keys, values), keys_values, strict=True)
+            )  # (B, heads, N + P, C / heads)
+        out = attn.scaled_dot_product_attention(
+            queries, keys, values, dropout_p=attn.attn_drop if attn.training else 0.0
+        )
+        out = attn.proj(out.transpose(1, 2).reshape(len(x), -1, attn.embed_dims))
+        return x[:, : first.shape[1]] + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """The second half of the block: x + MLP."""
+        return self.ffn(self.ln2(x), identity=x)
+
+    def _keys_values(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """What turns tokens (b, n, C) into keys and values, each (b, heads, n, C / heads)."""
         qkv, width = self.attn.qkv, self.attn.embed_dims
-        rows = slice(width) if part == 'q' else slice(width, None)
-        if type(qkv) is not torch.nn.Linear:  # wrapped (LoRA, say): its own forward counts
-            return qkv(tokens)[..., rows]
-        return F.linear(tokens, qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows])
+        if type(qkv) is not nn.Linear:  # wrapped (LoRA, say): its own forward counts
+            return lambda tokens: self._split_heads(qkv(tokens)[..., width:])
+        rows = self._rows(slice(width, None))
+        return lambda tokens: self._split_heads(F.linear(tokens, *rows))
+
+    def _rows(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Some rows of the weight and bias of queries, keys and values."""
+        qkv = self.attn.qkv
+        weight, kind = qkv.weight[rows], qkv.weight.device.type
+        if torch.is_autocast_enabled(kind) and weight.dtype == torch.float32:
+            # Cast once for all uses; autocast would keep a copy for each until backward.
+            weight = weight.to(torch.get_autocast_dtype(kind))
+        return weight, None if qkv.bias is None else qkv.bias[rows]
 
     def _split_heads(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """(b, n, k * C) -> k tensors of (b, heads, n, C / heads)."""

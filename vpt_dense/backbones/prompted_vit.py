@@ -6,7 +6,6 @@ import torch
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
@@ -42,7 +41,15 @@ class PromptedVisionTransformer(VisionTransformer):
             time the keys and values of prompts that do not depend on the input are computed once.
             'tokens': prompts pass through every block like other tokens, for comparison.
             :attr:`keys_values_layers` and ``print(model)`` tell which blocks are meant.
-        with_cp: Recompute every block in backward instead of keeping its activations.
+        memory: 'default': what backward needs is kept. 'lean': two tensors (B, N, C) a block are
+            kept, the inputs of attention and of the MLP, and the rest is computed again in
+            backward. Works for blocks that train too, with dropout, autocast, DDP and
+            ``torch.compile``; results are the same.
+        with_cp: Recompute every block in backward from its input: one tensor a block is kept.
+        frozen_dtype: Hold frozen weights of linear layers and convolutions in this type,
+            'bfloat16' or 'float16', half the memory of float32. The backbone then computes under
+            autocast of this type wherever autocast is not on already, at test time too; what
+            trains, the norms, the position embedding and the sums along the blocks stay float32.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads pretrained weights of
             mmpretrain's or timm's layout; a tensor that is missing, left over or of another shape
             is an error (see :func:`vpt_dense.weights.load_pretrained`).
@@ -62,7 +69,9 @@ class PromptedVisionTransformer(VisionTransformer):
         prompt: dict | None = None,
         trainable: Sequence[str] | None = None,
         prompts_as: str = 'keys_values',
+        memory: str = 'default',
         with_cp: bool = False,
+        frozen_dtype: str | None = None,
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
@@ -96,7 +105,8 @@ class PromptedVisionTransformer(VisionTransformer):
             )
         for layer in self.layers:
             layer.attn.scaled_dot_product_attention = attention
-        self.with_cp = with_cp
+            layer.__class__ = PromptedEncoderLayer  # same parameters, more ways to run
+            layer.recompute = _what_to_recompute(memory, with_cp)
         self.prompt: nn.Module | None = None
         if prompt is not None:
             served = dict(
@@ -109,8 +119,6 @@ class PromptedVisionTransformer(VisionTransformer):
             i for i in range(self.num_layers)
             if prompts_as == 'keys_values' and prompt is not None and self.prompt.is_discarded(i)
         ]
-        for i in self.keys_values_layers:
-            self.layers[i].__class__ = PromptedEncoderLayer  # same parameters, one more way to run
         self._keys_values: dict[int, tuple] = {}
         if trainable is None:
             trainable = [r'^prompt\.'] if prompt is not None else ['.*']
@@ -121,6 +129,7 @@ class PromptedVisionTransformer(VisionTransformer):
             for name, parameter in self.named_parameters()
             if not name.startswith('prompt.')
         )
+        self.frozen_dtype = None if frozen_dtype is None else self._hold_frozen_in(frozen_dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of a batch of images.
@@ -133,6 +142,13 @@ class PromptedVisionTransformer(VisionTransformer):
             (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + N, C). N counts patches:
             prompts are never among the outputs.
         """
+        kind = x.device.type
+        if self.frozen_dtype is not None and not torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, self.frozen_dtype):
+                return self._forward(x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x, patch_resolution = self.patch_embed(x)  # (B, N, C)
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # (B, cls + N, C)
@@ -149,26 +165,26 @@ class PromptedVisionTransformer(VisionTransformer):
         first = self.num_extra_tokens  # where prompts begin: after the cls token
         num_prompts = 0
         outs = []
+        prepared = None
+        if self.prompt is not None and not self._may_cache():
+            prepared = self.prompt.prepare()
         for i, layer in enumerate(self.layers):
             arguments = {}
             if i in self.keys_values_layers:
                 if num_prompts:  # those of earlier blocks end here
                     x = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
                     num_prompts = 0
-                arguments = self._prompt_arguments(x, i)
+                arguments = self._prompt_arguments(x, i, prepared)
                 # The last block's outputs at patches are not read by a classifier.
                 arguments['only_first'] = (
                     i == self.num_layers - 1 and self.out_type == 'cls_token'
                 )
-            elif self.prompt is not None and (tokens := self.prompt(x, i)) is not None:
+            elif self.prompt is not None and (tokens := self.prompt(x, i, prepared)) is not None:
                 patches = x[:, first + num_prompts :]
                 tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
                 x = torch.cat((x[:, :first], tokens, patches), dim=1)  # (B, cls + P + N, C)
                 num_prompts = tokens.shape[1]
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False, **arguments)
-            else:
-                x = layer(x, **arguments)
+            x = layer(x, **arguments)
             if i == self.num_layers - 1 and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
@@ -178,12 +194,16 @@ class PromptedVisionTransformer(VisionTransformer):
                 outs.append(self._format_output(out, patch_resolution))  # without prompts
         return tuple(outs)
 
-    def _prompt_arguments(self, x: Tensor, i: int) -> dict:
+    def _may_cache(self) -> bool:
+        """Whether keys and values of prompts hold for the next batch too."""
+        fixed = not self.prompt.depends_on_input and not self.prompt.training
+        return fixed and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+    def _prompt_arguments(self, x: Tensor, i: int, prepared: object) -> dict:
         """What a block gets for its prompts: tokens, or keys and values from the cache."""
         layer = self.layers[i]
-        fixed = not self.prompt.depends_on_input and not self.prompt.training
-        if not fixed or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return dict(prompts=self.prompt(x, i))
+        if not self._may_cache():
+            return dict(prompts=self.prompt(x, i, prepared))
         sources = [*self.prompt.parameters(), *self.prompt.buffers(),
                    *layer.ln1.parameters(), *layer.attn.qkv.parameters()]
         if any(source.is_inference() for source in sources):  # they do not count their changes
@@ -200,6 +220,28 @@ class PromptedVisionTransformer(VisionTransformer):
                 keys_values = layer.prompt_keys_values(self.prompt(x, i))
             self._keys_values[i] = (state, keys_values)
         return dict(keys_values=self._keys_values[i][1])
+
+    def _hold_frozen_in(self, name: str) -> torch.dtype:
+        """Turn the frozen weights of linear layers and convolutions into another type."""
+        dtypes = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
+        if name not in dtypes:
+            raise ValueError(
+                f'frozen_dtype must be None or one of {sorted(dtypes)}, found {name!r}')
+        frozen = [
+            parameter
+            for own, module in self.named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and not own.startswith('prompt')
+            for parameter in module.parameters(recurse=False)
+            if not parameter.requires_grad
+        ]
+        if not frozen:
+            raise ValueError(
+                f'frozen_dtype={name!r}, but trainable={self.trainable} leaves no weight of a '
+                'linear layer or convolution frozen; leave frozen_dtype out'
+            )
+        for parameter in frozen:
+            parameter.data = parameter.data.to(dtypes[name])
+        return dtypes[name]
 
     def _apply(self, fn, *args, **kwargs):
         """Also forgets cached keys and values: ``.to()`` may reuse memory at its old address."""
@@ -234,6 +276,18 @@ class PromptedVisionTransformer(VisionTransformer):
             self._is_init = True
         else:
             super().init_weights()
+
+
+def _what_to_recompute(memory: str, with_cp: bool) -> str | None:
+    """The blocks' ``recompute`` that two arguments of the backbone ask for."""
+    if memory not in ('default', 'lean'):
+        raise ValueError(f"memory must be 'default' or 'lean', found {memory!r}")
+    if memory == 'lean' and with_cp:
+        raise ValueError(
+            "memory='lean' and with_cp=True exclude each other: 'lean' keeps two tensors a block, "
+            'with_cp one, for more time'
+        )
+    return 'halves' if memory == 'lean' else 'block' if with_cp else None
 
 
 def _to_pair(key: str, size: int | Sequence[int]) -> tuple[int, int]:

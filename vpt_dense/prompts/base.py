@@ -20,14 +20,23 @@ class Prompt(BaseModule, metaclass=ABCMeta):
 
     depends_on_input = True
 
+    def prepare(self) -> object:
+        """Compute once a forward pass what all blocks share, whatever the images.
+
+        Returns:
+            What :meth:`forward` gets as ``prepared`` for every block of this pass.
+        """
+        return None
+
     @abstractmethod
-    def forward(self, x: Tensor, layer: int) -> Tensor | None:
+    def forward(self, x: Tensor, layer: int, prepared: object = None) -> Tensor | None:
         """Return the prompt tokens that enter one block.
 
         Args:
             x: The tokens about to enter the block, (B, N, C), those of earlier prompts included
                 unless they were discarded.
             layer: Index of the block, 0 to num_layers - 1.
+            prepared: What :meth:`prepare` returned in this pass; None: without it.
 
         Returns:
             (B, P, C), or (1, P, C) when the tokens do not depend on the input: they take the

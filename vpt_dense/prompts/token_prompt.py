@@ -99,14 +99,26 @@ class TokenPrompt(Prompt):
             self.project = nn.Linear(project_dims, embed_dims)
             nn.init.kaiming_normal_(self.project.weight, mode='fan_out')
 
-    def forward(self, x: Tensor, layer: int) -> Tensor | None:
+    def prepare(self) -> tuple[Tensor, ...]:
+        """All sets of tokens, projected, each (1, P, C).
+
+        Taken apart at once: to index the parameter once a block would make a gradient of its full
+        size once a block.
+        """
+        return self.project(self.tokens).split(1)
+
+    def forward(
+        self, x: Tensor, layer: int, prepared: tuple[Tensor, ...] | None = None
+    ) -> Tensor | None:
         """See :meth:`Prompt.forward`. While dropout acts the batch is B, else 1."""
         if layer == self.stop and not self.keep_outputs:
             return x.new_empty(1, 0, x.shape[-1])
         if not self._inserts(layer):
             return None
         own_set = layer - self.start if len(self.tokens) > 1 else 0
-        tokens = self.project(self.tokens[own_set : own_set + 1])  # (1, P, C)
+        if prepared is None:
+            prepared = {own_set: self.project(self.tokens[own_set : own_set + 1])}
+        tokens = prepared[own_set]  # (1, P, C)
         if self.training and self.dropout > 0:
             tokens = F.dropout(tokens.expand(len(x), -1, -1), self.dropout)  # (B, P, C)
         return tokens
