@@ -8,6 +8,8 @@ from mmseg.models import decode_heads
 from mmseg.structures import SegDataSample
 from utils import images, randomise
 
+from vpt_dense.heads.losses import upsampled_cross_entropy
+
 COMMON = dict(num_classes=7, norm_cfg=dict(type='BN'))
 UP = dict(COMMON, in_channels=12, channels=8, in_index=1)
 HEADS = {
@@ -59,7 +61,99 @@ def test_equal_to_mmseg(name, align_corners, dropout, size):
     torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
 
 
+PLAIN = dict(type='mmseg.CrossEntropyLoss', loss_weight=0.4)
+LOSSES = {  # name -> (loss_decode, whether the scores are upsampled inside the loss)
+    'plain': (PLAIN, True),
+    'a list of one': ([dict(PLAIN, loss_name='loss_other')], True),
+    'ignored pixels do not count': (dict(PLAIN, avg_non_ignore=True), True),
+    'class weights': (dict(PLAIN, class_weight=[1, 2, 3, 4, 5, 6, 7]), False),
+    'two': ([PLAIN, dict(type='mmseg.DiceLoss', loss_name='loss_dice')], False),
+    'sigmoid': (dict(PLAIN, use_sigmoid=True), False),
+}
+
+
+def one_step(head, size, dtype=torch.float64, autocast=None, empty=False):
+    """Losses and gradients of a training step of a head, by name."""
+    features = [images(2, 12, 3, 5, seed=i, dtype=dtype).requires_grad_() for i in range(2)]
+    batch = samples(size)
+    if empty:  # an image without a label, or both
+        for sample in batch[: 1 if empty == 'one' else 2]:
+            sample.gt_sem_seg.data.fill_(255)
+    torch.manual_seed(3)  # the same channels are dropped
+    with torch.autocast('cpu', autocast or torch.bfloat16, enabled=autocast is not None):
+        losses = head.loss(features, batch, {})
+    (3 * sum(loss for key, loss in losses.items() if key.startswith('loss'))).backward()
+    found = {key: loss.detach() for key, loss in losses.items()}
+    found |= {f'input {i}': f.grad for i, f in enumerate(features) if f.grad is not None}
+    return found | {n: p.grad for n, p in head.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('size', [(48, 80), (12, 20), (37, 51)])
+@pytest.mark.parametrize('empty', ['', 'one', 'both'])
+def test_loss_equals_mmseg(name, loss, align_corners, size, empty, monkeypatch):
+    """All the way from the features, where the upsampled scores need not be kept."""
+    kind, kwargs = HEADS[name]
+    loss_decode, inside = LOSSES[loss]
+    kwargs = dict(kwargs, align_corners=align_corners, loss_decode=loss_decode)
+    theirs = randomise(getattr(decode_heads, kind)(**kwargs)).double().train()
+    ours = MODELS.build(dict(type=f'vpt_dense.{kind}', **kwargs)).double().train()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    calls = []
+    monkeypatch.setattr(
+        'vpt_dense.heads.setr.upsampled_cross_entropy',
+        lambda *args, **kwargs: calls.append(1) or upsampled_cross_entropy(*args, **kwargs))
+    expected = one_step(theirs, size, empty=empty)
+    found = one_step(ours, size, empty=empty)
+    assert len(calls) == inside and 'conv_seg.weight' in found
+    # mmseg computes it in float32
+    torch.testing.assert_close(found.pop('acc_seg'), expected.pop('acc_seg'), check_dtype=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_loss_under_autocast(dtype):
+    """The loss itself is computed in float32; the rest is as exact as mmseg's."""
+    kind, kwargs = HEADS['pup']
+    results = []
+    for name, autocast in ((f'mmseg.{kind}', None), (f'mmseg.{kind}', dtype),
+                           (f'vpt_dense.{kind}', dtype)):
+        head = randomise(MODELS.build(dict(type=name, **kwargs))).train()
+        results.append(one_step(head, (48, 80), torch.float32, autocast))
+    for name, exact in results[0].items():
+        error, own = ((result[name] - exact).norm() / exact.norm() for result in results[1:])
+        assert own < max(2 * error, 1e-3), name
+    assert results[2]['loss_ce'].dtype == torch.float32
+
+
+def test_loss_keeps_the_gradient_of_small_scores():
+    """Not the upsampled scores; and nothing where no gradient is asked for."""
+    logits = images(2, 7, 4, 4).requires_grad_()
+    labels = torch.randint(0, 7, (2, 64, 64))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.untyped_storage().nbytes()) or t, lambda t: t):
+        loss, correct = upsampled_cross_entropy(logits, labels)
+        assert kept == [logits.nbytes] and loss.requires_grad and correct == 0
+        kept.clear()
+        loss, correct = upsampled_cross_entropy(logits.detach(), labels, count_correct=True)
+    assert kept == [] and not loss.requires_grad
+    full = torch.nn.functional.interpolate(logits, (64, 64), mode='bilinear')
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(full, labels))
+    assert correct == (full.argmax(1) == labels).sum()
+
+
+def test_gradient_of_the_loss_by_differences():
+    logits = images(1, 3, 2, 3, dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([[[0, 1, 2, 255], [2, 2, 1, 0], [1, 0, 255, 2]]])
+    assert torch.autograd.gradcheck(
+        lambda scores: upsampled_cross_entropy(scores, labels, avg_non_ignore=True)[0], logits)
+
+
 def test_accuracy_is_optional():
     head = MODELS.build(dict(type='vpt_dense.SETRUPHead', log_accuracy=False, **HEADS['pup'][1]))
     losses = head.loss_by_feat(images(2, 7, 8, 8), samples((8, 8)))
     assert set(losses) == {'loss_ce'}
+    assert set(head.loss([images(2, 12, 3, 5)] * 2, samples((8, 8)), {})) == {'loss_ce'}

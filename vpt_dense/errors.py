@@ -138,7 +138,7 @@ def explain(error: BaseException) -> str:
     if 'out of memory' in text.lower():
         return (
             f'out of memory: {_first_line(text)}; lower train_dataloader.batch_size, or use --amp '
-            'or --cfg-options model.backbone.with_cp=True'
+            'or --cfg-options model.backbone.memory=lean'
         )
     # "class `X` in mmseg/models/x.py: message", as some registries put it
     text = re.sub(r'^class `(\w+)` in [\w/.]+\.py: ', r'\1: ', text)

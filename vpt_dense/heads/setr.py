@@ -8,15 +8,21 @@ of 256, and a classifier at a fourth or a sixteenth of the pixels.
 
 import torch
 from mmseg.models import decode_heads
-from mmseg.models.losses import accuracy
+from mmseg.models.losses import CrossEntropyLoss, accuracy
+from mmseg.models.losses.cross_entropy_loss import cross_entropy
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
+from vpt_dense.heads.losses import upsampled_cross_entropy
 from vpt_dense.registry import MODELS
 
 
 class _ClassifyFirst:
     """What both heads do otherwise than mmseg's.
+
+    A loss that is one plain ``CrossEntropyLoss`` is computed from the scores before their last
+    upsampling, see :func:`vpt_dense.heads.losses.upsampled_cross_entropy`. With class weights, a
+    sampler or other losses the upsampled scores are handed on as in mmseg.
 
     Args:
         log_accuracy (bool): Report `acc_seg`, the pixel accuracy of every training batch in per
@@ -27,6 +33,50 @@ class _ClassifyFirst:
     def __init__(self, log_accuracy: bool = True, **kwargs) -> None:
         super().__init__(**kwargs)
         self.log_accuracy = log_accuracy
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, H, W)."""
+        return self._upsampling()(self._classify(inputs))
+
+    def loss(self, inputs: tuple[Tensor, ...], batch_data_samples: list, train_cfg: dict) -> dict:
+        """Compute the losses, see :meth:`loss_by_feat`.
+
+        Args:
+            inputs: Feature maps, each (B, C, h, w).
+            batch_data_samples: With labels `gt_sem_seg.data`, (1, H, W), integers.
+            train_cfg: Not used.
+        """
+        plain = self._plain_cross_entropy()
+        if plain is None:
+            return super().loss(inputs, batch_data_samples, train_cfg)
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
+        scores, upsampling = self._classify(inputs), self._upsampling()
+        upsampled = tuple(int(length * upsampling.scale_factor) for length in scores.shape[2:])
+        if upsampled != tuple(labels.shape[1:]):  # two steps are not one
+            scores = upsampling(scores)
+        loss, correct = upsampled_cross_entropy(
+            scores, labels, self.align_corners, self.ignore_index, plain.avg_non_ignore,
+            count_correct=self.log_accuracy)
+        losses = {plain.loss_name: loss * plain.loss_weight}
+        if self.log_accuracy:
+            eps = torch.finfo(torch.float32).eps
+            valid = (labels != self.ignore_index).sum()
+            losses['acc_seg'] = ((correct + eps) * 100 / (valid + eps)).reshape(1)
+        return losses
+
+    def _plain_cross_entropy(self) -> CrossEntropyLoss | None:
+        """The only loss of this head, if it is a cross entropy without weights."""
+        found = self.loss_decode
+        if isinstance(found, nn.ModuleList) and len(found) == 1:
+            found = found[0]
+        plain = (
+            type(found) is CrossEntropyLoss
+            and found.cls_criterion is cross_entropy
+            and found.class_weight is None
+            and found.reduction == 'mean'
+            and self.sampler is None
+        )
+        return found if plain else None
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
         """Compute the losses.
@@ -65,14 +115,15 @@ class SETRUPHead(_ClassifyFirst, decode_heads.SETRUPHead):
         **kwargs: As in :class:`mmseg.models.SETRUPHead`.
     """
 
-    def forward(self, x: tuple[Tensor, ...]) -> Tensor:
-        """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, H, W)."""
-        x = self._transform_inputs(x)
+    def _classify(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        x = self._transform_inputs(inputs)
         x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
-        *others, (convolution, upsampling) = self.up_convs
-        for up_conv in others:
+        for up_conv in self.up_convs[:-1]:
             x = up_conv(x)
-        return upsampling(self.cls_seg(convolution(x)))
+        return self.cls_seg(self.up_convs[-1][0](x))
+
+    def _upsampling(self) -> nn.Module:
+        return self.up_convs[-1][1]
 
 
 @MODELS.register_module()
@@ -84,11 +135,12 @@ class SETRMLAHead(_ClassifyFirst, decode_heads.SETRMLAHead):
         **kwargs: As in :class:`mmseg.models.SETRMLAHead`.
     """
 
-    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, H, W)."""
+    def _classify(self, inputs: tuple[Tensor, ...]) -> Tensor:
         features = [
             up_conv[:-1](x)
             for x, up_conv in zip(self._transform_inputs(inputs), self.up_convs, strict=True)
         ]
-        upsampling = self.up_convs[0][-1]  # all of them are equal
-        return upsampling(self.cls_seg(torch.cat(features, dim=1)))
+        return self.cls_seg(torch.cat(features, dim=1))
+
+    def _upsampling(self) -> nn.Module:
+        return self.up_convs[0][-1]  # all of them are equal
