@@ -1,11 +1,14 @@
 """The prompted vision transformer: one table of variants against every behaviour."""
 
 import re
+import textwrap
 
 import pytest
 import torch
 from mmengine.registry import MODELS
-from utils import TINY_ARCH, images, randomise, tiny_vit
+from utils import ROOT, TINY_ARCH, images, randomise, tiny_vit
+
+from vpt_dense.prompts import Prompt
 
 TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
 D, LAYERS = 64, 4  # width and depth; the MLP is 128 = 2 D wide
@@ -302,3 +305,18 @@ def test_initialisation_depends_on_the_seed_alone():
         return model.prompt.tokens
 
     assert torch.equal(tokens(), tokens())
+
+
+def test_the_example_of_contributing_works():
+    """The class that CONTRIBUTING shows, as it stands there."""
+    text = (ROOT / 'CONTRIBUTING.md').read_text()
+    source = textwrap.dedent(re.search(r'```python\n(.*?class MyPrompt.*?)```', text, re.S)[1])
+    known = dict(MODELS=MODELS, Prompt=Prompt, torch=torch, nn=torch.nn)
+    try:
+        exec(source, known)
+        model = tiny_vit(prompt=dict(type='MyPrompt', num_tokens=3)).train()
+        model(images(2, 3, 32, 32))[0].square().sum().backward()
+        assert model.prompt.tokens.grad.abs().sum() > 0
+        assert model.keys_values_layers == []
+    finally:
+        MODELS.module_dict.pop('MyPrompt', None)
