@@ -139,7 +139,7 @@ def test_a_private_variable_and_one_that_a_leaf_reads_are_fine(tmp_path):
          "A has no argument 'b'; look for a typo in the config"),
         (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'), 'out of memory: CUDA out of '
          'memory. Tried to allocate 2 GiB; lower train_dataloader.batch_size, or use --amp or '
-         '--cfg-options model.backbone.with_cp=True'),
+         '--cfg-options model.backbone.memory=lean'),
     ],
 )  # fmt: skip
 def test_errors_are_reduced_to_a_line(error, line):

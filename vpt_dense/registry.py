@@ -43,13 +43,17 @@ def _child(name: str, *locations: str, **on_demand: list[str]) -> _mmengine.Regi
 
 MODELS = _child(
     'MODELS', 'vpt_dense.prompts', 'vpt_dense.backbones', 'vpt_dense.engine',
-    **{'vpt_dense.heads': ['SETRMLAHead', 'SETRUPHead']},
+    **{
+        'vpt_dense.heads': ['SETRMLAHead', 'SETRUPHead'],
+        'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
+    },
 )
 DATASETS = _child(
     'DATASETS', 'vpt_dense.datasets.seg_folder', 'vpt_dense.datasets.image_folder'
 )
 TRANSFORMS = _child(
-    'TRANSFORMS', 'vpt_dense.datasets.loading', 'vpt_dense.datasets.transforms'
+    'TRANSFORMS', 'vpt_dense.datasets.loading', 'vpt_dense.datasets.transforms',
+    **{'vpt_dense.datasets.augment': ['RandomCrop']},
 )
 HOOKS = _child('HOOKS', 'vpt_dense.hooks')
 METRICS = _child('METRICS', 'vpt_dense.evaluation')

@@ -89,14 +89,14 @@ class LoadMask(BaseTransform):
                 f'mask {path} is {mask.shape[1]}x{mask.shape[0]}, its image {shape[1]}x{shape[0]} '
                 '(if they are transposed: the image is turned by an EXIF tag)'
             )
-        mask = mask.astype(np.uint8)
+        mask = mask.astype(np.uint8, copy=False)
         if results.get('reduce_zero_label'):
-            mask = np.where((mask == 0) | (mask == 255), 255, mask - 1).astype(np.uint8)
+            mask = mask - (mask != 255)  # 0 becomes 255 too: bytes go round
         if results.get('label_map'):
             table = np.arange(256, dtype=np.uint8)
             for old, new in results['label_map'].items():
                 table[old] = new
-            mask = table[mask]
+            mask = cv2.LUT(mask, table)
         results['gt_seg_map'] = mask
         results['seg_fields'].append('gt_seg_map')
         return results

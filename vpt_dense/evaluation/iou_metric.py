@@ -1,10 +1,15 @@
-"""Mean intersection over union, with results by class that do not flood the console."""
+"""Mean intersection over union: counted in integers where the predictions are, no image kept."""
 
+import logging
+import os
 from collections.abc import Sequence
 
 import numpy as np
-from mmengine.logging import MMLogger
+import torch
+from mmengine.dist import all_gather, all_reduce, get_rank
+from mmengine.logging import MMLogger, print_log
 from mmseg.evaluation import IoUMetric as _IoUMetric
+from PIL import Image
 
 from vpt_dense.params import text_table
 from vpt_dense.registry import METRICS
@@ -14,10 +19,16 @@ MAX_TABLE_CLASSES = 20
 
 @METRICS.register_module()
 class IoUMetric(_IoUMetric):
-    """mmseg's ``IoUMetric``: same arguments, same numbers.
+    """mmseg's ``IoUMetric``: same arguments and numbers, in a fraction of the time.
 
-    It differs in what becomes of the results by class: the table is printed only for 20 classes or
-    fewer, and all of them are kept, for :class:`vpt_dense.hooks.ReportHook` to write to JSON.
+    One table of pixel counts (label by prediction, int64) grows on the predictions' device. An
+    image adds to it without a wait for a GPU, and nothing of the image is kept, so memory does not
+    grow with the data set. mmseg counts in float32, which goes wrong beyond 2**24 = 16.8 million
+    pixels of a class; here every count is exact.
+
+    Results by class: the table is printed only for 20 classes or fewer, and all of them are kept,
+    for :class:`vpt_dense.hooks.ReportHook` to write to JSON. ``collect_device`` has no effect:
+    processes exchange their counts where their process group does.
 
     Attributes:
         per_class: Of the last evaluation, for each class {'class': its name, 'IoU': percent, ...};
@@ -29,12 +40,115 @@ class IoUMetric(_IoUMetric):
     # mmseg's metric names have no prefix either; None instead of '' would warn about it.
     default_prefix = ''
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    # Images of this process since the last evaluation; the counts of all of them but the last, and
+    # those of the last, which may be a repeat: a sampler pads so that all processes get as many
+    # images, by one image a process at most, and only `evaluate` is told how many are true.
+    _images = 0
+    _counts: torch.Tensor | None = None
+    _last: torch.Tensor | None = None
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Count the pixels of a batch and, with ``output_dir``, save its predictions.
+
+        Args:
+            data_batch: Not used.
+            data_samples: For each image ``pred_sem_seg`` and, unless ``format_only``,
+                ``gt_sem_seg``: {'data': (1, H, W) or (H, W) integers}. With ``output_dir`` also
+                ``img_path``.
+
+        Raises:
+            ValueError: If prediction and label differ in size.
+        """
+        for sample in data_samples:
+            prediction = sample['pred_sem_seg']['data'].squeeze()
+            if not self.format_only:
+                self._count(prediction, sample['gt_sem_seg']['data'].squeeze())
+            if self.output_dir is not None:
+                self._save(prediction, sample)
+            self._images += 1
+
+    def _count(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
+        """Make the counts those of one more image.
+
+        A class is moved up by one in both directions of the table: row and column 0 and C + 1 take
+        what is below and above the classes, row C + 2 the ignored pixels.
+        """
+        if prediction.shape != label.shape:
+            raise ValueError(
+                f'IoUMetric: the prediction is {tuple(prediction.shape)}, '
+                f'the label {tuple(label.shape)} pixels (H, W)'
+            )
+        num_classes = len(self.dataset_meta['classes'])
+        width = num_classes + 2
+        if self._last is None:
+            self._last = prediction.new_zeros((num_classes + 3) * width, dtype=torch.int64)
+            self._counts = torch.zeros_like(self._last)
+        self._counts += self._last
+        # Only operations whose result has a known size: bincount, masks as indices and .item()
+        # would wait for the GPU. On a CPU it is also the fastest of those tried.
+        label = label.to(prediction.device, torch.int64, non_blocking=True)
+        rows = label.clamp(-1, num_classes).add_(1)
+        rows.masked_fill_(label == self.ignore_index, num_classes + 2)
+        columns = prediction.long().clamp(-1, num_classes).add_(1)
+        index = columns.add_(rows, alpha=width).flatten()
+        self._last.zero_().scatter_add_(0, index, index.new_ones(1).expand_as(index))
+
+    def _save(self, prediction: torch.Tensor, sample: dict) -> None:
+        """Write a prediction as a PNG, in the ids that the data set's own masks have."""
+        name = os.path.splitext(os.path.basename(sample['img_path']))[0]
+        # Where the loader took 1 away from every label, so that 0 could be ignored.
+        shift = 1 if sample.get('reduce_zero_label', False) else 0
+        mask = prediction.cpu().numpy() + shift
+        Image.fromarray(mask.astype(np.uint8)).save(os.path.join(self.output_dir, f'{name}.png'))
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Add up the counts of all processes, compute the metrics and start anew.
+
+        Args:
+            size: Images in the data set. What a process has beyond its share is the repeat of an
+                image that its sampler padded with, and is taken back.
+
+        Returns:
+            The metrics in percent, the same in every process; none with ``format_only``.
+
+        Raises:
+            ValueError: If no image was processed, or more than one of a process is beyond ``size``.
+        """
+        images, counts, last = self._images, self._counts, self._last
+        self._images, self._counts, self._last = 0, None, None
+        if not images:
+            print_log(
+                f'{type(self).__name__} was given no image to process',
+                logger='current',
+                level=logging.WARNING,
+            )
+        shares = [int(share) for share in all_gather(torch.tensor([images]))]
+        if self.format_only:
+            return self.compute_metrics([])
+        repeats = [_position_of_last(shares, rank) >= size for rank in range(len(shares))]
+        found = sum(shares) - sum(repeats)
+        if found > size:
+            raise ValueError(
+                f'IoUMetric: {sum(shares)} images were processed and the data set has {size}; '
+                'a sampler may repeat one image a process at most'
+            )
+        num_classes = len(self.dataset_meta['classes'])
+        areas = torch.zeros(3, num_classes, dtype=torch.int64)
+        if images:
+            table = counts if repeats[get_rank()] else counts + last
+            table = table.view(num_classes + 3, num_classes + 2)[:-1]  # without ignored pixels
+            areas = torch.stack([table.diagonal(), table.sum(0), table.sum(1)])[:, 1:-1]
+            areas = areas.cpu().contiguous()  # or gloo would add up other numbers
+        all_reduce(areas)
+        metrics = self.compute_metrics([areas] if found else [])
+        return {f'{self.prefix}/{k}' if self.prefix else k: v for k, v in metrics.items()}
+
+    def compute_metrics(self, results: list[torch.Tensor]) -> dict[str, float]:
         """Compute the metrics of a data set.
 
         Args:
-            results: For each image the areas (intersection, union, prediction, label), each a
-                float tensor (num_classes,) in pixels.
+            results: One int64 tensor (3, num_classes): the pixels where prediction and label
+                agree, of the prediction, of the label. Several are added up.
 
         Returns:
             The metrics in percent, rounded to two decimals: ``aAcc``, ``mIoU``, ``mAcc``, ...
@@ -46,7 +160,9 @@ class IoUMetric(_IoUMetric):
             return super().compute_metrics(results)
         if not results:
             raise ValueError('IoUMetric has no results: the evaluated data set holds no image')
-        areas = [sum(column) for column in zip(*results, strict=True)]
+        both, predicted, labelled = sum(results)
+        # mmseg's arithmetic, in its float32: its numbers to the last bit, from exact counts.
+        areas = [area.float() for area in (both, predicted + labelled - both, predicted, labelled)]
         values = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
         metrics = {
             name if name == 'aAcc' else f'm{name}': np.round(np.nanmean(value) * 100, 2)
@@ -76,3 +192,23 @@ class IoUMetric(_IoUMetric):
                 ],
             )
             MMLogger.get_current_instance().info('Results by class in percent:\n%s', table)
+
+
+def _position_of_last(shares: Sequence[int], rank: int) -> int:
+    """Where a process's last image stands when the processes are taken in turn, one image each.
+
+    That is the order in which samplers hand the images out, and in which mmengine cuts the
+    repeats off.
+
+    Args:
+        shares: Images of each process.
+        rank: The process.
+
+    Returns:
+        A position from 0; -1 for a process without an image.
+    """
+    last = shares[rank] - 1
+    if last < 0:
+        return -1
+    before = sum(min(share, last) for share in shares)
+    return before + sum(share > last for share in shares[:rank])

@@ -13,7 +13,7 @@ _head = dict(
     align_corners=False,
 )
 model = dict(
-    type='EncoderDecoder',
+    type='vpt_dense.EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         # ImageNet's mean and std, as in the published runs. The weights below were trained with
@@ -57,5 +57,6 @@ model = dict(
         for i in range(3)
     ],
     train_cfg=dict(),
+    # Four windows run together; windows_per_batch=... changes it.
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
 )

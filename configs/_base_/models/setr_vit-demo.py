@@ -2,7 +2,7 @@
 # images of 96x96, so 144 tokens). pretrain/README.md tells how it was made.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    type='EncoderDecoder',
+    type='vpt_dense.EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],

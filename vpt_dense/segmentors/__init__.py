@@ -1,0 +1,6 @@
+"""Segmentors. Needs mmseg, so the registry imports it when one of them is asked for."""
+
+from vpt_dense.segmentors.encoder_decoder import EncoderDecoder
+from vpt_dense.segmentors.seg_tta import SegTTAModel
+
+__all__ = ['EncoderDecoder', 'SegTTAModel']
