@@ -321,8 +321,11 @@ def test_configs_use_them(path):
 
 @pytest.mark.parametrize('mode', ['slide', 'whole'])
 def test_mmsegs_inferencers(mmseg_scope, tmp_path, mode):
-    extra = ("test_pipeline = [_load, dict(type='PackSegInputs')]\n"
-             f"model['test_cfg']['mode'] = '{mode}'")
+    # With the loader of masks, as in every config: an image to predict has none.
+    extra = (
+        "test_pipeline = [_load, dict(type='vpt_dense.LoadMask'), dict(type='PackSegInputs')]\n"
+        "test_dataloader['dataset']['pipeline'] = test_pipeline\n"
+        f"model['test_cfg']['mode'] = '{mode}'")
     leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'), extra)
     picture = np.random.default_rng(0).integers(0, 255, (45, 71, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'a.png'), picture)

@@ -67,7 +67,9 @@ class LoadMask(BaseTransform):
     colours through to an obscure error, and names no file.
 
     Reads ``seg_map_path``, ``reduce_zero_label`` and ``label_map``; adds ``gt_seg_map``
-    (H, W) uint8 and its name to ``seg_fields``.
+    (H, W) uint8 and its name to ``seg_fields``. An image without ``seg_map_path`` passes as it is:
+    to predict, mmseg's inferencers run a config's own pipeline, from which they know to remove
+    ``LoadAnnotations`` alone.
 
     Raises:
         ValueError: The mask cannot be read, has several channels, ids above 255, or another size
@@ -75,8 +77,10 @@ class LoadMask(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        """Loads ``results['seg_map_path']``."""
-        path = results['seg_map_path']
+        """Loads ``results['seg_map_path']``, if there is one."""
+        path = results.get('seg_map_path')
+        if path is None:
+            return results
         mask = read_mask(path)
         if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
             raise ValueError(
