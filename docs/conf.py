@@ -10,6 +10,7 @@ autodoc_default_options = {'members': True, 'show-inheritance': True}
 exclude_patterns = ['_build', 'api/modules.rst']
 napoleon_use_ivar = True  # attributes in a class's docstring are not documented twice
 html_theme = 'furo'
+myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
 # Pages link to files of the repository as one reads them there; Sphinx sees docs/ only.
 suppress_warnings = ['myst.xref_missing']

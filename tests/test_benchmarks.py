@@ -388,9 +388,27 @@ def test_plot_refuses(command, tmp_path, content, told):
     ('setr_step --img-size 40', '--img-size must be a multiple of 16, found 40'),
     ('setr_step --tokens 0', '--batch and --tokens must be at least 1'),
     ('attention --rounds 0', '--rounds must be at least 2, found 0'),
+    ('precision --batch 0', '--batch must be at least 1, found 0'),
+    (f'precision --config {ROOT}/configs/demo/setr_head_digits.py', 'its backbone has no prompt'),
     ('plot x.json --out cost.gif', '--out cost.gif: must end in .svg, .png or .pdf'),
 ])
 def test_bad_options_are_one_line(command, arguments, told):
     code, _, err = command(*arguments.split())
     (line,) = err.splitlines()
     assert code == 1 and line.startswith('error: ') and told in line
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_precision(command, tmp_path, monkeypatch, dtype):
+    """Half precision costs what it costs with the weights held in it too, and their half."""
+    monkeypatch.chdir(ROOT)  # the config's weights are there
+    file = tmp_path / 'figures.json'
+    code, out, err = command('precision', '--batch', 1, '--dtype', dtype, '--json', file)
+    assert (code, err) == (0, '') and dtype in out
+    rows = {row['way']: row for row in json.loads(file.read_text())['figures']['rows']}
+    exact, tokens, autocast, held = rows.values()
+    assert exact['relative_error'] < 1e-5 and tokens['relative_error'] < 1e-5
+    half = 2 ** -8 if dtype == 'bfloat16' else 2 ** -11
+    for row in (autocast, held):
+        assert half / 20 < row['relative_error'] < 5 * half and row['cosine'] > 0.99
+    assert exact['bytes'] == autocast['bytes'] and 0.4 < held['bytes'] / exact['bytes'] < 0.6

@@ -1,8 +1,9 @@
-"""Count the parameters of one or more configs by part; needs neither data nor weights."""
+"""Count the parameters of configs by part, or estimate memory; needs neither data nor weights."""
 
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from vpt_dense import errors, logging
@@ -16,7 +17,10 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         epilog='The columns of the parts hold trainable parameters; "deployed" and "deployed MB" '
         'leave out the auxiliary heads, which are used in training only; MB (10^6 bytes) are what '
-        'the tuned part takes on disk.',
+        'the tuned part takes on disk. With --memory: "kept" is what the forward pass keeps for '
+        'backward, without the weights; "sum" adds the four columns before it; "peak" is the most '
+        'that is held at one moment of a step, with the tensors that come and go. Python, its '
+        'libraries and the gaps of the allocator come on top.',
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='path of a config file')
     parser.add_argument(
@@ -25,6 +29,12 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         metavar='KEY=VALUE',
         help='overrides, applied to every config',
+    )
+    parser.add_argument(
+        '--memory',
+        action='store_true',
+        help='estimate what a training step takes on this machine (on its GPU if it has one): '
+        'weights, gradients, optimizer state and what is kept for backward',
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print everything, as JSON')
@@ -45,9 +55,7 @@ def table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     parts = [part for part in params.ORDER if part in found] + sorted(found - set(params.ORDER))
     header = ['config', *parts, 'trainable', 'total', '%', 'deployed', 'tuned MB', 'deployed MB']
     rows = []
-    stems = [Path(path).stem for path in reports]
-    names = stems if len(set(stems)) == len(stems) else list(reports)
-    for name, report in zip(names, reports.values(), strict=True):
+    for name, report in zip(short_names(reports), reports.values(), strict=True):
         cells = [report['parts'].get(part) for part in parts]
         rows.append(
             [
@@ -64,24 +72,39 @@ def table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def memory_table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """Lay out the memory of reports as a header and a row for each config."""
+    parts = ['weights', 'gradients', 'optimizer', 'kept', 'sum', 'peak']
+    header = ['config', 'batch', 'image', 'size from', *(f'{part} MB' for part in parts)]
+    rows = []
+    for name, report in zip(short_names(reports), reports.values(), strict=True):
+        found = report['memory']
+        image = 'x'.join(map(str, found['image']))
+        sizes = [f'{found["megabytes"][part]:,.1f}' for part in parts]
+        rows.append([name, str(found['batch_size']), image, found['size_from'], *sizes])
+    return header, rows
+
+
+def short_names(paths: Iterable[str]) -> list[str]:
+    """The names of configs without folders, where these are enough to tell them apart."""
+    stems = [Path(path).stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else list(paths)
+
+
 def as_markdown(header: list[str], rows: list[list[str]]) -> str:
     """Write a table in Markdown, numbers to the right."""
     rule = ['---', *['---:'] * (len(header) - 1)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in [header, rule, *rows])
 
 
-def print_rich(header: list[str], rows: list[list[str]]) -> None:
+def print_rich(header: list[str], rows: list[list[str]], title: str, caption: str) -> None:
     """Print a table for the eye; headings break where the screen is narrow, numbers do not."""
     from rich import box
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
 
-    drawn = Table(
-        title='Trainable parameters by part',
-        caption='deployed: without the auxiliary heads, which are used in training only',
-        box=box.SIMPLE,
-    )
+    drawn = Table(title=title, caption=caption, box=box.SIMPLE)
     for index, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
         width = max(map(len, [*cells, *name.split()]))
         drawn.add_column(name, justify='right' if index else 'left', min_width=width)
@@ -101,20 +124,33 @@ def main() -> None:
     logging.filter_warnings()
     from vpt_dense import config, params
 
+    if args.memory:
+        from vpt_dense import memory
+
+        logging.quiet()  # building an optimizer says a lot
     reports = {}
     for path in args.configs:
         cfg = config.load(path, args.cfg_options)
         try:
             reports[path] = params.report(params.build_without_memory(cfg))
+            if args.memory:
+                reports[path]['memory'] = memory.estimate(cfg)
         except Exception as error:
             raise errors.UserError(f'config {path}: {errors.explain(error)}') from error
     if args.json:
         json.dump(reports, sys.stdout, indent=2)
         print()
-    elif args.markdown:
-        print(as_markdown(*table(reports)))
+        return
+    cells = memory_table(reports) if args.memory else table(reports)
+    if args.markdown:
+        print(as_markdown(*cells))
+    elif args.memory:
+        device = reports[args.configs[0]]['memory']['device']
+        caption = 'kept: for backward; peak: with what comes and goes within the step'
+        print_rich(*cells, f'Estimated memory of a training step ({device})', caption)
     else:
-        print_rich(*table(reports))
+        caption = f'deployed: {params.DEPLOYED_NOTE}'
+        print_rich(*cells, 'Trainable parameters by part', caption)
 
 
 if __name__ == '__main__':

@@ -109,7 +109,7 @@ def kept_bytes(function: Callable[[], torch.Tensor], parameters: Iterable[torch.
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, if it is an output, would hold its own graph for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = function()  # held until all is counted, so that no memory is used twice

@@ -47,6 +47,8 @@ def run() -> None:
     line.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = line.parse_args()
     common.check(argparse.Namespace(rounds=2, **vars(args)))
+    if args.batch < 1:
+        raise UserError(f'--batch must be at least 1, found {args.batch}')
     from mmengine.registry import MODELS
 
     cfg = config.load(args.config).model
