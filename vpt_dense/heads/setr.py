@@ -6,18 +6,20 @@ whole channels commutes as well. Classifying first leaves 150 channels to upsamp
 of 256, and a classifier at a fourth or a sixteenth of the pixels.
 """
 
+from abc import ABCMeta, abstractmethod
+
 import torch
 from mmseg.models import decode_heads
 from mmseg.models.losses import CrossEntropyLoss, accuracy
 from mmseg.models.losses.cross_entropy_loss import cross_entropy
-from mmseg.models.utils import resize
+from mmseg.models.utils import Upsample, resize
 from torch import Tensor, nn
 
 from vpt_dense.heads.losses import upsampled_cross_entropy
 from vpt_dense.registry import MODELS
 
 
-class _ClassifyFirst:
+class ClassifyFirst(metaclass=ABCMeta):
     """What both heads do otherwise than mmseg's.
 
     A loss that is one plain ``CrossEntropyLoss`` is computed from the scores before their last
@@ -34,9 +36,17 @@ class _ClassifyFirst:
         super().__init__(**kwargs)
         self.log_accuracy = log_accuracy
 
+    @abstractmethod
+    def small_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Turn feature maps, each (B, C, h, w), into class scores that are not upsampled yet."""
+
+    @abstractmethod
+    def last_upsampling(self) -> Upsample:
+        """Return the module that upsamples these scores."""
+
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, H, W)."""
-        return self._upsampling()(self._classify(inputs))
+        return self.last_upsampling()(self.small_scores(inputs))
 
     def loss(self, inputs: tuple[Tensor, ...], batch_data_samples: list, train_cfg: dict) -> dict:
         """Compute the losses, see :meth:`loss_by_feat`.
@@ -50,7 +60,7 @@ class _ClassifyFirst:
         if plain is None:
             return super().loss(inputs, batch_data_samples, train_cfg)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
-        scores, upsampling = self._classify(inputs), self._upsampling()
+        scores, upsampling = self.small_scores(inputs), self.last_upsampling()
         upsampled = tuple(int(length * upsampling.scale_factor) for length in scores.shape[2:])
         if upsampled != tuple(labels.shape[1:]):  # two steps are not one
             scores = upsampling(scores)
@@ -107,40 +117,44 @@ class _ClassifyFirst:
 
 
 @MODELS.register_module()
-class SETRUPHead(_ClassifyFirst, decode_heads.SETRUPHead):
+class SETRUPHead(ClassifyFirst, decode_heads.SETRUPHead):
     """mmseg's head of SETR-PUP and SETR-Naive: the same parameters, names and results.
 
     Args:
-        log_accuracy (bool): See :class:`_ClassifyFirst`. Default: True.
+        log_accuracy (bool): See :class:`ClassifyFirst`. Default: True.
         **kwargs: As in :class:`mmseg.models.SETRUPHead`.
     """
 
-    def _classify(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def small_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`ClassifyFirst.small_scores`."""
         x = self._transform_inputs(inputs)
         x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
         for up_conv in self.up_convs[:-1]:
             x = up_conv(x)
         return self.cls_seg(self.up_convs[-1][0](x))
 
-    def _upsampling(self) -> nn.Module:
+    def last_upsampling(self) -> Upsample:
+        """See :meth:`ClassifyFirst.last_upsampling`."""
         return self.up_convs[-1][1]
 
 
 @MODELS.register_module()
-class SETRMLAHead(_ClassifyFirst, decode_heads.SETRMLAHead):
+class SETRMLAHead(ClassifyFirst, decode_heads.SETRMLAHead):
     """mmseg's head of SETR-MLA: the same parameters, names and results.
 
     Args:
-        log_accuracy (bool): See :class:`_ClassifyFirst`. Default: True.
+        log_accuracy (bool): See :class:`ClassifyFirst`. Default: True.
         **kwargs: As in :class:`mmseg.models.SETRMLAHead`.
     """
 
-    def _classify(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def small_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`ClassifyFirst.small_scores`."""
         features = [
             up_conv[:-1](x)
             for x, up_conv in zip(self._transform_inputs(inputs), self.up_convs, strict=True)
         ]
         return self.cls_seg(torch.cat(features, dim=1))
 
-    def _upsampling(self) -> nn.Module:
+    def last_upsampling(self) -> Upsample:
+        """See :meth:`ClassifyFirst.last_upsampling`."""
         return self.up_convs[0][-1]  # all of them are equal

@@ -11,7 +11,7 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from vpt_dense.errors import suggest
-from vpt_dense.heads.setr import _ClassifyFirst
+from vpt_dense.heads.setr import ClassifyFirst
 from vpt_dense.registry import MODELS
 
 _TEST_KEYS = ('mode', 'crop_size', 'stride', 'windows_per_batch')
@@ -215,7 +215,7 @@ class EncoderDecoder(segmentors.EncoderDecoder):
             and type(self.decode_head).predict is BaseDecodeHead.predict
             and type(self.decode_head).predict_by_feat is BaseDecodeHead.predict_by_feat
         )
-        upsamples_last = type(self.decode_head).forward is _ClassifyFirst.forward
+        upsamples_last = type(self.decode_head).forward is ClassifyFirst.forward
         size = torch.Size((rows.window, columns.window))  # this type tells mmseg's heads: a window
         windows = [(i, y, x) for i in range(len(inputs)) for y in rows.starts
                    for x in columns.starts]
@@ -229,8 +229,8 @@ class EncoderDecoder(segmentors.EncoderDecoder):
                 logits = self.encode_decode(crops, [{**metas[i], 'img_shape': size}
                                                     for i, _, _ in batch])
             elif upsamples_last:
-                logits = self.decode_head._classify(self.extract_feat(crops))
-                scale = self.decode_head._upsampling().scale_factor
+                logits = self.decode_head.small_scores(self.extract_feat(crops))
+                scale = self.decode_head.last_upsampling().scale_factor
                 sizes = [tuple(int(length * scale) for length in logits.shape[2:]), size]
             else:
                 logits = self.decode_head(self.extract_feat(crops))
