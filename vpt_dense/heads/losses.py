@@ -29,7 +29,7 @@ def upsampled_cross_entropy(
         align_corners: As in :func:`torch.nn.functional.interpolate`.
         ignore_index: Label of the pixels that do not count.
         avg_non_ignore: Divide by the number of pixels that count; by all pixels otherwise.
-        count_correct: Also count the pixels whose highest score is their label's.
+        count_correct: Also count the pixels whose label has the highest score (or shares it).
 
     Returns:
         The mean loss, and the number of correct pixels, int64 (0 without `count_correct`); both
@@ -58,7 +58,9 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
             target = label.where(counts, 0)[None, None]  # (1, 1, H, W)
             with torch.no_grad():
                 if count_correct:
-                    correct += (full.argmax(1)[0] == label).sum()
+                    # A maximum is found in a tenth of the time of its place (CPU).
+                    hits = full.gather(1, target) == full.amax(1, keepdim=True)
+                    correct += (hits[0, 0] & counts).sum()
                 probabilities = full.detach().log_softmax(1)
                 loss -= (probabilities.gather(1, target)[0, 0] * counts).sum()
                 if not needed:
