@@ -24,7 +24,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=2,  # a GPU; the schedule is for 8 of them (16 images a step)
-    # tools/benchmark/loader.py, 683x512 pixels, 2 virtual CPUs: 140 images a second without workers,
+    # tools/benchmark/loader.py on 2 virtual CPUs: 140 images of 683x512 a second without workers,
     # 175 with 2, no more with 4; OpenCV's own threads bring nothing.
     num_workers=2,
     persistent_workers=True,
