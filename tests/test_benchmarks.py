@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from test_reference import TOLERANCE, ours, prompt_tensors, read, under
+from tool_helpers import forget_runs
 from utils import ROOT, images, randomise, tiny_vit
 
 from vpt_dense.errors import main
@@ -402,6 +403,7 @@ def test_bad_options_are_one_line(command, arguments, told):
 def test_precision(command, tmp_path, monkeypatch, dtype):
     """Half precision costs what it costs with the weights held in it too, and their half."""
     monkeypatch.chdir(ROOT)  # the config's weights are there
+    forget_runs()  # a logger of another test writes to that test's output
     file = tmp_path / 'figures.json'
     code, out, err = command('precision', '--batch', 1, '--dtype', dtype, '--json', file)
     assert (code, err) == (0, '') and dtype in out
