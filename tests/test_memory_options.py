@@ -48,6 +48,12 @@ def test_a_frozen_backbone_keeps_nothing(options):
     assert kept_bytes(model, images(2, 3, 32, 32)) == 0
 
 
+@pytest.mark.parametrize('name', ['head', 'deep'])
+def test_a_cls_token_does_not_hold_the_other_tokens(name):
+    out = build(name, out_type='cls_token').train()(images(2, 3, 32, 32))[0]
+    assert out.untyped_storage().nbytes() == out.nbytes
+
+
 @pytest.mark.parametrize('options', [{}, dict(memory='lean'), dict(with_cp=True)], ids=str)
 def test_nothing_is_kept_before_the_first_trained_parameter(options):
     late, all_blocks = (

@@ -191,7 +191,9 @@ class PromptedVisionTransformer(VisionTransformer):
                 out = x
                 if num_prompts:
                     out = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
-                outs.append(self._format_output(out, patch_resolution))  # without prompts
+                out = self._format_output(out, patch_resolution)  # without prompts
+                # A head keeps its input until backward, and a view would keep all tokens.
+                outs.append(out.clone() if self.out_type == 'cls_token' else out)
         return tuple(outs)
 
     def _may_cache(self) -> bool:
