@@ -135,7 +135,8 @@ class EncoderDecoder(segmentors.EncoderDecoder):
                 ``flip`` and ``flip_direction``.
 
         Returns:
-            Logits (classes, *ori_shape); no copy if nothing was to be undone.
+            Logits (classes, height, width) of the original size; no copy if nothing was to be
+            undone.
 
         Raises:
             ValueError: If the image was flipped neither horizontally nor vertically.

@@ -52,7 +52,7 @@ class SegTTAModel(segmentors.SegTTAModel):
                 of the images of the batch.
 
         Returns:
-            A data sample for each image, with ``pred_sem_seg`` (1, *ori_shape).
+            A data sample for each image, with ``pred_sem_seg``.
         """
         probabilities, samples = self.average(data)
         for scores, sample in zip(probabilities, samples, strict=True):
@@ -66,8 +66,8 @@ class SegTTAModel(segmentors.SegTTAModel):
             data: As in :meth:`test_step`.
 
         Returns:
-            For each image the probabilities (classes, *ori_shape), float32 at least, and the data
-            sample of its first version.
+            For each image the probabilities (classes, height, width) of the original size, float32
+            at least, and the data sample of its first version.
         """
         groups: dict[torch.Size, list[tuple[int, int]]] = {}
         for version, images in enumerate(data['inputs']):
