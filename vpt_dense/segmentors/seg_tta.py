@@ -52,7 +52,8 @@ class SegTTAModel(segmentors.SegTTAModel):
                 of the images of the batch.
 
         Returns:
-            A data sample for each image, with ``pred_sem_seg``.
+            A data sample for each image, with ``pred_sem_seg`` (1, height, width) at the original
+            size.
         """
         probabilities, samples = self.average(data)
         for scores, sample in zip(probabilities, samples, strict=True):
