@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,8 @@ from rich.table import Table
 
 from vpt_dense.errors import UserError
 
+#: Of this process, on Linux.
+STATUS = Path('/proc/self/status')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -116,6 +119,21 @@ def kept_bytes(function: Callable[[], torch.Tensor], parameters: Iterable[torch.
     total = sum(size for pointer, size in kept.items() if pointer not in known)
     del out
     return total
+
+
+def process_memory(key: str) -> int:
+    """A figure of this process's memory in bytes, by its name in Linux's /proc/self/status.
+
+    Args:
+        key: 'VmRSS', what is resident; 'VmHWM', the most that was since :func:`forget_peak`.
+    """
+    text = STATUS.read_text()
+    return int(re.search(rf'^{key}:\s*(\d+) kB', text, re.M)[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's memory start anew."""
+    STATUS.with_name('clear_refs').write_text('5')
 
 
 def ratio(values: list[float], base: list[float]) -> str:

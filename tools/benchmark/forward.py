@@ -7,7 +7,6 @@
 import argparse
 from collections.abc import Callable
 
-import common
 import models
 import torch
 from torch import Tensor, nn
@@ -32,21 +31,9 @@ def test_pass(
 
 def run() -> None:
     """Command line."""
-    from vpt_dense import logging
-
-    logging.filter_warnings()
-    args = models.parser(
-        __doc__, ['reference', 'mmseg', 'tokens', 'uncached', 'ours'], models.TEST).parse_args()
-    models.check(args)
-    logging.filter_warnings()  # the imports have set their own
-    rows = []
-    for img_size, batch, images, built in models.groups(args):
-        steps = {key: test_pass(key[0], model, images, args) for key, model in built.items()}
-        for (way, tokens), seconds in common.in_turn(steps, args.rounds, args.device).items():
-            rows.append(dict(img_size=img_size, batch=batch, tokens=tokens, way=way,
-                             seconds=seconds))
-    models.show_times('forward pass', args, rows)
-    common.write(args.json, args, models.figures('forward', args, rows))
+    ways = ['reference', 'mmseg', 'tokens', 'uncached', 'ours']
+    args = models.parser(__doc__, ways, models.TEST).parse_args()
+    models.run_times('forward', 'forward pass', args, test_pass)
 
 
 if __name__ == '__main__':

@@ -230,7 +230,9 @@ def measure(cfg: dict, args: argparse.Namespace) -> None:
     dataset = DATASETS.build(dataset_cfg)
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
 
+    # As in a worker; and other threads, as they wait, would count as time of the steps after.
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)
     steps = dataset_cfg['pipeline']
     pipelines = {
         name: [TRANSFORMS.build(step) for step in pipeline]

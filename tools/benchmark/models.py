@@ -288,6 +288,36 @@ def bases(args: argparse.Namespace) -> list[str]:
     return [way for way in dict.fromkeys(args.against) if way == 'p0' or way in args.ways]
 
 
+def run_times(
+    script: str,
+    what: str,
+    args: argparse.Namespace,
+    make: Callable[[str, nn.Module, Tensor, argparse.Namespace], Callable[[], object]],
+) -> None:
+    """Time all ways of a command line in turn, print their table and write their figures.
+
+    Args:
+        script: Its name without ``.py``.
+        what: Is timed.
+        args: Of the command line.
+        make: Of a way's name, its model, images (B, 3, H, W) and the command line makes what is
+            timed.
+    """
+    from vpt_dense import logging
+
+    logging.filter_warnings()
+    check(args)
+    logging.filter_warnings()  # the imports have set their own
+    rows = []
+    for img_size, batch, images, built in groups(args):
+        steps = {key: make(key[0], model, images, args) for key, model in built.items()}
+        for (way, tokens), seconds in common.in_turn(steps, args.rounds, args.device).items():
+            rows.append(dict(img_size=img_size, batch=batch, tokens=tokens, way=way,
+                             seconds=seconds))
+    show_times(what, args, rows)
+    common.write(args.json, args, figures(script, args, rows))
+
+
 def show_times(what: str, args: argparse.Namespace, rows: list[dict]) -> None:
     """Print a table of times: ratios, and the median in seconds.
 

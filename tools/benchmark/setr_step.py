@@ -16,7 +16,6 @@ leaves the C library as it is, which keeps some freed memory for later.
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -143,12 +142,6 @@ def batch(args: argparse.Namespace) -> tuple[Tensor, list]:
     return images.to(args.device), samples(args.img_size, args.batch, args.device)
 
 
-def status(key: str) -> int:
-    """A figure of this process's memory in bytes, by its name in Linux's /proc/self/status."""
-    text = Path('/proc/self/status').read_text()
-    return int(re.search(rf'^{key}:\s*(\d+) kB', text, re.M)[1]) * 1024
-
-
 def peak(way: str, args: argparse.Namespace) -> int:
     """Build the model of one way and take some steps; the peak of memory in bytes.
 
@@ -162,14 +155,16 @@ def peak(way: str, args: argparse.Namespace) -> int:
     for part in (cfg, cfg['backbone'], cfg['decode_head']):
         MODELS.get(part['type'])  # imports it
     cuda = torch.device(args.device).type == 'cuda'
-    before = 0 if cuda else status('VmRSS')
+    before = 0 if cuda else common.process_memory('VmRSS')
     if not cuda:
-        Path('/proc/self/clear_refs').write_text('5')  # the peak starts here
+        common.forget_peak()
     run = step(way, build(way, args), *batch(args), args)
     for _ in range(args.rounds):
         run()
     common.synchronise(args.device)
-    return torch.cuda.max_memory_allocated(args.device) if cuda else status('VmHWM') - before
+    if cuda:
+        return torch.cuda.max_memory_allocated(args.device)
+    return common.process_memory('VmHWM') - before
 
 
 def peak_of_process(way: str, args: argparse.Namespace) -> int:
@@ -202,8 +197,8 @@ def check(args: argparse.Namespace) -> None:
     full = models.architecture(args.arch, None)['num_layers']
     if args.layers is not None and not 4 <= args.layers <= full:
         raise UserError(f'--layers must be 4 to {full}, found {args.layers}: four blocks are read')
-    if args.only != 'time' and torch.device(args.device).type != 'cuda' and not Path(
-            '/proc/self/clear_refs').exists():
+    on_cpu = torch.device(args.device).type != 'cuda'
+    if args.only != 'time' and on_cpu and not common.STATUS.exists():
         raise UserError('the peak of memory on a CPU is read from Linux; take --only time')
 
 

@@ -20,7 +20,6 @@ from torch import nn
 from vpt_dense.errors import UserError, main
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs/_base_/models'
-STATUS = Path('/proc/self/status')
 
 
 def build(args: argparse.Namespace) -> dict[str, nn.Module]:
@@ -111,16 +110,10 @@ def peak_bytes(function: Callable[[], None], device: str) -> int:
         function()
         common.synchronise(device)
         return torch.cuda.max_memory_allocated(device) - before
-    STATUS.with_name('clear_refs').write_text('5')  # the process's peak starts anew
-    before = status('VmRSS')
+    common.forget_peak()
+    before = common.process_memory('VmRSS')
     function()
-    return status('VmHWM') - before
-
-
-def status(key: str) -> int:
-    """Bytes of this process, as Linux counts them."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+    return common.process_memory('VmHWM') - before
 
 
 def check(args: argparse.Namespace) -> None:
@@ -172,7 +165,7 @@ def run() -> None:
     calls = ways(args)
     logging.filter_warnings()  # the imports have set their own
     times = common.in_turn(calls, args.rounds, args.device)
-    measurable = torch.device(args.device).type == 'cuda' or STATUS.exists()
+    measurable = torch.device(args.device).type == 'cuda' or common.STATUS.exists()
     rows, cells, base = [], [], 0
     for (test, way), call in calls.items():
         row = dict(test=test, way=way, seconds=times[test, way])

@@ -5,7 +5,6 @@
 ``python tools/benchmark/train_step.py --tokens 100 --ways ours last-half head-only full``
 """
 
-import common
 import models
 
 from vpt_dense.errors import main
@@ -13,20 +12,9 @@ from vpt_dense.errors import main
 
 def run() -> None:
     """Command line."""
-    from vpt_dense import logging
-
-    logging.filter_warnings()
     args = models.parser(__doc__, ['reference', 'mmseg', 'tokens', 'ours']).parse_args()
-    models.check(args)
-    logging.filter_warnings()  # the imports have set their own
-    rows = []
-    for img_size, batch, images, built in models.groups(args):
-        steps = {key: models.train_step(model, images, args) for key, model in built.items()}
-        for (way, tokens), seconds in common.in_turn(steps, args.rounds, args.device).items():
-            rows.append(dict(img_size=img_size, batch=batch, tokens=tokens, way=way,
-                             seconds=seconds))
-    models.show_times('training step', args, rows)
-    common.write(args.json, args, models.figures('train_step', args, rows))
+    models.run_times('train_step', 'training step', args,
+                     lambda _, model, images, args: models.train_step(model, images, args))
 
 
 if __name__ == '__main__':
