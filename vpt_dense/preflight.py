@@ -41,14 +41,14 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     Raises:
         UserError: At the first thing that is wrong.
     """
-    from vpt_dense.engine.checkpoints import check_file
+    from vpt_dense import files
 
     check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
     check_model(cfg.get('model') or {})
     if mode == 'train':
         check_optimizer(cfg.get('optim_wrapper') or {})
     if checkpoint and '://' not in checkpoint:
-        check_file(checkpoint)
+        files.check(checkpoint)
     if mode == 'train':
         for place, path in pretrained(cfg.get('model'), 'model'):
             if '://' not in path:
@@ -57,7 +57,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
                         f'{place}.checkpoint: no file {path}; the config says where to get it '
                         f'(to start from random weights: --cfg-options {place}=None)'
                     )
-                check_file(path)
+                files.check(path)
     splits = ('train', 'val') if mode == 'train' else ('test',)
     for split in splits:
         for dataset in leaf_datasets(cfg.get(f'{split}_dataloader')):

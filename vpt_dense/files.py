@@ -1,0 +1,382 @@
+"""Opening and writing files of tensors: no code is run, damage is seen, nothing is lost.
+
+The only module that calls ``torch.load``, ``torch.save`` and safetensors.
+
+Files are written beside their final name, flushed to the disk and then renamed, so that a file
+under a final name is always whole, whenever the process is killed. Their SHA-256 is stored inside:
+neither torch's archives nor safetensors notice every flipped bit by themselves.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pickle
+import re
+import struct
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpt_dense.errors import UserError
+
+#: The one switch that lets a file execute code when it is read: set to 1 in the environment.
+ALLOW_PICKLE = 'VPT_DENSE_ALLOW_PICKLE'
+
+#: Types of numbers that logged values and metrics may have, beside those mmengine lists itself.
+_NUMBERS = [type(np.dtype(code)) for code in '?bBhHiIlLqQefd']
+
+#: A zip archive may end in a comment, which its readers skip: the digest of all bytes before it.
+_COMMENT = re.compile(rb'sha256:([0-9a-f]{64})\Z')
+_COMMENT_LENGTH = 7 + 64
+
+#: In the names of files that are being written; what is left of them has lost its process.
+_UNFINISHED = '.unfinished'
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Write a file completely or not at all.
+
+    Args:
+        path: The final name; its folder is made if it is absent.
+
+    Yields:
+        The name to write to, in the same folder. When the block ends, the file is flushed to the
+        disk and renamed; after an exception it is removed and the old file stands.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    unfinished = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f'.{path.name}.{os.getpid()}.', suffix=_UNFINISHED, dir=path.parent
+        )
+        os.close(handle)
+        unfinished = Path(name)
+        yield unfinished
+        _flush(unfinished)
+        unfinished.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.replace(unfinished, path)
+        _flush(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f'cannot write {path}: the disk is full; files written before are untouched, free '
+                'some space and go on with --resume'
+            ) from error
+        raise
+    finally:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file with :func:`atomic`."""
+    with atomic(path) as unfinished:
+        unfinished.write_text(text, encoding='utf-8')
+
+
+def write(content: dict, path: str | Path) -> None:
+    """Write a checkpoint as ``torch.save`` does, atomically and with its SHA-256.
+
+    ``torch.load`` reads the file as any other.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written to.
+    """
+    with atomic(path) as unfinished, unfinished.open('wb') as stream:
+        sealing = _Sealing(stream)
+        try:
+            torch.save(content, sealing)
+        except RuntimeError as error:  # torch hides what its stream met
+            if sealing.error is not None:
+                raise sealing.error from error
+            raise
+        sealing.close()
+
+
+def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """Write a ``.safetensors`` file atomically, with the SHA-256 of its contents as metadata.
+
+    Equal tensors and metadata give equal bytes.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {**metadata, 'sha256': _digest(tensors, metadata)}
+    with atomic(path) as unfinished:
+        unfinished.write_bytes(save(tensors, dict(sorted(metadata.items()))))
+
+
+def sweep(folder: str | Path) -> list[str]:
+    """Remove what killed processes left unfinished in a folder.
+
+    Files of processes of this machine that still run are left alone.
+
+    Returns:
+        The names of the files that were removed.
+    """
+    removed = []
+    for file in Path(folder).glob(f'.*{_UNFINISHED}'):
+        process = file.name.rsplit('.', 3)[-3]
+        if not (process.isdigit() and int(process) != os.getpid() and _runs(int(process))):
+            file.unlink(missing_ok=True)
+            removed.append(file.name)
+    return removed
+
+
+class _Sealing:
+    """A stream for ``torch.save`` that hashes what passes and appends the digest.
+
+    The archive's last two bytes are the length of its comment; they are held back until the end.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._sha256 = hashlib.sha256()
+        self._held = b''
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        content = self._held + bytes(data)
+        self._held = content[-2:]
+        self._put(content[:-2])
+        return len(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._held != b'\0\0':
+            raise RuntimeError('torch.save did not end in an archive without a comment')
+        self._put(struct.pack('<H', _COMMENT_LENGTH))
+        self._stream.write(b'sha256:' + self._sha256.hexdigest().encode())
+
+    def _put(self, content: bytes) -> None:
+        self._sha256.update(content)
+        try:
+            self._stream.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def check(path: str | Path) -> Path:
+    """Look at the head and the tail of a file of weights, without reading its tensors.
+
+    Returns:
+        The file, ``~`` expanded.
+
+    Raises:
+        UserError: If the file is absent, empty, a web page, a Git LFS pointer or truncated.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f'checkpoint {path} is a folder; name a file in it')
+    if not file.is_file():
+        raise UserError(f'checkpoint {path}: no such file (looked in {Path.cwd()})')
+    size = file.stat().st_size
+    with file.open('rb') as stream:
+        head = stream.read(512)
+    if size == 0:
+        raise UserError(f'checkpoint {path} is empty')
+    if head.lstrip()[:1] == b'<':
+        raise UserError(f'checkpoint {path} is a web page (HTML), not weights: download it again')
+    if head.startswith(b'version https://git-lfs'):
+        raise UserError(f'checkpoint {path} is a Git LFS pointer: run `git lfs pull`')
+    if file.suffix == '.safetensors':
+        complete = _safetensors_size(file) == size
+    else:
+        # Saved by torch >= 1.6: a zip archive, whose table of contents stands at the end. Older
+        # files are plain pickles, which only reading can check.
+        complete = not head.startswith(b'PK\x03\x04') or zipfile.is_zipfile(file)
+    if not complete:
+        raise UserError(
+            f'checkpoint {path} is truncated or damaged ({size:,} bytes): copy or download it '
+            'again, or take an earlier one'
+        )
+    return file
+
+
+def verify(path: str | Path) -> None:
+    """Read a whole file and compare its contents with the checksums in it.
+
+    Raises:
+        UserError: If it is not what was written.
+    """
+    file = check(path)
+    if file.suffix == '.safetensors':
+        _read_safetensors(file, path)
+    elif zipfile.is_zipfile(file):
+        try:
+            _verify_archive(file)
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+            raise _damaged(path, error) from error
+
+
+def read(path: str | Path, map_location: Any = 'cpu') -> Any:
+    """Read a file with tensors, numbers and mmengine's history buffers, and nothing else.
+
+    Args:
+        path: A file of ``torch.save`` or a ``.safetensors`` file.
+        map_location: As in ``torch.load``.
+
+    Returns:
+        What the file holds; of a ``.safetensors`` file ``dict(state_dict=..., meta=...)``, meta
+        being its metadata.
+
+    Raises:
+        UserError: If the file is absent or damaged, or would need to run code; the message names
+            the switch that allows it.
+    """
+    file = check(path)
+    if file.suffix == '.safetensors':
+        return _read_safetensors(file, path, map_location)
+    try:
+        archive = zipfile.is_zipfile(file)
+        if archive and _verify_archive(file):
+            raise UserError(
+                f'checkpoint {path} is a TorchScript program, not a file of weights; get the '
+                "model's state dict, as .safetensors if its publisher has it"
+            )
+        from mmengine.runner.checkpoint import get_torch_safe_globals
+
+        with torch.serialization.safe_globals(get_torch_safe_globals() + _NUMBERS):
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        if os.environ.get(ALLOW_PICKLE) == '1':
+            warnings.warn(
+                f'{path} may run any code as you: {ALLOW_PICKLE}=1 is set', stacklevel=2
+            )
+            return torch.load(file, map_location=map_location, weights_only=False)
+        raise UserError(
+            f'checkpoint {path} is refused: it is no checkpoint, or would run code when loaded '
+            f'({_reason(error)}); get its tensors as .safetensors, or, if you trust whoever wrote '
+            f'it with all that you may do on this machine, set {ALLOW_PICKLE}=1'
+        ) from error
+    except Exception as error:  # torch raises whatever its readers meet in a damaged file
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), '')[:120] or type(error).__name__
+    return UserError(
+        f'checkpoint {path} is damaged ({reason}): copy or download it again, or take an earlier '
+        'one'
+    )
+
+
+def _verify_archive(file: Path) -> bool:
+    """Compare the checksums of a zip archive; return whether it is a TorchScript program."""
+    with zipfile.ZipFile(file) as archive:
+        comment = _COMMENT.match(archive.comment)
+        if comment is None:
+            if len(archive.comment) == _COMMENT_LENGTH or archive.comment.startswith(b'sha256:'):
+                raise zipfile.BadZipFile('its SHA-256 is damaged')
+            # torch does not look at the checksums that the archive has for each tensor.
+            broken = archive.testzip()
+            if broken:
+                raise zipfile.BadZipFile(f'checksum of {broken} does not match')
+        scripted = any(name.endswith('/constants.pkl') for name in archive.namelist())
+    if comment is not None:
+        sha256 = hashlib.sha256()
+        left = file.stat().st_size - _COMMENT_LENGTH
+        with file.open('rb') as stream:
+            while left > 0 and (block := stream.read(min(left, 1 << 20))):
+                sha256.update(block)
+                left -= len(block)
+        if sha256.hexdigest() != comment[1].decode():
+            raise zipfile.BadZipFile('its SHA-256 does not match its contents')
+    return scripted
+
+
+def _read_safetensors(file: Path, path: str | Path, map_location: Any = 'cpu') -> dict:
+    from safetensors import SafetensorError, safe_open
+
+    device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
+    try:
+        with safe_open(file, framework='pt', device=str(device)) as content:
+            metadata = dict(content.metadata() or {})
+            tensors = {name: content.get_tensor(name) for name in content.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    stated = metadata.pop('sha256', None)
+    if stated is not None and stated != _digest(tensors, metadata):
+        raise _damaged(path, ValueError('its SHA-256 does not match its contents'))
+    return dict(state_dict=tensors, meta=metadata)
+
+
+def _safetensors_size(file: Path) -> int:
+    """The size in bytes that a safetensors file should have by its own header; -1 if broken."""
+    with file.open('rb') as stream:
+        length = int.from_bytes(stream.read(8), 'little')
+        try:
+            header = json.loads(stream.read(min(length, file.stat().st_size)))
+            ends = [entry['data_offsets'][1] for name, entry in header.items() if name[:2] != '__']
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return -1
+    return 8 + length + max(ends, default=0)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors and over metadata."""
+    sha256 = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha256.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What the unpickler met, from torch's page-long message."""
+    text = ' '.join(str(error).split())
+    for pattern in (r'GLOBAL ([\w.]+)', r'but got (.{1,80})', r'WeightsUnpickler error: (.{1,80})'):
+        found = re.search(pattern, text)
+        if found:
+            return found[1]
+    return text[:80]
