@@ -1,12 +1,14 @@
 """Reading a config: parsed, checked for typos, and what is said once put where it is needed."""
 
 import ast
+import copy
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
 
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError, suggest
@@ -22,7 +24,7 @@ KEYS = frozenset(
     'model_wrapper_cfg find_unused_parameters sync_bn activation_checkpointing compile '
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
-    'dataset tta tta_model tta_pipeline'.split()
+    'dataset pretrained tta tta_model tta_pipeline'.split()
 )
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -44,6 +46,8 @@ def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
     """
     cfg = _parse(path)
     _check_keys(cfg, path)
+    if 'pretrained' in cfg:
+        place_pretrained(cfg, _model_of_bases(Path(path)))
     if cfg_options:
         for key in cfg_options:
             _check_option(cfg, key)
@@ -51,10 +55,19 @@ def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
             cfg.merge_from_dict(cfg_options)
         except (KeyError, TypeError) as error:
             raise UserError(f'--cfg-options: {error.args[0]}') from error
+        if any(key.startswith('custom_imports') for key in cfg_options):  # it was read too early
+            _import(cfg)
     wanted = {
         key: value for key, value in (cfg_options or {}).items() if key.endswith('num_classes')
     }
     resolve(cfg)
+    for key, value in (cfg_options or {}).items():
+        split, _, last = key.partition('.dataset.')
+        if split in DATALOADERS and last in (cfg.get('dataset') or {}) and _get(cfg, key) != value:
+            raise UserError(
+                f'--cfg-options {key}: every data set takes dataset.{last}, which is '
+                f'{cfg.dataset[last]!r}; set that'
+            )
     for key, value in wanted.items():
         if _get(cfg, key) != value:
             raise UserError(
@@ -76,6 +89,13 @@ def _parse(path: str) -> Config:
     except Exception as error:
         reason = str(error.args[0]) if error.args else type(error).__name__
         raise UserError(f'config {path}: {" ".join(reason.split())}') from error
+
+
+def _import(cfg: Config) -> None:
+    try:
+        import_modules_from_strings(**cfg.custom_imports)
+    except (ImportError, TypeError) as error:
+        raise UserError(f'custom_imports: {error}') from error
 
 
 # --- typos -----------------------------------------------------------------------------------
@@ -219,6 +239,8 @@ def _get(cfg: Config, key: str) -> Any:
 def resolve(cfg: Config) -> None:
     """Put what a config says once into all the places that need it, in place.
 
+    - ``pretrained``, a backbone of ``configs/_base_/backbones``, goes into ``model``, see
+      :func:`place_pretrained`.
     - ``dataset``: what every split has in common goes into the data set of every dataloader;
       ``classes`` and ``palette`` become its metainfo.
     - The number of classes of every head is that of ``dataset.classes``, or of the class folders
@@ -230,6 +252,7 @@ def resolve(cfg: Config) -> None:
     Raises:
         UserError: If classes and palette disagree, or the folders of classes do.
     """
+    place_pretrained(cfg)
     common = cfg.get('dataset') or {}
     classes = _classes(cfg)
     for name in DATALOADERS:
@@ -243,6 +266,113 @@ def resolve(cfg: Config) -> None:
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
     _adapt_to_machine(cfg)
+
+
+# --- a named backbone ------------------------------------------------------------------------
+
+#: What ``pretrained`` may hold.
+_PRETRAINED_KEYS = ('backbone', 'classifier', 'data_preprocessor')
+
+
+def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
+    """Merge ``pretrained`` into ``model`` and remove it, in place.
+
+    - ``pretrained.backbone`` and ``pretrained.data_preprocessor`` go over those of the model;
+      ``pretrained.classifier`` over the backbone of an image classifier: its image size (in
+      segmentation that is the crop's) and its pooling.
+    - ``in_channels`` of heads and neck follow the width of the new architecture, ``out_indices``
+      counted from the front keep their place in its depth (10, 15, 20 of 24 blocks become 5, 8,
+      10 of 12).
+
+    Args:
+        cfg: A config with a ``model``.
+        untouched: ``model`` as the base configs have it. Where ``cfg.model`` differs, a config
+            above them said so, and that stays. None: nothing of it stays.
+
+    Raises:
+        UserError: If ``pretrained`` is not what :data:`_PRETRAINED_KEYS` names, or there is no
+            model for it.
+    """
+    named = cfg.pop('pretrained', None)
+    if named is None:
+        return
+    if not isinstance(named, dict) or set(named) - set(_PRETRAINED_KEYS):
+        found = sorted(set(named) - set(_PRETRAINED_KEYS)) if isinstance(named, dict) else named
+        raise UserError(
+            f'pretrained: a dict of {", ".join(_PRETRAINED_KEYS)} was expected, found {found!r}; '
+            'configs/_base_/backbones has examples'
+        )
+    model = cfg.get('model')
+    if not isinstance(model, dict) or not isinstance(model.get('backbone'), dict):
+        raise UserError(
+            'pretrained: the config has no model.backbone for it; list a file of '
+            'configs/_base_/models in _base_ too'
+        )
+    before = copy.deepcopy(untouched or model)
+    settings = {key: named[key] for key in ('backbone', 'data_preprocessor') if key in named}
+    if 'head' in model:  # an image classifier
+        settings = Config._merge_a_into_b({'backbone': named.get('classifier') or {}}, settings)
+    _overlay(settings, model, untouched)
+    old, new = (architecture(node.get('backbone') or {}) for node in (before, model))
+    if old and new:
+        parts = [*heads(model), *([model['neck']] if model.get('neck') else [])]
+        originals = [*heads(before), *([before['neck']] if before.get('neck') else [])]
+        for part, original in zip(parts, originals, strict=False):
+            if part.get('in_channels') == original.get('in_channels'):
+                part['in_channels'] = _replace(part.get('in_channels'), old[0], new[0])
+        indices = model['backbone'].get('out_indices')
+        if isinstance(indices, (list, tuple)) and indices == before['backbone'].get('out_indices'):
+            model['backbone']['out_indices'] = [
+                i if i < 0 else int((i + 1) * new[1] / old[1] + 0.5) - 1 for i in indices
+            ]
+
+
+def _model_of_bases(path: Path) -> dict:
+    """``model`` as the base config has it that ``pretrained`` goes over; empty: none has it."""
+    for node in ast.parse(path.read_text(encoding='utf-8')).body if path.suffix == '.py' else ():
+        targets = getattr(node, 'targets', [])
+        if len(targets) != 1 or getattr(targets[0], 'id', None) != '_base_':
+            continue
+        bases = ast.literal_eval(node.value)
+        files = [path.parent / base for base in ([bases] if isinstance(bases, str) else bases)
+                 if '::' not in base]
+        parsed = [(file, Config.fromfile(file)) for file in files]
+        both = [file for file, cfg in parsed if 'pretrained' in cfg and 'model' in cfg]
+        if both:  # a leaf of a leaf
+            return _model_of_bases(both[0])
+        return next((cfg.model for _, cfg in parsed if 'model' in cfg), {})
+    return {}
+
+
+def _overlay(new: dict, old: dict, untouched: dict | None) -> None:
+    """Merge ``new`` into ``old``, but for what differs there from ``untouched`` (None: nothing)."""
+    for key, value in new.items():
+        inner = untouched.get(key, {}) if isinstance(untouched, dict) else untouched
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            _overlay(value, old[key], inner)
+        elif untouched is None or key not in old or old[key] == inner:
+            old[key] = copy.deepcopy(value)
+
+
+def architecture(backbone: dict) -> tuple[int, int] | None:
+    """Width and number of blocks of a vision transformer's config, if it says them."""
+    arch = backbone.get('arch')
+    if isinstance(arch, str):
+        from vpt_dense.logging import filter_warnings
+
+        filter_warnings()
+        from mmpretrain.models import VisionTransformer  # takes seconds
+
+        arch = VisionTransformer.arch_zoo.get(arch.lower())
+    if not isinstance(arch, dict) or not {'embed_dims', 'num_layers'} <= set(arch):
+        return None
+    return arch['embed_dims'], arch['num_layers']
+
+
+def _replace(value: Any, old: int, new: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(new if item == old else item for item in value)
+    return new if value == old else value
 
 
 def leaf_datasets(dataloader: dict | None) -> list[dict]:

@@ -9,6 +9,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from vpt_dense import preemption
+
+#: Exit code of a tool that was asked for something impossible.
+USER_ERROR = 2
+
 
 class UserError(ValueError):
     """Something in the config, the command or the data is wrong.
@@ -24,11 +29,14 @@ def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def main(function: Callable[[], object]) -> NoReturn:
-    """Run a tool and exit: 0, or 1 after one line ``error: ...`` on stderr.
+    """Run a tool and exit; after an error with one line ``error: ...`` on stderr.
 
     ``--traceback`` on the command line shows the traceback as well (the tool's parser must accept
     the option). Whether asked or not, it goes to the log file of the run if there is one.
-    argparse's own errors keep their exit code 2.
+
+    The exit code is 0 when all went well; :data:`USER_ERROR` (2, as argparse has it) where the
+    command, the config, the data or a file is wrong; 1 for what nobody foresaw, and when memory
+    runs out; 130 after Ctrl-C. A run that was preempted leaves with 75 by itself.
 
     Args:
         function: The tool; its return value is ignored.
@@ -40,7 +48,11 @@ def main(function: Callable[[], object]) -> NoReturn:
     except BrokenPipeError:  # the reader of a pipe, e.g. `| head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except preemption.Preempted as stop:
+        _end(stop.code)
     except Exception as error:
+        if preemption.received() and _distributed_has_started():
+            _end(preemption.EXIT_CODE)  # another process has left, and this one has lost it
         trace = traceback.format_exc()
         asked = '--traceback' in sys.argv
         if asked:
@@ -50,7 +62,7 @@ def main(function: Callable[[], object]) -> NoReturn:
         if not asked and not is_plain(error):
             where = f'in {log_file}' if log_file else 'with --traceback'
             message = f'{message} (traceback {where})'
-        _leave(f'error: {message}', 1)
+        _leave(f'error: {message}', exit_code(error))
     if _distributed_has_started():
         # Its threads have to end before the interpreter does, or the process may abort there.
         sys.modules['torch'].distributed.destroy_process_group()
@@ -68,7 +80,12 @@ def _leave(line: str, code: int) -> NoReturn:
     started = _distributed_has_started()
     if rank == 0 or started:
         print(line if rank == 0 else f'{line} (rank {rank})', file=sys.stderr, flush=True)
-    if started:
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    sys.stdout.flush()
+    if _distributed_has_started():
         # The other ranks may wait for this one for ever: a normal exit would wait for them.
         os._exit(code)
     sys.exit(code)
@@ -96,14 +113,43 @@ def _to_log_file(trace: str) -> str | None:
     return os.path.relpath(path)
 
 
+#: Errors of the stack that a typing error in a config causes.
+_UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (\w+)::([\w ]+?) registry')
+_UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+
+
 def is_plain(error: BaseException) -> bool:
-    """Whether the message alone says what to do, so that no traceback needs pointing at."""
-    return isinstance(
-        error, (UserError, FileNotFoundError, PermissionError, subprocess.CalledProcessError)
-    ) or (
-        # Our own classes check their arguments with plain ValueErrors.
-        isinstance(error, ValueError) and _raised_in_package(error)
+    """Whether the user caused it and the message says what to do: no traceback is pointed at."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return True
+    if isinstance(error, OSError):  # a file that is absent, unreadable, a folder; a full disk
+        return bool(error.strerror and error.filename) or isinstance(error, FileNotFoundError)
+    if isinstance(error, ValueError) and _raised_in_package(error):
+        return True  # our own classes check their arguments with plain ValueErrors
+    if isinstance(error, UserError):
+        return True
+    return bool(
+        _being_built(error)
+        or (isinstance(error, KeyError) and _UNKNOWN_TYPE.search(str(error)))
+        or (isinstance(error, TypeError) and _UNKNOWN_ARGUMENT.search(str(error)))
     )
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a tool that ends in an error, see :func:`main`."""
+    if isinstance(error, subprocess.CalledProcessError):  # the code of the tool that failed
+        return error.returncode if error.returncode > 0 else 1
+    return USER_ERROR if is_plain(error) else 1
+
+
+def _being_built(error: BaseException) -> str | None:
+    """The class that a config asked for and whose constructor refused what the config gives it."""
+    found = None
+    if isinstance(error, (AssertionError, ValueError, TypeError, KeyError, IndexError)):
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_name == 'build_from_cfg' and 'obj_cls' in frame.f_locals:
+                found = getattr(frame.f_locals['obj_cls'], '__name__', None)
+    return found
 
 
 def _raised_in_package(error: BaseException) -> bool:
@@ -124,7 +170,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, subprocess.CalledProcessError):  # it has printed its own error already
         return f'{" ".join(map(str, error.cmd))}: exit code {error.returncode}, see above'
 
-    registry = re.search(r"(\S+) is not in the (\w+)::([\w ]+?) registry", text)
+    registry = _UNKNOWN_TYPE.search(text)
     if registry:
         return _unknown_type(*registry.groups())
 
@@ -142,7 +188,7 @@ def explain(error: BaseException) -> str:
         )
     # "class `X` in mmseg/models/x.py: message", as some registries put it
     text = re.sub(r'^class `(\w+)` in [\w/.]+\.py: ', r'\1: ', text)
-    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    unexpected = _UNKNOWN_ARGUMENT.search(text)
     if unexpected:
         return f"{unexpected[1]} has no argument '{unexpected[2]}'; look for a typo in the config"
     line = _first_line(text)
@@ -150,6 +196,9 @@ def explain(error: BaseException) -> str:
         isinstance(error, ValueError) and _raised_in_package(error)
     ):
         return line or name
+    refusing = _being_built(error)
+    if refusing:
+        return f'{refusing} refuses its arguments: {line or name}; look for its type in the config'
     return f'{name}: {line}' if line else name
 
 

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,15 +30,23 @@ from vpt_dense.errors import UserError
 #: The one switch that lets a file execute code when it is read: set to 1 in the environment.
 ALLOW_PICKLE = 'VPT_DENSE_ALLOW_PICKLE'
 
-#: Types of numbers that logged values and metrics may have, beside those mmengine lists itself.
-_NUMBERS = [type(np.dtype(code)) for code in '?bBhHiIlLqQefd']
-
 #: A zip archive may end in a comment, which its readers skip: the digest of all bytes before it.
 _COMMENT = re.compile(rb'sha256:([0-9a-f]{64})\Z')
 _COMMENT_LENGTH = 7 + 64
 
+#: How ``format`` in the metadata of a delta begins, see :mod:`vpt_dense.weights.deltas`.
+DELTA = 'vpt_dense delta'
+
 #: In the names of files that are being written; what is left of them has lost its process.
 _UNFINISHED = '.unfinished'
+
+#: Ways of the system to say that a file cannot be written that are the user's to mend.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+#: Archives whose checksums were compared in this process (path, inode, size, time of change): a
+#: checkpoint to go on from is looked at before the run is built, and need not be read twice.
+_compared: set[tuple] = set()
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -74,10 +81,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(unfinished, path)
         _flush(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
+            reason = 'the disk is full' if error.errno != errno.EFBIG else 'the file is too large'
             raise UserError(
-                f'cannot write {path}: the disk is full; files written before are untouched, free '
-                'some space and go on with --resume'
+                f'cannot write {path}: {reason} ({error.strerror}); files written before are '
+                'untouched, free some space and go on with --resume'
+            ) from error
+        if error.errno in _FORBIDDEN:
+            raise UserError(
+                f'cannot write {path}: {error.strerror.lower()}; make {path.parent} writable, or '
+                'choose another folder'
             ) from error
         raise
     finally:
@@ -118,9 +131,16 @@ def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[s
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**metadata, 'sha256': _digest(tensors, metadata)}
-    with atomic(path) as unfinished:
-        unfinished.write_bytes(save(tensors, dict(sorted(metadata.items()))))
+    metadata = dict(sorted({**metadata, 'sha256': _digest(tensors, metadata)}.items()))
+    content = memoryview(save(tensors, metadata))
+    end = 8 + int.from_bytes(content[:8], 'little')
+    header = json.loads(bytes(content[8:end]))
+    header['__metadata__'] = metadata  # sorted; safetensors has them in any order
+    text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    with atomic(path) as unfinished, unfinished.open('wb') as stream:
+        stream.write(len(text).to_bytes(8, 'little') + text)
+        stream.write(content[end:])
 
 
 def sweep(folder: str | Path) -> list[str]:
@@ -153,9 +173,13 @@ class _Sealing:
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        content = self._held + bytes(data)
-        self._held = content[-2:]
+        data = memoryview(data)  # of a tensor of gigabytes there shall be no copies
+        short = len(data) < 2
+        content = self._held + bytes(data if short else data[-2:])
         self._put(content[:-2])
+        if not short:
+            self._put(data[:-2])
+        self._held = content[-2:]
         return len(data)
 
     def flush(self) -> None:
@@ -167,7 +191,7 @@ class _Sealing:
         self._put(struct.pack('<H', _COMMENT_LENGTH))
         self._stream.write(b'sha256:' + self._sha256.hexdigest().encode())
 
-    def _put(self, content: bytes) -> None:
+    def _put(self, content: bytes | memoryview) -> None:
         self._sha256.update(content)
         try:
             self._stream.write(content)
@@ -231,7 +255,7 @@ def check(path: str | Path) -> Path:
     else:
         # Saved by torch >= 1.6: a zip archive, whose table of contents stands at the end. Older
         # files are plain pickles, which only reading can check.
-        complete = not head.startswith(b'PK\x03\x04') or zipfile.is_zipfile(file)
+        complete = not head.startswith(b'PK\x03\x04') or _is_archive(file)
     if not complete:
         raise UserError(
             f'checkpoint {path} is truncated or damaged ({size:,} bytes): copy or download it '
@@ -249,11 +273,18 @@ def verify(path: str | Path) -> None:
     file = check(path)
     if file.suffix == '.safetensors':
         _read_safetensors(file, path)
-    elif zipfile.is_zipfile(file):
+    elif _is_archive(file):
         try:
             _verify_archive(file)
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+        except Exception as error:  # zipfile raises whatever it meets in a damaged file
             raise _damaged(path, error) from error
+    else:  # a plain pickle of an old torch, without checksums; or zeros, as power failures leave
+        read(path)
+
+
+def allows_code() -> bool:
+    """Whether the user allows files to run code."""
+    return os.environ.get(ALLOW_PICKLE) == '1'
 
 
 def read(path: str | Path, map_location: Any = 'cpu') -> Any:
@@ -275,20 +306,24 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
     if file.suffix == '.safetensors':
         return _read_safetensors(file, path, map_location)
     try:
-        archive = zipfile.is_zipfile(file)
+        archive = _is_archive(file)
         if archive and _verify_archive(file):
             raise UserError(
                 f'checkpoint {path} is a TorchScript program, not a file of weights; get the '
-                "model's state dict, as .safetensors if its publisher has it"
+                "model's state dict, as .safetensors if its publisher has it (OpenAI's CLIP: "
+                'timm://vit_base_patch16_clip_quickgelu_224.openai)'
             )
-        from mmengine.runner.checkpoint import get_torch_safe_globals
+        from vpt_dense.unpickling import SAFE_GLOBALS
 
-        with torch.serialization.safe_globals(get_torch_safe_globals() + _NUMBERS):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(file, map_location=map_location, weights_only=True)
     except UserError:
         raise
-    except pickle.UnpicklingError as error:
-        if os.environ.get(ALLOW_PICKLE) == '1':
+    except Exception as error:  # torch raises whatever its readers meet in a damaged file
+        # The format before the present two, a tar archive, cannot be read without running code.
+        if not isinstance(error, pickle.UnpicklingError) and 'legacy .tar' not in str(error):
+            raise _damaged(path, error) from error
+        if allows_code():
             warnings.warn(
                 f'{path} may run any code as you: {ALLOW_PICKLE}=1 is set', stacklevel=2
             )
@@ -298,8 +333,13 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
             f'({_reason(error)}); get its tensors as .safetensors, or, if you trust whoever wrote '
             f'it with all that you may do on this machine, set {ALLOW_PICKLE}=1'
         ) from error
-    except Exception as error:  # torch raises whatever its readers meet in a damaged file
-        raise _damaged(path, error) from error
+
+
+def _is_archive(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # Python's look at the end of the file is not always prepared for it
+        return False
 
 
 def _damaged(path: str | Path, error: Exception) -> UserError:
@@ -312,26 +352,38 @@ def _damaged(path: str | Path, error: Exception) -> UserError:
 
 def _verify_archive(file: Path) -> bool:
     """Compare the checksums of a zip archive; return whether it is a TorchScript program."""
+    state = file.stat()
+    identity = (file.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
     with zipfile.ZipFile(file) as archive:
         comment = _COMMENT.match(archive.comment)
-        if comment is None:
-            if len(archive.comment) == _COMMENT_LENGTH or archive.comment.startswith(b'sha256:'):
+        if comment is None and identity not in _compared:
+            if len(archive.comment) == _COMMENT_LENGTH or _lacks_comment(file, archive.comment):
                 raise zipfile.BadZipFile('its SHA-256 is damaged')
             # torch does not look at the checksums that the archive has for each tensor.
             broken = archive.testzip()
             if broken:
                 raise zipfile.BadZipFile(f'checksum of {broken} does not match')
         scripted = any(name.endswith('/constants.pkl') for name in archive.namelist())
-    if comment is not None:
+    if comment is not None and identity not in _compared:
         sha256 = hashlib.sha256()
-        left = file.stat().st_size - _COMMENT_LENGTH
+        left = state.st_size - _COMMENT_LENGTH
         with file.open('rb') as stream:
             while left > 0 and (block := stream.read(min(left, 1 << 20))):
                 sha256.update(block)
                 left -= len(block)
         if sha256.hexdigest() != comment[1].decode():
             raise zipfile.BadZipFile('its SHA-256 does not match its contents')
+    _compared.add(identity)
     return scripted
+
+
+def _lacks_comment(file: Path, comment: bytes) -> bool:
+    """Whether a part of our comment is there, or none but the archive says that there is one."""
+    if comment:
+        return b'sha256:'.startswith(comment[:7])
+    with file.open('rb') as stream:
+        stream.seek(-2, os.SEEK_END)
+        return stream.read() != b'\0\0'
 
 
 def _read_safetensors(file: Path, path: str | Path, map_location: Any = 'cpu') -> dict:
@@ -340,14 +392,32 @@ def _read_safetensors(file: Path, path: str | Path, map_location: Any = 'cpu') -
     device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
     try:
         with safe_open(file, framework='pt', device=str(device)) as content:
-            metadata = dict(content.metadata() or {})
+            metadata = dict(sorted((content.metadata() or {}).items()))
             tensors = {name: content.get_tensor(name) for name in content.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     stated = metadata.pop('sha256', None)
-    if stated is not None and stated != _digest(tensors, metadata):
+    if stated is None:  # it was never there, or its key has a flipped bit
+        lost = any(len(k) == 6 and re.fullmatch('[0-9a-f]{64}', v) for k, v in metadata.items())
+        sound = not lost
+    else:
+        sound = stated == _digest(tensors, metadata)
+    if not sound:
         raise _damaged(path, ValueError('its SHA-256 does not match its contents'))
-    return dict(state_dict=tensors, meta=metadata)
+    return dict(state_dict=tensors, meta=_decoded(metadata))
+
+
+def _decoded(metadata: dict[str, str]) -> dict[str, Any]:
+    """Metadata of a safetensors file, which holds strings only; those of a delta are JSON."""
+    if not metadata.get('format', '').startswith(DELTA):
+        return metadata
+    decoded: dict[str, Any] = {}
+    for key, value in metadata.items():
+        try:
+            decoded[key] = value if key in ('format', 'cfg') else json.loads(value)
+        except ValueError:
+            decoded[key] = value
+    return decoded
 
 
 def _safetensors_size(file: Path) -> int:
@@ -357,9 +427,9 @@ def _safetensors_size(file: Path) -> int:
         try:
             header = json.loads(stream.read(min(length, file.stat().st_size)))
             ends = [entry['data_offsets'][1] for name, entry in header.items() if name[:2] != '__']
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
             return -1
-    return 8 + length + max(ends, default=0)
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -372,7 +442,7 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return sha256.hexdigest()
 
 
-def _reason(error: pickle.UnpicklingError) -> str:
+def _reason(error: Exception) -> str:
     """What the unpickler met, from torch's page-long message."""
     text = ' '.join(str(error).split())
     for pattern in (r'GLOBAL ([\w.]+)', r'but got (.{1,80})', r'WeightsUnpickler error: (.{1,80})'):

@@ -1,16 +1,18 @@
 """Checks of a run that need only its config and the disk, made before anything is built."""
 
+import logging
 import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from vpt_dense.config import heads, leaf_datasets
+from vpt_dense.config import architecture, heads, leaf_datasets
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
@@ -18,7 +20,7 @@ from vpt_dense.datasets.checks import (
     list_class_files,
     pair_files,
 )
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, suggest
 
 #: Suffixes (images, masks) that a data set class takes when the config does not say.
 _SUFFIXES = {
@@ -44,14 +46,19 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     from vpt_dense import files
 
     check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    check_parts(cfg, mode)
+    check_values(cfg)
     check_model(cfg.get('model') or {})
     if mode == 'train':
-        check_optimizer(cfg.get('optim_wrapper') or {})
+        check_optimizer(cfg.get('optim_wrapper') or {}, cfg.get('default_scope'))
+        check_counting(cfg)
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise UserError(f'load_from is {checkpoint!r}; it must be the path of a checkpoint')
     if checkpoint and '://' not in checkpoint:
         files.check(checkpoint)
     if mode == 'train':
         for place, path in pretrained(cfg.get('model'), 'model'):
-            if '://' not in path:
+            if '://' not in path and not path.startswith('hf-hub:'):  # not an address
                 if not Path(path).expanduser().is_file():
                     raise UserError(
                         f'{place}.checkpoint: no file {path}; the config says where to get it '
@@ -94,8 +101,11 @@ def check_work_dir(work_dir: str) -> None:
 
 
 def check_model(model: dict) -> None:
-    """Image size against patch size, and the heads' numbers of classes against each other."""
+    """Sizes, widths, depths and numbers of classes against each other."""
+    model = model.get('module') or model  # inside test-time augmentation
     backbone = model.get('backbone') or {}
+    if str(backbone.get('type')).endswith('VisionTransformer'):
+        _check_vit(model, backbone)
     size, patch = backbone.get('img_size'), backbone.get('patch_size', 16)
     if size is not None:
         sizes = size if isinstance(size, (list, tuple)) else [size]
@@ -112,6 +122,14 @@ def check_model(model: dict) -> None:
                 f'last rows or columns would be lost; use {sizes[0] // patches[0] * patches[0]} '
                 f'or {-(-sizes[0] // patches[0]) * patches[0]}'
             )
+        for part, key in (('data_preprocessor', 'size'), ('test_cfg', 'crop_size')):
+            crop = (model.get(part) or {}).get(key)
+            if isinstance(crop, (list, tuple)) and any(c % p for c in crop for p in patches):
+                raise UserError(
+                    f'model.{part}.{key} {tuple(crop)} is not a multiple of patch_size {patch}: '
+                    'patches at the border would be padded and the prediction shifted; set it '
+                    'and the crops of the pipelines to a multiple, as model.backbone.img_size'
+                )
     counts = {head['num_classes'] for head in heads(model) if 'num_classes' in head}
     if len(counts) > 1:
         raise UserError(
@@ -120,22 +138,156 @@ def check_model(model: dict) -> None:
         )
 
 
-def check_optimizer(optim_wrapper: dict) -> None:
-    """Learning rates, their multipliers and weight decay: finite and not negative."""
-    for place, value in _numbers(optim_wrapper, 'optim_wrapper'):
-        name = place.rpartition('.')[2]
-        if name not in ('lr', 'weight_decay', 'momentum') and not name.endswith('_mult'):
-            continue
-        if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-            raise UserError(f'{place} is {value!r}; it must be a finite number, 0 or more')
+def _check_vit(model: dict, backbone: dict) -> None:
+    """Depth and width of a vision transformer against what its own numbers and the heads ask."""
+    indices = backbone.get('out_indices')
+    outputs = len(indices) if isinstance(indices, (list, tuple)) else None
+    shape = architecture(backbone)
+    if shape and indices is not None:
+        width, depth = shape
+        for index in indices if outputs else [indices]:
+            if isinstance(index, bool) or not isinstance(index, int) or not -depth <= index < depth:
+                raise UserError(
+                    f'model.backbone.out_indices has {index!r}; the backbone has {depth} blocks: '
+                    f'integers from 0 to {depth - 1}, or from -{depth} to -1'
+                )
+        heads_of = backbone['arch'].get('num_heads') if isinstance(backbone['arch'], dict) else None
+        if isinstance(heads_of, int) and (heads_of < 1 or width % heads_of):
+            raise UserError(
+                f'model.backbone.arch: embed_dims {width} is not a multiple of num_heads {heads_of}'
+            )
+    for head in heads(model) if outputs else ():
+        index = head.get('in_index')
+        if isinstance(index, int) and not -outputs <= index < outputs:
+            raise UserError(
+                f'in_index of the {head.get("type")} is {index}, but model.backbone.out_indices '
+                f'gives {outputs} outputs'
+            )
+        channels = head.get('in_channels')
+        if shape and not model.get('neck') and isinstance(channels, int) and channels != shape[0]:
+            raise UserError(
+                f'in_channels of the {head.get("type")} is {channels}, but the backbone is '
+                f'{shape[0]} wide (model.backbone.arch)'
+            )
 
 
-def _numbers(node: Any, place: str) -> Iterator[tuple[str, Any]]:
+def check_optimizer(optim_wrapper: dict, scope: str | None = None) -> None:
+    """The optimizer must be one that is known: the stack only says that None is not callable."""
+    import mmengine.optim  # noqa: F401  registers those of torch
+    from mmengine.registry import OPTIMIZERS
+
+    kind = (optim_wrapper.get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        if scope in ('mmseg', 'mmpretrain') and OPTIMIZERS.get(f'{scope}.{kind}') is not None:
+            return
+        raise UserError(
+            f"optim_wrapper.optimizer.type: unknown optimizer '{kind}'"
+            f'{suggest(kind, OPTIMIZERS.module_dict)}'
+        )
+
+
+# --- values ----------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return _is_number(value) and value == int(value) and value >= least
+
+
+def _all(test: Callable[[Any], bool], value: Any) -> bool:
+    return all(map(test, value if isinstance(value, (list, tuple)) else [value]))
+
+
+#: (places, what a value there must satisfy, that in words). A place is a dotted path of the config.
+_RULES = [
+    (re.compile(places), test, words)
+    for places, test, words in (
+        (r'optim_wrapper\.(.*\.)?(lr|weight_decay|momentum|\w+_mult)|model\..*\.loss_weight',
+         lambda value: _all(_is_number, value) and _all(lambda x: x >= 0, value),
+         'a finite number, 0 or more'),
+        (r'train_cfg\.(max_iters|max_epochs|val_interval)|\w+_dataloader\.batch_size'
+         r'|default_hooks\.logger\.interval|optim_wrapper\.accumulative_counts',
+         _is_count, 'an integer, 1 or more'),
+        (r'\w+_dataloader\.num_workers|randomness\.seed',
+         lambda value: _is_count(value, 0), 'an integer, 0 or more'),
+        (r'default_hooks\.checkpoint\.(interval|max_keep_ckpts)',
+         lambda value: _is_count(value) or value == -1, 'an integer, 1 or more, or -1 for never'),
+        (r'model\.(.*\.)?(\w+_)?(drop_rate|drop_path_rate|dropout_ratio)',
+         lambda value: _all(lambda x: _is_number(x) and 0 <= x <= 1, value), 'from 0 to 1'),
+        (r'.*\.pipeline\.(.*\.)?prob',
+         lambda value: _all(lambda x: _is_number(x) and 0 <= x <= 1, value), 'from 0 to 1'),
+        (r'.*\.pipeline\.(.*\.)?crop_size',
+         lambda value: _all(_is_count, value), 'positive, in pixels'),
+        (r'(model\.)?data_preprocessor\.mean',
+         lambda value: _all(_is_number, value), 'finite numbers, one for each channel'),
+        (r'(model\.)?data_preprocessor\.std',
+         lambda value: _all(lambda x: _is_number(x) and x > 0, value),
+         'positive numbers, one for each channel'),
+        (r'(val|test)_evaluator(\.\d+)?\.iou_metrics',
+         lambda value: set(value) <= {'mIoU', 'mDice', 'mFscore'},
+         'a list of mIoU, mDice and mFscore'),
+        (r'log_level', lambda value: value in logging.getLevelNamesMapping(),
+         'one of DEBUG, INFO, WARNING, ERROR'),
+    )
+]  # fmt: skip
+
+
+def check_values(cfg: Config) -> None:
+    """Compare the config's values with what they may be; but for ``lr``, None is a default.
+
+    The stack takes many of them as they are: training for -1 iterations or without validation ends
+    well, and says nothing.
+    """
+    for place, value in _leaves(cfg._cfg_dict, ''):
+        for places, test, words in _RULES:
+            if value is None and not place.endswith('.lr'):
+                continue
+            if places.fullmatch(place) and not test(value):
+                raise UserError(f'{place} is {value!r}; it must be {words}')
+
+
+def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """(dotted place, value) of everything in a config that is no dict, lists of numbers whole."""
     if isinstance(node, dict):
-        for key, child in node.items():
-            yield from _numbers(child, f'{place}.{key}')
-    elif node is not None:
+        items = node.items()
+    elif isinstance(node, (list, tuple)) and any(isinstance(x, (dict, list)) for x in node):
+        items = enumerate(node)
+    else:
         yield place, node
+        return
+    for key, child in items:
+        yield from _leaves(child, f'{place}.{key}' if place else str(key))
+
+
+def check_parts(cfg: Config, mode: str) -> None:
+    """What a run of this mode cannot do without."""
+    wanted = {
+        'train': ('model', 'train_cfg', 'train_dataloader', 'optim_wrapper'),
+        'test': ('model', 'test_cfg', 'test_dataloader', 'test_evaluator'),
+    }[mode]
+    lacking = [key for key in wanted if not cfg.get(key)]
+    if lacking:
+        raise UserError(f'the config has no {", ".join(lacking)}, which {mode}ing needs')
+
+
+def check_counting(cfg: Config) -> None:
+    """A loop over iterations never ends an epoch: what waits for one would never come."""
+    if str(cfg.train_cfg.get('type')).rpartition('.')[2] != 'IterBasedTrainLoop':
+        return
+    schedulers = cfg.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]
+    parts = {f'param_scheduler.{i}': part for i, part in enumerate(schedulers)}
+    parts['default_hooks.checkpoint'] = (cfg.get('default_hooks') or {}).get('checkpoint')
+    parts['log_processor'] = {'by_epoch': False, **(cfg.get('log_processor') or {})}
+    for place, part in parts.items():
+        if isinstance(part, dict) and part.get('by_epoch', True):
+            raise UserError(
+                f'{place}.by_epoch is True but train_cfg counts iterations '
+                '(IterBasedTrainLoop); set it to False'
+            )
 
 
 def pretrained(node: Any, place: str) -> Iterator[tuple[str, str]]:

@@ -96,7 +96,7 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
             keys_values = project(self.ln1(prompts))
         if keys_values is not None:
             keys, values = (
-                torch.cat((own, extra.expand(len(x), -1, -1, -1)), dim=2)
+                torch.cat((own, extra.to(own.dtype).expand(len(x), -1, -1, -1)), dim=2)
                 for own, extra in zip((keys, values), keys_values, strict=True)
             )  # (B, heads, N + P, C / heads)
         out = attn.scaled_dot_product_attention(

@@ -11,15 +11,16 @@ from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.registry import MODELS
 from vpt_dense.tuning import select_trainable
-from vpt_dense.weights import load_pretrained
+from vpt_dense.weights.base import FrozenBase
 
 
 @MODELS.register_module()
-class PromptedVisionTransformer(VisionTransformer):
+class PromptedVisionTransformer(FrozenBase, VisionTransformer):
     """mmpretrain's vision transformer with prompt tokens and a choice of what trains.
 
     Without a prompt it computes what :class:`mmpretrain.VisionTransformer` computes, bit for bit.
-    With one, a block sees ``[cls | prompts | patches]``; outputs never contain prompts. It serves
+    With one, a block sees ``[cls | registers | prompts | patches]``; outputs never contain prompts,
+    and registers (none by default) are in ``out_type='raw'`` alone. It serves
     mmpretrain's ``ImageClassifier`` (``out_type='cls_token'``) and mmseg's ``EncoderDecoder``
     (``out_type='featmap'`` with ``out_indices``) alike, at any input size.
 
@@ -50,15 +51,21 @@ class PromptedVisionTransformer(VisionTransformer):
             'bfloat16' or 'float16', half the memory of float32. The backbone then computes under
             autocast of this type wherever autocast is not on already, at test time too; what
             trains, the norms, the position embedding and the sums along the blocks stay float32.
-        init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads pretrained weights of
-            mmpretrain's or timm's layout; a tensor that is missing, left over or of another shape
-            is an error (see :func:`vpt_dense.weights.load_pretrained`).
+        num_registers: Number of register tokens R (Darcet et al., ICLR 2024,
+            https://arxiv.org/abs/2309.16588): constant tokens after cls that belong to the
+            backbone and have no position. 4 for DINOv2 with registers, 1 for a distilled DeiT.
+        init_cfg: ``dict(type='Pretrained', checkpoint=ADDRESS)`` loads pretrained weights of any
+            known format; a tensor that is missing, left over or of another shape is an error.
+            Further keys: allow_missing, source_grid, prefix (see
+            :func:`vpt_dense.weights.compute`).
         **kwargs: As in :class:`mmpretrain.VisionTransformer`.
 
     Raises:
         ValueError: If an argument is out of its range or a pattern of ``trainable`` matches no
             parameter; the message names it.
     """
+
+    weights_family = 'vit'  # which formats of pretrained weights it takes
 
     def __init__(
         self,
@@ -72,6 +79,7 @@ class PromptedVisionTransformer(VisionTransformer):
         memory: str = 'default',
         with_cp: bool = False,
         frozen_dtype: str | None = None,
+        num_registers: int = 0,
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
@@ -103,6 +111,16 @@ class PromptedVisionTransformer(VisionTransformer):
                 f'out_indices {out_indices} must lie in [-{self.num_layers}, {self.num_layers}) '
                 f'for a backbone of {self.num_layers} layers'
             )
+        if isinstance(num_registers, bool) or not isinstance(num_registers, int) or (
+            num_registers < 0
+        ):
+            raise ValueError(
+                f'num_registers must be a number of tokens, 0 or more, found {num_registers!r}'
+            )
+        self.num_registers = num_registers
+        if num_registers:
+            self.register_tokens = nn.Parameter(torch.empty(1, num_registers, self.embed_dims))
+            nn.init.normal_(self.register_tokens, std=1e-6)  # as in DINOv2
         for layer in self.layers:
             layer.attn.scaled_dot_product_attention = attention
             layer.__class__ = PromptedEncoderLayer  # same parameters, more ways to run
@@ -130,6 +148,7 @@ class PromptedVisionTransformer(VisionTransformer):
             if not name.startswith('prompt.')
         )
         self.frozen_dtype = None if frozen_dtype is None else self._hold_frozen_in(frozen_dtype)
+        self.note_frozen()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of a batch of images.
@@ -139,8 +158,8 @@ class PromptedVisionTransformer(VisionTransformer):
 
         Returns:
             One tensor for each of ``out_indices``, by ``out_type``: 'cls_token' and 'avg_featmap'
-            (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + N, C). N counts patches:
-            prompts are never among the outputs.
+            (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + R + N, C). N counts
+            patches: prompts are never among the outputs.
         """
         kind = x.device.type
         if self.frozen_dtype is not None and not torch.is_autocast_enabled(kind):
@@ -159,10 +178,15 @@ class PromptedVisionTransformer(VisionTransformer):
             mode=self.interpolate_mode,
             num_extra_tokens=self.num_extra_tokens,
         )
+        first = self.num_extra_tokens
+        if self.num_registers:
+            registers = self.register_tokens.expand(len(x), -1, -1)
+            x = torch.cat((x[:, :first], registers, x[:, first:]), dim=1)  # (B, cls + R + N, C)
+            first += self.num_registers
         x = self.drop_after_pos(x)
         x = self.pre_norm(x)
 
-        first = self.num_extra_tokens  # where prompts begin: after the cls token
+        # Prompts begin at ``first``, after the cls and register tokens.
         num_prompts = 0
         outs = []
         prepared = None
@@ -196,6 +220,13 @@ class PromptedVisionTransformer(VisionTransformer):
                 outs.append(out.clone() if self.out_type == 'cls_token' else out)
         return tuple(outs)
 
+    def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """As upstream, which knows no registers; all its types but 'raw' are without them."""
+        if self.num_registers and self.out_type in ('featmap', 'avg_featmap'):
+            first = self.num_extra_tokens
+            x = torch.cat((x[:, :first], x[:, first + self.num_registers :]), dim=1)
+        return super()._format_output(x, hw)
+
     def _may_cache(self) -> bool:
         """Whether keys and values of prompts hold for the next batch too."""
         fixed = not self.prompt.depends_on_input and not self.prompt.training
@@ -204,6 +235,8 @@ class PromptedVisionTransformer(VisionTransformer):
     def _prompt_arguments(self, x: Tensor, i: int, prepared: object) -> dict:
         """What a block gets for its prompts: tokens, or keys and values from the cache."""
         layer = self.layers[i]
+        if (folded := self.prompt.keys_values(i)) is not None:
+            return dict(keys_values=folded)
         if not self._may_cache():
             return dict(prompts=self.prompt(x, i, prepared))
         sources = [*self.prompt.parameters(), *self.prompt.buffers(),
@@ -274,7 +307,7 @@ class PromptedVisionTransformer(VisionTransformer):
     def init_weights(self) -> None:
         """Load the pretrained weights that ``init_cfg`` names, or start at random."""
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            load_pretrained(self, self.init_cfg['checkpoint'])
+            self.load_base(self.init_cfg['checkpoint'])
             self._is_init = True
         else:
             super().init_weights()

@@ -44,6 +44,17 @@ class Prompt(BaseModule, metaclass=ABCMeta):
             whatever prompts ``x`` holds flow on as ordinary tokens.
         """
 
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values for a block whose prompts are discarded, in place of tokens.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            Two tensors (1, heads, P, C / heads); None: the backbone makes them of the tokens.
+        """
+        return None
+
     def is_discarded(self, layer: int) -> bool:
         """Tell whether tokens enter a block and what it puts out at their places is discarded.
 

@@ -1,8 +1,14 @@
 """mmengine's checkpoint loaders, made safe: importing this module is enough.
 
-mmengine falls back to unpickling anything when a safe load is refused, and loads what it downloads
-without a safe attempt. ``init_cfg`` of any module, ``load_from`` and the inferencers of mmseg and
-mmpretrain all come here; afterwards they read files through :mod:`vpt_dense.files`.
+mmengine falls back to unpickling anything when a safe load is refused, loads what it downloads
+without a safe attempt, and executes the text of a config that it finds in a checkpoint. ``init_cfg``
+of any module, ``load_from``, ``--resume`` and the inferencers of mmseg and mmpretrain all come here;
+afterwards they read files through :mod:`vpt_dense.files`, and configs in them as data.
+
+Our tools import this module, and so does reading any config of ours (``custom_imports``) and
+building a backbone of ours. What is left: an inferencer that is given a checkpoint and no config,
+in a program that has imported nothing of vpt_dense, reads the file as mmengine does. Such programs
+should ``import vpt_dense.weights.guard`` first.
 """
 
 import os
@@ -12,9 +18,12 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
+from mmengine.config import Config
 from mmengine.runner import checkpoint as _mmengine
 
 from vpt_dense import files
+from vpt_dense.errors import UserError
+from vpt_dense.weights import stored_config
 
 
 def _load_file(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
@@ -45,12 +54,17 @@ def load_url(
     Raises:
         UserError: If the file is damaged or would run code.
     """
+    return files.read(download(url, model_dir, progress), map_location)
+
+
+def download(url: str, model_dir: str | None = None, progress: bool = True) -> Path:
+    """Download a file into torch's cache, unless it is there; return where it is."""
     folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
     file = folder / Path(urlparse(url).path).name
     if not file.is_file():
         with files.atomic(file) as unfinished:
             torch.hub.download_url_to_file(url, str(unfinished), progress=progress)
-    return files.read(file, map_location)
+    return file
 
 
 @_mmengine.CheckpointLoader.register_scheme(prefixes='', force=True)
@@ -59,5 +73,24 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     return files.read(filename, map_location)
 
 
+def _fromstring(text: str, file_format: str) -> Config:
+    """In place of ``Config.fromstring``: Python source is read as data.
+
+    ``Runner.resume`` and inferencers without a config call it with a text out of a checkpoint; what
+    it names as ``type`` will be built, so that may only be a name in a registry.
+    """
+    if file_format != '.py' or files.allows_code():
+        return _mmengine_fromstring(text, file_format)
+    try:
+        return stored_config.parse(text, 'that was loaded', everything=True)
+    except UserError as error:
+        raise UserError(
+            f'{error}; or, if you trust whoever wrote it with all that you may do on this machine, '
+            f'set {files.ALLOW_PICKLE}=1'
+        ) from error
+
+
+if Config.fromstring is not _fromstring:
+    _mmengine_fromstring, Config.fromstring = Config.fromstring, staticmethod(_fromstring)
 _mmengine._safe_torch_load = _load_file  # files of the object stores
 _mmengine.load_url = load_url  # http(s), and the model zoos that lead there

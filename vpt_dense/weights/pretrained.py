@@ -1,53 +1,323 @@
-"""Loading pretrained weights into a prompted vision transformer, completely or not at all."""
+"""Pretrained weights into a backbone: converted, fitted to its sizes, completely or not at all."""
 
 import math
 import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmpretrain.models.utils import resize_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from vpt_dense.errors import UserError, suggest
 from vpt_dense.weights.layouts import LAYOUTS, Layout
-from vpt_dense.weights.reading import read_state_dict
+from vpt_dense.weights.reading import read_source
+
+#: Keys of ``init_cfg=dict(type='Pretrained', ...)``; mmengine's map_location changes nothing here.
+_KEYS = (
+    'type', 'checkpoint', 'prefix', 'allow_missing', 'source_grid', 'prompts', 'map_location'
+)
+
+#: Of several backbones in one file, the one with the first of these among the parts of its prefix.
+_PREFERRED = ('base_encoder', 'teacher', 'backbone', 'encoder', 'visual', 'model', 'student')
+
+#: What a backbone may be configured without: a ViT's final norms and cls token; a Swin's norms of
+#: stages that are no output.
+_OPTIONAL = {
+    'vit': ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'cls_token'),
+    'swin': tuple(f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias')),
+}
+
+#: Buffers that follow from the sizes of a backbone and are never loaded.
+_COMPUTED = '.relative_position_index'
+
+#: What a tensor that is left over or missing says about the config.
+_HINTS = (
+    (r'^\+register_tokens$', 'num_registers={0.shape[1]}'),
+    (r'^-register_tokens$', 'num_registers=0'),
+    (r'^\+pre_norm\.', 'pre_norm=True'),
+    (r'^-pre_norm\.', 'pre_norm=False'),
+    (r'^\+.*\.gamma[12]\.weight$', 'layer_scale_init_value=1e-5'),
+    (r'^-.*\.gamma[12]\.weight$', 'layer_scale_init_value=0'),
+    (r'^\+.*\.ffn\.w12\.', "layer_cfgs=dict(ffn_type='swiglu_fused')"),
+    (r'^-ln1\.', 'final_norm=False'),
+    (r'^-ln2\.', "out_type='featmap' or 'cls_token'"),
+    (r'^-.*\.qkv\.bias$', 'qkv_bias=False'),
+    (r'^-norm\d\.', r"init_cfg.allow_missing=[r'^norm\d\.'] (to start them anew)"),
+)
+
+_KERNEL = 'patch_embed.projection.weight'
+
+
+class Converted(NamedTuple):
+    """Pretrained weights as a backbone takes them.
+
+    Attributes:
+        tensors: Name in the backbone -> tensor on the CPU, float32 (integers as they are), in the
+            backbone's shapes.
+        layout: Name of the format that the file has.
+        report: What was used, changed, left out and created; one line.
+    """
+
+    tensors: dict[str, Tensor]
+    layout: str
+    report: str
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str) -> str:
-    """Load a plain checkpoint into a backbone; only ``prompt.*`` may be missing from it.
-
-    A frozen backbone cannot recover from a tensor that was dropped, so everything else that is
-    missing, left over or of another shape is an error. Adapted on the way, and reported:
-
-    - the position embedding, resized on its grid with the backbone's ``interpolate_mode``;
-    - the patch embedding when ``in_channels`` differs: timm's rule, the bands are repeated in
-      order and scaled by 3 / in_channels
-      (https://huggingface.co/docs/timm/models, ``adapt_input_conv``);
-    - what the layout names as its own head, and the final norm if the backbone has none, are left
-      out by name.
+    """Load pretrained weights into a backbone; see :func:`compute`.
 
     Args:
-        backbone: A :class:`vpt_dense.backbones.PromptedVisionTransformer`.
-        checkpoint: Path or address, see :func:`vpt_dense.weights.read_state_dict`.
+        backbone: As there.
+        checkpoint: As there.
 
     Returns:
         The report, one line; it is logged too.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file does not fit the backbone; the message names the tensors.
+        UserError: As there; the backbone is then unchanged.
     """
-    source = read_state_dict(checkpoint)
-    layout = _recognise(source, checkpoint)
-    target = backbone.state_dict()
-    tensors, ignored = _convert(source, layout, target)
-    notes = []
-    if 'pos_embed' in tensors:
-        tensors['pos_embed'] = _fit_pos_embed(tensors['pos_embed'], backbone, notes)
-    kernel = 'patch_embed.projection.weight'
-    if kernel in tensors:
-        tensors[kernel] = _fit_bands(tensors[kernel], backbone, notes)
+    converted = compute(backbone, checkpoint)
+    backbone.load_state_dict({**backbone.state_dict(), **converted.tensors})
+    print_log(converted.report, logger='current')
+    return converted.report
 
-    created = [name for name in target if name not in tensors and name.startswith('prompt.')]
+
+def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> Converted:
+    """Read pretrained weights of any known format and fit them to a backbone, which stays as it is.
+
+    A frozen backbone cannot recover from a tensor that was dropped, so what is missing, left over
+    or of another shape is an error; only ``prompt.*`` need not be in the file. What is changed or
+    left out is reported:
+
+    - the position embedding, resized on its grid with the backbone's ``interpolate_mode``
+      ('bicubic' or 'bilinear', half-pixel centres, no antialiasing: what the backbone does for
+      images of other sizes); rows of cls and register tokens are kept. Where the file has rows for
+      registers, they are added to the tokens; where it has none for cls, the row is zero: both
+      exact;
+    - a patch embedding of another patch size: FlexiViT's pseudo-inverse resize (Beyer et al., CVPR
+      2023, https://arxiv.org/abs/2212.08013, section 3.4);
+    - the patch embedding when ``in_channels`` differs: timm's rule, the bands are repeated in
+      order and scaled by 3 / in_channels (https://huggingface.co/docs/timm/models,
+      ``adapt_input_conv``);
+    - what the format names as its own head, decoder or mask token, what lies outside of the
+      backbone, and a final norm or cls token if the backbone has none, are left out by name.
+
+    Resizes are computed in float64 and rounded to float32 at the end, so that they come out the
+    same on every machine.
+
+    Args:
+        backbone: A backbone with ``weights_family``: 'vit' (mmpretrain's names of a ViT) or
+            'swin' (mmpretrain's names of a Swin). Of its ``init_cfg``, if that is a
+            ``dict(type='Pretrained', ...)`` with this checkpoint, further keys are read:
+            ``allow_missing``, regular expressions of tensors that may stay at their random start;
+            ``source_grid``, the (rows, columns) of the file's position embedding where it is not
+            square; ``prefix``, which of several backbones in the file is meant; ``prompts``, True:
+            the file's prompts are loaded too, False (default): they are left out.
+        checkpoint: Path or address, see :func:`vpt_dense.weights.read_state_dict`.
+        keys: Those further keys, in place of the backbone's own.
+
+    Returns:
+        The tensors by the backbone's names, and the report.
+
+    Raises:
+        UserError: If the file cannot be had or read or does not fit; the message names the
+            tensors.
+    """
+    options = _options(backbone, checkpoint, keys)
+    source, wrappings = read_source(checkpoint)
+    layout, prefix = _recognise(source, checkpoint, options.get('prefix'))
+    family = backbone.weights_family
+    if layout.family != family:
+        raise UserError(
+            f'{checkpoint} holds a {layout.family} ({layout.name} format), the backbone '
+            f'{type(backbone).__name__} is a {family}: choose weights of its kind'
+        )
+    target = {
+        name: tensor for name, tensor in backbone.state_dict().items()
+        if not name.endswith(_COMPUTED)
+    }
+    tensors, origins, notes = _convert(source, layout, prefix, target, checkpoint)
+    if not options.get('prompts'):
+        tensors = {k: v for k, v in tensors.items() if not k.startswith('prompt.')}
+    for fit in _FITS[family]:
+        fit(tensors, backbone, target, notes, options)
+    for name in _OPTIONAL.get(family, ()):
+        if name in tensors and name not in target:
+            del tensors[name]
+    ignored = [name for name in source if origins.get(name) not in tensors]
+
+    created = [
+        name for name in target
+        if name not in tensors
+        and (
+            (name.startswith('prompt.') and not options.get('prompts'))
+            or _matches(options['allow_missing'], name)
+        )
+    ]
+    _check_fit(tensors, target, created, backbone, layout, checkpoint)
+    tensors = {
+        name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+    where = '.'.join(wrappings) + (f'[{prefix.rstrip(".")}]' if prefix else '')
+    report = f'pretrained: {checkpoint} ({layout.name} layout{where and ", from " + where}), '
+    report += f'{len(tensors)} tensors used'
+    report += ''.join(f'; {note}' for note in notes)
+    if ignored:
+        report += f'; left out: {_group(ignored)}'
+    if created:
+        report += f'; created: {_group(created)}'
+    return Converted(tensors, layout.name, report)
+
+
+# --- options and recognition -----------------------------------------------------------------
+
+
+def _options(backbone: nn.Module, checkpoint: str, keys: dict | None) -> dict:
+    """Further keys of the backbone's ``init_cfg``, checked."""
+    options = {'allow_missing': (), 'checkpoint': checkpoint}
+    init_cfg = getattr(backbone, 'init_cfg', None)
+    if keys is not None:
+        init_cfg = {'type': 'Pretrained', 'checkpoint': checkpoint, **keys}
+    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
+        return options
+    unknown = [key for key in init_cfg if key not in _KEYS]
+    if unknown:
+        raise UserError(
+            f'init_cfg: Pretrained weights have no key {unknown[0]!r}{suggest(unknown[0], _KEYS)} '
+            f'(known: {", ".join(_KEYS)})'
+        )
+    if init_cfg.get('checkpoint') != checkpoint:
+        return options
+    options.update({k: v for k, v in init_cfg.items() if v is not None})
+    patterns = options['allow_missing']
+    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        raise UserError(
+            f'init_cfg.allow_missing must be a list of regular expressions, found {patterns!r}'
+        )
+    names = list(backbone.state_dict())
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except (re.error, TypeError) as error:
+            raise UserError(
+                f'init_cfg.allow_missing: {pattern!r} is not a valid regular expression ({error})'
+            ) from error
+        if not found:
+            raise UserError(
+                f'init_cfg.allow_missing: {pattern!r} matches no tensor of the backbone'
+            )
+    grid = options.get('source_grid')
+    if grid is not None and not (
+        isinstance(grid, Sequence) and len(grid) == 2
+        and all(isinstance(n, int) and n > 0 for n in grid)
+    ):
+        raise UserError(f'init_cfg.source_grid must be (rows, columns), found {grid!r}')
+    return options
+
+
+def _recognise(
+    source: dict[str, Tensor], checkpoint: str, wanted: str | None
+) -> tuple[Layout, str]:
+    """Find the format, and what stands before the backbone's names."""
+    for layout in LAYOUTS:
+        prefixes = layout.prefixes(source)
+        if not prefixes:
+            continue
+        if layout.refused:
+            raise UserError(
+                f'{checkpoint} ({layout.name} format) cannot be loaded: {layout.refused}; choose '
+                'other weights'
+            )
+        return layout, _choose(prefixes, checkpoint, wanted)
+    known = ', '.join(dict.fromkeys(layout.name for layout in LAYOUTS if not layout.refused))
+    raise UserError(
+        f'{checkpoint} holds no vision transformer of a known layout ({known}); '
+        f'its tensors: {_shorten(list(source))}'
+    )
+
+
+def _choose(prefixes: list[str], checkpoint: str, wanted: str | None) -> str:
+    """One backbone of the file."""
+    if wanted is not None:
+        wanted = wanted.rstrip('.') + '.' if wanted else ''
+        if wanted not in prefixes:
+            raise UserError(
+                f'init_cfg.prefix={wanted!r}, but backbones of {checkpoint} begin with '
+                f'{", ".join(map(repr, prefixes))}'
+            )
+        return wanted
+    if len(prefixes) == 1 or '' in prefixes:
+        return min(prefixes, key=len)
+    for word in _PREFERRED:
+        chosen = [prefix for prefix in prefixes if word in prefix.split('.')]
+        if len(chosen) == 1:
+            return chosen[0]
+    raise UserError(
+        f'{checkpoint} holds {len(prefixes)} backbones: {_shorten(prefixes)}; name one with '
+        'init_cfg.prefix'
+    )
+
+
+# --- conversion ------------------------------------------------------------------------------
+
+
+def _convert(
+    source: dict[str, Tensor],
+    layout: Layout,
+    prefix: str,
+    target: dict[str, Tensor],
+    checkpoint: str,
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Rename, transform and join what the format does not ignore.
+
+    Returns:
+        The tensors by the target's names, the target's name of each tensor used, and notes.
+    """
+    pieces: dict[str, dict[int | None, tuple[str, Tensor]]] = {}
+    origins, notes = {}, []
+    for name, tensor in source.items():
+        own = name.removeprefix(prefix)
+        if not name.startswith(prefix) or layout.is_ignored(own):
+            continue
+        new, part = layout.to_target(own, target)
+        origins[name] = new
+        if part in pieces.setdefault(new, {}):
+            raise UserError(f'{checkpoint}: two tensors for {new}, one of them {name}')
+        pieces[new][part] = (name, tensor)
+    tensors = {}
+    for new, parts in pieces.items():
+        try:
+            ready = [
+                layout.transform(name.removeprefix(prefix), tensor)
+                for _, (name, tensor) in sorted(parts.items())
+            ]
+            tensors[new] = ready[0] if None in parts else torch.cat(ready)
+        except (RuntimeError, IndexError, TypeError) as error:
+            found = ', '.join(f'{name} {tuple(t.shape)}' for name, t in parts.values())
+            raise UserError(
+                f'{checkpoint}: {found} cannot become {new}: not the shapes of the {layout.name} '
+                'format; the file is damaged or of another model'
+            ) from error
+    for name in layout.zeros:
+        if name in target and name not in tensors:
+            tensors[name] = torch.zeros_like(target[name], device='cpu', dtype=torch.float32)
+            notes.append(f'{name} zero, as in its own model')
+    return tensors, origins, notes
+
+
+def _check_fit(
+    tensors: dict[str, Tensor],
+    target: dict[str, Tensor],
+    created: list[str],
+    backbone: nn.Module,
+    layout: Layout,
+    checkpoint: str,
+) -> None:
+    """Refuse what is missing, left over or of another shape."""
     missing = [name for name in target if name not in tensors and name not in created]
     unexpected = [name for name in tensors if name not in target]
     misfits = [
@@ -55,109 +325,216 @@ def load_pretrained(backbone: nn.Module, checkpoint: str) -> str:
         for name in target
         if name in tensors and tensors[name].shape != target[name].shape
     ]
+    numberless = [
+        name for name in tensors if name in target and not _is_sound(tensors[name], target[name])
+    ]
     problems = [
         f'{len(names)} {what}: {_shorten(names)}'
         for what, names in (
+            ('with NaN, infinite or integer values', numberless),
             ('of another shape', misfits),
             ('missing', missing),
             ('unexpected', unexpected),
         )
         if names
     ]
-    if problems:
-        raise ValueError(
-            f'{checkpoint} ({layout.name} layout) does not fit '
-            f'{type(backbone).__name__}(arch of {len(backbone.layers)} layers, width '
-            f'{backbone.embed_dims}): {"; ".join(problems)}. Set model.backbone.arch, patch_size '
-            'and final_norm to those of the weights, or choose other weights'
+    if not problems:
+        return
+    hints = [
+        hint.format(tensors.get(name))
+        for sign, names in (('+', unexpected), ('-', missing))
+        for name in names
+        for pattern, hint in _HINTS
+        if re.search(pattern, sign + name)
+    ]
+    if hints:
+        way_out = ', '.join(dict.fromkeys(hints)) + ' in model.backbone'
+    else:
+        way_out = 'model.backbone.arch, patch_size and final_norm to those of the weights'
+    raise UserError(
+        f'{checkpoint} ({layout.name} layout) does not fit '
+        f'{type(backbone).__name__}(arch of {_depth(backbone)} layers, width '
+        f'{backbone.embed_dims}): {"; ".join(problems)}. Set {way_out}, or choose other weights'
+    )
+
+
+def _is_sound(tensor: Tensor, wanted: Tensor) -> bool:
+    if not wanted.is_floating_point():
+        return True
+    return tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+
+
+def _depth(backbone: nn.Module) -> int:
+    return len(backbone.layers) if hasattr(backbone, 'layers') else sum(backbone.depths)
+
+
+# --- fitting to the backbone's sizes ---------------------------------------------------------
+
+
+def _fit_positions(
+    tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
+) -> None:
+    """Bring rows and grid of a position embedding (1, extra + N, C) to those of the backbone."""
+    positions = tensors.get('pos_embed')
+    if positions is None or positions.ndim != 3 or positions.shape[-1] != backbone.embed_dims:
+        return  # reported as missing or as a misfit
+    has_cls = 'cls_token' in tensors
+    registers = tensors.get('register_tokens')
+    num_registers = 0 if registers is None else registers.shape[1]
+    grids = _grids(positions.shape[1], has_cls, num_registers, options.get('source_grid'))
+    if len(grids) != 1:
+        found = (
+            f'{positions.shape[1]} rows, {int(has_cls)} cls and {num_registers} register tokens'
         )
-    backbone.load_state_dict(tensors, strict=False)
-    report = f'pretrained: {checkpoint} ({layout.name} layout), {len(tensors)} tensors used'
-    report += ''.join(f'; {note}' for note in notes)
-    if ignored:
-        report += f'; left out: {", ".join(ignored)}'
-    if created:
-        report += f'; created: {", ".join(created)}'
-    print_log(report, logger='current')
-    return report
+        given = options.get('source_grid')
+        raise UserError(
+            f'{options["checkpoint"]}: the grid of the position embedding '
+            f'({found}) '
+            + (f'is not the {given[0]}x{given[1]} of init_cfg.source_grid' if given
+               else 'is not square: set init_cfg.source_grid to its (rows, columns)')
+        )
+    extra, source_grid = grids[0]
+    rows = positions.double()
+    cls_row, rows = rows[:, : min(extra, int(has_cls))], rows[:, min(extra, int(has_cls)) :]
+    if extra > int(has_cls):
+        tensors['register_tokens'] = registers.double() + rows[:, :num_registers]
+        rows = rows[:, num_registers:]
+        notes.append('position rows of registers added to them')
+    if backbone.num_extra_tokens == 0:
+        if cls_row.shape[1]:
+            notes.append('row of the cls token left out of the position embedding')
+        cls_row = rows[:, :0]
+    elif not cls_row.shape[1]:
+        cls_row = rows.new_zeros(1, 1, rows.shape[-1])
+        notes.append('no position of the cls token: zero')
+    grid = tuple(backbone.patch_resolution)
+    if grid != source_grid:
+        notes.append(
+            f'position embedding {source_grid[0]}x{source_grid[1]} -> {grid[0]}x{grid[1]} '
+            f'({backbone.interpolate_mode})'
+        )
+        rows = rows.unflatten(1, source_grid).permute(0, 3, 1, 2)  # (1, C, h, w)
+        rows = F.interpolate(rows, grid, mode=backbone.interpolate_mode, align_corners=False)
+        rows = rows.flatten(2).transpose(1, 2)  # (1, N, C)
+    tensors['pos_embed'] = torch.cat((cls_row, rows), dim=1)
 
 
-def _recognise(source: dict[str, Tensor], checkpoint: str) -> Layout:
-    """Find the layout that names all parts that every vision transformer has."""
-    for layout in LAYOUTS:
-        if any(re.search(layout.signature, name) for name in source):
-            return layout
-    known = ', '.join(layout.name for layout in LAYOUTS)
-    raise ValueError(
-        f'{checkpoint} holds no vision transformer of a known layout ({known}); '
-        f'its tensors: {_shorten(list(source))}'
-    )
+def _grids(
+    rows: int, has_cls: bool, num_registers: int, given: Sequence[int] | None
+) -> list[tuple[int, tuple[int, int]]]:
+    """Ways to take a position embedding apart: (rows before the grid, (grid rows, columns)).
 
-
-def _convert(
-    source: dict[str, Tensor], layout: Layout, target: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the tensors to mmpretrain's names; return them and the names left out on purpose.
-
-    Left out are heads, and what a backbone may be configured without: the final norm
-    (``final_norm=False``) and the cls token (``with_cls_token=False``).
+    The number of rows says nothing about a grid's shape: without ``given`` it has to be square.
     """
-    optional = {'ln1.weight', 'ln1.bias', 'cls_token'} - target.keys()
-    tensors, ignored = {}, []
-    in_backbone = any(name.startswith('backbone.') for name in source)
-    for name, tensor in source.items():
-        if in_backbone and not name.startswith('backbone.'):
-            ignored.append(name)  # the head of a whole model
+    ways = []
+    for extra in dict.fromkeys((int(has_cls), 0, has_cls + num_registers)):
+        side = math.isqrt(max(rows - extra, 0))
+        grid = (side, side) if given is None else tuple(given)
+        if rows > extra and grid[0] * grid[1] == rows - extra:
+            ways.append((extra, grid))
+    return ways
+
+
+def _fit_patch_embed(
+    tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
+) -> None:
+    """Bring a patch embedding (C, bands, ph, pw) to the backbone's bands and patch size."""
+    kernel, wanted = tensors.get(_KERNEL), target[_KERNEL].shape
+    if kernel is None or kernel.ndim != 4 or kernel.shape[0] != wanted[0]:
+        return  # reported as missing or as a misfit
+    if kernel.shape[1] != wanted[1] and kernel.shape[1] == 3:
+        notes.append(
+            f'patch embedding 3 -> {wanted[1]} bands (repeated and scaled by 3/{wanted[1]})'
+        )
+        kernel = adapt_input_conv(wanted[1], kernel)
+    if kernel.shape[1:2] == wanted[1:2] and kernel.shape[2:] != wanted[2:]:
+        old, new = tuple(kernel.shape[2:]), tuple(wanted[2:])
+        notes.append(
+            f'patches {old[0]}x{old[1]} -> {new[0]}x{new[1]} pixels (pseudo-inverse resize)'
+        )
+        kernel = resize_patch_embed(kernel, new)
+    tensors[_KERNEL] = kernel
+
+
+def resize_patch_embed(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a patch embedding with the pseudo-inverse of an image's resize.
+
+    With B the matrix that resizes a patch x, the new kernel is w' = pinv(B^T) w: if patches are
+    enlarged, <w', B x> = <w, x> for all x; if they are shrunk, it is the nearest in the least
+    squares sense (FlexiViT, Beyer et al., CVPR 2023, https://arxiv.org/abs/2212.08013, section
+    3.4). B is bicubic with antialiasing, as in ``timm.layers.resample_patch_embed``, which
+    computes in float32; the authors' code has it bilinear.
+
+    Args:
+        kernel: (C, bands, ph, pw).
+        size: The new (ph, pw).
+
+    Returns:
+        (C, bands, *size), float64.
+    """
+    old = tuple(kernel.shape[2:])
+    patches = torch.eye(math.prod(old), dtype=torch.float64).unflatten(1, old)[:, None]
+    resized = F.interpolate(patches, size, mode='bicubic', antialias=True, align_corners=False)
+    transposed = resized.flatten(1)  # B^T: (old pixels, new pixels)
+    new = kernel.double().flatten(2) @ torch.linalg.pinv(transposed).T
+    return new.unflatten(2, size)
+
+
+def _fit_windows(
+    tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
+) -> None:
+    """Bring a Swin's tables of position biases and its position embedding to its sizes.
+
+    A table ((2 w - 1)^2, heads) of another window w is resized as an image of (2 w - 1)^2 pixels,
+    bicubically: Microsoft's rule (https://github.com/microsoft/Swin-Transformer, utils.py).
+    """
+    sizes = {}
+    for name, tensor in tensors.items():
+        is_table = name.endswith('.relative_position_bias_table')
+        if name not in target or not (is_table or name == 'absolute_pos_embed'):
             continue
-        new = name.removeprefix('backbone.')
-        for pattern, replacement in layout.renames:
-            new = re.sub(pattern, replacement, new)
-        if re.search(layout.ignored, new) or new in optional:
-            ignored.append(name)
+        rows = tensor if is_table else tensor[0]  # (N, C)
+        side = math.isqrt(len(rows))
+        if is_table:
+            grid = (math.isqrt(len(target[name])),) * 2
         else:
-            tensors[new] = tensor
-    return tensors, ignored
+            grid = tuple(backbone.patch_resolution)
+        if side * side != len(rows) or grid == (side, side):
+            continue  # reported as a misfit, or fits
+        image = rows.double().T.unflatten(1, (side, side))[None]  # (1, C, side, side)
+        image = F.interpolate(image, grid, mode='bicubic', align_corners=False)[0]
+        resized = image.flatten(1).T
+        tensors[name] = resized if is_table else resized[None]
+        if is_table:
+            sizes[(side + 1) // 2, (grid[0] + 1) // 2] = None
+        else:
+            notes.append(f'position embedding {side}x{side} -> {grid[0]}x{grid[1]} (bicubic)')
+    for old, new in sizes:
+        notes.append(f'position biases for windows of {old}x{old} -> {new}x{new} (bicubic)')
 
 
-def _fit_pos_embed(pos_embed: Tensor, backbone: nn.Module, notes: list[str]) -> Tensor:
-    """Resize a square grid of position embeddings (1, cls + N, C) to the backbone's grid."""
-    if pos_embed.ndim != 3 or pos_embed.shape[-1] != backbone.embed_dims:
-        return pos_embed  # another width: reported as a misfit
-    side = math.isqrt(pos_embed.shape[1])
-    has_cls_row = side * side != pos_embed.shape[1]
-    if has_cls_row and backbone.num_extra_tokens == 0:
-        pos_embed = pos_embed[:, 1:]
-        notes.append('row of the cls token left out of the position embedding')
-    side = math.isqrt(pos_embed.shape[1] - backbone.num_extra_tokens)
-    if side * side + backbone.num_extra_tokens != pos_embed.shape[1]:
-        return pos_embed  # not a square grid: reported as a misfit
-    height, width = backbone.patch_resolution
-    if (height, width) == (side, side):
-        return pos_embed
-    notes.append(
-        f'position embedding {side}x{side} -> {height}x{width} ({backbone.interpolate_mode})'
+#: What is done to the tensors of a family after their conversion, in this order.
+_FITS = {'vit': (_fit_positions, _fit_patch_embed), 'swin': (_fit_windows, _fit_patch_embed)}
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _group(names: list[str], limit: int = 4) -> str:
+    """Names, those with the same first part as one where they are many."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.match(r'(module\.)?[^.]*', name)[0], []).append(name)
+    return ', '.join(
+        f'{first}.* ({len(group)})' if len(group) > limit else ', '.join(group)
+        for first, group in groups.items()
     )
-    return resize_pos_embed(
-        pos_embed,
-        (side, side),
-        (height, width),
-        mode=backbone.interpolate_mode,
-        num_extra_tokens=backbone.num_extra_tokens,
-    )
-
-
-def _fit_bands(weight: Tensor, backbone: nn.Module, notes: list[str]) -> Tensor:
-    """Spread a patch embedding (C, 3, ph, pw) over another number of image bands."""
-    wanted = backbone.patch_embed.projection.weight.shape
-    others_differ = (weight.shape[0], *weight.shape[2:]) != (wanted[0], *wanted[2:])
-    if weight.shape == wanted or others_differ or weight.shape[1] != 3:
-        return weight  # what differs is reported as a misfit
-    notes.append(f'patch embedding 3 -> {wanted[1]} bands (repeated and scaled by 3/{wanted[1]})')
-    return adapt_input_conv(wanted[1], weight)
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
-
-

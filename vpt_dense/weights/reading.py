@@ -1,81 +1,263 @@
-"""Reading a file of weights without running code from it."""
+"""Reading pretrained weights from wherever they are, without running code from them."""
 
-import pickle
+import difflib
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-#: Keys under which training code wraps the tensors, undone from the outside in.
-_WRAPPERS = ('state_dict', 'model')
+from vpt_dense import files
+from vpt_dense.errors import UserError
+
+#: Keys under which training code wraps the tensors, undone from the outside in. The earlier one
+#: counts where there are several: a teacher is what DINO evaluates, and not its student.
+_WRAPPERS = (
+    'state_dict', 'model', 'teacher', 'student', 'model_state_dict', 'model_state', 'module',
+    'encoder', 'backbone', 'target_encoder', 'net', 'params', 'state_dict_ema', 'model_ema', 'ema',
+)  # fmt: skip
+
+#: What repositories of a hub call their weights, the safe kind first.
+_HUB_FILES = (
+    'model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors',
+    'pytorch_model.safetensors', 'pytorch_model.bin', 'open_clip_pytorch_model.bin', 'model.pth',
+    'pytorch_model.pth',
+)  # fmt: skip
+
+_HUB_SCHEMES = ('hf-hub:', 'hf://')
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """Read the tensors of a weight file onto the CPU.
+class Source(NamedTuple):
+    """The tensors of a file.
 
-    Nothing is unpickled blindly: ``.safetensors`` files hold tensors only, and everything else
-    goes through ``torch.load(weights_only=True)``.
+    Attributes:
+        tensors: Name -> tensor on the CPU.
+        wrappings: The keys that were undone, from the outside in.
+    """
+
+    tensors: dict[str, Tensor]
+    wrappings: tuple[str, ...]
+
+
+def read_state_dict(address: str) -> dict[str, Tensor]:
+    """Read the tensors of pretrained weights onto the CPU.
+
+    Nothing is unpickled blindly: ``.safetensors`` and ``.npz`` files hold arrays only, and all
+    else goes through :func:`vpt_dense.files.read`.
 
     Args:
-        path: A local file, or an http(s) address (kept in torch's hub cache).
+        address: One of
+
+            - a local file: ``.safetensors``, ``.npz``, or what ``torch.save`` wrote;
+            - ``timm://<model name>``, with or without a tag
+              (``timm://vit_base_patch14_dinov2.lvd142m``): what timm would download;
+            - ``hf://<owner>/<name>[/<file>]`` or ``hf-hub:<owner>/<name>[/<file>]``, the name with
+              ``@<revision>`` if wanted: a repository of the Hugging Face hub;
+            - an http(s) address;
+            - what mmengine's own schemes resolve (``open-mmlab://``, ``s3://``, ...).
+
+            Downloads are kept in the caches of the libraries named: ``HF_HOME``, ``TORCH_HOME``.
 
     Returns:
-        Parameter name -> tensor, common wrappings (``state_dict``, ``model``) undone.
+        Name -> tensor, common wrappings (``state_dict``, ``model``, ``teacher``, ...) undone.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a complete file of weights, or would need to run code.
+        UserError: If there is no such file, it cannot be had (no network), or it is not a complete
+            file of weights.
     """
-    if path.startswith(('http://', 'https://')):
-        checkpoint = torch.hub.load_state_dict_from_url(
-            path, map_location='cpu', weights_only=True
+    return read_source(address).tensors
+
+
+def read_source(address: str) -> Source:
+    """As :func:`read_state_dict`, with the keys that were undone."""
+    if not isinstance(address, str) or not address:
+        raise UserError(
+            f'init_cfg.checkpoint must be a path or an address of weights, found {address!r}'
         )
-        return _unwrap(checkpoint, path)
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(
-            f'weights not found: {path} (looked in {Path.cwd()}); download them to this place or '
-            'set model.backbone.init_cfg.checkpoint'
+    file = _find(address)
+    if file is None:
+        return _unwrap(_mmengine(address), address)
+    if file.suffix == '.npz':
+        return Source(_read_npz(file, address), ())
+    return _unwrap(files.read(file), address)
+
+
+# --- addresses -------------------------------------------------------------------------------
+
+
+def _find(address: str) -> Path | None:
+    """The local file behind an address, downloaded if need be; None: mmengine has to fetch it."""
+    if address.startswith('timm://'):
+        return _from_timm(address)
+    for scheme in _HUB_SCHEMES:
+        if address.startswith(scheme):
+            return _from_hub(address, address.removeprefix(scheme))
+    if address.startswith(('http://', 'https://')):
+        return _from_web(address)
+    if '://' in address:
+        return None
+    file = Path(address).expanduser()
+    if not file.exists():
+        raise UserError(
+            f'weights not found: {address} (looked in {Path.cwd()}); download them to this place '
+            'or set model.backbone.init_cfg.checkpoint'
+        )
+    return file
+
+
+def _from_timm(address: str) -> Path:
+    """What timm downloads for a model's name; the model is not built."""
+    from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
+
+    name = address.removeprefix('timm://')
+    architecture, _, tag = name.partition('.')
+    if not is_model(architecture):
+        raise UserError(
+            f'{address}: timm has no model {architecture!r}'
+            f'{_did_you_mean(architecture, list_models())}'
         )
     try:
-        if file.suffix == '.safetensors':
-            return load_file(file)
-        checkpoint = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises whatever its readers meet in a damaged file
-        if _begins_with(file, b'<'):
-            raise ValueError(
-                f'{path} is a web page (HTML), not weights: download it again'
-            ) from error
-        if isinstance(error, pickle.UnpicklingError):
-            reason = str(error).partition('WeightsUnpickler error: ')[2]
-            raise ValueError(
-                f'{path} was not loaded: it would run code or is damaged '
-                f'({_first_line(reason)}); get plain weights from its publisher, or save its '
-                'tensors as .safetensors'
-            ) from error
-        raise ValueError(
-            f'{path} is damaged or not a file of weights ({_first_line(str(error))}); get it again'
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError as error:  # no such tag
+        known = [n.partition('.')[2] for n in list_pretrained(f'{architecture}.*')]
+        raise UserError(
+            f'{address}: timm has no weights {tag!r} of {architecture}; it has: '
+            f'{", ".join(known) or "none"}'
         ) from error
-    return _unwrap(checkpoint, path)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        known = list_pretrained(f'{architecture}.*')
+        raise UserError(
+            f'{address}: timm has no weights under this name'
+            + (f'; name one of {", ".join(known)}' if known else '')
+        )
+    if cfg.hf_hub_id:
+        return _from_hub(address, cfg.hf_hub_id, cfg.hf_hub_filename)
+    return _from_web(cfg.url if isinstance(cfg.url, str) else cfg.url[0])
 
 
-def _unwrap(checkpoint: object, path: str) -> dict[str, Tensor]:
-    for key in _WRAPPERS:
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-    if not isinstance(checkpoint, dict) or not checkpoint:
-        raise ValueError(f'{path} holds no state dict but {type(checkpoint).__name__}')
-    others = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f'; did you mean {" or ".join(near)}?' if near else ''
+
+
+def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
+    """A file of the Hugging Face hub: from the cache, else downloaded into it."""
+    from huggingface_hub import hf_hub_download
+
+    owner, _, rest = place.partition('/')
+    name, _, named = rest.partition('/')
+    name, _, revision = name.partition('@')
+    if not owner or not name:
+        raise UserError(f'{address}: write hf://<owner>/<name>, and /<file> if there are several')
+    filename = filename or named
+    candidates = (filename,) if filename else _HUB_FILES
+    request = dict(repo_id=f'{owner}/{name}', revision=revision or None)
+    for candidate in candidates:  # what is in the cache needs no network
+        try:
+            return Path(hf_hub_download(filename=candidate, local_files_only=True, **request))
+        except Exception:  # noqa: S112, BLE001 - asked for again below, with a report
+            continue
+    for candidate in candidates:
+        try:
+            return Path(hf_hub_download(filename=candidate, **request))
+        except Exception as error:  # what its network stack raises depends on its version
+            if type(error).__name__ != 'RemoteEntryNotFoundError':
+                raise _unreachable(address, error, 'copy the cache of such a machine (HF_HOME)') \
+                    from error
+    raise UserError(
+        f'{address}: the repository {owner}/{name} has no '
+        f'{filename or "file of weights in one piece (" + ", ".join(_HUB_FILES) + ")"}; name one '
+        f'of its files: hf://{owner}/{name}/<file>'
+    )
+
+
+def _from_web(address: str) -> Path:
+    """A file at an http(s) address: from torch's cache, else downloaded into it."""
+    from vpt_dense.weights.guard import download
+
+    try:
+        return download(address)
+    except Exception as error:  # of urllib, of sockets
+        raise _unreachable(address, error, 'put it into TORCH_HOME/hub/checkpoints') from error
+
+
+def _mmengine(address: str) -> Any:
+    from mmengine.runner import CheckpointLoader
+
+    import vpt_dense.weights.guard  # noqa: F401 - makes mmengine's loaders safe
+
+    scheme = address.partition('://')[0]
+    loader = CheckpointLoader._get_checkpoint_loader(address)
+    if loader.__name__ == 'load_from_local':  # which takes what no scheme matches
+        raise UserError(
+            f'{address}: the scheme {scheme}:// is not known; use a path, timm://, hf://, '
+            'http(s):// or one of those of mmengine (open-mmlab://, mmcls://, s3://)'
+        )
+    try:
+        return CheckpointLoader.load_checkpoint(address, map_location='cpu')
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f'{address}: mmengine knows no weights of this name') from error
+    except Exception as error:  # of urllib, of a storage's client
+        raise _unreachable(address, error, 'name that file') from error
+
+
+def _unreachable(address: str, error: Exception, or_else: str) -> UserError:
+    cause = error.__cause__ or error  # the hub's own message says 'check your connection'
+    reason = str(cause).strip().partition('\n')[0][:200] or type(cause).__name__
+    return UserError(
+        f'{address} is not in the local cache and cannot be downloaded ({reason}); without network '
+        f'get the file on another machine and set model.backbone.init_cfg.checkpoint to it, or '
+        f'{or_else}'
+    )
+
+
+# --- contents --------------------------------------------------------------------------------
+
+
+def _read_npz(file: Path, address: str) -> dict[str, Tensor]:
+    """Arrays of an .npz file, the ``/`` in their names turned into dots."""
+    files.check(file)
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        reason = str(error).partition('\n')[0][:120]
+        hint = (
+            'it holds Python objects, which are never unpickled' if 'pickle' in reason else reason
+        )
+        raise UserError(f'{address} is no .npz file of plain arrays ({hint}): get it again') \
+            from error
+    others = [f'{name} ({array.dtype})' for name, array in arrays.items()
+              if array.dtype.kind not in 'fiub']
     if others:
-        raise ValueError(f'{path} holds more than tensors at its top level: {others[:5]}')
-    return checkpoint
+        raise UserError(f'{address} holds arrays that are no numbers of NumPy: {others[:3]}')
+    return {name.replace('/', '.'): torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _first_line(text: str) -> str:
-    return text.strip().partition('\n')[0] or 'no further reason'
-
-
-def _begins_with(file: Path, start: bytes) -> bool:
-    with file.open('rb') as stream:
-        return stream.read(64).lstrip().startswith(start)
+def _unwrap(content: Any, address: str) -> Source:
+    wrappings = []
+    while isinstance(content, dict) and not any(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        key = next(
+            (k for k in _WRAPPERS if isinstance(content.get(k), dict) and content[k]), None
+        )
+        if key is None:
+            break
+        wrappings.append(key)
+        content = content[key]
+    if not isinstance(content, dict) or not content:
+        raise UserError(f'{address} holds no state dict but {type(content).__name__}')
+    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(
+            f'{address} holds more than tensors at its top level: {others[:5]}; known wrappings '
+            f'are undone ({", ".join(_WRAPPERS)})'
+        )
+    return Source({str(name): tensor.detach() for name, tensor in content.items()},
+                  tuple(wrappings))

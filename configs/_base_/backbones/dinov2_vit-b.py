@@ -1,0 +1,16 @@
+# DINOv2 ViT-B/14 (https://arxiv.org/abs/2304.07193), LVD-142M without labels. Trained last at
+# 518x518, a grid of 37x37; inputs of any multiple of 14 work. A classifier reads the cls token.
+pretrained = dict(
+    backbone=dict(
+        arch='base',
+        patch_size=14,
+        layer_scale_init_value=1e-5,
+        interpolate_mode='bicubic',
+        init_cfg=dict(type='Pretrained', checkpoint='timm://vit_base_patch14_dinov2.lvd142m'),
+    ),
+    classifier=dict(img_size=518),
+    data_preprocessor=dict(
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+    ),
+)

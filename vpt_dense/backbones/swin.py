@@ -1,0 +1,65 @@
+"""The Swin transformer with a choice of what trains."""
+
+from collections.abc import Sequence
+
+from mmpretrain.models import backbones
+
+from vpt_dense.registry import MODELS
+from vpt_dense.tuning import select_trainable
+from vpt_dense.weights.base import FrozenBase
+
+
+@MODELS.register_module()
+class SwinTransformer(FrozenBase, backbones.SwinTransformer):
+    """mmpretrain's Swin transformer, bit for bit, with a choice of what trains.
+
+    It takes no prompts yet. ``pad_small_map=True`` is what segmentation needs: windows stay whole
+    where the map is smaller than one, as in mmseg.
+
+    Args:
+        trainable: Regular expressions, searched in the names of this backbone's parameters; those
+            that match train, all others are frozen here and now. Default: everything. While
+            anything is frozen, the whole backbone stays in eval mode (dropout, stochastic depth).
+        init_cfg: ``dict(type='Pretrained', checkpoint=ADDRESS)`` loads pretrained weights of any
+            known format of a Swin; a tensor that is missing, left over or of another shape is an
+            error (see :func:`vpt_dense.weights.compute`). The published weights hold the last
+            norm alone: with several ``out_indices``, name the others in
+            ``init_cfg.allow_missing``.
+        **kwargs: As in :class:`mmpretrain.SwinTransformer`.
+
+    Raises:
+        ValueError: If ``frozen_stages`` is set too, or a pattern of ``trainable`` matches no
+            parameter; the message names it.
+    """
+
+    weights_family = 'swin'  # which formats of pretrained weights it takes
+
+    def __init__(
+        self,
+        trainable: Sequence[str] | None = None,
+        init_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        if kwargs.get('frozen_stages', -1) >= 0:
+            raise ValueError(
+                f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
+                r"same: name what trains, for instance trainable=[r'^stages\.3\.', r'^norm3\.']"
+            )
+        super().__init__(init_cfg=init_cfg, **kwargs)
+        self.trainable = ['.*'] if trainable is None else trainable
+        select_trainable(self, self.trainable)
+        self.base_is_frozen = any(not p.requires_grad for p in self.parameters())
+        self.note_frozen()
+
+    def train(self, mode: bool = True) -> 'SwinTransformer':
+        """Switch the mode; it stays in eval mode while anything of it is frozen."""
+        super().train(mode and not self.base_is_frozen)
+        return self
+
+    def init_weights(self) -> None:
+        """Load the pretrained weights that ``init_cfg`` names, or start at random."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+            self.load_base(self.init_cfg['checkpoint'])
+            self._is_init = True
+        else:
+            super().init_weights()

@@ -1,0 +1,519 @@
+"""Checkpoints that hold what was tuned and what cannot be rebuilt, and files of that alone.
+
+Runs write checkpoints without the frozen tensors that come from the pretrained weights
+(:func:`reduce`); backbones complete them by themselves when they are loaded
+(:mod:`vpt_dense.weights.base`). A *delta* is a ``.safetensors`` file of the same tensors, without
+the state of the optimizer, whose metadata says what it is.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from vpt_dense import config, files, params
+from vpt_dense.errors import UserError
+from vpt_dense.weights import stored_config
+from vpt_dense.weights.base import KEY, Base, FrozenBase, fingerprint, frozen_bases
+
+#: The value of ``format`` in the metadata of a delta.
+FORMAT = f'{files.DELTA} 1'
+
+#: What a delta takes over from the meta information of a checkpoint.
+_META = ('iter', 'epoch', 'seed', 'experiment_name', 'dataset_meta', 'metric')
+
+#: State dicts of a run's checkpoint, and what stands before the model's names in them.
+_STATES = (('state_dict', ''), ('ema_state_dict', 'module.'))
+
+
+# --- checkpoints of runs ---------------------------------------------------------------------
+
+
+def reduce(model: nn.Module, checkpoint: dict) -> str:
+    """Leave out of a checkpoint what its model's pretrained weights give, in place.
+
+    That is, the frozen tensors of a backbone if they are still what its ``init_cfg`` loaded. In
+    their place the checkpoint says where they come from (:class:`vpt_dense.weights.base.Base`).
+
+    Args:
+        model: The model that the checkpoint is of, wrapped or not.
+        checkpoint: With ``state_dict``, and ``ema_state_dict`` if the run has one.
+
+    Returns:
+        One line: what the checkpoint holds, and why it is whole if it is although something is
+        frozen.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    whole = checkpoint['state_dict']
+    whole = (len(whole), size(whole))
+    notes = []
+    for prefix, backbone in frozen_bases(model):
+        if not backbone.frozen_names:
+            continue
+        if backbone.base is None:
+            notes.append('init_cfg names no pretrained weights that could give its frozen tensors')
+            continue
+        places = [
+            (checkpoint[key], outer + prefix) for key, outer in _STATES if key in checkpoint
+        ]
+        # All or none: EMA exchanges the two state dicts, name by name.
+        found = [backbone.rebuilt_names(state, place) for state, place in places]
+        if None in found:
+            notes.append('frozen tensors have changed since the pretrained weights were loaded')
+            continue
+        for (state, place), names in zip(places, found, strict=True):
+            for name in names:
+                del state[place + name]
+            state[place + KEY] = backbone.base.to_tensor()
+    count, megabytes = len(checkpoint['state_dict']), size(checkpoint['state_dict']) / 1e6
+    if (count, megabytes) == (whole[0], whole[1] / 1e6):
+        line = f'checkpoints hold the whole model: {count:,} tensors, {megabytes:,.1f} MB'
+    else:
+        line = (
+            f'checkpoints hold {count:,} tensors, {megabytes:,.1f} MB '
+            f'(the whole model: {whole[1] / 1e6:,.1f} MB)'
+        )
+    return '; '.join([line, *(f'with the frozen backbone, as {note}' for note in notes)])
+
+
+def complete(model: nn.Module, checkpoint: dict, path: str) -> None:
+    """Put back, in place, what :func:`reduce` left out, once for all state dicts.
+
+    Args:
+        model: The model that is to be loaded, without wrappers.
+        checkpoint: With ``state_dict``, its names without a wrapper's prefix; or bare.
+        path: For messages.
+
+    Raises:
+        UserError: If the pretrained weights are absent or others.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    averaged = checkpoint.get('ema_state_dict')
+    for prefix, backbone in frozen_bases(model):
+        record = state.get(prefix + KEY)
+        if record is None:
+            continue
+        there = set(state)
+        try:
+            backbone.complete(state, prefix)
+        except UserError as error:
+            raise UserError(f'checkpoint {path}: {error}') from error
+        other = None if averaged is None else averaged.get(f'module.{prefix}{KEY}')
+        if other is not None and torch.equal(other, record):
+            del averaged[f'module.{prefix}{KEY}']
+            averaged.update({f'module.{name}': state[name] for name in set(state) - there})
+
+
+def size(tensors: dict[str, Tensor]) -> int:
+    """Bytes that tensors take on disk."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def read(path: str) -> dict:
+    """Read a checkpoint, whole, of a run or a delta.
+
+    Returns:
+        ``state_dict`` (names without ``module.``) and ``meta``; the rest of it is left out.
+
+    Raises:
+        UserError: If it is none.
+    """
+    content = files.read(path)
+    state = content.get('state_dict') if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise UserError(f'checkpoint {path} holds no state_dict of a model')
+    meta = content.get('meta')
+    return dict(
+        state_dict={name.removeprefix('module.'): tensor for name, tensor in state.items()},
+        meta=dict(meta) if isinstance(meta, dict) else {},
+    )
+
+
+def extract(path: str, config_file: str | None = None, base: str | None = None) -> dict:
+    """Reduce a checkpoint to a delta.
+
+    Args:
+        path: A whole checkpoint, one of a run, or a delta.
+        config_file: The config that it was trained with. None: the one inside it.
+        base: The pretrained weights, where they are not at the place that the config names.
+
+    Returns:
+        ``state_dict`` and ``meta``, the metadata of a delta: ``format``, ``cfg`` (the config),
+        ``method``, ``counts``, ``bases`` and what is known of ``metric``, ``iter``, ``epoch``,
+        ``seed``, ``experiment_name`` and ``dataset_meta``.
+
+    Raises:
+        UserError: If the checkpoint is not of this config, or its frozen tensors are not those of
+            the pretrained weights; both fingerprints are named.
+    """
+    checkpoint = read(path)
+    state, old = checkpoint['state_dict'], checkpoint['meta']
+    cfg, text = _config(checkpoint, path, config_file)
+    with contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
+        model = params.build_without_memory(cfg)
+    bases = {}
+    for prefix, backbone in frozen_bases(model):
+        if prefix + KEY in state:
+            bases[prefix] = Base.from_tensor(state.pop(prefix + KEY)).without_path()
+        elif backbone.frozen_names:
+            _check_names(backbone.frozen_names, state, prefix, path)
+            known = old.get('bases')
+            record = known.get(prefix) if isinstance(known, dict) else None
+            frozen = {name: state[prefix + name] for name in backbone.frozen_names}
+            if record and fingerprint(frozen) == record.get('sha256'):
+                bases[prefix], names = Base(**record), backbone.frozen_names
+            else:
+                bases[prefix], names = _identify(cfg, prefix, state, path, base)
+            for name in names:
+                del state[prefix + name]
+    counts = params.report(model)
+    backbone = cfg.model.get('backbone') or {}
+    meta = {key: old[key] for key in _META if old.get(key) is not None}
+    metric = _metric(Path(path), meta)
+    if metric:
+        meta['metric'] = metric
+    meta.update(
+        format=FORMAT,
+        cfg=text,
+        method=dict(
+            prompt=backbone.get('prompt'),
+            trainable=getattr(getattr(model, 'backbone', None), 'trainable', None),
+        ),
+        counts={key: counts[key] for key in ('trainable', 'total', 'percent')},
+        bases={prefix: dataclasses.asdict(record) for prefix, record in bases.items()},
+    )
+    state.update({prefix + KEY: record.to_tensor() for prefix, record in bases.items()})
+    return dict(state_dict=state, meta=meta)
+
+
+def write(delta: dict, path: str) -> None:
+    """Write a delta, as :func:`extract` returns it, to a ``.safetensors`` file.
+
+    Equal deltas give equal bytes.
+
+    Raises:
+        UserError: If the name has another ending, or the file cannot be written.
+    """
+    if Path(path).suffix != '.safetensors':
+        raise UserError(f'{path}: deltas are .safetensors files, give it that ending')
+    meta = {
+        key: value if key in ('format', 'cfg') else json.dumps(
+            value, sort_keys=True, ensure_ascii=False, default=lambda odd: odd.tolist()
+        )
+        for key, value in delta['meta'].items()
+    }
+    files.write_tensors(delta['state_dict'], path, meta)
+
+
+def merge(path: str, base: str | None = None, config_file: str | None = None) -> dict:
+    """Complete a delta, or a checkpoint of a run, with its pretrained weights.
+
+    Args:
+        path: The delta.
+        base: The pretrained weights. None: from where the config or the delta says.
+        config_file: The config that it was trained with. None: the one inside it.
+
+    Returns:
+        A plain checkpoint: ``state_dict`` with all tensors of the model, and ``meta``.
+
+    Raises:
+        UserError: If the pretrained weights are absent or others, or the delta is not of its
+            config.
+    """
+    checkpoint = read(path)
+    state, meta = checkpoint['state_dict'], checkpoint['meta']
+    cfg, meta['cfg'] = _config(checkpoint, path, config_file)
+    model = load(cfg, checkpoint, path, base, meta)
+    wanted = model.state_dict()
+    return dict(state_dict={name: state[name] for name in wanted if name in state}, meta=meta)
+
+
+def load(
+    cfg: Config, checkpoint: dict, path: str, base: str | None = None, meta: dict | None = None
+) -> nn.Module:
+    """Build the model of a config and load a checkpoint into it.
+
+    Args:
+        cfg: A whole config.
+        checkpoint: As :func:`read` returns it; its state dict is completed in place.
+        path: For messages.
+        base: The pretrained weights. None: from where the config or the checkpoint says.
+        meta: Gets the identity of the frozen tensors, ``bases``.
+
+    Returns:
+        The model in eval mode on the CPU.
+
+    Raises:
+        UserError: As for :func:`merge`.
+    """
+    from vpt_dense.engine import checkpoints  # builds on this module
+
+    model = build(cfg)
+    state = checkpoint['state_dict']
+    bases = {}
+    for prefix, backbone in frozen_bases(model):
+        if base is not None:
+            backbone.init_cfg = rebased(backbone.init_cfg, base)
+        if prefix + KEY in state:
+            record = Base.from_tensor(state[prefix + KEY]).without_path()
+            bases[prefix] = dataclasses.asdict(record)
+    if meta is not None and bases:
+        meta['bases'] = bases
+    complete(model, checkpoint, path)
+    checkpoints.load_strict(model, checkpoint, path)
+    return model.eval()
+
+
+def build(cfg: Config) -> nn.Module:
+    """Build the model of a config on the CPU, not initialised."""
+    scope = cfg.get('default_scope', 'mmengine')
+    with contextlib.redirect_stdout(io.StringIO()), DefaultScope.overwrite_default_scope(scope):
+        return MODELS.build(cfg.model)
+
+
+def rebased(init_cfg: dict | None, base: str) -> dict:
+    """The ``init_cfg`` of a backbone whose pretrained weights lie elsewhere."""
+    kept = init_cfg if isinstance(init_cfg, dict) and init_cfg.get('checkpoint') else {}
+    return {**kept, 'type': 'Pretrained', 'checkpoint': base}
+
+
+def _config(checkpoint: dict, path: str, config_file: str | None) -> tuple[Config, str]:
+    """The config that a checkpoint is of, and its text; the text inside is kept as it is."""
+    if config_file is not None:
+        cfg = config.load(config_file)
+        return cfg, cfg.pretty_text
+    text = checkpoint['meta'].get('cfg')
+    cfg = stored_config.parse(text, path)
+    if 'model' not in cfg:
+        raise UserError(f'checkpoint {path}: the config in it has no model; name its config file')
+    return cfg, text
+
+
+def _check_names(names: frozenset[str], state: dict, prefix: str, path: str) -> None:
+    missing = sorted(prefix + name for name in names if prefix + name not in state)
+    if missing:
+        raise UserError(
+            f'checkpoint {path} is not of this config: it lacks {len(missing)} tensors of the '
+            f'backbone ({missing[0]}, ...)'
+        )
+
+
+def _identify(
+    cfg: Config, prefix: str, state: dict, path: str, base: str | None
+) -> tuple[Base, frozenset[str]]:
+    """Find the base of a backbone by loading its pretrained weights, and compare the tensors."""
+    backbone: FrozenBase = dict(frozen_bases(build(cfg)))[prefix]
+    init_cfg = backbone.init_cfg if isinstance(backbone.init_cfg, dict) else {}
+    source = base or init_cfg.get('checkpoint')
+    if source is None:
+        raise UserError(
+            f'checkpoint {path}: its config names no pretrained weights (init_cfg) that could give '
+            'the frozen tensors; name them with --base, or keep the whole checkpoint'
+        )
+    if base is not None:
+        backbone.init_cfg = rebased(init_cfg, base)
+    backbone.load_base(source)
+    names = backbone.rebuilt_names(state, prefix)
+    if names is None:
+        own = backbone.state_dict()
+        there = {n: state[prefix + n] for n in own if n in backbone.frozen_names}
+        raise UserError(
+            f'checkpoint {path}: its frozen tensors (SHA-256 {fingerprint(there)}) are not those '
+            f'of {source} ({fingerprint({name: own[name] for name in there})}); name the weights '
+            'that it was trained on with --base, or keep the whole checkpoint'
+        )
+    record = dataclasses.replace(
+        backbone.base, checkpoint=init_cfg.get('checkpoint') or source
+    )
+    return record.without_path(), names
+
+
+def _metric(path: Path, meta: dict) -> dict[str, float] | None:
+    """What a run measured when it wrote this checkpoint, from ``evaluations.json`` beside it."""
+    try:
+        records = json.loads(path.with_name('evaluations.json').read_text(encoding='utf-8'))
+        for record in records:
+            if record['iter'] == meta['iter']:
+                return {
+                    name: value for name, value in record['metrics'].items()
+                    if isinstance(value, (int, float)) and not name.endswith('time')
+                }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+# --- what is inside, what differs ------------------------------------------------------------
+
+
+def describe(path: str) -> list[tuple[str, str]]:
+    """What a checkpoint is, as (label, text) rows."""
+    checkpoint = read(path)
+    state, meta = checkpoint['state_dict'], checkpoint['meta']
+    method = meta.get('method')
+    if not isinstance(method, dict) and meta.get('cfg'):
+        backbone = stored_config.parse(meta['cfg'], path).get('model', {}).get('backbone', {})
+        method = {key: backbone.get(key) for key in ('prompt', 'trainable')}
+    records = {
+        name: Base.from_tensor(tensor) for name, tensor in state.items() if name.endswith(KEY)
+    }
+    kind = meta.get('format', 'checkpoint of a run' if records else 'whole checkpoint')
+    rows = [
+        ('file', f'{path}, {Path(path).expanduser().stat().st_size / 1e6:,.2f} MB'),
+        ('format', kind),
+    ]
+    if method:
+        rows.append(('prompt', _brief(method.get('prompt')) or 'none'))
+        rows.append(('trainable', str(method.get('trainable', 'by default'))))
+    for record in records.values():
+        rows += [
+            ('base', f'{record.checkpoint} ({record.layout} layout)'),
+            ('base SHA-256', f'{record.sha256} of {record.tensors} frozen tensors, '
+                             f'{record.parameters:,} parameters'),
+            ('backbone', record.arch),
+        ]
+    counts = meta.get('counts')
+    if isinstance(counts, dict):
+        share = params.format_percent(counts['percent'])
+        rows.append(
+            ('parameters', f'{counts["trainable"]:,} trainable of {counts["total"]:,} ({share})'))
+    if isinstance(meta.get('metric'), dict):
+        rows.append(('metric', _brief(meta['metric'])))
+    rows += [(key, str(meta[key])) for key in ('iter', 'epoch', 'seed') if key in meta]
+    tensors = {name: tensor for name, tensor in state.items() if name not in records}
+    rows.append(('tensors', f'{len(tensors):,}, {size(tensors) / 1e6:,.2f} MB'))
+    parts: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(params.part_of(name), []).append(tensor)
+    rows += [
+        (f'  {part}', f'{len(group):,}, {sum(t.numel() for t in group):,} numbers')
+        for part, group in parts.items()
+    ]
+    return rows
+
+
+def differences(first: str, second: str) -> list[str]:
+    """What differs between two checkpoints, a line each; empty: nothing does.
+
+    Configs and metadata are compared as text; tensors by name, then shape and type, then value:
+    the largest absolute difference, and that relative to the largest number of the first.
+    """
+    a, b = read(first), read(second)
+    lines = []
+    for key in sorted(a['meta'].keys() | b['meta'].keys()):
+        texts = [_lines(checkpoint['meta'].get(key)) for checkpoint in (a, b)]
+        changed = [
+            line for line in difflib.unified_diff(*texts, n=0, lineterm='')
+            if not line.startswith(('---', '+++', '@@'))
+        ]
+        lines += [f'{key}: {line}' for line in changed]
+    states = a['state_dict'], b['state_dict']
+    for name in sorted(states[0].keys() | states[1].keys()):
+        only = [path for path, state in zip((first, second), states, strict=True) if name in state]
+        if len(only) == 1:
+            lines.append(f'{name}: only in {only[0]}')
+            continue
+        x, y = states[0][name], states[1][name]
+        kinds = [f'{tuple(t.shape)} {str(t.dtype).removeprefix("torch.")}' for t in (x, y)]
+        if kinds[0] != kinds[1]:
+            lines.append(f'{name}: {kinds[0]} and {kinds[1]}')
+        elif name.endswith(KEY) and not torch.equal(x, y):
+            left, right = (dataclasses.asdict(Base.from_tensor(t)) for t in (x, y))
+            lines += [f'{name}: {k}: {left[k]!r} and {right[k]!r}'
+                      for k in left if left[k] != right[k]]
+        elif not torch.equal(x, y):
+            gap, largest = (x.double() - y.double()).abs().max().item(), x.double().abs().max()
+            relative = gap / largest.item() if largest else math.inf
+            lines.append(f'{name}: differs by at most {gap:.3g} ({relative:.2g} relative)')
+    return lines
+
+
+def _lines(value: Any) -> list[str]:
+    if value is None:
+        return []
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text.splitlines()
+
+
+def _brief(settings: Any) -> str:
+    return ', '.join(f'{key}={value}' for key, value in (settings or {}).items())
+
+
+# --- deployment ------------------------------------------------------------------------------
+
+
+def fold(path: str, base: str | None = None, config_file: str | None = None) -> tuple[dict, str]:
+    """Turn the prompts of a checkpoint into keys and values, computed once.
+
+    Exact where the outputs at prompt positions are thrown away, that is, where prompts act on the
+    other tokens through their keys and values alone; everything else is refused.
+
+    Args:
+        path: A delta, a checkpoint of a run or a whole one.
+        base: The pretrained weights. None: from where the config or the checkpoint says.
+        config_file: The config that it was trained with. None: the one inside it.
+
+    Returns:
+        A whole checkpoint, and the text of the config that loads it: the backbone has a
+        :class:`vpt_dense.prompts.FoldedPrompt`.
+
+    Raises:
+        UserError: If there is no prompt, or it cannot be folded; the message says why.
+    """
+    checkpoint = read(path)
+    cfg, _ = _config(checkpoint, path, config_file)
+    model = load(cfg, checkpoint, path, base)
+    backbone = getattr(model, 'backbone', None)
+    prompt = getattr(backbone, 'prompt', None)
+    if prompt is None:
+        raise UserError(f'{path} has no prompt to fold; tools/delta.py merge completes it')
+    if prompt.depends_on_input:
+        raise UserError(
+            f'{path}: {type(prompt).__name__} makes its tokens from the image, they have no keys '
+            'and values that could be stored; use tools/delta.py merge'
+        )
+    layers = list(getattr(backbone, 'keys_values_layers', []))
+    folded = {}
+    half = backbone.frozen_dtype
+    with torch.no_grad(), torch.autocast('cpu', half, enabled=half is not None):
+        x = backbone.pos_embed.new_zeros(1, 1, backbone.embed_dims)  # tells type and device only
+        for i, layer in enumerate(backbone.layers):
+            if i in layers:
+                ready = prompt.keys_values(i)
+                folded[i] = ready or layer.prompt_keys_values(prompt(x, i).to(x.dtype))
+            elif (tokens := prompt(x, i)) is not None and tokens.shape[1]:
+                raise UserError(
+                    f'{path}: prompts that enter block {i} flow on through the blocks behind it as '
+                    'tokens, so that keys and values are not all they do (VPT-shallow, a depth '
+                    "range with keep_outputs=True, or prompts_as='tokens'); use tools/delta.py "
+                    'merge'
+                )
+    keys, values = (
+        torch.cat([folded[i][k] for i in layers]).float().contiguous() for k in (0, 1)
+    )  # (layers, heads, P, C / heads)
+    place = 'backbone.prompt.'
+    state = {n: t for n, t in model.state_dict().items() if not n.startswith(place)}
+    state |= {f'{place}keys': keys, f'{place}values': values}
+    cfg.model.backbone.prompt = dict(
+        type='vpt_dense.FoldedPrompt', layers=layers, num_tokens=keys.shape[2],
+        num_heads=keys.shape[1],
+    )
+    cfg.model.backbone.trainable = []
+    cfg.model.backbone.init_cfg = None
+    meta = {**checkpoint['meta'], 'cfg': cfg.pretty_text}
+    for key in ('format', 'bases', 'method', 'counts'):
+        meta.pop(key, None)
+    return dict(state_dict=state, meta=meta), cfg.pretty_text

@@ -1,0 +1,36 @@
+"""The formats of pretrained weights that are understood: a table each, a module a family."""
+
+from vpt_dense.weights.layouts import (
+    beit,
+    clip,
+    deit,
+    dino,
+    google,
+    huggingface,
+    mae,
+    mm,
+    moco,
+    swin,
+    timm,
+    vpt,
+)
+from vpt_dense.weights.layouts.base import Layout
+
+#: All formats in the order in which they are tried: those with more marks come before those that
+#: share their signature.
+LAYOUTS: tuple[Layout, ...] = (
+    *swin.LAYOUTS,
+    *vpt.LAYOUTS,
+    *clip.LAYOUTS,
+    *huggingface.LAYOUTS,
+    *beit.LAYOUTS,
+    *google.LAYOUTS,
+    *mm.LAYOUTS,
+    *dino.LAYOUTS,
+    *mae.LAYOUTS,
+    *moco.LAYOUTS,
+    *deit.LAYOUTS,
+    *timm.LAYOUTS,
+)
+
+__all__ = ['LAYOUTS', 'Layout']

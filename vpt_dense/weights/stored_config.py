@@ -1,0 +1,80 @@
+"""The config inside a checkpoint, read as data: whoever wrote the file shall not run code here.
+
+mmengine writes ``meta.cfg`` as Python source and executes it to read it back; a ``type`` may name
+any function of any package. Here only literals and ``dict(...)`` are read, and only names of the
+OpenMMLab registries are let through.
+"""
+
+import ast
+import re
+from typing import Any
+
+from mmengine.config import Config
+
+from vpt_dense.errors import UserError
+
+#: A registered name, with or without the scope that it is looked up in.
+_TYPE = re.compile(r'((vpt_dense|mmengine|mmcv|mmseg|mmpretrain)\.)?[A-Za-z_]\w*')
+
+
+def parse(text: object, path: str, everything: bool = False) -> Config:
+    """Read the config that a checkpoint holds.
+
+    Args:
+        text: ``meta.cfg``: what ``Config.pretty_text`` gave.
+        path: The checkpoint, for messages.
+        everything: Check the types of data, hooks and so on as well, not of ``model`` alone.
+
+    Returns:
+        The config; it has no file name.
+
+    Raises:
+        UserError: If there is none, or it is more than literals.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f'checkpoint {path} holds no config; name its config file')
+    try:
+        content = {}
+        for statement in ast.parse(text).body:
+            if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+                raise ValueError(f'line {statement.lineno} assigns nothing')
+            content[ast.unparse(statement.targets[0])] = _value(statement.value)
+        _check_types(content if everything else content.get('model'))
+        return Config(content)
+    except (ValueError, SyntaxError, RecursionError, TypeError, KeyError) as error:
+        raise UserError(
+            f'checkpoint {path}: the config in it is not plain data ({error}); name its config file'
+        ) from error
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal, ``dict(...)`` of such, or a number that is not finite."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {
+            _value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)
+        }
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_value(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
+        return float(node.id)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        line = getattr(node, 'lineno', 0)
+        raise ValueError(f'line {line}: {ast.unparse(node)[:60]}') from error
+
+
+def _check_types(node: Any) -> None:
+    """Refuse a ``type`` that is no registered name: mmengine would import and call it."""
+    if isinstance(node, dict):
+        kind = node.get('type', '')
+        if not isinstance(kind, str) or (kind and not _TYPE.fullmatch(kind)):
+            raise ValueError(f'type={kind!r} is no name of a registry')
+        for child in node.values():
+            _check_types(child)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            _check_types(child)
