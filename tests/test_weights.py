@@ -150,13 +150,14 @@ REFUSED = {
     ),
     'a block missing': (
         damaged(lambda s: {k: v for k, v in s.items() if not k.startswith('blocks.3.')}),
-        r'12 missing: layers\.3\.ln1\.weight.* and 7 more',
+        r'12 missing: layers\.3\.ln1\.weight.* and 7 more.*Set model\.backbone\.arch',
     ),
     'unexpected': (
         damaged(lambda s: s.update(norm_pre=torch.zeros(3))), r'1 unexpected: norm_pre'
     ),
     'deeper': (
-        lambda path: saved(timm_vit(depth=5), path), r'12 unexpected: layers\.4\.ln1\.weight'
+        lambda path: saved(timm_vit(depth=5), path),
+        r'12 unexpected: layers\.4\.ln1\.weight.*Set model\.backbone\.arch',
     ),
     'wider': (
         lambda path: saved(timm_vit(embed_dim=128), path),

@@ -347,7 +347,9 @@ def _check_fit(
         for pattern, hint in _HINTS
         if re.search(pattern, sign + name)
     ]
-    if hints:
+    # Whole blocks that are missing or left over say nothing but that the depth is another.
+    other_depth = any(re.search(r'\.(ln1|norm1)\.weight$', name) for name in missing + unexpected)
+    if hints and not other_depth:
         way_out = ', '.join(dict.fromkeys(hints)) + ' in model.backbone'
     else:
         way_out = 'model.backbone.arch, patch_size and final_norm to those of the weights'
