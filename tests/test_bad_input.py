@@ -1,4 +1,4 @@
-"""Bad input: one clear line on stderr, exit code 1, no traceback."""
+"""Bad input: one clear line on stderr, exit code 2, no traceback, no half-written file."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import ROOT
 
@@ -53,11 +54,17 @@ def checkpoint(tmp_path_factory, good_data):
 
 def assert_one_line(outcome, pattern):
     lines = outcome.err.strip().splitlines()
-    assert outcome.code == 1, outcome
+    assert outcome.code == 2, outcome
     assert len(lines) == 1, outcome.err
     assert lines[0].startswith('error: ')
     assert re.search(pattern, lines[0]), lines[0]
     assert 'Traceback (most' not in outcome.out
+
+
+@pytest.fixture(autouse=True)
+def _nothing_half_written(tmp_path):
+    yield
+    assert not [path for path in tmp_path.rglob('*') if path.name.endswith(('unfinished', '.tmp'))]
 
 
 # --- what a command line or a config can get wrong: (id, options, more config, pattern) -------
@@ -108,6 +115,87 @@ CONFIG_CASES = [
      r'palette has 1 colours for the 2'),
     ('classes-twice', [], "dataset['classes'] = ['a', 'a']", r"names 'a' twice"),
     ('syntax', [], 'model = dict(', r'config .*leaf.py'),
+    ('lr-none', ['optim_wrapper.optimizer.lr=None'], '', r'optimizer.lr is None'),
+    ('lr-true', ['optim_wrapper.optimizer.lr=True'], '', r'optimizer.lr is True.*finite number'),
+    ('weight-decay-negative', ['optim_wrapper.optimizer.weight_decay=-1'], '',
+     r'optimizer.weight_decay is -1; it must be a finite number'),
+    ('optimizer-type', ['optim_wrapper.optimizer.type=SDG'], '',
+     r"optim_wrapper.optimizer.type: unknown optimizer 'SDG'; did you mean 'SGD'"),
+    ('optimizer-argument', ['optim_wrapper.optimizer.nestorov=True'], '',
+     r"SGD has no argument 'nestorov'"),
+    ('wrapper-type', ['optim_wrapper.type=OptimWraper'], '', r"did you mean 'OptimWrapper'"),
+    ('scheduler-type', ['param_scheduler.0.type=PolyLRR'], '', r"did you mean 'PolyLR'"),
+    ('scheduler-end', ['param_scheduler.0.end=-5'], '',
+     r'PolyLR.* refuses its arguments: end should be larger than begin.*end=-5'),
+    ('scheduler-by-epoch', ['param_scheduler.0.by_epoch=True'], '',
+     r'param_scheduler.0.by_epoch is True but train_cfg counts iterations'),
+    ('hook-type', ['default_hooks.logger.type=LogerHook'], '', r"did you mean 'LoggerHook'"),
+    ('hook-argument', ['default_hooks.logger.colour=red'], '', r"has no argument 'colour'"),
+    ('checkpoint-by-epoch', ['default_hooks.checkpoint.by_epoch=True'], '',
+     r'default_hooks.checkpoint.by_epoch is True but'),
+    ('checkpoint-interval', ['default_hooks.checkpoint.interval=0'], '',
+     r'default_hooks.checkpoint.interval is 0; it must be'),
+    ('checkpoint-keep', ['default_hooks.checkpoint.max_keep_ckpts=0'], '',
+     r'max_keep_ckpts is 0; it must be'),
+    ('logger-interval', ['default_hooks.logger.interval=0'], '', r'logger.interval is 0'),
+    ('log-by-epoch', ['log_processor.by_epoch=True'], '', r'log_processor.by_epoch is True but'),
+    ('val-interval-0', ['train_cfg.val_interval=0'], '', r'val_interval is 0; .* 1 or more'),
+    ('val-interval-negative', ['train_cfg.val_interval=-2'], '', r'val_interval is -2'),
+    ('max-iters-0', ['train_cfg.max_iters=0'], '', r'train_cfg.max_iters is 0; .* 1 or more'),
+    ('max-iters-negative', ['train_cfg.max_iters=-1'], '', r'train_cfg.max_iters is -1'),
+    ('max-iters-word', ['train_cfg.max_iters=many'], '', r"train_cfg.max_iters is 'many'"),
+    ('epochs-of-an-iteration-loop', ['train_cfg.max_epochs=2'], '',
+     r"IterBasedTrainLoop has no argument 'max_epochs'"),
+    ('no-loop', ['train_cfg=None'], '', r'the config has no train_cfg, which training needs'),
+    ('batch-size-0', ['train_dataloader.batch_size=0'], '', r'train_dataloader.batch_size is 0'),
+    ('batch-size-word', ['train_dataloader.batch_size=two'], '', r"batch_size is 'two'"),
+    ('workers-negative', ['train_dataloader.num_workers=-1'], '',
+     r'train_dataloader.num_workers is -1; it must be an integer, 0 or more'),
+    ('dataset-type-of-one-split', ['train_dataloader.dataset.type=SegFolder'], '',
+     r"every data set takes dataset.type, which is 'ADE20KDataset'; set that"),
+    ('transform-type', ['train_dataloader.dataset.pipeline.0.type=LoadImage'], '',
+     r"did you mean 'LoadImageFromFile'"),
+    ('crop-size-0', ['train_dataloader.dataset.pipeline.2.crop_size=(0,0)'], '',
+     r'pipeline.2.crop_size is \(0, 0\); it must be positive'),
+    ('image-suffix', ['dataset.img_suffix=.tif'], '', r'no image in .*training.*\.tif'),
+    ('mask-suffix', ['dataset.seg_map_suffix=_labels.png'], '', r'looked for _labels.png'),
+    ('dropout', ['model.backbone.drop_rate=1.5'], '', r'backbone.drop_rate is 1.5; .*from 0 to 1'),
+    ('drop-path', ['model.backbone.drop_path_rate=-0.1'], '', r'drop_path_rate is -0.1'),
+    ('prompt-dropout', ['model.backbone.prompt.dropout=1.5'], '', r'prompt.dropout.* 1.5'),
+    ('prompt-list', ['model.backbone.prompt=[1]'], '',
+     r'refuses its arguments: cfg should be a dict'),
+    ('trainable-word', ['model.backbone.trainable=bias'], '', r"trainable must be a list.*'bias'"),
+    ('out-indices-word', ['model.backbone.out_indices=last'], '',
+     r"model.backbone.out_indices has 'last'; the backbone has 2 blocks"),
+    ('in-index', ['model.decode_head.in_index=5'], '',
+     r'in_index of the .*SETRUPHead is 5, but model.backbone.out_indices gives 2'),
+    ('in-channels', ['model.decode_head.in_channels=33'], '',
+     r'in_channels of the .*SETRUPHead is 33, but the backbone is 32 wide'),
+    ('patch-size', ['model.backbone.patch_size=0'], '', r'patch_size=0 must be positive'),
+    ('arch-name', ['model.backbone.arch=gigantic'], '',
+     r'PromptedVisionTransformer refuses its arguments: Arch gigantic is not in'),
+    ('arch-heads', ['model.backbone.arch.num_heads=5'], '', r'32 is not a multiple of num_heads 5'),
+    ('backbone-type', ['model.backbone.type=VisionTransfomer'], '',
+     r"unknown type 'VisionTransfomer'.*did you mean 'VisionTransformer'"),
+    ('head-type', ['model.decode_head.type=SETRUPHed'], '', r"did you mean 'SETRUPHead'"),
+    ('loss-weight', ['model.decode_head.loss_decode.loss_weight=nan'], '', r'loss_weight is nan'),
+    ('test-mode', ['model.test_cfg.mode=slid'], '',
+     r"mode must be 'slide' or 'whole', found 'slid'"),
+    ('mean-of-2', ['model.data_preprocessor.mean=[1,2]'], '', r'`mean` should have 1 or 3 values'),
+    ('std-0', ['model.data_preprocessor.std=[0,0,0]'], '', r'data_preprocessor.std is \[0, 0, 0\]'),
+    ('scope', ['default_scope=mmsegg'], '', r"unknown type .*did you mean 'mmseg\."),
+    ('seed-word', ['randomness.seed=lucky'], '', r"randomness.seed is 'lucky'"),
+    ('log-level', ['log_level=LOUD'], '', r"log_level is 'LOUD'; it must be one of DEBUG"),
+    ('metric-type', ['val_evaluator.type=IoUMetrik'], '', r"did you mean 'IoUMetric'"),
+    ('metric-name', ['val_evaluator.iou_metrics=[mIuO]'], '', r'iou_metrics is .*mIuO'),
+    ('custom-imports', ['custom_imports.imports=[no_such_module]'], '',
+     r'custom_imports: .*no_such_module'),
+    ('load-from-absent', ['load_from=nowhere.pth'], '', r'nowhere.pth: no such file'),
+    ('load-from-number', ['load_from=3'], '', r'load_from is 3; it must be the path'),
+    ('option-without-value', ['model.backbone.with_cp'], '',
+     r'--cfg-options model.backbone.with_cp: KEY=VALUE was expected'),
+    ('option-brackets', ['model.backbone.trainable=["("]'], '',
+     r'--cfg-options .*KEY=VALUE was expected'),
     ('weights-absent', [], WEIGHTS.format('pretrain/none.pth'),
      r'model.backbone.init_cfg.checkpoint: no file pretrain/none.pth'),
 ]  # fmt: skip
@@ -122,13 +210,14 @@ def test_config(capfd, tmp_path, good_data, options, extra, pattern):
     leaf = write_leaf(tmp_path, good_data, extra)
     arguments = ['--cfg-options', *options] if options else []
     assert_one_line(run_tool(capfd, 'train', leaf, *arguments), pattern)
-    assert not list(tmp_path.glob('work/*.pth'))
+    written = [path.name for path in tmp_path.glob('work/**/*') if path.is_file()]
+    assert not [name for name in written if not name.endswith(('.log', '.json', '.py'))], written
 
 
 def test_a_loss_that_is_no_number_stops_the_run(capfd, tmp_path, good_data):
     leaf = write_leaf(tmp_path, good_data)
     outcome = run_tool(capfd, 'train', leaf, '--cfg-options', 'optim_wrapper.optimizer.lr=1e30')
-    assert_one_line(outcome, r'the loss is (nan|inf) at iteration 2; lower optim_wrapper.optimizer')
+    assert_one_line(outcome, r'the loss is (nan|inf) at iteration 2 .*; lower optim_wrapper')
     assert [path.name for path in tmp_path.glob('work/*.pth')] == ['iter_1.pth']
 
 
@@ -136,6 +225,41 @@ def test_config_absent(capfd, tmp_path, good_data):
     write_leaf(tmp_path, good_data)
     outcome = run_tool(capfd, 'train', tmp_path / 'leav.py')
     assert_one_line(outcome, r"leav.py: no such file; did you mean 'leaf.py'")
+
+
+def test_a_folder_as_config(capfd, tmp_path):
+    outcome = run_tool(capfd, 'train', tmp_path)
+    assert_one_line(outcome, r'config .*: (no such file|.*folder)')
+
+
+@pytest.mark.parametrize(
+    'arguments, told',
+    [
+        (['--resum', 'x', '--colour', 'red'], 'unrecognized arguments: --colour red'),
+        (['--amp', 'yes'], 'unrecognized arguments: yes'),
+        (['--seed', 'lucky'], "argument --seed: invalid int value: 'lucky'"),
+        (['--launcher', 'ssh'], "argument --launcher: invalid choice: 'ssh'"),
+        (['--work-dir'], 'argument --work-dir: expected one argument'),
+    ],
+    ids=['option', 'amp', 'seed', 'launcher', 'work-dir'],
+)
+def test_command_line(capfd, tmp_path, good_data, arguments, told):
+    """argparse's own: its usage, then the line."""
+    outcome = run_tool(capfd, 'train', write_leaf(tmp_path, good_data), *arguments)
+    assert outcome.code == 2 and outcome.err.startswith('usage: ')
+    assert told in outcome.err.strip().splitlines()[-1]
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('count', ['two', '-1', '1.5'])
+def test_number_of_processes_that_is_none(tmp_path, count):
+    done = subprocess.run(
+        ['bash', str(ROOT / 'tools/dist_train.sh'), 'x.py', count], capture_output=True, text=True,
+        env={**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith('error: ') and 'GPUS a number' in line and count in line
 
 
 def test_more_gpus_than_there_are(capfd, tmp_path, good_data, monkeypatch):
@@ -205,6 +329,25 @@ def truncated_mask(data):
         path.write_bytes(path.read_bytes()[:-40])
 
 
+def mask_of_another_size(data):
+    for path in data.glob('annotations/training/*'):
+        cv2.imwrite(str(path), np.full((16, 16), 3, np.uint8))
+
+
+def no_images(data):
+    for path in data.glob('images/training/*'):
+        path.unlink()
+
+
+def no_folder(data):
+    shutil.rmtree(data / 'annotations')
+
+
+def empty_mask(data):
+    for path in data.glob('annotations/training/*'):
+        path.write_bytes(b'')
+
+
 def validation_label(data):
     path = data / 'annotations/validation/000.png'
     cv2.imwrite(str(path), np.full((32, 32), 151, np.uint8))
@@ -222,6 +365,10 @@ def validation_label(data):
         (label_200, r'annotations/training/00\d.png: label id 200', 1),
         (colour_mask, r'annotations/training/00\d.png.*channels', 0),
         (truncated_mask, r'annotations/training/00\d.png.*truncated', 0),
+        (mask_of_another_size, r'its mask .*training/00\d.png has 16 x 16; they must be of one', 0),
+        (no_images, r'no image in .*images/training', 0),
+        (no_folder, r'no folder .*annotations/training', 0),
+        (empty_mask, r'annotations/training/00\d.png', 0),
         (validation_label, r'annotations/validation/000.png: label id 151', 0),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
@@ -271,6 +418,23 @@ def no_dictionary(path, good):
     torch.save([1, 2], path)
 
 
+def without_a_layer(path, good):
+    content = torch.load(good)
+    state = content['state_dict']
+    content['state_dict'] = {k: v for k, v in state.items() if 'layers.1.attn' not in k}
+    assert len(content['state_dict']) < len(state)
+    torch.save(content, path)
+
+
+def zeros(path, good):
+    """As a power failure may leave it."""
+    path.write_bytes(bytes(good.stat().st_size))
+
+
+def folder(path, good):
+    path.mkdir()
+
+
 def hostile(path, good):
     torch.save({'state_dict': Evil(path.with_name('executed'))}, path)
 
@@ -285,6 +449,9 @@ def hostile(path, good):
         (flipped_bytes, r'bad.pth is damaged \(checksum of '),
         (unrelated, r'bad.pth is not of this .*missing: .*1 unexpected: conv1.weight'),
         (no_dictionary, r'bad.pth holds no weights but a list'),
+        (without_a_layer, r'bad.pth is not of this .* missing: backbone.layers.1.attn'),
+        (zeros, r'bad.pth is (refused|damaged)'),
+        (folder, r'bad.pth holds no checkpoint'),
         (hostile, r'bad.pth is refused: .*would run code'),
         (None, r'checkpoint .*bad.pth: no such file'),
     ],
@@ -321,17 +488,43 @@ def test_checkpoint_of_another_architecture(capfd, tmp_path, good_data, checkpoi
     assert_one_line(run_tool(capfd, 'test', leaf, checkpoint), pattern)
 
 
+def safetensors_header(path, good):
+    save_file({'conv1.weight': torch.zeros(3)}, path)
+    content = bytearray(path.read_bytes())
+    content[:8] = (2**40).to_bytes(8, 'little')
+    path.write_bytes(content)
+
+
+def safetensors_cut(path, good):
+    save_file({'conv1.weight': torch.zeros(300)}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def npz_cut(path, good):
+    np.savez(path, weight=np.zeros(300))
+    path.write_bytes(path.read_bytes()[:200])
+
+
 @pytest.mark.parametrize(
-    'spoil, pattern',
+    'spoil, name, pattern',
     [
-        (web_page, r'weights.pth is a web page'),
-        (truncated, r'weights.pth is truncated'),
-        (unrelated, r'weights.pth holds no vision transformer.*conv1.weight'),
+        (web_page, 'weights.pth', r'weights.pth is a web page'),
+        (truncated, 'weights.pth', r'weights.pth is truncated'),
+        (flipped_bytes, 'weights.pth', r'weights.pth is damaged'),
+        (empty, 'weights.pth', r'weights.pth is empty'),
+        (git_lfs_pointer, 'weights.safetensors', r'weights.safetensors is a Git LFS pointer'),
+        (web_page, 'weights.safetensors', r'weights.safetensors is a web page'),
+        (unrelated, 'weights.pth', r'weights.pth holds no vision transformer.*conv1.weight'),
+        (no_dictionary, 'weights.pth', r'weights.pth holds no state dict but list'),
+        (safetensors_header, 'weights.safetensors', r'weights.safetensors is truncated or damaged'),
+        (safetensors_cut, 'weights.safetensors', r'weights.safetensors is truncated or damaged'),
+        (npz_cut, 'weights.npz', r'weights.npz is truncated or damaged'),
+        (hostile, 'weights.pth', r'weights.pth is refused'),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
 )
-def test_pretrained_weights(capfd, tmp_path, good_data, checkpoint, spoil, pattern):
-    weights = tmp_path / 'weights.pth'
+def test_pretrained_weights(capfd, tmp_path, good_data, checkpoint, spoil, name, pattern):
+    weights = tmp_path / name
     spoil(weights, checkpoint)
     leaf = write_leaf(tmp_path, good_data, WEIGHTS.format(weights))
     assert_one_line(run_tool(capfd, 'train', leaf), pattern)
@@ -347,7 +540,7 @@ def test_the_traceback_only_when_asked_for(tmp_path, asked):
         command + ['--traceback'] * asked,
         capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith('error: config ')
     assert ('Traceback (most recent call last)' in done.stderr) == asked
     assert (len(done.stderr.splitlines()) == 1) == (not asked)

@@ -6,13 +6,14 @@ from subprocess import CalledProcessError
 import pytest
 import torch
 from mmengine import Config
+from mmengine.registry import MODELS
 from tool_helpers import write_leaf
 from torch._utils import ExceptionWrapper
 from utils import CONFIGS
 
-from vpt_dense import config
+from vpt_dense import config, preflight
 from vpt_dense.engine import checkpoints
-from vpt_dense.errors import UserError, explain
+from vpt_dense.errors import UserError, explain, main
 
 SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob('[!_]*/[!_]*.py'))
 
@@ -122,6 +123,16 @@ def test_a_private_variable_and_one_that_a_leaf_reads_are_fine(tmp_path):
     assert cfg.model.decode_head.channels == 8
 
 
+@pytest.mark.parametrize('path', SHIPPED)
+def test_checks_before_a_run_let_every_config_pass(path):
+    cfg = config.load(str(CONFIGS / path))
+    preflight.check_parts(cfg, 'train')
+    preflight.check_values(cfg)
+    preflight.check_model(cfg.model)
+    preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
+    preflight.check_counting(cfg)
+
+
 # --- errors and checkpoints ------------------------------------------------------------------
 
 
@@ -146,6 +157,42 @@ def test_errors_are_reduced_to_a_line(error, line):
     assert explain(error) == line
 
 
+@pytest.mark.parametrize(
+    'error, code',
+    [
+        (UserError('x'), 2),
+        (FileNotFoundError(2, 'No such file', 'x'), 2),
+        (PermissionError(13, 'Permission denied', 'x'), 2),
+        (KeyError('X is not in the mmseg::model registry.'), 2),
+        (TypeError("A.__init__() got an unexpected keyword argument 'b'"), 2),
+        (CalledProcessError(75, ['x']), 75),
+        (CalledProcessError(-9, ['x']), 1),
+        (RuntimeError('CUDA out of memory'), 1),
+        (MemoryError(), 1),
+        (TypeError('NoneType is not iterable'), 1),
+        (ValueError('of the stack, while it runs'), 1),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(75), 75),
+    ],
+    ids=repr,
+)
+def test_the_exit_code_says_whose_error_it_is(error, code, capsys):
+    def tool():
+        raise error
+
+    with pytest.raises(SystemExit) as leave:
+        main(tool)
+    assert leave.value.code == code
+
+
+def test_what_a_constructor_refuses_is_the_configs_fault(mmseg_scope, capsys):
+    with pytest.raises(SystemExit) as leave:
+        main(lambda: MODELS.build(dict(type='SegDataPreProcessor', mean=[1, 2], std=[1, 2])))
+    assert leave.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: SegDataPreProcessor refuses its arguments: `mean` should have 1')
+
+
 def test_a_workers_error_is_reduced_to_its_message():
     try:
         raise UserError('x.png: bad')
@@ -154,16 +201,6 @@ def test_a_workers_error_is_reduced_to_its_message():
     with pytest.raises(UserError) as caught:
         wrapper.reraise()
     assert explain(caught.value) == 'x.png: bad'
-
-
-def test_the_last_checkpoint(tmp_path):
-    for name in ('iter_9.pth', 'iter_10.pth', 'best_mIoU_iter_12.pth'):
-        (tmp_path / name).touch()
-    assert checkpoints.find_last(tmp_path) == str(tmp_path / 'iter_10.pth')
-    (tmp_path / 'last_checkpoint').write_text('/moved/iter_9.pth')
-    assert checkpoints.find_last(tmp_path) == str(tmp_path / 'iter_9.pth')
-    (tmp_path / 'last_checkpoint').write_text('/moved/iter_11.pth')
-    assert checkpoints.find_last(tmp_path) == str(tmp_path / 'iter_10.pth')
 
 
 def test_safetensors_are_read_and_checked(tmp_path):

@@ -463,7 +463,7 @@ def test_check_tool_prints_a_table_and_the_exit_code_tells(tmp_path, monkeypatch
 )
 def test_check_tool_on_absent_data(source, line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert call_tool('check_dataset', source, monkeypatch=monkeypatch) == 1
+    assert call_tool('check_dataset', source, monkeypatch=monkeypatch) == 2
     told = capsys.readouterr().err.strip()
     assert line in told.splitlines()[-1]
 

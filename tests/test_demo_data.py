@@ -141,7 +141,7 @@ def test_tool_refuses_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / 'tools/make_dataset.py', 'digits', tmp_path],
         capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and str(tmp_path) in done.stderr
 
 

@@ -296,8 +296,8 @@ def test_tool_takes_overrides(tool, capsys):
     ],
 )
 def test_tool_says_in_a_line_what_is_wrong(tool, arguments, message, capsys):
-    """One line that names the config, exit code 1."""
-    with pytest.raises(SystemExit, match='1'):
+    """One line that names the config, exit code 2."""
+    with pytest.raises(SystemExit, match='2'):
         tool(*arguments)
     captured = capsys.readouterr()
     assert captured.out == ''

@@ -17,12 +17,15 @@ def main() -> None:
         action='store_true',
         help="test-time augmentation: the config's tta_model and tta_pipeline",
     )
+    tooling.add_base_option(parser)
     tooling.add_common_options(parser)
     args = parser.parse_args()
 
     tooling.say(f'loading {args.config} ...')
     cfg = tooling.load(args)
     cfg.resume, cfg.load_from = False, tooling.find_checkpoint(args.checkpoint, cfg.work_dir)
+    if args.base:
+        tooling.use_base(cfg, args.base)
     if args.tta or cfg.get('tta'):
         tooling.use_tta(cfg)
     if args.show_dir:

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 _PACKAGES = ('mmseg', 'mmpretrain')
 
 
+class _Options(DictAction):
+    """mmengine's ``KEY=VALUE`` options, whose parser fails without saying at what."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Parse; see :class:`argparse.Action`."""
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:
+            raise UserError(
+                f'{option_string} {" ".join(values)}: KEY=VALUE was expected, a list as '
+                f'KEY=[a,b] ({error})'
+            ) from error
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share."""
     add = parser.add_argument
@@ -30,7 +44,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         metavar='KEY=VALUE',
         help='override settings, e.g. model.backbone.prompt.num_tokens=50',
     )
@@ -73,7 +87,36 @@ def find_checkpoint(path: str, work_dir: str) -> str:
 
     if path == 'auto' or Path(path).is_dir():
         return checkpoints.find_last(work_dir if path == 'auto' else path)
+    checkpoints.verify(path)
     return path
+
+
+def add_base_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the pretrained weights lie."""
+    parser.add_argument(
+        '--base',
+        metavar='PATH',
+        help='pretrained weights of the backbone, in place of model.backbone.init_cfg.checkpoint',
+    )
+
+
+def use_base(cfg: Config, path: str) -> None:
+    """Take the pretrained weights of the backbone from ``path``.
+
+    Raises:
+        UserError: If the config has no ``model.backbone``.
+    """
+    from vpt_dense.weights import deltas
+
+    backbone = (cfg.get('model') or {}).get('backbone')
+    if not backbone:
+        raise UserError('--base: the config has no model.backbone that could take the weights')
+    backbone.init_cfg = ConfigDict(deltas.rebased(backbone.get('init_cfg'), path))
+
+
+def has_checkpoint(work_dir: str) -> bool:
+    """Whether a run's folder has a checkpoint, whole or not."""
+    return any(Path(work_dir).glob('*.pth'))
 
 
 def use_tta(cfg: Config) -> None:

@@ -1,9 +1,12 @@
 # What every run has in common (segmentation; default_runtime_cls.py is classification's).
 default_scope = 'mmseg'
+# Reading this config makes mmengine's loaders safe, before an inferencer opens a file of weights.
+custom_imports = dict(imports=['vpt_dense.weights.guard'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='vpt_dense.ReportHook'),
     dict(type='vpt_dense.DataCheckHook'),
     dict(type='vpt_dense.InvalidLossHook', interval=50),
+    dict(type='vpt_dense.PreemptionHook'),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -1,8 +1,13 @@
 """Checkpoints of runs: reading them, and finding the one to go on from."""
 
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from mmengine.logging import HistoryBuffer
 from torch import nn
 
 import vpt_dense.weights.guard  # noqa: F401  mmengine's loaders become safe
@@ -73,28 +78,149 @@ def _some(what: str, names: list[str], limit: int = 3) -> str:
     return f'{len(names)} {what}: {", ".join(names[:limit])}{more}'
 
 
-def find_last(folder: str | Path) -> str:
-    """The last checkpoint of a run's folder.
+# --- the one to go on from -------------------------------------------------------------------
 
-    mmengine's pointer file ``last_checkpoint`` is followed if what it names is there; otherwise
-    the ``iter_*.pth`` or ``epoch_*.pth`` of the highest number is taken.
+#: Names of a run's checkpoints: of its last ones, or of the best by a metric.
+_NAME = re.compile(r'(best_.+_)?(?:iter|epoch)_(\d+)')
+
+
+def _warn(message: str) -> None:
+    """Print a line on stderr, in the first process only; runs have no log yet."""
+    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        print(f'warning: {message}', file=sys.stderr, flush=True)
+
+
+def find_last(folder: str | Path, warn: Callable[[str], None] = _warn) -> str:
+    """The newest checkpoint of a run's folder that is whole.
+
+    That is the one that mmengine's pointer file ``last_checkpoint`` names. If that file is absent
+    or empty, or the checkpoint gone or damaged, it is the ``iter_*.pth`` or ``epoch_*.pth`` of the
+    highest number that is whole; or a ``best_*`` that is newer than all of these that are.
+
+    Args:
+        folder: The folder of a run; it may have been moved.
+        warn: Takes one line that tells what is wrong and what is used instead.
 
     Raises:
-        UserError: If there is none.
+        UserError: If no checkpoint is whole.
     """
     folder = Path(folder)
+    faults = []
+    named, lost = _follow(folder, faults)
+    elsewhere = {named.parent} - {Path()} if named else set()  # out_dir of the checkpoint hook
+    numbered, best = _list({folder, *elsewhere})
+    if named and not lost:
+        numbered = {named: 0, **numbered}  # the first to be tried
+    found = _choose(numbered, best, faults, lost)
+    if found is None:
+        if not folder.is_dir():
+            faults = [f'{folder} does not exist']
+        elif not numbered and not best:
+            faults = [f'{folder} holds no checkpoint']
+        raise UserError(f'{"; ".join(faults)}; leave --resume out to start from scratch')
+    if faults:
+        state = ' (without optimizer state)' if found in best else ''
+        warn(f'{"; ".join(faults)}; taking {found}{state} instead')
+    return str(found)
+
+
+def verify(path: str) -> None:
+    """Read a checkpoint that a user asked for and compare it with its checksums.
+
+    Args:
+        path: A file; addresses (``scheme://``) are not looked at.
+
+    Raises:
+        UserError: If the file is absent or damaged; a good one beside it is named.
+    """
+    if '://' in path:
+        return
+    try:
+        files.verify(path)
+    except UserError as error:
+        numbered, best = _list({Path(path).expanduser().parent})
+        found = _choose(numbered, best, [], True)
+        beside = f'; the newest good one beside it is {found}' if found else ''
+        raise UserError(f'{error}{beside}') from error
+
+
+def _follow(folder: Path, faults: list[str]) -> tuple[Path | None, bool]:
+    """What ``last_checkpoint`` names, and whether a checkpoint is lost by that."""
     pointer = folder / 'last_checkpoint'
-    if pointer.is_file():
-        named = Path(pointer.read_text().strip())
-        for candidate in (named, folder / named.name):  # the second: the folder was moved
-            if named.name and candidate.is_file():
-                return str(candidate)
-    numbered = [
-        (int(file.stem.rpartition('_')[2]), str(file))
-        for file in folder.glob('*.pth')
-        if file.stem.rpartition('_')[0] in ('iter', 'epoch') and file.stem[-1].isdigit()
-    ]
-    if not numbered:
-        state = 'holds no checkpoint' if folder.is_dir() else 'does not exist'
-        raise UserError(f'--resume: {folder} {state}; leave --resume out to start from scratch')
-    return max(numbered)[1]
+    if not pointer.is_file():
+        if folder.is_dir():
+            faults.append(f'{pointer} is missing')
+        return None, False
+    text = pointer.read_bytes().strip(b'\0 \r\n').decode(errors='replace')
+    if not text:
+        faults.append(f'{pointer} is empty')
+        return None, False
+    named = Path(text)
+    moved = folder / named.name
+    if moved.is_file():  # first: the folder may be a copy of one that is still there
+        if not named.is_file():
+            faults.append(f'{pointer} names {named}, which is gone')
+        return moved, False
+    if not named.is_file():
+        faults.append(f'{pointer} names {named}, which is gone')
+        return named, True
+    return named, False
+
+
+def _list(folders: set[Path]) -> tuple[dict[Path, int], dict[Path, int]]:
+    """Numbered checkpoints and best ones with their numbers, highest first."""
+    found = ({}, {})
+    for file in (file for folder in folders for file in folder.glob('*.pth')):
+        name = _NAME.fullmatch(file.stem)
+        if name:
+            found[bool(name[1])][file] = int(name[2])
+    numbered, best = (
+        dict(sorted(part.items(), key=lambda item: item[1], reverse=True)) for part in found
+    )
+    return numbered, best
+
+
+def _choose(
+    numbered: dict[Path, int], best: dict[Path, int], faults: list[str], lost: bool
+) -> Path | None:
+    """The first of the numbered ones, or what comes nearest to it if that is lost."""
+    found = _first_whole(numbered, faults)
+    if lost or found is None or found != next(iter(numbered)):
+        newer = [file for file, step in best.items() if step > numbered.get(found, -1)]
+        found = _first_whole(newer, faults) or found
+    return found
+
+
+def _first_whole(candidates: Iterable[Path], faults: list[str]) -> Path | None:
+    """The first file that is whole; what is wrong with those before it goes to ``faults``."""
+    for file in candidates:
+        try:
+            files.verify(file)
+        except UserError as error:
+            text = str(error)  # without its advice, unless that is the switch which allows it
+            advice = files.ALLOW_PICKLE not in text
+            faults.append(advice and text.rpartition(': ')[0] or text)
+        else:
+            return file
+    return None
+
+
+# --- what is saved ---------------------------------------------------------------------------
+
+
+def bound_history(message_hub: dict, length: int = 1000) -> dict:
+    """Shorten the logged values in the state of a message hub: they grow with every iteration.
+
+    Args:
+        message_hub: As ``MessageHub.state_dict`` returns it.
+        length: How many values of each scalar are kept, the last ones; what is logged is averaged
+            over windows shorter than that.
+
+    Returns:
+        A state with the same keys.
+    """
+    scalars = {
+        name: HistoryBuffer(*(part[-length:] for part in buffer.data), buffer.max_length)
+        for name, buffer in message_hub['log_scalars'].items()
+    }
+    return {**message_hub, 'log_scalars': scalars}

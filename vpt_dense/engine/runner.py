@@ -1,22 +1,40 @@
 """mmengine's runner, safe with files and at home on machines without a GPU."""
 
+import functools
+import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+import mmengine
 import torch
 from mmengine.dataset import Compose
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import DATASETS
+from mmengine.runner import BaseLoop, save_checkpoint
 from mmengine.runner import Runner as _Runner
+from mmengine.runner.checkpoint import weights_to_cpu
+from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vpt_dense import logging
-from vpt_dense.engine import checkpoints, distributed
+from vpt_dense import files, logging, preemption
+from vpt_dense.engine import checkpoints, distributed, loops, seeding
 from vpt_dense.errors import UserError
+from vpt_dense.hooks import accumulation_hook
+from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
+from vpt_dense.hooks.seed_hook import SeedHook
+from vpt_dense.version import __version__
+from vpt_dense.weights import deltas
 
 
 class NamingPipeline(Compose):
-    """A data pipeline whose errors name the file: the stack's often do not."""
+    """A data pipeline whose errors name the file: the stack's often do not.
+
+    It also sees what the stack does not: a mask of another size than its image.
+    """
 
     def __call__(self, data: dict) -> dict | None:
         """Transform one sample.
@@ -25,7 +43,14 @@ class NamingPipeline(Compose):
             UserError: In place of whatever a transform raises.
         """
         try:
-            return super().__call__(data)
+            for transform in self.transforms:
+                loaded = 'gt_seg_map' in data
+                data = transform(data)
+                if data is None:
+                    return None
+                if not loaded and 'gt_seg_map' in data:
+                    _compare_sizes(data)
+            return data
         except UserError:
             raise
         except Exception as error:
@@ -37,16 +62,34 @@ class NamingPipeline(Compose):
             raise UserError(f'cannot read or transform {" with ".join(files)}: {reason}') from error
 
 
+def _compare_sizes(data: dict) -> None:
+    """A mask that was just loaded must be as large as its image was when that was loaded."""
+    image, mask = data.get('ori_shape'), data['gt_seg_map'].shape[:2]
+    if image is not None and tuple(image) != tuple(mask):
+        raise UserError(
+            f'{data.get("img_path")} has {image[0]} x {image[1]} pixels (height x width), its mask '
+            f'{data.get("seg_map_path")} has {mask[0]} x {mask[1]}; they must be of one size'
+        )
+
+
 class Runner(_Runner):
-    """mmengine's ``Runner`` with six differences; it takes the same configs.
+    """mmengine's ``Runner`` with these differences; it takes the same configs.
 
     - Without CUDA, several processes work (gloo, no device ids).
     - The console shows warnings only, until :func:`vpt_dense.logging.loud`.
     - Checkpoints are read without executing code (:mod:`vpt_dense.engine.checkpoints`).
     - A checkpoint that does not fit the model exactly is an error, not a warning.
-    - Resuming without a checkpoint is an error, not a fresh start.
+    - Checkpoints are written completely or not at all (:mod:`vpt_dense.files`), their log history
+      is bounded, and a ``CheckpointHook`` is :class:`vpt_dense.hooks.CheckpointHook`.
+    - Resuming without a checkpoint is an error, not a fresh start; in place of a damaged one the
+      newest that is whole is taken, and said so.
+    - Resuming is exact: a resumed run ends where the uninterrupted one does.
+    - Checkpoints leave out the frozen tensors that come from pretrained weights, and find them
+      again when they are loaded (:mod:`vpt_dense.weights.deltas`).
     - Errors in data pipelines name the file.
     """
+
+    _contents = ''  # what was said last about what checkpoints hold
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up the processes; with gloo when there is no CUDA."""
@@ -73,20 +116,81 @@ class Runner(_Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     @staticmethod
-    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        """Build a dataloader whose data set names the file in its errors."""
-        if isinstance(dataloader, dict) and isinstance(dataloader.get('dataset'), dict):
-            dataset = DATASETS.build(dataloader['dataset'])
-            if hasattr(dataset, 'full_init'):
-                dataset.full_init()
-            _name_files(dataset)
+    def build_dataloader(
+        dataloader: DataLoader | dict,
+        seed: int | None = None,
+        diff_rank_seed: bool = False,
+        positions: bool = False,
+    ) -> DataLoader:
+        """Build a dataloader whose data set names the file in its errors.
+
+        Args:
+            dataloader: Its config.
+            seed: As in mmengine.
+            diff_rank_seed: As in mmengine.
+            positions: Whether samples follow from ``seed`` and their place in the run
+                (:mod:`vpt_dense.engine.seeding`), as those of training must.
+        """
+        if isinstance(dataloader, dict):
+            dataset = dataloader['dataset']
+            if isinstance(dataset, dict):
+                dataset = DATASETS.build(dataset)
+                if hasattr(dataset, 'full_init'):
+                    dataset.full_init()
+                _name_files(dataset)
             dataloader = {**dataloader, 'dataset': dataset}
-        return _Runner.build_dataloader(dataloader, *args, **kwargs)
+            if positions:
+                dataloader['dataset'] = seeding.SeededDataset(dataset)
+                sampler = dict(type=seeding.PositionSampler, sampler=dataloader['sampler'])
+                dataloader['sampler'] = sampler
+            loader = _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            loader.worker_init_fn = partial(preemption.start_worker, loader.worker_init_fn)
+            return loader
+        return dataloader
+
+    @property
+    def common_seed(self) -> int:
+        """The run's seed, the same in all processes also where ``diff_rank_seed`` is set."""
+        return self.seed - (self.rank if self._randomness_cfg.get('diff_rank_seed') else 0)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop, its data and its loader; mmengine's two loops become ours."""
+        if isinstance(loop, dict):
+            loop = loops.exact(loop)
+            if isinstance(self._train_dataloader, dict):
+                self._train_dataloader = self.build_dataloader(
+                    self._train_dataloader, self.common_seed, positions=True
+                )
+        return super().build_train_loop(loop)
+
+    def train(self) -> nn.Module:
+        """Train; three hooks that are no choice see to it that a resumed run misses nothing."""
+        if not any(isinstance(hook, SeedHook) for hook in self.hooks):
+            self.register_hook(SeedHook())
+            self.register_hook(accumulation_hook.AccumulationHook())
+            self.register_hook(MissedValidationHook())
+        return super().train()
+
+    def resume(self, *args, **kwargs) -> None:
+        """Go on from a checkpoint, with its seed; arguments as in mmengine."""
+        super().resume(*args, **kwargs)
+        sampler = getattr(self.train_dataloader.batch_sampler, 'sampler', None)
+        if isinstance(sampler, seeding.PositionSampler):
+            sampler.reseed(self.common_seed)
+
+    def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
+        """Register a hook; in place of mmengine's ``CheckpointHook``, ours."""
+        names = (CheckpointHook, 'CheckpointHook', 'mmengine.CheckpointHook')
+        if isinstance(hook, dict) and hook.get('type') in names:
+            hook = {**hook, 'type': 'vpt_dense.CheckpointHook'}
+        super().register_hook(hook, priority)
 
     def load_or_resume(self) -> None:
         """Load or resume as configured; afterwards the console shows progress."""
-        if self._resume and self._load_from is None and not self._has_loaded:
-            self._load_from = checkpoints.find_last(self.work_dir)
+        if self._resume and not self._has_loaded:
+            if self._load_from is None:
+                self._load_from = checkpoints.find_last(self.work_dir, self.logger.warning)
+            checkpoints.verify(self._load_from)
         super().load_or_resume()
         logging.loud(self.logger)
 
@@ -99,14 +203,88 @@ class Runner(_Runner):
             UserError: If it does not, or if the file is damaged.
         """
         checkpoint = checkpoints.read(filename, map_location)
-        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         if isinstance(model, BaseTTAModel):
             model = model.module
+        deltas.complete(model, checkpoint, filename)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         checkpoints.load_strict(model, checkpoint, filename)
         self._has_loaded = True
         self.logger.info(f'loaded {filename}')
         return checkpoint
+
+    @functools.cached_property
+    def _config_text(self) -> str:
+        return self.cfg.pretty_text  # formatting takes up to a second
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Write a checkpoint; arguments and contents are mmengine's.
+
+        All processes call this, the main one writes.
+
+        When this returns, the file is whole and on the disk; until then there is no file of that
+        name, or the old one.
+
+        Raises:
+            UserError: If it cannot be written; nothing of it is left.
+        """
+        begun = accumulation_hook.gather(self) if save_optimizer else {}
+        if self.rank != 0:
+            return
+        ended = bool(by_epoch)  # hooks that save at the end of an epoch run before it is counted
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        meta = {
+            'epoch': self.epoch + ended,
+            'iter': self.iter + (not ended),
+            **(meta or {}),
+            'cfg': self._config_text,
+            'seed': self.seed,
+            'experiment_name': self.experiment_name,
+            'time': time.strftime('%Y%m%d_%H%M%S'),
+            'mmengine_version': mmengine.__version__,
+            'vpt_dense_version': __version__,
+        }
+        if hasattr(self.train_dataloader.dataset, 'metainfo'):
+            meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
+        history = checkpoints.bound_history(self.message_hub.state_dict())
+        checkpoint = dict(
+            meta=meta, state_dict=weights_to_cpu(model.state_dict()), message_hub=_to_cpu(history)
+        )
+        if save_optimizer:
+            checkpoint['optimizer'] = _to_cpu(self.optim_wrapper.state_dict())
+            checkpoint.update(begun)
+        if save_param_scheduler and self.param_schedulers is not None:
+            checkpoint['param_schedulers'] = _states(self.param_schedulers)
+        self.call_hook('before_save_checkpoint', checkpoint=checkpoint)
+        contents = deltas.reduce(model, checkpoint)
+        if contents != self._contents:
+            self._contents = contents
+            self.logger.info(contents)
+        if isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
+            files.write(checkpoint, Path(out_dir, filename))
+        else:  # an object store, whose uploads are whole or absent
+            path = mmengine.fileio.join_path(out_dir, filename, backend_args=backend_args)
+            save_checkpoint(checkpoint, path, file_client_args, backend_args)
+
+
+def _to_cpu(state: dict) -> dict:
+    return apply_to(state, lambda value: hasattr(value, 'cpu'), lambda value: value.cpu())
+
+
+def _states(schedulers: list | dict) -> list | dict:
+    if isinstance(schedulers, dict):  # of several optimizers
+        return {name: _states(part) for name, part in schedulers.items()}
+    return [scheduler.state_dict() for scheduler in schedulers]
 
 
 def _name_files(dataset: object) -> None:

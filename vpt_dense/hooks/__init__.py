@@ -1,8 +1,23 @@
 """Hooks that every run gets. This is the one location of the HOOKS registry: needs mmengine."""
 
+from vpt_dense.hooks.accumulation_hook import AccumulationHook
+from vpt_dense.hooks.checkpoint_hook import CheckpointHook
 from vpt_dense.hooks.data_check_hook import DataCheckHook
 from vpt_dense.hooks.invalid_loss_hook import InvalidLossHook
+from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
+from vpt_dense.hooks.preemption_hook import PreemptionHook
 from vpt_dense.hooks.report_hook import ReportHook
+from vpt_dense.hooks.seed_hook import SeedHook
 from vpt_dense.hooks.vit_start_hook import ViTStartHook
 
-__all__ = ['DataCheckHook', 'InvalidLossHook', 'ReportHook', 'ViTStartHook']
+__all__ = [
+    'AccumulationHook',
+    'CheckpointHook',
+    'DataCheckHook',
+    'InvalidLossHook',
+    'MissedValidationHook',
+    'PreemptionHook',
+    'ReportHook',
+    'SeedHook',
+    'ViTStartHook',
+]

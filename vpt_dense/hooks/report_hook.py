@@ -18,6 +18,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from vpt_dense import logging, params
+from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.registry import HOOKS
 from vpt_dense.version import __version__
 
@@ -98,7 +99,6 @@ class ReportHook(Hook):
                 'per_class': _classes(runner._val_loop),
             }
             self.evaluations.append(record)
-            _write_json(_in_work_dir(runner, 'evaluations.json'), self.evaluations)
         else:
             self._write_result(runner, 'val', metrics)
         self._line = self._headline(runner, metrics)
@@ -113,6 +113,10 @@ class ReportHook(Hook):
     @master_only
     def after_val(self, runner: Runner) -> None:
         """Print the metric beside the number of trainable parameters."""
+        if isinstance(runner._train_loop, BaseLoop):
+            # Not before: a resumed run validates again unless it is on record, and the best
+            # checkpoint is saved in after_val_epoch.
+            _write_json(_in_work_dir(runner, 'evaluations.json'), self.evaluations)
         runner.logger.info(self._line)
 
     @master_only
@@ -145,9 +149,12 @@ class ReportHook(Hook):
             # Of this process: a resumed run does not know how long the earlier ones took.
             'wall_time_seconds': time.time() - self.start_time,
             'peak_memory': self._peak_memory(),
+            'skipped_steps': runner.message_hub.runtime_info.get(SKIPPED, 0),
         }
         _write_json(_in_work_dir(runner, 'summary.json'), summary)
-        runner.logger.info('Summary written to %s', _in_work_dir(runner, 'summary.json'))
+        skipped = summary['skipped_steps']
+        told = f'; {skipped} steps left out, their loss was not finite' if skipped else ''
+        runner.logger.info('Summary written to %s%s', _in_work_dir(runner, 'summary.json'), told)
 
     def _write_result(self, runner: Runner, split: str, metrics: dict[str, Any] | None) -> None:
         result = {

@@ -63,16 +63,39 @@ class Base:
             UserError: If the bytes are something else.
         """
         try:
-            return cls(**json.loads(bytes(tensor.tolist()).decode()))
+            return cls.from_dict(json.loads(bytes(tensor.tolist()).decode()))
         except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f'the weights hold a {KEY} that cannot be read ({type(error).__name__}): they are '
-                'damaged or of a later version of vpt_dense'
-            ) from error
+            if isinstance(error, UserError):
+                raise
+            raise _unreadable(type(error).__name__) from error
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> 'Base':
+        """The reverse of :func:`dataclasses.asdict`.
+
+        Raises:
+            UserError: If fields are missing, unknown or of other types.
+        """
+        try:
+            base = cls(**fields)
+        except TypeError as error:
+            raise _unreadable('fields') from error
+        kinds = dict(tensors=int, parameters=int, keys=dict)
+        for field in dataclasses.fields(cls):
+            if not isinstance(getattr(base, field.name), kinds.get(field.name, str)):
+                raise _unreadable(field.name)
+        return base
 
     def without_path(self) -> 'Base':
         """For files that leave this machine."""
         return dataclasses.replace(self, path='')
+
+
+def _unreadable(reason: str) -> UserError:
+    return UserError(
+        f'the weights hold a {KEY} that cannot be read ({reason}): they are damaged or of a later '
+        'version of vpt_dense'
+    )
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -260,13 +283,18 @@ class FrozenBase:
         configured = init_cfg.get('checkpoint')
         places = list(dict.fromkeys(p for p in (configured, base.checkpoint, base.path) if p))
         for place in places:
-            if '://' in place or place.startswith('hf-hub:') or Path(place).expanduser().is_file():
+            if is_address(place) or Path(place).expanduser().is_file():
                 return place
         raise UserError(
             'it holds only what was trained, and the pretrained weights that it builds on are '
             f'neither in {" nor in ".join(places)} (from {Path.cwd()}); say where they are '
             'with --base PATH or model.backbone.init_cfg.checkpoint'
         )
+
+
+def is_address(checkpoint: str) -> bool:
+    """Whether pretrained weights are named by an address rather than by a local path."""
+    return '://' in checkpoint or checkpoint.startswith(('hf-hub:', 'hf_hub:'))
 
 
 def frozen_bases(model: nn.Module) -> Iterator[tuple[str, FrozenBase]]:

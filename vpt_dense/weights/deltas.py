@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from vpt_dense import config, files, params
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
-from vpt_dense.weights.base import KEY, Base, FrozenBase, fingerprint, frozen_bases
+from vpt_dense.weights.base import (
+    KEY,
+    Base,
+    FrozenBase,
+    fingerprint,
+    frozen_bases,
+    is_address,
+)
 
 #: The value of ``format`` in the metadata of a delta.
 FORMAT = f'{files.DELTA} 1'
@@ -173,8 +180,8 @@ def extract(path: str, config_file: str | None = None, base: str | None = None) 
             known = old.get('bases')
             record = known.get(prefix) if isinstance(known, dict) else None
             frozen = {name: state[prefix + name] for name in backbone.frozen_names}
-            if record and fingerprint(frozen) == record.get('sha256'):
-                bases[prefix], names = Base(**record), backbone.frozen_names
+            if record and fingerprint(frozen) == Base.from_dict(record).sha256:
+                bases[prefix], names = Base.from_dict(record), backbone.frozen_names
             else:
                 bases[prefix], names = _identify(cfg, prefix, state, path, base)
             for name in names:
@@ -285,7 +292,13 @@ def build(cfg: Config) -> nn.Module:
 
 
 def rebased(init_cfg: dict | None, base: str) -> dict:
-    """The ``init_cfg`` of a backbone whose pretrained weights lie elsewhere."""
+    """The ``init_cfg`` of a backbone whose pretrained weights lie elsewhere.
+
+    Raises:
+        UserError: If ``base`` is a path at which there is no file of weights.
+    """
+    if not is_address(base):
+        files.check(base)
     kept = init_cfg if isinstance(init_cfg, dict) and init_cfg.get('checkpoint') else {}
     return {**kept, 'type': 'Pretrained', 'checkpoint': base}
 
@@ -365,8 +378,9 @@ def describe(path: str) -> list[tuple[str, str]]:
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     method = meta.get('method')
     if not isinstance(method, dict) and meta.get('cfg'):
-        backbone = stored_config.parse(meta['cfg'], path).get('model', {}).get('backbone', {})
-        method = {key: backbone.get(key) for key in ('prompt', 'trainable')}
+        with contextlib.suppress(UserError):  # more than plain data: it is not needed here
+            backbone = stored_config.parse(meta['cfg'], path).get('model', {}).get('backbone', {})
+            method = {key: backbone.get(key) for key in ('prompt', 'trainable')}
     records = {
         name: Base.from_tensor(tensor) for name, tensor in state.items() if name.endswith(KEY)
     }
@@ -386,7 +400,7 @@ def describe(path: str) -> list[tuple[str, str]]:
             ('backbone', record.arch),
         ]
     counts = meta.get('counts')
-    if isinstance(counts, dict):
+    if isinstance(counts, dict) and {'trainable', 'total', 'percent'} <= counts.keys():
         share = params.format_percent(counts['percent'])
         rows.append(
             ('parameters', f'{counts["trainable"]:,} trainable of {counts["total"]:,} ({share})'))

@@ -1,9 +1,9 @@
 """mmengine's checkpoint loaders, made safe: importing this module is enough.
 
 mmengine falls back to unpickling anything when a safe load is refused, loads what it downloads
-without a safe attempt, and executes the text of a config that it finds in a checkpoint. ``init_cfg``
-of any module, ``load_from``, ``--resume`` and the inferencers of mmseg and mmpretrain all come here;
-afterwards they read files through :mod:`vpt_dense.files`, and configs in them as data.
+without a safe attempt, and executes the text of a config that it finds in a checkpoint. All of
+``init_cfg`` of any module, ``load_from``, ``--resume`` and the inferencers of mmseg and mmpretrain
+come here; afterwards they read files through :mod:`vpt_dense.files`, and configs in them as data.
 
 Our tools import this module, and so does reading any config of ours (``custom_imports``) and
 building a backbone of ours. What is left: an inferencer that is given a checkpoint and no config,

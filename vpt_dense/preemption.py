@@ -1,0 +1,110 @@
+"""Signals by which a cluster asks a run to leave: caught here, answered where it is safe.
+
+Slurm sends SIGTERM before it takes the nodes away (preemption, time limit, ``scancel``), or what
+``--signal`` names, usually SIGUSR1. Nothing heavy is imported here: a run listens from its start.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+#: EX_TEMPFAIL of sysexits.h: not done, try again.
+EXIT_CODE = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(SystemExit):
+    """The run leaves because it was asked to; everything has been said and saved."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+class _State:
+    owner: int | None = None  # the process that listens; forked loader workers inherit the handler
+    received: str | None = None
+    where: str | None = None  # what is going on, where a signal is answered at once
+
+
+def listen() -> None:
+    """From now on a signal makes this process leave, at once or at the next safe place."""
+    if _State.owner == os.getpid() or threading.current_thread() is not threading.main_thread():
+        return
+    _State.owner, _State.received = os.getpid(), None
+    leave_at_once('before training began: nothing was saved')
+    for number in SIGNALS:
+        signal.signal(number, _answer)
+
+
+def stop_listening() -> None:
+    """Let the signals do what they do by default."""
+    if _State.owner == os.getpid():
+        _State.owner = None
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def received() -> str | None:
+    """Name of the signal that has come, if any."""
+    return _State.received
+
+
+def hold() -> None:
+    """Signals are remembered only; who calls this looks at :func:`received`."""
+    _State.where = None
+
+
+def leave_at_once(where: str) -> None:
+    """A signal, also one that has come already, is answered at once.
+
+    Args:
+        where: Goes into the line that is printed then.
+    """
+    _State.where = where
+    if _State.received:
+        leave(f'preempted ({_State.received}) {where}')
+
+
+def leave(line: str) -> NoReturn:
+    """Print a line on stderr, in the first process only, and raise :class:`Preempted`."""
+    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        sys.stdout.flush()
+        # A signal may have come while sys.stderr was being written to; it cannot be entered twice.
+        os.write(2, f'{line}\n'.encode())
+    raise Preempted
+
+
+def _answer(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _State.owner:  # a loader worker that has not got its own handler yet
+        _stay_once(number, frame)
+        return
+    if _State.received:
+        return
+    _State.received = signal.Signals(number).name
+    if _State.where is not None:
+        leave(f'preempted ({_State.received}) {_State.where}')
+
+
+def start_worker(initialise: Callable[[int], None] | None, worker_id: int) -> None:
+    """Make a loader worker survive the signal: Slurm signals it too, but the run still needs it.
+
+    torch's own handler would end the worker, and the run with an error.
+
+    Args:
+        initialise: What the loader has to do in a new worker.
+        worker_id: Number of the worker.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stay_once)
+    if initialise is not None:
+        initialise(worker_id)
+
+
+def _stay_once(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGTERM:
+        # The next one is the parent's, which wants to be rid of a worker that does not end.
+        signal.signal(number, lambda number, frame: os._exit(0))
