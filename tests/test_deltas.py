@@ -503,6 +503,28 @@ def test_another_size_of_images_is_told(tmp_path):
         other.load_state_dict(reduced(model))
 
 
+def test_what_a_pseudo_inverse_made_stays_in(tmp_path):
+    """Its last bits depend on the machine's libraries, and a fingerprint would too."""
+    path = tmp_path / 'base.pth'
+    sizes = {**SIZES, 'patch_size': 16}
+    torch.save(
+        randomise(timm.models.VisionTransformer(img_size=48, **sizes)).state_dict(), path
+    )
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    model = tiny_backbone(init_cfg=init_cfg)
+    model.init_weights()
+    checkpoint = dict(state_dict=model.state_dict())
+    deltas.reduce(model, checkpoint)
+    kernel = 'patch_embed.projection.weight'
+    assert set(checkpoint['state_dict']) == {'prompt.tokens', KEY, kernel}
+    checkpoint['state_dict'][kernel] = checkpoint['state_dict'][kernel].nextafter(torch.tensor(1.0))
+    other = tiny_backbone(init_cfg=init_cfg)
+    other.load_state_dict(checkpoint['state_dict'])
+    assert not torch.equal(other.state_dict()[kernel], model.state_dict()[kernel])
+    for name, tensor in model.state_dict().items():
+        assert name == kernel or torch.equal(other.state_dict()[name], tensor)
+
+
 def test_what_trains_may_differ_when_it_is_loaded(tmp_path):
     """A bias-tuned delta in a backbone that would train everything, or nothing."""
     path = save_base(tmp_path / 'base.pth')

@@ -270,12 +270,14 @@ class FrozenBase:
         self._held = fingerprint(held) if rounded else self.base.sha256
 
     def _pick(self, converted: Converted, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of some tensors that pretrained weights give.
+        """Those of some tensors that pretrained weights give, the same on every machine.
 
         Buffers that no weights hold (tables of indices) are the same in every such backbone.
         """
         known = {**dict(self.named_buffers()), **converted.tensors}
-        return {name: known[name] for name in names if name in known}
+        return {
+            name: known[name] for name in names if name in known and name not in converted.inexact
+        }
 
     def _find_base(self, base: Base) -> str:
         """The first of config and record whose weights are there."""

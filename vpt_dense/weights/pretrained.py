@@ -59,11 +59,14 @@ class Converted(NamedTuple):
             backbone's shapes.
         layout: Name of the format that the file has.
         report: What was used, changed, left out and created; one line.
+        inexact: Names of tensors whose last bit may differ on another machine: what a
+            pseudo-inverse went into, which libraries compute in different orders.
     """
 
     tensors: dict[str, Tensor]
     layout: str
     report: str
+    inexact: frozenset[str] = frozenset()
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str) -> str:
@@ -142,8 +145,12 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     tensors, origins, notes = _convert(source, layout, prefix, target, checkpoint)
     if not options.get('prompts'):
         tensors = {k: v for k, v in tensors.items() if not k.startswith('prompt.')}
+    source_kernel = tensors.get(_KERNEL)
     for fit in _FITS[family]:
         fit(tensors, backbone, target, notes, options)
+    other_patches = source_kernel is not None and (
+        source_kernel.shape[2:] != tensors[_KERNEL].shape[2:]
+    )
     for name in _OPTIONAL.get(family, ()):
         if name in tensors and name not in target:
             del tensors[name]
@@ -170,7 +177,8 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
         report += f'; left out: {_group(ignored)}'
     if created:
         report += f'; created: {_group(created)}'
-    return Converted(tensors, layout.name, report)
+    inexact = frozenset([_KERNEL] if other_patches else [])
+    return Converted(tensors, layout.name, report, inexact)
 
 
 # --- options and recognition -----------------------------------------------------------------
