@@ -342,7 +342,7 @@ def test_every_leaf_names_its_backbone():
 
 def test_dinov2_in_segmentation_sees_whole_patches_of_14_pixels(mmseg_scope):
     """Training crops and test windows, of a 683x512 photograph and of a narrow strip."""
-    cfg = config.load(str(CONFIGS / 'vpt/setr_dinov2-l_deep_ade20k.py'))
+    cfg = config.load(str(CONFIGS / 'vpt/setr_vit-l_dinov2_deep_ade20k.py'))
     for size in (cfg.train_dataloader.dataset.pipeline[3].crop_size, cfg.model.test_cfg.crop_size,
                  cfg.model.data_preprocessor.size, cfg.model.backbone.img_size):  # fmt: skip
         assert tuple(size) == (518, 518)
@@ -365,7 +365,7 @@ def test_dinov2_in_segmentation_sees_whole_patches_of_14_pixels(mmseg_scope):
 
 @pytest.mark.parametrize('place', ['data_preprocessor.size', 'test_cfg.crop_size'])
 def test_crops_of_another_patch_size_are_refused(place):
-    path = str(CONFIGS / 'vpt/setr_dinov2-l_deep_ade20k.py')
+    path = str(CONFIGS / 'vpt/setr_vit-l_dinov2_deep_ade20k.py')
     preflight.check_model(config.load(path).model)
     cfg = config.load(path, {f'model.{place}': (512, 512)})
     with pytest.raises(UserError, match=rf'model\.{place} \(512, 512\) .* patch_size 14'):

@@ -80,7 +80,6 @@ def leave(line: str) -> NoReturn:
 
 def _answer(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _State.owner:  # a loader worker that has not got its own handler yet
-        _stay_once(number, frame)
         return
     if _State.received:
         return
@@ -92,19 +91,23 @@ def _answer(number: int, frame: FrameType | None) -> None:
 def start_worker(initialise: Callable[[int], None] | None, worker_id: int) -> None:
     """Make a loader worker survive the signal: Slurm signals it too, but the run still needs it.
 
-    torch's own handler would end the worker, and the run with an error.
+    torch's own handler ends the worker, whoever sends SIGTERM, and the run with an error. From its
+    parent a worker still takes it: so it is told to end. Not on macOS, where the sender is unknown.
 
     Args:
         initialise: What the loader has to do in a new worker.
         worker_id: Number of the worker.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stay_once)
+    if hasattr(signal, 'sigwaitinfo'):
+        # Blocked, so that it is left to the thread that waits for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     if initialise is not None:
         initialise(worker_id)
 
 
-def _stay_once(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGTERM:
-        # The next one is the parent's, which wants to be rid of a worker that does not end.
-        signal.signal(number, lambda number, frame: os._exit(0))
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
