@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from utils import in_scope, make_ade_folder
 
 
 @pytest.fixture(autouse=True)
-def _deterministic():
+def _fresh():
+    """No test sees the random numbers or the default scope that another one left."""
     torch.manual_seed(0)
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_metric_refuses_numbers_that_differ(run, monkeypatch):
 
     monkeypatch.setattr(IoUMetric, 'evaluate', lambda self, size: {'mIoU': 1.0})
     done = run('metric', '--images', 2, '--size', 9, 9, '--rounds', 2)
-    assert done.code == 1 and 'the numbers differ' in done.err
+    assert done.code == 2 and 'the numbers differ' in done.err
 
 
 @pytest.mark.parametrize('config', ['setr_vit-l_deep_ade20k', 'vit-b_deep_imagefolder'])
@@ -91,6 +91,6 @@ def test_loader_refuses_pipelines_that_differ(monkeypatch):
 ])  # fmt: skip
 def test_bad_options_are_one_line(script, arguments, told, run):
     done = run(script, *arguments)
-    assert done.code == 1
+    assert done.code == 2
     (line,) = done.err.splitlines()
     assert told in line

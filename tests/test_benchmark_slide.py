@@ -101,6 +101,6 @@ def test_peak_is_that_of_the_call(slide):
 ])
 def test_bad_options_are_one_line(command, arguments, told):
     code, _, err = command(*arguments)
-    assert code == 1
+    assert code == 2
     (line,) = err.splitlines()
     assert told in line

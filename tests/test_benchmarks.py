@@ -371,7 +371,7 @@ def test_plot_refuses(command, tmp_path, content, told):
         file.write_text(content)
     code, _, err = command('plot', good, file, '--out', tmp_path / 'x.svg')
     (line,) = err.splitlines()
-    assert code == 1 and told in line
+    assert code == 2 and told in line
 
 
 @pytest.mark.parametrize(('arguments', 'told'), [
@@ -396,7 +396,7 @@ def test_plot_refuses(command, tmp_path, content, told):
 def test_bad_options_are_one_line(command, arguments, told):
     code, _, err = command(*arguments.split())
     (line,) = err.splitlines()
-    assert code == 1 and line.startswith('error: ') and told in line
+    assert code == 2 and line.startswith('error: ') and told in line
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])

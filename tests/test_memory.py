@@ -269,7 +269,7 @@ def test_tool_prints_a_row_for_each_config(tool, arguments):
 ])
 def test_tool_says_in_a_line_what_is_wrong(tool, options, message):
     code, out, err = tool('--memory', HEAD, '--cfg-options', *options)
-    assert (code, out) == (1, '')
+    assert (code, out) == (2, '')
     assert err.startswith(f'error: config {HEAD}: ') and message in err
     assert len(err.splitlines()) == 1
 

@@ -365,7 +365,7 @@ def test_wrong_test_cfg_is_refused_when_built(mmseg_scope, changes, told):
 def test_wrong_test_cfg_is_one_line_in_the_tools(capfd, tmp_path):
     leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
     done = run_tool(capfd, 'train', leaf, '--cfg-options', 'model.test_cfg.windows_per_batch=0')
-    assert done.code == 1
+    assert done.code == 2
     (line,) = done.err.splitlines()
     assert 'model.test_cfg.windows_per_batch must be a whole number of at least 1' in line
 

@@ -159,7 +159,7 @@ def test_print_config(capfd, leaf, tmp_path):
     whole = run_tool(capfd, 'print_config', leaf, '--save-path', tmp_path / 'whole.py')
     assert 'decode_head' in whole.out and (tmp_path / 'whole.py').is_file()
     wrong = run_tool(capfd, 'print_config', leaf, 'model.backbon')
-    assert wrong.code == 1 and "did you mean 'backbone'" in wrong.err
+    assert wrong.code == 2 and "did you mean 'backbone'" in wrong.err
 
 
 def shell(*command):
