@@ -163,13 +163,24 @@ def test_the_real_config_runs_as_it_is(tmp_path):
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
     assert summary['params']['trainable'] == 13_389_400
 
-    trained = torch.load(tmp_path / 'run/iter_2.pth', weights_only=False)['state_dict']
+    # The frozen backbone is not in the checkpoint; it is what was loaded, wherever it is needed.
+    assert 'checkpoints hold 78 tensors, 53.6 MB (the whole model: 1,270.2 MB)' in out
+    saved = tmp_path / 'run/iter_2.pth'
+    assert saved.stat().st_size < 2.1 * 53.6e6  # the optimizer's momentum takes as much again
+    state = torch.load(saved, weights_only=False)['state_dict']
+    assert not any(name.startswith('backbone.layers.') for name in state)
+    tested = run(
+        tmp_path, str(ROOT / 'tools/test.py'), leaf, str(saved), '--work-dir', 'tested'
+    )  # fmt: skip
+    assert f"mIoU: {summary['last']['mIoU']:.4f}" in tested
+    run(tmp_path, str(ROOT / 'tools/delta.py'), 'merge', str(saved), 'whole.pth')
+    trained = torch.load(tmp_path / 'whole.pth', weights_only=True)['state_dict']
     theirs = {
         'backbone.patch_embed.projection.bias': 'patch_embed.proj.bias',
         'backbone.cls_token': 'cls_token',
         'backbone.layers.23.ffn.layers.1.weight': 'blocks.23.mlp.fc2.weight',
     }
-    for ours, name in theirs.items():  # the frozen backbone is what was loaded
+    for ours, name in theirs.items():
         assert torch.equal(trained[ours], weights[name]), ours
     assert 'backbone.ln1.weight' not in trained
     assert trained['backbone.pos_embed'].shape == (1, 1 + 32 * 32, 1024)

@@ -1,6 +1,5 @@
 """Checks of a run that need only its config and the disk, made before anything is built."""
 
-import logging
 import math
 import os
 import re
@@ -229,8 +228,8 @@ _RULES = [
         (r'(val|test)_evaluator(\.\d+)?\.iou_metrics',
          lambda value: set(value) <= {'mIoU', 'mDice', 'mFscore'},
          'a list of mIoU, mDice and mFscore'),
-        (r'log_level', lambda value: value in logging.getLevelNamesMapping(),
-         'one of DEBUG, INFO, WARNING, ERROR'),
+        (r'log_level', lambda value: value in ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL'),
+         'one of DEBUG, INFO, WARNING, ERROR, CRITICAL'),
     )
 ]  # fmt: skip
 

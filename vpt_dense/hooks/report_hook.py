@@ -17,7 +17,7 @@ from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from vpt_dense import logging, params
+from vpt_dense import files, logging, params
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.registry import HOOKS
 from vpt_dense.version import __version__
@@ -393,10 +393,5 @@ def _plain(value: Any) -> Any:
 
 def _write_json(path: str, content: Any) -> None:
     """Replace a JSON file as a whole: a run that is killed leaves the old one or the new one."""
-    temporary = f'{path}.{os.getpid()}.tmp'
-    with open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(_plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    files.write_text(path, text + '\n')
