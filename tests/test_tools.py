@@ -94,6 +94,13 @@ def test_train_resume_test(capfd, leaf, tmp_path):
     assert len(drawn) == 2
     assert cv2.imread(str(drawn[0])).shape == (32, 64, 3)  # annotation and prediction side by side
 
+    # The config that the run has written, whole and without variables, is one like any other.
+    written = work / 'leaf.py'
+    assert 'test_pipeline = ' in written.read_text() and 'tuning = ' not in written.read_text()
+    again = run_tool(capfd, 'test', written, work, '--work-dir', tmp_path / 'again')
+    assert (again.code, again.err) == (0, '')
+    assert metrics(tmp_path / 'again')['mIoU'] == metrics(tmp_path / 'test')['mIoU']
+
 
 def metrics(folder):
     lines = [json.loads(line) for file in folder.glob('*/*.json') for line in file.open()]

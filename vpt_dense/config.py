@@ -27,6 +27,9 @@ KEYS = frozenset(
     'dataset pretrained tta tta_model tta_pipeline'.split()
 )
 
+#: A variable of config files that is kept in the finished config: mmseg's inference reads it.
+_READ_ELSEWHERE = 'test_pipeline'
+
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -38,7 +41,7 @@ def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
         cfg_options: Dotted key -> value, as ``--cfg-options`` gives them.
 
     Returns:
-        The config, checked and resolved (see :func:`resolve`).
+        The config, checked and resolved (see :func:`resolve`), without the files' variables.
 
     Raises:
         UserError: If the file is absent or broken, or a key in it or in ``cfg_options`` is not
@@ -74,6 +77,8 @@ def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
                 f'--cfg-options {key}={value} disagrees with the {_get(cfg, key)} classes of '
                 'dataset.classes; set the classes, the heads follow'
             )
+    for key in [key for key in cfg if key not in KEYS and key != _READ_ELSEWHERE]:
+        cfg.pop(key)  # variables, used up
     return cfg
 
 
@@ -109,6 +114,8 @@ def _check_keys(cfg: Config, path: str) -> None:
     else:
         files = [(file, *_names(file)) for file in _files(Path(path))]
         read_anywhere = set().union(*(read for _, _, read in files))
+        # A config that a run has written is without bases and holds no other variable.
+        read_anywhere.add(_READ_ELSEWHERE)
         unread = [key for key in unknown if key not in read_anywhere]
         leaf, assigned, read = files[0]
         for key in assigned - read - KEYS - {'_base_'}:

@@ -442,12 +442,12 @@ def differences(first: str, second: str) -> list[str]:
             continue
         x, y = states[0][name], states[1][name]
         kinds = [f'{tuple(t.shape)} {str(t.dtype).removeprefix("torch.")}' for t in (x, y)]
-        if kinds[0] != kinds[1]:
-            lines.append(f'{name}: {kinds[0]} and {kinds[1]}')
-        elif name.endswith(KEY) and not torch.equal(x, y):
-            left, right = (dataclasses.asdict(Base.from_tensor(t)) for t in (x, y))
+        if name.endswith(KEY):
+            left, right = (dataclasses.asdict(Base.from_tensor(t).without_path()) for t in (x, y))
             lines += [f'{name}: {k}: {left[k]!r} and {right[k]!r}'
                       for k in left if left[k] != right[k]]
+        elif kinds[0] != kinds[1]:
+            lines.append(f'{name}: {kinds[0]} and {kinds[1]}')
         elif not torch.equal(x, y):
             gap, largest = (x.double() - y.double()).abs().max().item(), x.double().abs().max()
             relative = gap / largest.item() if largest else math.inf
