@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     from mmengine.config import DictAction
 
-    parser = argparse.ArgumentParser(
+    parser = errors.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='path of a config file')

@@ -13,7 +13,7 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     from mmengine.config import DictAction
 
-    parser = argparse.ArgumentParser(
+    parser = errors.ArgumentParser(
         description=__doc__,
         epilog='The columns of the parts hold trainable parameters; "deployed" and "deployed MB" '
         'leave out the auxiliary heads, which are used in training only; MB (10^6 bytes) are what '

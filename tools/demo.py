@@ -7,7 +7,6 @@ Trains through tools/train.py with the configs of configs/demo, tests on the tes
 tools/test.py, prints a table and draws predictions. Runs that are finished are not repeated.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vpt_dense.errors import UserError, main
+from vpt_dense.errors import ArgumentParser, UserError, main
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
@@ -283,7 +282,7 @@ def draw(work_dirs, out, count=6):
 
 def run():
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--all', action='store_true', help='all six methods')
     parser.add_argument('--methods', nargs='+', choices=METHODS, help='these methods')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])

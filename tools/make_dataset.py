@@ -4,7 +4,6 @@
 ``python tools/make_dataset.py formula data/formula``
 """
 
-import argparse
 import os
 from functools import partial
 
@@ -12,7 +11,7 @@ from rich.progress import track
 
 from vpt_dense.datasets import digits, formula
 from vpt_dense.datasets.folder import write_folder
-from vpt_dense.errors import UserError, main
+from vpt_dense.errors import ArgumentParser, UserError, main
 
 
 def digits_sample(seed, size, split, index):
@@ -58,7 +57,7 @@ def make(kind, out, seed=0, size=96, workers=None):
 
 def run():
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('kind', choices=KINDS)
     parser.add_argument('out', help='folder to make')
     parser.add_argument('--seed', type=int, default=0)

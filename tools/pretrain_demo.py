@@ -3,7 +3,6 @@
 ``python tools/pretrain_demo.py``
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from vpt_dense.errors import UserError, main
+from vpt_dense.errors import ArgumentParser, UserError, main
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/pretrain/vit-demo_formula.py'
@@ -49,7 +48,7 @@ def export(checkpoint, out, metadata):
 
 def run():
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/vit-demo_formula'))
     parser.add_argument('--out', type=Path,
                         default=ROOT / 'pretrain/vit-demo_formula.safetensors')

@@ -1,6 +1,5 @@
 """Print a config as a run uses it: bases merged, options applied, classes resolved."""
 
-import argparse
 
 from vpt_dense import errors
 
@@ -10,7 +9,7 @@ def main() -> None:
 
     from vpt_dense import config
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = errors.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('key', nargs='?', help='print only this part, e.g. model.backbone')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',

@@ -5,7 +5,6 @@
 The test split is not touched. Results: work_dirs/search/table.md. Finished trials are kept.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from rich.progress import Progress
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import demo
 
-from vpt_dense.errors import main
+from vpt_dense.errors import ArgumentParser, main
 
 HEAD_LR = 'optim_wrapper.optimizer.lr'
 BACKBONE_LR = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
@@ -56,7 +55,7 @@ def trial(method, options, folder, amp, progress):
 
 def run():
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/search'))
     parser.add_argument('--methods', nargs='+', choices=GRID, default=list(GRID))
     parser.add_argument('--jobs', type=int, default=os.cpu_count())

@@ -1,6 +1,5 @@
 """Test a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``; see ``tools/dist_test.sh`` too."""
 
-import argparse
 
 from vpt_dense import errors
 
@@ -8,7 +7,7 @@ from vpt_dense import errors
 def main() -> None:
     from vpt_dense import tooling
 
-    parser = argparse.ArgumentParser(description='Test a model.')
+    parser = errors.ArgumentParser(description='Test a model.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file, or a folder whose last one is taken')
     parser.add_argument('--show-dir', help='draw the predictions into this folder')

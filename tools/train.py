@@ -1,6 +1,5 @@
 """Train a model: ``python tools/train.py CONFIG``; several processes: ``tools/dist_train.sh``."""
 
-import argparse
 
 from vpt_dense import errors, preemption
 
@@ -9,7 +8,7 @@ def main() -> None:
     preemption.listen()
     from vpt_dense import tooling
 
-    parser = argparse.ArgumentParser(description='Train a model.')
+    parser = errors.ArgumentParser(description='Train a model.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--resume',

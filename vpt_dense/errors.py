@@ -1,5 +1,6 @@
 """Errors that a user can cause, and how a tool tells them: one line, never a traceback unasked."""
 
+import argparse
 import difflib
 import os
 import re
@@ -20,6 +21,14 @@ class UserError(ValueError):
 
     The message is one line: the config key or file, what was found there, the way out.
     """
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line like all others, for use under :func:`main`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a :class:`UserError`."""
+        raise UserError(f'{message}; see {self.prog} --help')
 
 
 def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vpt_dense.errors import UserError
+from vpt_dense.errors import ArgumentParser, UserError
 
 #: Of this process, on Linux.
 STATUS = Path('/proc/self/status')
@@ -22,7 +22,7 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A command line with the options that every benchmark has."""
-    line = argparse.ArgumentParser(
+    line = ArgumentParser(
         description=description.strip().splitlines()[0],
         epilog='All ways run in turn, round after round, in one process. Cells are ratios of '
         'medians; after the sign stands half the distance of the quartiles.',

@@ -8,12 +8,11 @@
 Files of forward.py are drawn in a second row.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
-from vpt_dense.errors import UserError, main
+from vpt_dense.errors import ArgumentParser, UserError, main
 
 SCRIPTS = {'train_step': 'training step', 'forward': 'forward pass'}
 #: Label, colour (M. Okabe and K. Ito's, which the colour-blind can tell apart) and mark.
@@ -196,7 +195,7 @@ def bound_ratio(script: str, place: dict, width: int, blocks: int) -> float:
 
 def run() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('files', nargs='+', type=Path, metavar='FILE',
                         help='JSON of train_step.py and forward.py')
     parser.add_argument('--out', type=Path, required=True, help='.svg, .png or .pdf')

@@ -13,7 +13,7 @@ from pathlib import Path
 import common
 import torch
 
-from vpt_dense.errors import UserError, main
+from vpt_dense.errors import ArgumentParser, UserError, main
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/demo/setr_deep_digits.py'
 #: Each way: options of the backbone, and the type of autocast.
@@ -38,7 +38,7 @@ def run() -> None:
     from vpt_dense import config, logging
 
     logging.filter_warnings()
-    line = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    line = ArgumentParser(description=__doc__.splitlines()[0])
     line.add_argument('--config', default=str(CONFIG), help='its backbone has prompts')
     line.add_argument('--batch', type=int, default=4)
     line.add_argument('--dtype', choices=['bfloat16', 'float16'], default='bfloat16')

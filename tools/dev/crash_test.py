@@ -7,7 +7,6 @@ from the last save that was complete. ``--stock`` does the same with mmengine's 
 of this test.
 """
 
-import argparse
 import mmap
 import os
 import random
@@ -385,7 +384,7 @@ def test(setting: Setting, seed: int, kills: int, told: np.ndarray, window: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = errors.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--kills', type=int, default=200, help='how many (default: 200)')
     add('--seed', type=int, default=0, help='of the first run (default: 0)')
