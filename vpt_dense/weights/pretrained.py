@@ -480,7 +480,7 @@ def resize_patch_embed(kernel: Tensor, size: tuple[int, int]) -> Tensor:
         size: The new (ph, pw).
 
     Returns:
-        (C, bands, *size), float64.
+        (C, bands, new ph, new pw), float64.
     """
     old = tuple(kernel.shape[2:])
     patches = torch.eye(math.prod(old), dtype=torch.float64).unflatten(1, old)[:, None]
