@@ -403,3 +403,21 @@ def test_names_of_unfinished_files_are_those_that_are_swept(tmp_path):
     with files.atomic(tmp_path / 'a.b.pth') as unfinished:
         assert files.sweep(tmp_path) == [unfinished.name]
         unfinished.touch()
+
+
+def test_a_file_that_is_replaced_while_it_is_compared_is_no_damage(tmp_path, monkeypatch):
+    """Each is whole; what is compared must be of one of them."""
+    path, newer = tmp_path / 'a.pth', tmp_path / 'b.pth'
+    files.write(dict(number=1, tensor=torch.zeros(10)), path)
+    files.write(dict(number=2, tensor=torch.ones(99)), newer)
+    replaced = []
+
+    class Archive(files.zipfile.ZipFile):
+        def close(self):
+            super().close()
+            if not replaced:
+                replaced.append(newer.replace(path))
+
+    monkeypatch.setattr(files.zipfile, 'ZipFile', Archive)
+    assert files.read(path)['number'] == 2
+    assert replaced

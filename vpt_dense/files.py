@@ -20,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -352,38 +352,41 @@ def _damaged(path: str | Path, error: Exception) -> UserError:
 
 def _verify_archive(file: Path) -> bool:
     """Compare the checksums of a zip archive; return whether it is a TorchScript program."""
-    state = file.stat()
-    identity = (file.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
-    with zipfile.ZipFile(file) as archive:
-        comment = _COMMENT.match(archive.comment)
-        if comment is None and identity not in _compared:
-            if len(archive.comment) == _COMMENT_LENGTH or _lacks_comment(file, archive.comment):
-                raise zipfile.BadZipFile('its SHA-256 is damaged')
-            # torch does not look at the checksums that the archive has for each tensor.
-            broken = archive.testzip()
-            if broken:
-                raise zipfile.BadZipFile(f'checksum of {broken} does not match')
-        scripted = any(name.endswith('/constants.pkl') for name in archive.namelist())
-    if comment is not None and identity not in _compared:
-        sha256 = hashlib.sha256()
-        left = state.st_size - _COMMENT_LENGTH
-        with file.open('rb') as stream:
+    # Opened once: another process may put a newer file in its place meanwhile.
+    with file.open('rb') as stream:
+        state = os.fstat(stream.fileno())
+        identity = (file.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+        with zipfile.ZipFile(stream) as archive:
+            comment = _COMMENT.match(archive.comment)
+            if comment is None and identity not in _compared:
+                if len(archive.comment) == _COMMENT_LENGTH or _lacks_comment(
+                    stream, archive.comment
+                ):
+                    raise zipfile.BadZipFile('its SHA-256 is damaged')
+                # torch does not look at the checksums that the archive has for each tensor.
+                broken = archive.testzip()
+                if broken:
+                    raise zipfile.BadZipFile(f'checksum of {broken} does not match')
+            scripted = any(name.endswith('/constants.pkl') for name in archive.namelist())
+        if comment is not None and identity not in _compared:
+            sha256 = hashlib.sha256()
+            left = state.st_size - _COMMENT_LENGTH
+            stream.seek(0)
             while left > 0 and (block := stream.read(min(left, 1 << 20))):
                 sha256.update(block)
                 left -= len(block)
-        if sha256.hexdigest() != comment[1].decode():
-            raise zipfile.BadZipFile('its SHA-256 does not match its contents')
+            if sha256.hexdigest() != comment[1].decode():
+                raise zipfile.BadZipFile('its SHA-256 does not match its contents')
     _compared.add(identity)
     return scripted
 
 
-def _lacks_comment(file: Path, comment: bytes) -> bool:
+def _lacks_comment(stream: BinaryIO, comment: bytes) -> bool:
     """Whether a part of our comment is there, or none but the archive says that there is one."""
     if comment:
         return b'sha256:'.startswith(comment[:7])
-    with file.open('rb') as stream:
-        stream.seek(-2, os.SEEK_END)
-        return stream.read() != b'\0\0'
+    stream.seek(-2, os.SEEK_END)
+    return stream.read() != b'\0\0'
 
 
 def _read_safetensors(file: Path, path: str | Path, map_location: Any = 'cpu') -> dict:
