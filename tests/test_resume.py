@@ -54,6 +54,8 @@ def check(folder, data, name: str) -> list[str]:
         train(settings(cut, data, loop, before, **options), stop)
     assert not (cut / 'iter_8.pth').exists()
     train(settings(cut, data, loop, after, **options), resume=str(cut / f'iter_{stop}.pth'))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # process 0 has saved
     return differences(final(whole), final(cut))
 
 
