@@ -304,14 +304,6 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
                     child.eval()
         return self
 
-    def init_weights(self) -> None:
-        """Load the pretrained weights that ``init_cfg`` names, or start at random."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            self.load_base(self.init_cfg['checkpoint'])
-            self._is_init = True
-        else:
-            super().init_weights()
-
 
 def _what_to_recompute(memory: str, with_cp: bool) -> str | None:
     """The blocks' ``recompute`` that two arguments of the backbone ask for."""

@@ -55,11 +55,3 @@ class SwinTransformer(FrozenBase, backbones.SwinTransformer):
         """Switch the mode; it stays in eval mode while anything of it is frozen."""
         super().train(mode and not self.base_is_frozen)
         return self
-
-    def init_weights(self) -> None:
-        """Load the pretrained weights that ``init_cfg`` names, or start at random."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            self.load_base(self.init_cfg['checkpoint'])
-            self._is_init = True
-        else:
-            super().init_weights()

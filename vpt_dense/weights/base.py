@@ -116,8 +116,7 @@ class FrozenBase:
     """A backbone that completes state dicts from which its frozen tensors were left out.
 
     To be listed before the backbone's class among the parents. The class calls
-    :meth:`note_frozen` when it has frozen what does not train, and :meth:`load_base` to load
-    pretrained weights.
+    :meth:`note_frozen` when it has frozen what does not train.
 
     Attributes:
         base: Where the frozen tensors come from; None: not known, they cannot be left out.
@@ -144,6 +143,14 @@ class FrozenBase:
                         for name in own - module._non_persistent_buffers_set
                     }
         self.frozen_names = frozenset(n for n in names if not n.startswith('prompt.'))
+
+    def init_weights(self) -> None:
+        """Load the pretrained weights that ``init_cfg`` names, or start at random."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+            self.load_base(self.init_cfg['checkpoint'])
+            self._is_init = True
+        else:
+            super().init_weights()
 
     def load_base(self, checkpoint: str) -> None:
         """Load pretrained weights and remember them as the base.
