@@ -1,8 +1,11 @@
 """Fixtures for all tests."""
 
+import subprocess
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from tool_helpers import forget_runs
 from utils import in_scope, make_ade_folder
 
 
@@ -29,3 +32,21 @@ def mmpretrain_scope():
 def ade_folder(tmp_path_factory):
     """A folder in ADE20K's layout with 150 classes and 64x64 images; do not write into it."""
     return make_ade_folder(tmp_path_factory.mktemp('ade'))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip('mounting needs root')
+    yield folder
+    forget_runs()  # their logs are gone with the disk
+    # Lazily: where a test has failed, a log may be open still.
+    subprocess.run(['umount', '-l', str(folder)], check=True)

@@ -282,22 +282,6 @@ def check_full(folder: Path, suffix: str) -> None:
     assert left(folder) == [path.name]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of one megabyte."""
-    folder = tmp_path / 'disk'
-    folder.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip('mounting needs root')
-    yield folder
-    subprocess.run(['umount', str(folder)], check=True)
-
-
 @pytest.mark.parametrize('suffix', WRITERS)
 def test_a_full_disk(small_disk, suffix):
     check_full(small_disk, suffix)
