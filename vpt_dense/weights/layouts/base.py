@@ -111,12 +111,12 @@ class Layout(NamedTuple):
             Name in the format (without any prefix) -> tensor.
 
         Raises:
-            NotImplementedError: If the format has ``transforms`` or drops numbers from names: those
-                have no way back.
+            ValueError: If the format has ``transforms`` or drops numbers from names: those have no
+                way back.
         """
         drops = any(left.count('*') != right.split('|')[0].count('*') for left, right in self.rules)
         if self.transforms or drops:
-            raise NotImplementedError(f'the {self.name} format is more than names: no way back')
+            raise ValueError(f'the {self.name} format is more than names: no way back')
         source = {}
         for name, tensor in tensors.items():
             found: dict[int | None, str] = {}
