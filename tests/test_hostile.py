@@ -17,6 +17,7 @@ import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -363,12 +364,10 @@ def over_http(load):
         server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Silent, directory=path.parent))
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        before = torch.hub.get_dir()
-        torch.hub.set_dir(str(tmp_path / 'hub'))
         try:
-            load(f'http://127.0.0.1:{server.server_port}/{path.name}', tmp_path)
+            with mock.patch.dict(os.environ, TORCH_HOME=str(tmp_path / 'torch')):
+                load(f'http://127.0.0.1:{server.server_port}/{path.name}', tmp_path)
         finally:
-            torch.hub.set_dir(before)
             server.shutdown()
             server.server_close()
             thread.join()
