@@ -252,6 +252,8 @@ def resolve(cfg: Config) -> None:
       ``classes`` and ``palette`` become its metainfo.
     - The number of classes of every head is that of ``dataset.classes``, or of the class folders
       found on disk for a ``vpt_dense.ImageFolder``.
+    - ``mean`` and ``std`` of a prompt made of pixels, where it leaves them None, are those of the
+      data preprocessor.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
     - ``persistent_workers`` and ``pin_memory`` follow ``num_workers`` and the machine.
@@ -272,7 +274,18 @@ def resolve(cfg: Config) -> None:
         for node in (preprocessor, cfg.get('data_preprocessor') or {}):
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
+    _place_pixel_statistics(cfg.get('model') or {})
     _adapt_to_machine(cfg)
+
+
+def _place_pixel_statistics(model: dict) -> None:
+    """Tell prompts made of pixels how the images are normalised."""
+    backbone, preprocessor = (model.get(key) or {} for key in ('backbone', 'data_preprocessor'))
+    for key in ('prompt', 'image_prompt'):
+        prompt = backbone.get(key)
+        for name in ('mean', 'std'):
+            if isinstance(prompt, dict) and name in prompt and prompt[name] is None:
+                prompt[name] = preprocessor.get(name)
 
 
 # --- a named backbone ------------------------------------------------------------------------

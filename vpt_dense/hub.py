@@ -104,7 +104,9 @@ def card(delta: dict, repo_id: str) -> str:
     if on_hub:
         header['base_model'] = on_hub[0]
     method, counts = meta.get('method') or {}, meta.get('counts') or {}
-    rows = [('prompt', _code(method.get('prompt'))), ('trainable', _code(method.get('trainable')))]
+    further = [key for key in ('image_prompt', 'adapters') if method.get(key)]
+    keys = ('prompt', *further, 'trainable')
+    rows = [(key.replace('_', ' '), _code(method.get(key))) for key in keys]
     for record in records:
         rows += [
             ('base', f'{_code(record.checkpoint)} ({record.layout} layout)'),

@@ -12,6 +12,8 @@ from torch import nn
 # The first prefix that fits a parameter's name decides its part.
 PARTS = {
     'backbone.prompt.': 'prompt',
+    'backbone.image_prompt.': 'image prompt',
+    'backbone.adapters.': 'adapters',
     'backbone.': 'backbone',
     'neck.': 'neck',
     'decode_head.': 'decode head',
@@ -22,6 +24,8 @@ PARTS = {
 ORDER = (
     'backbone',
     'prompt',
+    'image prompt',
+    'adapters',
     'neck',
     'decode head',
     'auxiliary heads',

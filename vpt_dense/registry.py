@@ -42,7 +42,8 @@ def _child(name: str, *locations: str, **on_demand: list[str]) -> _mmengine.Regi
 
 
 MODELS = _child(
-    'MODELS', 'vpt_dense.prompts', 'vpt_dense.backbones', 'vpt_dense.engine',
+    'MODELS', 'vpt_dense.prompts', 'vpt_dense.image_prompts', 'vpt_dense.adapters',
+    'vpt_dense.backbones', 'vpt_dense.engine',
     **{
         'vpt_dense.heads': ['SETRMLAHead', 'SETRUPHead'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],

@@ -5,9 +5,33 @@ Full, head-only, bias and prompt tuning are lists of patterns on the parameter n
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
+
+#: The children of a backbone that tuning adds to it; all others are its base.
+ADDED = ('prompt', 'image_prompt', 'adapters')
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter or module of a backbone, by its name, is what tuning added."""
+    return name.split('.', 1)[0] in ADDED
+
+
+def method_of(config: Mapping[str, Any], backbone: nn.Module | None) -> dict[str, Any]:
+    """Return what identifies the tuning of a backbone, as plain data.
+
+    Args:
+        config: The backbone's config.
+        backbone: The backbone; it fills in the patterns that the config leaves out.
+
+    Returns:
+        :data:`ADDED` that the config has, as configured (``prompt`` always, perhaps None), and
+        ``trainable``, the patterns; None for a backbone that knows none.
+    """
+    added = {key: config[key] for key in ADDED if config.get(key)}
+    return {'prompt': None, **added, 'trainable': getattr(backbone, 'trainable', None)}
 
 
 def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -26,6 +26,9 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
     """
 
     recompute: str | None = None
+    #: The backbone's adapters and the index of this block among its blocks.
+    adapters: tuple[nn.Module, ...] = ()
+    index = 0
 
     def forward(
         self,
@@ -39,7 +42,8 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
         Args:
             x: Tokens without the prompts, (B, N, C).
             prompts: Prompt tokens, (B, P, C), or (1, P, C) for the same in the whole batch.
-            keys_values: What :meth:`prompt_keys_values` made of prompts, in their place.
+            keys_values: Further keys and values that all tokens attend to, each (b, heads, P,
+                C / heads), b being B or 1; what :meth:`prompt_keys_values` made of prompts, say.
             only_first: Compute the output of the first token (cls) alone.
 
         Returns:
@@ -47,7 +51,7 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
             bit for bit.
         """
         arguments = (x, prompts, keys_values, only_first)
-        if self.recompute is None or not self._needs_graph(x, prompts):
+        if self.recompute is None or not self._needs_graph(x, prompts, *(keys_values or ())):
             return self._whole(*arguments)
         if self.recompute == 'block':
             return self._checkpoint(self._whole, *arguments)
@@ -57,14 +61,17 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
         """Turn prompt tokens, (b, P, C), into keys and values, each (b, heads, P, C / heads)."""
         return self._keys_values()(self.ln1(prompts))
 
-    def _needs_graph(self, x: Tensor, prompts: Tensor | None) -> bool:
+    def _needs_graph(self, *inputs: Tensor | None) -> bool:
         """Whether backward will come here: a checkpoint keeps its inputs even if it will not."""
-        sources = (x, *(() if prompts is None else (prompts,)), *self.parameters())
+        sources = [tensor for tensor in inputs if tensor is not None]
+        for module in (self, *self.adapters):
+            sources += module.parameters()
         return torch.is_grad_enabled() and any(source.requires_grad for source in sources)
 
     def _checkpoint(self, function, *arguments) -> Tensor:
         # Without dropout there is no random state that had to be the same again.
-        random = any(module.training for module in self.modules())
+        random = any(
+            module.training for part in (self, *self.adapters) for module in part.modules())
         return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
 
     def _whole(self, *arguments) -> Tensor:
@@ -77,14 +84,26 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
         keys_values: tuple[Tensor, Tensor] | None,
         only_first: bool,
     ) -> Tensor:
-        """The first half of the block: x + attention."""
+        """The first half of the block: x + attention, and what adapters make of it."""
+        x = self._attention(x, prompts, keys_values, only_first)
+        for adapter in self.adapters:
+            x = adapter.after_attention(x, self.index)
+        return x
+
+    def _attention(
+        self,
+        x: Tensor,
+        prompts: Tensor | None,
+        keys_values: tuple[Tensor, Tensor] | None,
+        only_first: bool,
+    ) -> Tensor:
         attn = self.attn
         if prompts is None and keys_values is None and not only_first:
             return x + attn(self.ln1(x))
         tokens = self.ln1(x)
         first = tokens[:, :1] if only_first else tokens
         project = self._keys_values()
-        if type(attn.qkv) is nn.Linear:
+        if _is_plain(attn.qkv):
             # Not one product whose parts are taken: the keys and values are copied below, and
             # queries that are a part would hold them in memory until backward.
             keys, values = project(tokens)
@@ -92,12 +111,13 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
         else:
             queries, keys, values = self._split_heads(attn.qkv(tokens))
             queries = queries[:, :, : first.shape[1]]
-        if keys_values is None and prompts is not None:
-            keys_values = project(self.ln1(prompts))
-        if keys_values is not None:
+        further = [] if keys_values is None else [keys_values]
+        if prompts is not None:
+            further.append(project(self.ln1(prompts)))
+        if further:
             keys, values = (
-                torch.cat((own, extra.to(own.dtype).expand(len(x), -1, -1, -1)), dim=2)
-                for own, extra in zip((keys, values), keys_values, strict=True)
+                torch.cat([own, *(e.to(own.dtype).expand(len(x), -1, -1, -1) for e in extra)], 2)
+                for own, *extra in zip((keys, values), *further, strict=True)
             )  # (B, heads, N + P, C / heads)
         out = attn.scaled_dot_product_attention(
             queries, keys, values, dropout_p=attn.attn_drop if attn.training else 0.0
@@ -112,7 +132,7 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
     def _keys_values(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """What turns tokens (b, n, C) into keys and values, each (b, heads, n, C / heads)."""
         qkv, width = self.attn.qkv, self.attn.embed_dims
-        if type(qkv) is not nn.Linear:  # wrapped (LoRA, say): its own forward counts
+        if not _is_plain(qkv):
             return lambda tokens: self._split_heads(qkv(tokens)[..., width:])
         rows = self._rows(slice(width, None))
         return lambda tokens: self._split_heads(F.linear(tokens, *rows))
@@ -131,3 +151,9 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
         attn = self.attn
         tokens = tokens.unflatten(-1, (-1, attn.num_heads, attn.head_dims))
         return tokens.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether its weight and bias say all; not if it is wrapped or an adapter (LoRA) hooks it."""
+    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    return type(linear) is nn.Linear and not hooked

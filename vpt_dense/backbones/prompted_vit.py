@@ -7,16 +7,18 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
+from vpt_dense.adapters import Block
 from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
+from vpt_dense.backbones.tuned import TunedBackbone
+from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
-from vpt_dense.tuning import select_trainable
-from vpt_dense.weights.base import FrozenBase
+from vpt_dense.tuning import is_added
 
 
 @MODELS.register_module()
-class PromptedVisionTransformer(FrozenBase, VisionTransformer):
-    """mmpretrain's vision transformer with prompt tokens and a choice of what trains.
+class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
+    """mmpretrain's vision transformer with prompts, adapters and a choice of what trains.
 
     Without a prompt it computes what :class:`mmpretrain.VisionTransformer` computes, bit for bit.
     With one, a block sees ``[cls | registers | prompts | patches]``; outputs never contain prompts,
@@ -33,10 +35,13 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
         out_indices: Blocks whose outputs are returned, negative ones counted from the end.
         prompt: Config of a :class:`vpt_dense.prompts.Prompt`, for instance
             ``dict(type='vpt_dense.TokenPrompt', num_tokens=50, deep=True)``. None: no prompt.
+        image_prompt: Config of a :class:`vpt_dense.image_prompts.ImagePrompt`, in front of the
+            patch embedding. ``img_size`` and ``in_channels`` are those of the images before it.
+        adapters: Configs of :class:`vpt_dense.adapters.Adapter`, applied in their order.
         trainable: Regular expressions, searched in the names of this backbone's parameters; those
-            that match train, all others are frozen here and now. Default: the prompt alone if
-            there is one, else everything. While anything but the prompt is frozen, everything but
-            the prompt stays in eval mode (dropout, stochastic depth).
+            that match train, all others are frozen here and now. Default: prompts and adapters if
+            there are any, else everything. While anything but these is frozen, everything but
+            these stays in eval mode (dropout, stochastic depth).
         prompts_as: 'keys_values' (default): blocks whose outputs at prompt positions are thrown
             away compute nothing but keys and values for their prompts, which is exact; at test
             time the keys and values of prompts that do not depend on the input are computed once.
@@ -74,6 +79,8 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
         patch_size: int | Sequence[int] = 16,
         out_indices: int | Sequence[int] = -1,
         prompt: dict | None = None,
+        image_prompt: dict | None = None,
+        adapters: Sequence[dict] | None = None,
         trainable: Sequence[str] | None = None,
         prompts_as: str = 'keys_values',
         memory: str = 'default',
@@ -97,6 +104,10 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
                 f'img_size {image_hw} is not a multiple of patch_size {patch_hw}; the nearest '
                 f'that is: {nearest}'
             )
+        front = self.build_image_prompt(image_prompt, image_hw, kwargs.get('in_channels', 3))
+        if front is not None:
+            image_hw = tuple(n + 2 * front.border for n in image_hw)
+            kwargs['in_channels'] = front.in_channels + front.extra_channels
         super().__init__(
             arch=arch,
             img_size=image_hw,
@@ -125,30 +136,44 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
             layer.attn.scaled_dot_product_attention = attention
             layer.__class__ = PromptedEncoderLayer  # same parameters, more ways to run
             layer.recompute = _what_to_recompute(memory, with_cp)
-        self.prompt: nn.Module | None = None
+        built = None
         if prompt is not None:
             served = dict(
-                embed_dims=self.embed_dims, num_layers=self.num_layers, patch_size=patch_hw
+                embed_dims=self.embed_dims,
+                num_layers=self.num_layers,
+                num_heads=self.arch_settings['num_heads'],
+                patch_size=patch_hw,
             )
-            self.prompt = MODELS.build(prompt, default_args=served)
+            built = MODELS.build(prompt, default_args=served)
         if prompts_as not in ('keys_values', 'tokens'):
             raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
         self.keys_values_layers = [
             i for i in range(self.num_layers)
-            if prompts_as == 'keys_values' and prompt is not None and self.prompt.is_discarded(i)
+            if prompts_as == 'keys_values' and built is not None and built.is_discarded(i)
         ]
         self._keys_values: dict[int, tuple] = {}
-        if trainable is None:
-            trainable = [r'^prompt\.'] if prompt is not None else ['.*']
-        self.trainable = list(trainable) if not isinstance(trainable, str) else trainable
-        select_trainable(self, self.trainable)
-        self.base_is_frozen = any(
-            not parameter.requires_grad
-            for name, parameter in self.named_parameters()
-            if not name.startswith('prompt.')
-        )
+        self.tune(built, front, adapters, trainable)
+        for i, layer in enumerate(self.layers):
+            layer.adapters, layer.index = tuple(self.adapters), i
         self.frozen_dtype = None if frozen_dtype is None else self._hold_frozen_in(frozen_dtype)
-        self.note_frozen()
+
+    def blocks(self) -> list[Block]:
+        """See :meth:`TunedBackbone.blocks`."""
+        return [
+            Block(
+                name=f'layers.{i}',
+                module=layer,
+                embed_dims=self.embed_dims,
+                num_heads=layer.attn.num_heads,
+                norm1=layer.ln1,
+                qkv=layer.attn.qkv,
+                proj=layer.attn.proj,
+                norm2=layer.ln2,
+                ffn=layer.ffn,
+                **_mlp_parts(layer.ffn),
+            )
+            for i, layer in enumerate(self.layers)
+        ]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of a batch of images.
@@ -167,7 +192,12 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
                 return self._forward(x)
         return self._forward(x)
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _embed(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w) to patch tokens (b, n, C), without positions."""
+        return self.patch_embed(images)[0]
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = images if self.image_prompt is None else self.image_prompt(images)
         x, patch_resolution = self.patch_embed(x)  # (B, N, C)
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # (B, cls + N, C)
@@ -190,25 +220,34 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
         num_prompts = 0
         outs = []
         prepared = None
-        if self.prompt is not None and not self._may_cache():
-            prepared = self.prompt.prepare()
+        if self.prompt is not None and not self._caches_all():
+            prepared = self.prompt.prepare(self._embed)
         for i, layer in enumerate(self.layers):
+            layout = TokenLayout(first, num_prompts, patch_resolution)
+            for adapter in self.adapters:
+                x = adapter.before_block(x, i, layout)
             arguments = {}
             if i in self.keys_values_layers:
                 if num_prompts:  # those of earlier blocks end here
                     x = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
-                    num_prompts = 0
-                arguments = self._prompt_arguments(x, i, prepared)
+                    layout = TokenLayout(first, num_prompts := 0, patch_resolution)
+                arguments = self._prompt_arguments(x, i, prepared, layout)
                 # The last block's outputs at patches are not read by a classifier.
                 arguments['only_first'] = (
                     i == self.num_layers - 1 and self.out_type == 'cls_token'
                 )
-            elif self.prompt is not None and (tokens := self.prompt(x, i, prepared)) is not None:
-                patches = x[:, first + num_prompts :]
-                tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
-                x = torch.cat((x[:, :first], tokens, patches), dim=1)  # (B, cls + P + N, C)
-                num_prompts = tokens.shape[1]
+            elif self.prompt is not None:
+                tokens = self.prompt(x, i, prepared, layout)
+                if tokens is not None:
+                    tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
+                    # (B, cls + P + N, C)
+                    x = torch.cat((x[:, :first], tokens, layout.patches(x)), dim=1)
+                    layout = TokenLayout(first, num_prompts := tokens.shape[1], patch_resolution)
+                arguments['keys_values'] = self.prompt.keys_values(i)
             x = layer(x, **arguments)
+            if not arguments.get('only_first'):
+                for adapter in self.adapters:
+                    x = adapter.after_block(x, i, layout)
             if i == self.num_layers - 1 and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
@@ -218,7 +257,10 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
                 out = self._format_output(out, patch_resolution)  # without prompts
                 # A head keeps its input until backward, and a view would keep all tokens.
                 outs.append(out.clone() if self.out_type == 'cls_token' else out)
-        return tuple(outs)
+        outs = tuple(outs)
+        for adapter in self.adapters:
+            outs = adapter.after_backbone(outs, images)
+        return outs
 
     def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """As upstream, which knows no registers; all its types but 'raw' are without them."""
@@ -229,20 +271,24 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
 
     def _may_cache(self) -> bool:
         """Whether keys and values of prompts hold for the next batch too."""
-        fixed = not self.prompt.depends_on_input and not self.prompt.training
+        fixed = not self.prompt.depends_on_input and not self.training
         return fixed and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
-    def _prompt_arguments(self, x: Tensor, i: int, prepared: object) -> dict:
-        """What a block gets for its prompts: tokens, or keys and values from the cache."""
+    def _caches_all(self) -> bool:
+        """Whether every block takes its prompts from the cache."""
+        return len(self.keys_values_layers) == self.num_layers and self._may_cache()
+
+    def _prompt_arguments(self, x: Tensor, i: int, prepared: object, layout: TokenLayout) -> dict:
+        """What a block gets for prompts whose outputs are discarded; from the cache if it may."""
         layer = self.layers[i]
-        if (folded := self.prompt.keys_values(i)) is not None:
-            return dict(keys_values=folded)
         if not self._may_cache():
-            return dict(prompts=self.prompt(x, i, prepared))
-        sources = [*self.prompt.parameters(), *self.prompt.buffers(),
+            tokens = self.prompt(x, i, prepared, layout)
+            return dict(prompts=tokens, keys_values=self.prompt.keys_values(i))
+        sources = [*self.prompt.parameters(), *self.prompt.buffers(), *self.adapters.parameters(),
                    *layer.ln1.parameters(), *layer.attn.qkv.parameters()]
         if any(source.is_inference() for source in sources):  # they do not count their changes
-            return dict(prompts=self.prompt(x, i))
+            tokens = self.prompt(x, i, prepared, layout)
+            return dict(prompts=tokens, keys_values=self.prompt.keys_values(i))
         kind = x.device.type
         state = (
             x.device, x.dtype,
@@ -252,9 +298,25 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
         if i not in self._keys_values or self._keys_values[i][0] != state:
             # Not as inference tensors, which a later forward outside could not use.
             with torch.inference_mode(False), torch.no_grad():
-                keys_values = layer.prompt_keys_values(self.prompt(x, i))
-            self._keys_values[i] = (state, keys_values)
+                self._keys_values[i] = (state, self.prompt_keys_values(x, i))
         return dict(keys_values=self._keys_values[i][1])
+
+    def prompt_keys_values(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Compute all keys and values of the prompts of a block whose outputs are discarded.
+
+        Args:
+            x: Tells type and device of tokens; prompts that depend on it have no such keys.
+            i: Index of the block, one of :attr:`keys_values_layers`.
+
+        Returns:
+            Two tensors (1, heads, P, C / heads).
+        """
+        tokens, own = self.prompt(x, i), self.prompt.keys_values(i)
+        parts = [] if own is None else [own]
+        if tokens is not None:
+            parts.append(self.layers[i].prompt_keys_values(tokens.to(x.dtype)))
+        keys, values = (torch.cat(same, dim=2) for same in zip(*parts, strict=True))
+        return keys, values
 
     def _hold_frozen_in(self, name: str) -> torch.dtype:
         """Turn the frozen weights of linear layers and convolutions into another type."""
@@ -265,7 +327,7 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
         frozen = [
             parameter
             for own, module in self.named_modules()
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and not own.startswith('prompt')
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and not is_added(own)
             for parameter in module.parameters(recurse=False)
             if not parameter.requires_grad
         ]
@@ -297,12 +359,15 @@ class PromptedVisionTransformer(FrozenBase, VisionTransformer):
         mmengine's EMA does, leave no other trace than the switch that follows.
         """
         self._keys_values.clear()
-        super().train(mode)
-        if self.base_is_frozen:
-            for name, child in self.named_children():
-                if name != 'prompt':
-                    child.eval()
-        return self
+        return super().train(mode)
+
+
+def _mlp_parts(ffn: nn.Module) -> dict[str, nn.Module]:
+    """``mlp``, ``fc1`` and ``fc2`` of a :class:`Block`."""
+    if hasattr(ffn, 'w12'):  # SwiGLU
+        return dict(mlp=ffn, fc1=ffn.w12, fc2=ffn.w3)
+    linears = [module for module in ffn.layers.modules() if isinstance(module, nn.Linear)]
+    return dict(mlp=ffn.layers, fc1=linears[0], fc2=linears[-1])
 
 
 def _what_to_recompute(memory: str, with_cp: bool) -> str | None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from mmpretrain.models import backbones
 
+from vpt_dense.adapters import Block
+from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.registry import MODELS
-from vpt_dense.tuning import select_trainable
-from vpt_dense.weights.base import FrozenBase
 
 
 @MODELS.register_module()
-class SwinTransformer(FrozenBase, backbones.SwinTransformer):
+class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
     """mmpretrain's Swin transformer, bit for bit, with a choice of what trains.
 
     It takes no prompts yet. ``pad_small_map=True`` is what segmentation needs: windows stay whole
@@ -46,12 +46,25 @@ class SwinTransformer(FrozenBase, backbones.SwinTransformer):
                 r"same: name what trains, for instance trainable=[r'^stages\.3\.', r'^norm3\.']"
             )
         super().__init__(init_cfg=init_cfg, **kwargs)
-        self.trainable = ['.*'] if trainable is None else trainable
-        select_trainable(self, self.trainable)
-        self.base_is_frozen = any(not p.requires_grad for p in self.parameters())
-        self.note_frozen()
+        self.tune(None, None, None, trainable)
 
-    def train(self, mode: bool = True) -> 'SwinTransformer':
-        """Switch the mode; it stays in eval mode while anything of it is frozen."""
-        super().train(mode and not self.base_is_frozen)
-        return self
+    def blocks(self) -> list[Block]:
+        """See :meth:`TunedBackbone.blocks`."""
+        return [
+            Block(
+                name=f'stages.{s}.blocks.{i}',
+                module=block,
+                embed_dims=stage.embed_dims,
+                num_heads=block.attn.w_msa.num_heads,
+                norm1=block.norm1,
+                qkv=block.attn.w_msa.qkv,
+                proj=block.attn.w_msa.proj,
+                norm2=block.norm2,
+                ffn=block.ffn,
+                mlp=block.ffn.layers,
+                fc1=block.ffn.layers[0][0],
+                fc2=block.ffn.layers[1],
+            )
+            for s, stage in enumerate(self.stages)
+            for i, block in enumerate(stage.blocks)
+        ]

@@ -20,6 +20,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from vpt_dense import files, logging, params
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.registry import HOOKS
+from vpt_dense.tuning import ADDED, method_of
 from vpt_dense.version import __version__
 
 # The metrics that a run is judged by when its CheckpointHook has no `save_best`; and their names
@@ -262,7 +263,17 @@ def _method(runner: Runner) -> dict[str, Any]:
     """
     config = _model_config(runner).get('backbone', {})
     backbone = getattr(params.unwrap(runner.model), 'backbone', None)
-    return {'prompt': config.get('prompt'), 'trainable': getattr(backbone, 'trainable', None)}
+    return method_of(config, backbone)
+
+
+def _as_list(node: Any) -> list[dict]:
+    return list(node) if isinstance(node, (list, tuple)) else [node] if node else []
+
+
+def _call(config: dict) -> str:
+    """Write the config of an object as a call."""
+    arguments = ', '.join(f'{key}={value!r}' for key, value in config.items() if key != 'type')
+    return f'{config["type"]}({arguments})' if arguments else str(config['type'])
 
 
 def _versions() -> dict[str, str]:
@@ -283,11 +294,8 @@ def _describe(runner: Runner) -> str:
     """Return the summary of a run: a line each for what runs, on what data, from which weights."""
     model = params.unwrap(runner.model)
     method = _method(runner)
-    prompt = dict(method['prompt'] or {})
-    kind = prompt.pop('type', 'no prompt')
-    arguments = ', '.join(f'{key}={value!r}' for key, value in prompt.items())
-    if prompt:
-        kind = f'{kind}({arguments})'
+    added = [node for key in ADDED for node in _as_list(method.get(key))]
+    kind = ', '.join(map(_call, added)) or 'no prompt'
     trainable = method['trainable']
     rows = [
         ('config', runner.cfg.filename or 'built in code'),

@@ -1,35 +1,79 @@
 """The contract between a prompt and a prompted backbone."""
 
 from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
 
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class TokenLayout(NamedTuple):
+    """What the tokens of a sequence (B, F + P + N, C) are.
+
+    Attributes:
+        num_first: F, class and register tokens.
+        num_prompts: P, prompts that earlier blocks left there.
+        grid: (rows, columns) of the N = rows * columns patches.
+    """
+
+    num_first: int
+    num_prompts: int
+    grid: tuple[int, int]
+
+    def prompts(self, x: Tensor) -> Tensor:
+        """The prompts among tokens, (B, P, C)."""
+        return x[:, self.num_first : self.num_first + self.num_prompts]
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The patches among tokens, (B, N, C)."""
+        return x[:, self.num_first + self.num_prompts :]
 
 
 class Prompt(BaseModule, metaclass=ABCMeta):
     """Yields the prompt tokens of a transformer, block by block.
 
     A prompt knows no backbone: it is told the width and depth that it serves when the backbone
-    builds it (``embed_dims``, ``num_layers`` and ``patch_size`` are filled in), and where its
-    tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``).
+    builds it (``embed_dims``, ``num_layers``, ``num_heads`` and ``patch_size`` are filled in), and
+    where its tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``).
 
     Attributes:
+        families: The backbones that it fits, by their ``weights_family``; others refuse it.
         depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not may be
             computed once for all inputs.
     """
 
+    families: tuple[str, ...] = ('vit',)
     depends_on_input = True
 
-    def prepare(self) -> object:
+    def start_from(self, backbone: nn.Module) -> None:
+        """Take starting values from the backbone, whose weights have just been initialised.
+
+        Args:
+            backbone: The backbone that this prompt belongs to, with its pretrained weights.
+        """
+
+    def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> object:
         """Compute once a forward pass what all blocks share, whatever the images.
 
+        Args:
+            embed: The backbone's patch embedding without positions: images (b, 3, h, w) to tokens
+                (b, n, C).
+
         Returns:
-            What :meth:`forward` gets as ``prepared`` for every block of this pass.
+            What :meth:`forward` gets as ``prepared`` for every block of this pass. It may be
+            changed there: it is of this pass alone.
         """
         return None
 
     @abstractmethod
-    def forward(self, x: Tensor, layer: int, prepared: object = None) -> Tensor | None:
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        prepared: object = None,
+        layout: TokenLayout | None = None,
+    ) -> Tensor | None:
         """Return the prompt tokens that enter one block.
 
         Args:
@@ -37,6 +81,7 @@ class Prompt(BaseModule, metaclass=ABCMeta):
                 unless they were discarded.
             layer: Index of the block, 0 to num_layers - 1.
             prepared: What :meth:`prepare` returned in this pass; None: without it.
+            layout: Where in ``x`` prompts and patches are.
 
         Returns:
             (B, P, C), or (1, P, C) when the tokens do not depend on the input: they take the
@@ -45,13 +90,13 @@ class Prompt(BaseModule, metaclass=ABCMeta):
         """
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values for a block whose prompts are discarded, in place of tokens.
+        """Return keys and values that all tokens of a block attend to, beside its tokens.
 
         Args:
             layer: Index of the block.
 
         Returns:
-            Two tensors (1, heads, P, C / heads); None: the backbone makes them of the tokens.
+            Two tensors (1, heads, P, C / heads); None: there are none beside those of the tokens.
         """
         return None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vpt_dense.prompts.base import Prompt
+from vpt_dense.prompts.base import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -57,7 +57,13 @@ class FoldedPrompt(Prompt):
         self.register_buffer('keys', torch.zeros(shape))
         self.register_buffer('values', torch.zeros(shape))
 
-    def forward(self, x: Tensor, layer: int, prepared: object = None) -> None:
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        prepared: object = None,
+        layout: TokenLayout | None = None,
+    ) -> None:
         """See :meth:`Prompt.forward`: there are no tokens any more."""
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:

@@ -1,13 +1,13 @@
 """Prompt tokens that are learnt freely: VPT-shallow, VPT-deep and what lies between."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt_dense.prompts.base import Prompt
+from vpt_dense.prompts.base import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -36,6 +36,7 @@ class TokenPrompt(Prompt):
         embed_dims: Width C of the backbone. Filled in by the backbone.
         num_layers: Number of its blocks. Filled in by the backbone.
         patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
+        num_heads: Its attention heads. Filled in by the backbone; not used.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default the tokens start as in the
             paper: U(-v, v), v = sqrt(6 / (3 * ph * pw + D)), D the width they are learnt in, and
             the projection with kaiming normal (fan out).
@@ -56,6 +57,7 @@ class TokenPrompt(Prompt):
         embed_dims: int,
         num_layers: int,
         patch_size: Sequence[int],
+        num_heads: int | None = None,
         deep: bool = False,
         layer_range: Sequence[int | None] = (0, None),
         keep_outputs: bool = True,
@@ -99,7 +101,7 @@ class TokenPrompt(Prompt):
             self.project = nn.Linear(project_dims, embed_dims)
             nn.init.kaiming_normal_(self.project.weight, mode='fan_out')
 
-    def prepare(self) -> tuple[Tensor, ...]:
+    def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
         """All sets of tokens, projected, each (1, P, C).
 
         Taken apart at once: to index the parameter once a block would make a gradient of its full
@@ -108,7 +110,11 @@ class TokenPrompt(Prompt):
         return self.project(self.tokens).split(1)
 
     def forward(
-        self, x: Tensor, layer: int, prepared: tuple[Tensor, ...] | None = None
+        self,
+        x: Tensor,
+        layer: int,
+        prepared: tuple[Tensor, ...] | None = None,
+        layout: TokenLayout | None = None,
     ) -> Tensor | None:
         """See :meth:`Prompt.forward`. While dropout acts the batch is B, else 1."""
         if layer == self.stop and not self.keep_outputs:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import vpt_dense.weights.guard  # noqa: F401  checkpoints for our backbones are read safely
 from vpt_dense.errors import UserError
+from vpt_dense.tuning import is_added
 from vpt_dense.weights import pretrained
 from vpt_dense.weights.pretrained import Converted
 
@@ -121,7 +122,7 @@ class FrozenBase:
     Attributes:
         base: Where the frozen tensors come from; None: not known, they cannot be left out.
         frozen_names: Names of the parameters that do not train, and of the saved buffers of modules
-            in which nothing trains; without the prompt's.
+            in which nothing trains; without those of prompts and adapters.
     """
 
     base: Base | None = None
@@ -142,7 +143,7 @@ class FrozenBase:
                         f'{prefix}.{name}' if prefix else name
                         for name in own - module._non_persistent_buffers_set
                     }
-        self.frozen_names = frozenset(n for n in names if not n.startswith('prompt.'))
+        self.frozen_names = frozenset(n for n in names if not is_added(n))
 
     def init_weights(self) -> None:
         """Load the pretrained weights that ``init_cfg`` names, or start at random."""
@@ -203,7 +204,7 @@ class FrozenBase:
         own = self.state_dict()
         lacking = [
             name for name in own
-            if prefix + name not in state_dict and not name.startswith('prompt.')
+            if prefix + name not in state_dict and not is_added(name)
         ]
         if record is None:
             bare = [name for name in lacking if name in self.frozen_names]

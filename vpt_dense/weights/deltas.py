@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vpt_dense import config, files, params
 from vpt_dense.errors import UserError
+from vpt_dense.tuning import method_of
 from vpt_dense.weights import stored_config
 from vpt_dense.weights.base import (
     KEY,
@@ -195,10 +196,7 @@ def extract(path: str, config_file: str | None = None, base: str | None = None) 
     meta.update(
         format=FORMAT,
         cfg=text,
-        method=dict(
-            prompt=backbone.get('prompt'),
-            trainable=getattr(getattr(model, 'backbone', None), 'trainable', None),
-        ),
+        method=method_of(backbone, getattr(model, 'backbone', None)),
         counts={key: counts[key] for key in ('trainable', 'total', 'percent')},
         bases={prefix: dataclasses.asdict(record) for prefix, record in bases.items()},
     )
@@ -380,7 +378,7 @@ def describe(path: str) -> list[tuple[str, str]]:
     if not isinstance(method, dict) and meta.get('cfg'):
         with contextlib.suppress(UserError):  # more than plain data: it is not needed here
             backbone = stored_config.parse(meta['cfg'], path).get('model', {}).get('backbone', {})
-            method = {key: backbone.get(key) for key in ('prompt', 'trainable')}
+            method = {**method_of(backbone, None), 'trainable': backbone.get('trainable')}
     records = {
         name: Base.from_tensor(tensor) for name, tensor in state.items() if name.endswith(KEY)
     }
@@ -391,6 +389,9 @@ def describe(path: str) -> list[tuple[str, str]]:
     ]
     if method:
         rows.append(('prompt', _brief(method.get('prompt')) or 'none'))
+        if method.get('image_prompt'):
+            rows.append(('image prompt', _brief(method['image_prompt'])))
+        rows += [('adapter', _brief(adapter)) for adapter in method.get('adapters') or []]
         rows.append(('trainable', str(method.get('trainable', 'by default'))))
     for record in records.values():
         rows += [
@@ -504,10 +505,9 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
     half = backbone.frozen_dtype
     with torch.no_grad(), torch.autocast('cpu', half, enabled=half is not None):
         x = backbone.pos_embed.new_zeros(1, 1, backbone.embed_dims)  # tells type and device only
-        for i, layer in enumerate(backbone.layers):
+        for i in range(len(backbone.layers)):
             if i in layers:
-                ready = prompt.keys_values(i)
-                folded[i] = ready or layer.prompt_keys_values(prompt(x, i).to(x.dtype))
+                folded[i] = backbone.prompt_keys_values(x, i)
             elif (tokens := prompt(x, i)) is not None and tokens.shape[1]:
                 raise UserError(
                     f'{path}: prompts that enter block {i} flow on through the blocks behind it as '

@@ -12,6 +12,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from vpt_dense.errors import UserError, suggest
+from vpt_dense.tuning import is_added
 from vpt_dense.weights.layouts import LAYOUTS, Layout
 from vpt_dense.weights.reading import read_source
 
@@ -92,8 +93,8 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     """Read pretrained weights of any known format and fit them to a backbone, which stays as it is.
 
     A frozen backbone cannot recover from a tensor that was dropped, so what is missing, left over
-    or of another shape is an error; only ``prompt.*`` need not be in the file. What is changed or
-    left out is reported:
+    or of another shape is an error; only what tuning adds (``prompt.*``, ``adapters.*``) need not
+    be in the file. What is changed or left out is reported:
 
     - the position embedding, resized on its grid with the backbone's ``interpolate_mode``
       ('bicubic' or 'bilinear', half-pixel centres, no antialiasing: what the backbone does for
@@ -144,7 +145,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     }
     tensors, origins, notes = _convert(source, layout, prefix, target, checkpoint)
     if not options.get('prompts'):
-        tensors = {k: v for k, v in tensors.items() if not k.startswith('prompt.')}
+        tensors = {k: v for k, v in tensors.items() if not is_added(k)}
     source_kernel = tensors.get(_KERNEL)
     for fit in _FITS[family]:
         fit(tensors, backbone, target, notes, options)
@@ -160,7 +161,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
         name for name in target
         if name not in tensors
         and (
-            (name.startswith('prompt.') and not options.get('prompts'))
+            (is_added(name) and not options.get('prompts'))
             or _matches(options['allow_missing'], name)
         )
     ]

@@ -1,0 +1,110 @@
+"""What all backbones of this package share: prompts, adapters, and what trains."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from torch import nn
+
+from vpt_dense.adapters import Block
+from vpt_dense.image_prompts import ImagePrompt
+from vpt_dense.registry import MODELS
+from vpt_dense.tuning import ADDED, is_added, select_trainable
+from vpt_dense.weights.base import FrozenBase
+
+
+class TunedBackbone(FrozenBase):
+    """A backbone with a choice of prompt, image prompt, adapters, and what trains.
+
+    To be listed before the class of the family among the parents. A subclass builds its parts with
+    :meth:`build_image_prompt` (before its parent's ``__init__``) and :meth:`tune` (at the end of
+    its own), and calls the adapters where :class:`vpt_dense.adapters.Adapter` says.
+
+    Attributes:
+        weights_family: Which formats of pretrained weights, prompts and adapters fit.
+        prompt: The token prompt, or None.
+        image_prompt: The prompt in image space, or None.
+        adapters: The adapters, a ``ModuleList``.
+        trainable: The patterns of what trains.
+        base_is_frozen: Whether anything but prompts and adapters is frozen.
+    """
+
+    weights_family: str
+
+    @abstractmethod
+    def blocks(self) -> list[Block]:
+        """The transformer blocks in order; none in a convolutional network."""
+
+    def build_image_prompt(
+        self, config: dict | None, img_size: Sequence[int], in_channels: int
+    ) -> ImagePrompt | None:
+        """Build the prompt in image space; the parent's ``__init__`` needs to know its sizes."""
+        if config is None:
+            return None
+        served = dict(img_size=tuple(img_size), in_channels=in_channels)
+        return self._fitting('image_prompt', MODELS.build(config, default_args=served))
+
+    def tune(
+        self,
+        prompt: nn.Module | None,
+        image_prompt: ImagePrompt | None,
+        adapters: Sequence[dict] | None,
+        trainable: Sequence[str] | None,
+    ) -> None:
+        """Add the parts of tuning and freeze what does not train.
+
+        Args:
+            prompt: The token prompt, built.
+            image_prompt: The prompt in image space, built.
+            adapters: Configs of adapters.
+            trainable: Patterns; None: all that tuning adds, or everything if it adds nothing.
+
+        Raises:
+            ValueError: If a part does not fit this family of backbones, or a pattern matches no
+                parameter; the message names the key.
+        """
+        if isinstance(adapters, dict) or not all(isinstance(a, dict) for a in adapters or []):
+            raise ValueError(
+                f'adapters must be a list of dicts, one for each adapter, found {adapters!r}'
+            )
+        self.prompt = None if prompt is None else self._fitting('prompt', prompt)
+        self.image_prompt = image_prompt
+        built = [MODELS.build(c, default_args=dict(backbone=self)) for c in adapters or ()]
+        self.adapters = nn.ModuleList(built)
+        if trainable is None:
+            added = {name.split('.')[0] for name, _ in self.named_parameters() if is_added(name)}
+            trainable = [rf'^{name}\.' for name in ADDED if name in added] or ['.*']
+        self.trainable = list(trainable) if not isinstance(trainable, str) else trainable
+        select_trainable(self, self.trainable)
+        self.base_is_frozen = any(
+            not parameter.requires_grad
+            for name, parameter in self.named_parameters()
+            if not is_added(name)
+        )
+        self.note_frozen()
+
+    def _fitting(self, key: str, part: BaseModule) -> BaseModule:
+        """Return a part, or refuse it."""
+        families = getattr(part, 'families', ())
+        if self.weights_family not in families:
+            raise ValueError(
+                f'{key}: {type(part).__name__} fits backbones of the families '
+                f'{", ".join(families)}; {type(self).__name__} is a {self.weights_family}'
+            )
+        return part
+
+    def init_weights(self) -> None:
+        """Load the pretrained weights or start at random, then start what tuning adds."""
+        super().init_weights()
+        for part in (self.prompt, *self.adapters):
+            if part is not None:
+                part.start_from(self)
+
+    def train(self, mode: bool = True) -> 'TunedBackbone':
+        """Switch the mode; what surrounds prompts and adapters stays in eval mode while frozen."""
+        super().train(mode)
+        if self.base_is_frozen:
+            for name, child in self.named_children():
+                if name not in ADDED:
+                    child.eval()
+        return self
