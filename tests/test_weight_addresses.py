@@ -114,6 +114,8 @@ def test_a_page_in_place_of_weights(server):
     (folder / 'w.pth').write_text('<html>log in first</html>')
     with pytest.raises(UserError, match=r'w\.pth is a web page'):
         read_state_dict(f'{address}/w.pth')
+    torch.save(TENSORS, folder / 'w.pth')  # the page was not kept
+    assert torch.equal(read_state_dict(f'{address}/w.pth')['a.weight'], TENSORS['a.weight'])
 
 
 @pytest.mark.parametrize(

@@ -58,12 +58,21 @@ def load_url(
 
 
 def download(url: str, model_dir: str | None = None, progress: bool = True) -> Path:
-    """Download a file into torch's cache, unless it is there; return where it is."""
+    """Download a file into torch's cache, unless it is there; return where it is.
+
+    Raises:
+        UserError: If what came is a web page or only a part; it is then not kept.
+    """
     folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
     file = folder / Path(urlparse(url).path).name
     if not file.is_file():
         with files.atomic(file) as unfinished:
             torch.hub.download_url_to_file(url, str(unfinished), progress=progress)
+        try:
+            files.check(file)
+        except UserError:
+            file.unlink()
+            raise
     return file
 
 
