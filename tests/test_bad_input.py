@@ -512,7 +512,7 @@ def npz_cut(path, good):
         (empty, 'weights.pth', r'weights.pth is empty'),
         (git_lfs_pointer, 'weights.safetensors', r'weights.safetensors is a Git LFS pointer'),
         (web_page, 'weights.safetensors', r'weights.safetensors is a web page'),
-        (unrelated, 'weights.pth', r'weights.pth holds no vision transformer.*conv1.weight'),
+        (unrelated, 'weights.pth', r'weights.pth holds no backbone.*conv1.weight'),
         (no_dictionary, 'weights.pth', r'weights.pth holds no state dict but list'),
         (safetensors_header, 'weights.safetensors', r'weights.safetensors is truncated or damaged'),
         (safetensors_cut, 'weights.safetensors', r'weights.safetensors is truncated or damaged'),

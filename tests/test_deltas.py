@@ -713,7 +713,7 @@ def fingerprint_of(file: Path) -> str:
     (['merge', '{ckpt}', 'x.safetensors'], r'x\.safetensors: a whole checkpoint is a \.pth'),
     (['merge', 'absent.safetensors', 'x.pth'], r'absent\.safetensors: no such file'),
     (['info', '{base}'], r'base\.pth holds no state_dict'),
-    (['fold', '{head}', 'x.pth'], r'has no prompt to fold'),
+    (['fold', '{head}', 'x.pth'], r'has no prompt to fold and no adapters'),
 ])
 def test_tool_refuses_in_one_line(capfd, runs, tmp_path, monkeypatch, arguments, pattern):
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from torch import nn
 from utils import tiny_vit
 
+from vpt_dense.image_prompts import base
+
 DATA = Path(__file__).parent / 'data' / 'reference'
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 P5 = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
@@ -125,3 +127,33 @@ def test_agrees_with_the_original(case, recompute, prompts_as):
     assert bool(expected) == (CASES[case] is not None)
     for name, grad in expected.items():
         torch.testing.assert_close(model.get_parameter(name).grad, grad, **TOLERANCE)
+
+
+def test_a_border_agrees_with_the_original():
+    """``pad``: the border is half a patch wide, so maps keep it (aligned=False)."""
+    tensors, metadata = read('abl_pad_p4')
+    assert '4410440' in metadata['source']
+    weights, grads = under(tensors, 'weight/'), under(tensors, 'grad/')
+    model = tiny_vit(image_prompt=dict(type='vpt_dense.PadPrompt', width=4, aligned=False))
+    model.double()
+    names = dict(top_bottom='prompt_embeddings_tb', left_right='prompt_embeddings_lr')
+    borders = {f'image_prompt.{own}': weights[theirs] for own, theirs in names.items()}
+    model.load_state_dict(ours(weights, '') | borders, strict=True)
+    for name in ('mean', 'std'):  # in float64 they are not what float32 makes of them
+        exact = torch.tensor(getattr(base, name.upper()), dtype=torch.float64)
+        getattr(model.image_prompt, name).copy_(exact[:, None, None])
+    model.eval()
+    blocks, final = {}, {}
+    for i, layer in enumerate(model.layers):
+        layer.register_forward_hook(lambda _, __, out, i=i: blocks.setdefault(i, out))
+    model.ln1.register_forward_hook(lambda _, __, out: final.setdefault('out', out))
+    image = tensors['input'].requires_grad_()
+    model(image)
+    for i in range(4):
+        torch.testing.assert_close(blocks[i], tensors[f'block/{i}'], **TOLERANCE)
+    torch.testing.assert_close(final['out'], tensors['output'], **TOLERANCE)
+    (final['out'] * tensors['probe']).sum().backward()
+    torch.testing.assert_close(image.grad, grads['input'], **TOLERANCE)
+    for name, theirs in names.items():
+        parameter = model.image_prompt.get_parameter(name)
+        torch.testing.assert_close(parameter.grad, grads[theirs], **TOLERANCE)

@@ -142,7 +142,7 @@ REFUSED = {
     'a list': (lambda path: torch.save([1], path), r'no state dict but list'),
     'unrelated': (
         lambda path: torch.save({'conv1.weight': torch.zeros(1)}, path),
-        r'no vision transformer of a known layout \(.*mmpretrain, .*timm.*conv1\.weight',
+        r'no backbone of a known layout \(.*mmpretrain, .*timm.*conv1\.weight',
     ),
     'patch bias missing': (
         damaged(lambda s: s.__delitem__('patch_embed.proj.bias')),

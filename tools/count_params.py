@@ -91,12 +91,6 @@ def short_names(paths: Iterable[str]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else list(paths)
 
 
-def as_markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Write a table in Markdown, numbers to the right."""
-    rule = ['---', *['---:'] * (len(header) - 1)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in [header, rule, *rows])
-
-
 def print_rich(header: list[str], rows: list[list[str]], title: str, caption: str) -> None:
     """Print a table for the eye; headings break where the screen is narrow, numbers do not."""
     from rich import box
@@ -143,7 +137,7 @@ def main() -> None:
         return
     cells = memory_table(reports) if args.memory else table(reports)
     if args.markdown:
-        print(as_markdown(*cells))
+        print(params.markdown_table(*cells))
     elif args.memory:
         device = reports[args.configs[0]]['memory']['device']
         caption = 'kept: for backward; peak: with what comes and goes within the step'

@@ -7,25 +7,21 @@ Trains through tools/train.py with the configs of configs/demo, tests on the tes
 tools/test.py, prints a table and draws predictions. Runs that are finished are not repeated.
 """
 
-import hashlib
 import json
 import os
-import re
-import statistics
-import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vpt_dense.errors import ArgumentParser, UserError, main
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import compare
 
-ROOT = Path(__file__).resolve().parent.parent
+from vpt_dense.errors import ArgumentParser, main
+
+ROOT, DATA = compare.ROOT, Path(compare.DATA)
 METHODS = {
     'full': 'full fine-tuning',
     'head': 'head-only',
@@ -34,172 +30,30 @@ METHODS = {
     'deep': 'VPT-deep',
     'deep-bias': 'VPT-deep + bias',
 }
-DATA = Path('data/digits')
-WEIGHTS = Path('pretrain/vit-demo_formula.safetensors')
-ITERATION = re.compile(r'Iter\(train\) \[\s*(\d+)/')
-
-
-def config_of(method):
-    """Path of a method's config, relative to the repository."""
-    return Path('configs/demo', f'setr_{method}_digits.py')
-
-
-def has_fast_bfloat16():
-    """Whether this CPU multiplies in bfloat16 natively: training then takes half the time."""
-    try:
-        return bool(re.search(r'\b(avx512_bf16|amx_bf16)\b', Path('/proc/cpuinfo').read_text()))
-    except OSError:
-        return False
-
-
-def fingerprint(method, seed, amp):
-    """What a finished run must agree with to count as this run.
-
-    Returns:
-        str: sha256 over seed, precision, the resolved config, the weights and the data's meta.
-    """
-    from vpt_dense import config
-
-    digest = hashlib.sha256(f'{seed} {amp}'.encode())
-    digest.update(config.load(str(config_of(method))).pretty_text.encode())
-    digest.update(WEIGHTS.read_bytes())
-    digest.update((DATA / 'meta.json').read_bytes())
-    return digest.hexdigest()
-
-
-def call(command, log, threads, progress, task, expected=None):
-    """Runs a tool with its output in a file and moves a bar by the iterations found there.
-
-    Args:
-        command (list): Arguments after the interpreter.
-        log (Path): Appended to.
-        threads (int): Threads of the tool.
-        progress (rich.progress.Progress): Holds the bar.
-        task (rich.progress.TaskID): The bar.
-        expected (re.Pattern | None): Finds the number of iterations done, as its first group.
-
-    Raises:
-        UserError: If the tool fails, with its last line.
-    """
-    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-    begin = log.stat().st_size if log.exists() else 0
-    with log.open('ab') as stream:
-        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=stream,
-                                   stderr=subprocess.STDOUT, env=env)
-    try:
-        while process.poll() is None:
-            time.sleep(0.5)
-            text = log.read_bytes()[begin:].decode(errors='replace')
-            if expected and (found := expected.findall(text)):
-                progress.update(task, completed=int(found[-1]))
-    finally:
-        if process.poll() is None:  # interrupted
-            process.terminate()
-            process.wait()
-    if process.returncode:
-        lines = log.read_text(errors='replace').strip().splitlines() or ['no output']
-        raise UserError(f'{command[0]} failed, see {log}: {lines[-1]}')
-
-
-def run_one(method, seed, folder, threads, amp, progress):
-    """Trains and tests one method with one seed, unless that is done already.
-
-    Args:
-        method (str): Key of `METHODS`.
-        seed (int): Random seed of the run.
-        folder (Path): Parent of the run's folder.
-        threads (int): Threads to use.
-        amp (bool): Mixed precision.
-        progress (rich.progress.Progress): Gets a bar.
-
-    Returns:
-        dict: method, seed, mIoU (per cent, test split), counts, sizes and seconds.
-    """
-    work_dir = folder / f'{method}_seed{seed}'
-    result_file, log = work_dir / 'demo.json', work_dir / 'output.log'
-    mark = fingerprint(method, seed, amp)
-    label = f'{METHODS[method]}, seed {seed}'
-    try:
-        result = json.loads(result_file.read_text())
-        if result['fingerprint'] == mark:
-            progress.add_task(f'{label}: done before', total=1, completed=1)
-            return result
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        pass
-    from vpt_dense import config
-
-    iters = config.load(str(config_of(method))).train_cfg.max_iters
-    task = progress.add_task(f'{label}: training', total=iters)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    start = time.time()
-    call(['tools/train.py', config_of(method), '--work-dir', work_dir, '--seed', seed,
-          *(['--amp'] if amp else [])],
-         log, threads, progress, task, ITERATION)
-    seconds = time.time() - start
-    progress.update(task, description=f'{label}: testing', completed=iters)
-    call(['tools/test.py', config_of(method), work_dir, '--work-dir', work_dir],
-         log, threads, progress, task)
-    progress.update(task, description=f'{label}: done')
-    test = json.loads((work_dir / 'test.json').read_text())
-    summary = json.loads((work_dir / 'summary.json').read_text())
-    params = test['params']
-    result = dict(
-        method=method, seed=seed, fingerprint=mark, mIoU=test['metrics']['mIoU'],
-        val_mIoU=summary['last']['metrics']['mIoU'],
-        trainable=params['trainable'], total=params['total'], percent=params['percent'],
-        backbone_trainable=sum(
-            part['trainable'] for name, part in params['parts'].items()
-            if name in ('backbone', 'prompt')),
-        tuned_megabytes=params['tuned_megabytes'], train_seconds=round(seconds, 1), amp=amp,
-        threads=threads, versions=test['versions'],
-    )
-    part = result_file.with_suffix('.part')
-    part.write_text(json.dumps(result, indent=1) + '\n')
-    os.replace(part, result_file)
-    return result
-
-
-def summarise(results):
-    """Gathers the seeds of every method.
-
-    Args:
-        results (list[dict]): As `run_one` returns them.
-
-    Returns:
-        list[dict]: One row a method: mean, sample standard deviation (None for one seed), counts.
-    """
-    rows = []
-    for method, name in METHODS.items():
-        own = [result for result in results if result['method'] == method]
-        if own:
-            scores = [result['mIoU'] for result in own]
-            rows.append(dict(
-                method=method, name=name, mean=statistics.mean(scores),
-                std=statistics.stdev(scores) if len(scores) > 1 else None, scores=scores,
-                seeds=[result['seed'] for result in own],
-                **{key: own[0][key] for key in ('trainable', 'backbone_trainable', 'total',
-                                                'percent', 'tuned_megabytes')},
-                train_seconds=statistics.mean(result['train_seconds'] for result in own),
-            ))
-    return rows
-
-
-def cells(row):
-    """The row of a method as text."""
-    score = f'{row["mean"]:.1f}' + (f' ± {row["std"]:.1f}' if row['std'] is not None else '')
-    return [row['name'], score, f'{row["trainable"]:,}', f'{row["backbone_trainable"]:,}',
-            f'{row["percent"]:.1f} %', f'{row["tuned_megabytes"]:.2f} MB']
-
-
 COLUMNS = ['method', 'mIoU (test)', 'trainable', 'of these in the backbone', '% of the model',
            'tuned part on disk']
 
 
+def config_of(method):
+    """Path of a method's config, relative to the repository."""
+    return Path(compare.DEMO.format(method=method))
+
+
+def cells(row):
+    """The row of a method as text."""
+    from vpt_dense.comparison.report import format_score
+
+    return [METHODS[row['method']], format_score(row), f'{row["trainable"]:,}',
+            f'{row["backbone_trainable"]:,}', f'{row["percent"]:.1f} %',
+            f'{row["tuned_megabytes"]:.2f} MB']
+
+
 def write_reports(rows, folder, command):
     """Writes the table as Markdown and everything behind it as JSON."""
-    lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + ' --- |' * len(COLUMNS)]
-    lines += ['| ' + ' | '.join(cells(row)) + ' |' for row in rows]
-    (folder / 'table.md').write_text('\n'.join(lines) + f'\n\n`{command}`\n')
+    from vpt_dense import params
+
+    table = params.markdown_table(COLUMNS, [cells(row) for row in rows])
+    (folder / 'table.md').write_text(f'{table}\n\n`{command}`\n')
     (folder / 'table.json').write_text(
         json.dumps(dict(command=command, rows=rows), indent=1) + '\n')
 
@@ -293,54 +147,37 @@ def run():
     parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     os.chdir(ROOT)
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise UserError(f'--seeds must be different and not negative, found {args.seeds}')
+    compare.check_numbers(args.seeds, args.jobs)
+    compare.stop_politely()
     methods = list(METHODS) if args.all else args.methods or ['head', 'deep']
     start = time.time()
-    subprocess.run([sys.executable, 'tools/make_dataset.py', 'digits', str(DATA)], check=True)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    todo = [(method, seed) for seed in args.seeds for method in methods]
-    jobs = min(args.jobs or min(cpus, 4), len(todo))
-    threads = max(1, cpus // jobs)
-    amp = args.amp == 'on' or (args.amp == 'auto' and has_fast_bfloat16())
-    print(f'{len(todo)} runs, {jobs} at a time with {threads} thread(s) each, '
-          f'{"bfloat16 autocast" if amp else "float32"}; logs in {args.work_dir}/*/output.log')
-    lock = threading.Lock()
-    results = []
-    console = Console()
-    with Progress(TextColumn('{task.description:36}'), BarColumn(), TextColumn(
-            '{task.completed}/{task.total}'), TimeElapsedColumn(), console=console) as progress:
+    compare.make_demo_data()
+    from vpt_dense import logging
+    from vpt_dense.comparison import report
+    from vpt_dense.comparison.runs import Comparison
 
-        def work(job):
-            result = run_one(*job, args.work_dir, threads, amp, progress)
-            with lock:
-                results.append(result)
-
-        with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(work, job) for job in todo]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
-    results.sort(key=lambda result: todo.index((result['method'], result['seed'])))
-    rows = summarise(results)
+    logging.filter_warnings()
+    jobs, threads, amp = compare.plan(methods, args.seeds, args.jobs, args.amp, args.work_dir)
+    comparison = Comparison(
+        compare.DEMO, args.work_dir, ROOT / 'tools', amp, threads, labels=METHODS)
+    results, failures = comparison.run(methods, args.seeds, jobs)
+    compare.fail({f'{m}, seed {s}': error for (m, s), error in failures.items()},
+                 len(methods) * len(args.seeds))
+    rows = [dict(row, name=METHODS[row['method']])
+            for row in report.summarise(results, 'mIoU', [m for m in METHODS if m in methods])]
     table = Table(title='Digits, test split')
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify='right' if index else 'left')
     for row in rows:
         table.add_row(*cells(row))
-    console.print(table)
+    Console().print(table)
     command = 'python tools/demo.py ' + ('--all' if args.all else '--methods ' + ' '.join(methods))
     command += ' --seeds ' + ' '.join(map(str, args.seeds))
-    args.work_dir.mkdir(parents=True, exist_ok=True)
     write_reports(rows, args.work_dir, command)
     print(f'table: {args.work_dir / "table.md"}, {args.work_dir / "table.json"}')
     shown = [method for method in ('head', 'deep') if method in methods] or methods[:1]
     picture = args.work_dir / 'predictions.png'
-    draw({m: args.work_dir / f'{m}_seed{args.seeds[0]}' for m in shown}, picture)
+    draw({m: comparison.work_dir(m, args.seeds[0]) for m in shown}, picture)
     print(f'predictions: {picture}')
     print(f'{(time.time() - start) / 60:.1f} minutes')
 

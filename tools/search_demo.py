@@ -11,11 +11,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.progress import Progress
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import demo
 
+from vpt_dense.comparison import runs
 from vpt_dense.errors import ArgumentParser, main
 
 HEAD_LR = 'optim_wrapper.optimizer.lr'
@@ -44,10 +43,11 @@ def trial(method, options, folder, amp, progress):
     task = progress.add_task(name, total=None)
     if not done.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
-        demo.call(['tools/train.py', demo.config_of(method), '--work-dir', work_dir,
+        runs.call(['tools/train.py', demo.config_of(method), '--work-dir', work_dir,
                    *(['--amp'] if amp else []),
                    '--cfg-options', *(f'{key}={value}' for key, value in options.items())],
-                  work_dir / 'output.log', 1, progress, task, demo.ITERATION)
+                  work_dir / 'output.log', 1,
+                  lambda number: progress.update(task, completed=number))
     miou = json.loads(done.read_text())['last']['metrics']['mIoU']
     progress.update(task, description=f'{name}: {miou:.1f}')
     return dict(method=method, options=options, mIoU=miou)
@@ -62,9 +62,9 @@ def run():
     parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     os.chdir(demo.ROOT)
-    amp = demo.has_fast_bfloat16()
+    amp = runs.has_fast_bfloat16()
     jobs = [(method, options) for method in args.methods for options in GRID[method]]
-    with Progress() as progress, ThreadPoolExecutor(args.jobs) as pool:
+    with runs.progress_bars() as progress, ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(trial, *job, args.work_dir, amp, progress) for job in jobs]
         results = [future.result() for future in futures]
     lines = ['| method | setting | mIoU (validation) |', '| --- | --- | --- |']

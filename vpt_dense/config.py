@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
 from vpt_dense.datasets.checks import find_classes
+from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
 
 #: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
@@ -24,7 +25,7 @@ KEYS = frozenset(
     'model_wrapper_cfg find_unused_parameters sync_bn activation_checkpointing compile '
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
-    'dataset pretrained tta tta_model tta_pipeline'.split()
+    'dataset ensemble pretrained tta tta_model tta_pipeline tuning_hooks'.split()
 )
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
@@ -254,6 +255,10 @@ def resolve(cfg: Config) -> None:
       found on disk for a ``vpt_dense.ImageFolder``.
     - ``mean`` and ``std`` of a prompt made of pixels, where it leaves them None, are those of the
       data preprocessor.
+    - ``num_tokens='classes'`` of a prompt becomes the number of classes of the head.
+    - ``tuning_hooks``, hooks that belong to a fragment of ``configs/_base_/tuning``, join
+      ``custom_hooks``.
+    - ``ensemble``: see :func:`vpt_dense.ensemble.settings.place`.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
     - ``persistent_workers`` and ``pin_memory`` follow ``num_workers`` and the machine.
@@ -275,7 +280,20 @@ def resolve(cfg: Config) -> None:
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
     _place_pixel_statistics(cfg.get('model') or {})
+    _place_number_of_classes(cfg.get('model') or {})
+    hooks = cfg.pop('tuning_hooks', None)
+    if hooks:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
+    settings.place(cfg)
     _adapt_to_machine(cfg)
+
+
+def _place_number_of_classes(model: dict) -> None:
+    """Replace ``num_tokens='classes'`` of a prompt."""
+    prompt = (model.get('backbone') or {}).get('prompt') or {}
+    parts = heads(model)
+    if prompt.get('num_tokens') == 'classes' and parts:
+        prompt['num_tokens'] = parts[0]['num_classes']
 
 
 def _place_pixel_statistics(model: dict) -> None:
@@ -293,6 +311,9 @@ def _place_pixel_statistics(model: dict) -> None:
 #: What ``pretrained`` may hold.
 _PRETRAINED_KEYS = ('backbone', 'classifier', 'data_preprocessor')
 
+#: Keys of heads and necks that follow a measure of the backbone, by its place in `architecture`.
+_FOLLOWERS = {'in_channels': 0, 'embed_dim': 0, 'embed_dims': 0, 'num_heads': 2}
+
 
 def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
     """Merge ``pretrained`` into ``model`` and remove it, in place.
@@ -300,9 +321,10 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
     - ``pretrained.backbone`` and ``pretrained.data_preprocessor`` go over those of the model;
       ``pretrained.classifier`` over the backbone of an image classifier: its image size (in
       segmentation that is the crop's) and its pooling.
-    - ``in_channels`` of heads and neck follow the width of the new architecture, ``out_indices``
-      counted from the front keep their place in its depth (10, 15, 20 of 24 blocks become 5, 8,
-      10 of 12).
+    - ``in_channels``, ``embed_dim`` and ``embed_dims`` of heads and neck follow the width of the
+      new architecture (``channels`` too where it was equal to ``in_channels``), ``num_heads`` its
+      heads, ``out_indices`` counted from the front keep their place in its depth (10, 15, 20 of
+      24 blocks become 5, 8, 10 of 12).
 
     Args:
         cfg: A config with a ``model``.
@@ -338,8 +360,13 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
         parts = [*heads(model), *([model['neck']] if model.get('neck') else [])]
         originals = [*heads(before), *([before['neck']] if before.get('neck') else [])]
         for part, original in zip(parts, originals, strict=False):
-            if part.get('in_channels') == original.get('in_channels'):
-                part['in_channels'] = _replace(part.get('in_channels'), old[0], new[0])
+            if original.get('channels') == original.get('in_channels'):
+                followers = {**_FOLLOWERS, 'channels': 0}
+            else:
+                followers = _FOLLOWERS
+            for key, measure in followers.items():
+                if key in part and part[key] == original.get(key):
+                    part[key] = _replace(part[key], old[measure], new[measure])
         indices = model['backbone'].get('out_indices')
         if isinstance(indices, (list, tuple)) and indices == before['backbone'].get('out_indices'):
             model['backbone']['out_indices'] = [
@@ -374,8 +401,8 @@ def _overlay(new: dict, old: dict, untouched: dict | None) -> None:
             old[key] = copy.deepcopy(value)
 
 
-def architecture(backbone: dict) -> tuple[int, int] | None:
-    """Width and number of blocks of a vision transformer's config, if it says them."""
+def architecture(backbone: dict) -> tuple[int, int, int | None] | None:
+    """Width, blocks and attention heads of a vision transformer's config, if it says them."""
     arch = backbone.get('arch')
     if isinstance(arch, str):
         from vpt_dense.logging import filter_warnings
@@ -386,7 +413,7 @@ def architecture(backbone: dict) -> tuple[int, int] | None:
         arch = VisionTransformer.arch_zoo.get(arch.lower())
     if not isinstance(arch, dict) or not {'embed_dims', 'num_layers'} <= set(arch):
         return None
-    return arch['embed_dims'], arch['num_layers']
+    return arch['embed_dims'], arch['num_layers'], arch.get('num_heads')
 
 
 def _replace(value: Any, old: int, new: int) -> Any:
@@ -412,13 +439,16 @@ def leaf_datasets(dataloader: dict | None) -> list[dict]:
 
 
 def heads(model: dict | None) -> list[dict]:
-    """The config dicts of a model's heads: decode head, auxiliary heads, classification head."""
+    """The config dicts of a model's heads: decode head, auxiliary heads, classification head.
+
+    Of an ensemble's heads it is that of a member.
+    """
     model = model or {}
     found = []
     for name in ('decode_head', 'auxiliary_head', 'head'):
         part = model.get(name)
         found.extend(part if isinstance(part, (list, tuple)) else [part] if part else [])
-    return found
+    return [head['head'] if isinstance(head.get('head'), dict) else head for head in found]
 
 
 def _classes(cfg: Config) -> list[str] | None:

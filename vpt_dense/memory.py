@@ -78,10 +78,10 @@ def estimate(cfg: Config) -> dict[str, Any]:
                 model = MODELS.build(cfg.model).train()
             model.data_preprocessor.to(device)  # it moves the batch there
             optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-            size, size_from = _image_size(cfg, model)
+            size, size_from = image_size(cfg, model)
             for _ in range(2):  # before the second step the optimizer has its state
                 storages.peak = storages.now
-                found = _step(model, optim_wrapper, _batch(cfg, loader.batch_size, size))
+                found = _step(model, optim_wrapper, synthetic_batch(cfg, loader.batch_size, size))
             state = tree_leaves(list(optim_wrapper.optimizer.state.values()))
             sizes = {
                 'weights': _bytes(_held_by(model)),
@@ -141,7 +141,7 @@ def _bytes(tensors: Iterable[object]) -> int:
 # --- the batch -------------------------------------------------------------------------------
 
 
-def _batch(cfg: Config, count: int, size: tuple[int, int]) -> dict:
+def synthetic_batch(cfg: Config, count: int, size: tuple[int, int]) -> dict:
     """A batch as a dataloader yields it: byte images of one size, every pixel labelled."""
     height, width = size
     channels = cfg.model.get('backbone', {}).get('in_channels', 3)
@@ -154,7 +154,7 @@ def _batch(cfg: Config, count: int, size: tuple[int, int]) -> dict:
         rows, columns = -(-height // stride), -(-width // stride)
         samples = [
             BaseDataElement(
-                metainfo=dict(img_shape=size),
+                metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size),
                 gt_sem_seg=PixelData(data=torch.zeros(1, rows, columns, dtype=torch.int64)),
             )
             for _ in range(count)
@@ -167,7 +167,7 @@ def _batch(cfg: Config, count: int, size: tuple[int, int]) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
-def _image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:
+def image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:
     """The (height, width) of training images in pixels, and what in the config told it."""
     for transform in reversed(_pipeline(cfg)):
         name = _name(transform)

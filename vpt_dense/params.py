@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 # The first prefix that fits a parameter's name decides its part.
 PARTS = {
@@ -46,8 +47,16 @@ def build_without_memory(cfg: Config) -> nn.Module:
         cfg: A whole config; ``cfg.model`` and ``cfg.default_scope`` are used.
     """
     scope = cfg.get('default_scope', 'mmengine')
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), _Numbers():
         return MODELS.build(cfg.model)
+
+
+class _Numbers(TorchFunctionMode):
+    """Makes ``linspace`` on the CPU: upstream reads the rates of stochastic depth from it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return func(*args, **kwargs, **(dict(device='cpu') if func is torch.linspace else {}))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -185,6 +194,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table in Markdown: first column to the left, others to the right."""
+    rule = ['---', *['---:'] * (len(header) - 1)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in [header, rule, *rows])
 
 
 def parts_table(model: nn.Module) -> str:

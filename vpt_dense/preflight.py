@@ -143,7 +143,7 @@ def _check_vit(model: dict, backbone: dict) -> None:
     outputs = len(indices) if isinstance(indices, (list, tuple)) else None
     shape = architecture(backbone)
     if shape and indices is not None:
-        width, depth = shape
+        width, depth, _ = shape
         for index in indices if outputs else [indices]:
             if isinstance(index, bool) or not isinstance(index, int) or not -depth <= index < depth:
                 raise UserError(
@@ -156,18 +156,29 @@ def _check_vit(model: dict, backbone: dict) -> None:
                 f'model.backbone.arch: embed_dims {width} is not a multiple of num_heads {heads_of}'
             )
     for head in heads(model) if outputs else ():
-        index = head.get('in_index')
-        if isinstance(index, int) and not -outputs <= index < outputs:
+        for index in _as_list(head.get('in_index')):
+            if isinstance(index, int) and not -outputs <= index < outputs:
+                raise UserError(
+                    f'in_index of the {head.get("type")} is {index}, but '
+                    f'model.backbone.out_indices gives {outputs} outputs'
+                )
+        for channels in _as_list(head.get('in_channels')) if not model.get('neck') else ():
+            if shape and isinstance(channels, int) and channels != shape[0]:
+                raise UserError(
+                    f'in_channels of the {head.get("type")} is {channels}, but the backbone is '
+                    f'{shape[0]} wide (model.backbone.arch)'
+                )
+    neck = model.get('neck') or {}
+    for channels in (neck.get('embed_dim'), *_as_list(neck.get('in_channels'))):
+        if shape and isinstance(channels, int) and channels != shape[0]:
             raise UserError(
-                f'in_index of the {head.get("type")} is {index}, but model.backbone.out_indices '
-                f'gives {outputs} outputs'
+                f'model.neck takes {channels} channels, but the backbone is {shape[0]} wide '
+                '(model.backbone.arch)'
             )
-        channels = head.get('in_channels')
-        if shape and not model.get('neck') and isinstance(channels, int) and channels != shape[0]:
-            raise UserError(
-                f'in_channels of the {head.get("type")} is {channels}, but the backbone is '
-                f'{shape[0]} wide (model.backbone.arch)'
-            )
+
+
+def _as_list(value: object) -> list | tuple:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def check_optimizer(optim_wrapper: dict, scope: str | None = None) -> None:

@@ -43,9 +43,14 @@ def _child(name: str, *locations: str, **on_demand: list[str]) -> _mmengine.Regi
 
 MODELS = _child(
     'MODELS', 'vpt_dense.prompts', 'vpt_dense.image_prompts', 'vpt_dense.adapters',
-    'vpt_dense.backbones', 'vpt_dense.engine',
+    'vpt_dense.backbones', 'vpt_dense.engine', 'vpt_dense.ensemble.prompt',
+    'vpt_dense.ensemble.heads',
     **{
-        'vpt_dense.heads': ['SETRMLAHead', 'SETRUPHead'],
+        'vpt_dense.heads': [
+            'FCNHead', 'LinearHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',
+            'UPerHead',
+        ],
+        'vpt_dense.classifiers': ['LabelMappingHead'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
     },
 )
@@ -56,11 +61,12 @@ TRANSFORMS = _child(
     'TRANSFORMS', 'vpt_dense.datasets.loading', 'vpt_dense.datasets.transforms',
     **{'vpt_dense.datasets.augment': ['RandomCrop']},
 )
+DATA_SAMPLERS = _child('DATA_SAMPLERS', 'vpt_dense.ensemble.sampler')
 HOOKS = _child('HOOKS', 'vpt_dense.hooks')
 METRICS = _child('METRICS', 'vpt_dense.evaluation')
 OPTIMIZERS = _child('OPTIMIZERS', 'vpt_dense.engine.muon')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')
 
 __all__ = [
-    'DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIMIZERS', 'OPTIM_WRAPPERS', 'TRANSFORMS'
+    'DATASETS', 'DATA_SAMPLERS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIMIZERS', 'OPTIM_WRAPPERS', 'TRANSFORMS'
 ]

@@ -1,7 +1,8 @@
 """What trains: a list of name patterns, and the mode of what does not.
 
 Full, head-only, bias and prompt tuning are lists of patterns on the parameter names of a backbone:
-``['.*']``, ``[]``, ``['bias$']``, ``['^prompt']``, ``['^prompt', 'bias$']``.
+``['.*']``, ``[]``, ``['bias$']``, ``['^prompt']``, ``['^prompt', 'bias$']``. Two patterns count
+blocks from the end, whatever the depth: ``['last:4']``, ``['partial:1']``.
 """
 
 import re
@@ -12,6 +13,12 @@ from torch import nn
 
 #: The children of a backbone that tuning adds to it; all others are its base.
 ADDED = ('prompt', 'image_prompt', 'adapters')
+
+#: The parameters of the norms behind the blocks: ``ln1`` of a ViT, ``norm3`` of a Swin.
+OUTPUT_NORM = re.compile(r'(ln|norm)\d+\.')
+
+#: 'last:K', the last K blocks; 'partial:K', these and the norms behind the blocks.
+_FROM_THE_END = re.compile(r'(last|partial):(\d+)')
 
 
 def is_added(name: str) -> bool:
@@ -40,13 +47,16 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     Args:
         module: The backbone. Freeze it when it is built, before a distributed wrapper looks at it.
         patterns: Regular expressions, searched in the names of ``module.named_parameters()``. An
-            empty list freezes everything.
+            empty list freezes everything. ``last:K`` stands for the last K of ``module.blocks()``,
+            ``partial:K`` for these and the norms behind the blocks (``partial-k`` of Jia et al.,
+            ECCV 2022, https://arxiv.org/abs/2203.12119).
 
     Returns:
         The names of the parameters that train.
 
     Raises:
-        ValueError: If ``patterns`` is not a list of valid expressions or one matches no name.
+        ValueError: If ``patterns`` is not a list of valid expressions, one matches no name, or
+            there are not so many blocks.
     """
     if isinstance(patterns, str) or not isinstance(patterns, Sequence):
         raise ValueError(
@@ -57,7 +67,11 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     chosen: set[str] = set()
     for pattern in patterns:
         try:
-            matches = [name for name in names if re.search(pattern, name)]
+            special = _FROM_THE_END.fullmatch(pattern)
+            if special:
+                matches = _behind(module, names, special[1], int(special[2]))
+            else:
+                matches = [name for name in names if re.search(pattern, name)]
         except (re.error, TypeError) as error:
             raise ValueError(
                 f'trainable: {pattern!r} is not a valid regular expression ({error})'
@@ -72,3 +86,18 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name in names if name in chosen]
+
+
+def _behind(module: nn.Module, names: Sequence[str], kind: str, number: int) -> list[str]:
+    """The names of parameters that ``last:number`` or ``partial:number`` stands for."""
+    blocks = module.blocks()
+    if not 1 <= number <= len(blocks):
+        raise ValueError(
+            f'trainable: {kind}:{number} asks for {number} of the {len(blocks)} transformer blocks '
+            f'of {type(module).__name__}' + ('; name its layers by patterns' if not blocks else '')
+        )
+    starts = tuple(f'{block.name}.' for block in blocks[-number:])
+    return [
+        name for name in names
+        if name.startswith(starts) or (kind == 'partial' and OUTPUT_NORM.match(name))
+    ]

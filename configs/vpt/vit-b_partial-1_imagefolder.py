@@ -4,6 +4,6 @@ _base_ = [
     '../_base_/datasets/imagefolder.py',
     '../_base_/schedules/cls_100e.py',
     '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/partial-1.py',
+    '../_base_/tuning/partial-1.py',
 ]
 model = dict(backbone=_base_.tuning)

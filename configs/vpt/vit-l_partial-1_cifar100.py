@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/datasets/cifar100.py',
     '../_base_/schedules/cls_100e.py',
     '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/partial-1_vit-l.py',
+    '../_base_/tuning/partial-1.py',
 ]
 model = dict(
     data_preprocessor=dict(to_rgb=False),  # CIFAR's images are RGB already

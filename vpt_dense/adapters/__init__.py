@@ -1,6 +1,17 @@
 """Adapters: objects that change what the blocks of a backbone compute. One file a method."""
 
-from vpt_dense.adapters.base import Adapter, Block
+from vpt_dense.adapters.adapter import BottleneckAdapter
+from vpt_dense.adapters.adaptformer import AdaptFormer
+from vpt_dense.adapters.added_prompt import AddPrompt
+from vpt_dense.adapters.base import Adapter, Block, merge_adapters
+from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.lora import LoRA
+from vpt_dense.adapters.rein import Rein
+from vpt_dense.adapters.rep_adapter import RepAdapter
+from vpt_dense.adapters.side_network import SideNetwork
+from vpt_dense.adapters.ssf import SSF
 
-__all__ = ['Adapter', 'Block', 'LoRA']
+__all__ = [
+    'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'LoRA',
+    'Rein', 'RepAdapter', 'SideNetwork', 'merge_adapters',
+]

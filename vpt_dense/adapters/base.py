@@ -2,13 +2,22 @@
 
 import re
 from abc import ABCMeta
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from vpt_dense.arguments import check_count as check_rank
+from vpt_dense.arguments import check_dropout
 from vpt_dense.prompts import TokenLayout
+from vpt_dense.tuning import OUTPUT_NORM, is_added
+
+__all__ = [
+    'Adapter', 'Block', 'check_dropout', 'check_merge', 'check_rank', 'find_linears',
+    'merge_adapters', 'names_of', 'output_norms',
+]
 
 
 class Block(NamedTuple):
@@ -64,10 +73,13 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     Attributes:
         families: The backbones that it fits, by their ``weights_family``; others refuse it.
         mergeable: Whether :meth:`merge` can put what it does into the backbone's own weights.
+        changes_inputs: Whether its hooks change what goes into linear layers, not what comes out.
+            Of several adapters on one layer these act first, wherever they are in the list.
     """
 
     families: tuple[str, ...] = ('vit', 'swin')
     mergeable = False
+    changes_inputs = False
 
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
@@ -100,13 +112,76 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     def merge(self, backbone: nn.Module) -> None:
         """Put what this adapter does into the backbone's weights and take its hooks off.
 
+        Where there are several, :func:`merge_adapters` knows the order.
+
         Args:
             backbone: The backbone that it was built with.
 
         Raises:
-            ValueError: If this kind of adapter cannot be merged.
+            ValueError: If this kind of adapter cannot be merged, or the weights cannot take it (see
+                :func:`check_merge`); nothing is changed then.
         """
         raise ValueError(f'{type(self).__name__} is not linear: it cannot be merged into weights')
+
+
+def merge_adapters(backbone: nn.Module) -> None:
+    """Merge all adapters of a backbone; it has none afterwards.
+
+    What changes the outputs of a layer is merged in the order of the list, as it acts; then what
+    changes its inputs, the last one first.
+
+    Args:
+        backbone: With ``adapters``, in any precision but half.
+
+    Raises:
+        ValueError: If one of them cannot be merged; the message names it.
+    """
+    adapters = list(backbone.adapters)
+    for i, adapter in enumerate(adapters):
+        if not adapter.mergeable:
+            raise ValueError(
+                f'adapters.{i} ({type(adapter).__name__}) is no linear map of one layer, it cannot '
+                'become part of the weights'
+            )
+    outputs = [adapter for adapter in adapters if not adapter.changes_inputs]
+    inputs = [adapter for adapter in adapters if adapter.changes_inputs]
+    for adapter in (*outputs, *reversed(inputs)):
+        adapter.merge(backbone)
+    del backbone.adapters[:]
+
+
+def check_merge(backbone: nn.Module, names: Iterable[str], needs_bias: bool = False) -> None:
+    """Refuse to merge into layers that could not hold the result.
+
+    Args:
+        backbone: The backbone.
+        names: Of its layers that would change.
+        needs_bias: Whether their biases would.
+
+    Raises:
+        ValueError: If one is held in half precision (``frozen_dtype``), which would round away
+            small changes, or has no bias but needs one.
+    """
+    for name in names:
+        module = backbone.get_submodule(name)
+        if module.weight.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f'{name} is held in {str(module.weight.dtype).removeprefix("torch.")}, which would '
+                'round what is merged into it; build the backbone with frozen_dtype=None'
+            )
+        if needs_bias and module.bias is None:
+            raise ValueError(f'{name} has no bias, so that no shift can be merged into it')
+
+
+def names_of(backbone: nn.Module, modules: Iterable[nn.Module]) -> list[str]:
+    """Names of modules of a backbone."""
+    names = {module: name for name, module in backbone.named_modules()}
+    return [names[module] for module in modules]
+
+
+def output_norms(backbone: nn.Module) -> list[nn.Module]:
+    """The norms behind the blocks: ``ln1`` of a ViT that has a final norm, ``norm3`` of a Swin."""
+    return [module for name, module in backbone.named_children() if OUTPUT_NORM.match(name + '.')]
 
 
 def find_linears(
@@ -116,7 +191,8 @@ def find_linears(
 
     Args:
         backbone: The backbone.
-        targets: Regular expressions, searched in the names of its modules.
+        targets: Regular expressions, searched in the names of its modules and in the names that
+            :class:`Block` has for them, ``layers.3.fc1``, the same in every family.
         key: Name of the config key, for messages.
 
     Returns:
@@ -128,12 +204,20 @@ def find_linears(
     if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
         raise ValueError(f'{key} must be a list of regular expressions, found {targets!r}')
     linears = {
-        name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)
+        name: module for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and not is_added(name)
+    }
+    aliases = {
+        getattr(block, part): f'{block.name}.{part}'
+        for block in backbone.blocks() for part in ('qkv', 'proj', 'fc1', 'fc2')
     }
     found: set[str] = set()
     for pattern in targets:
         try:
-            matches = {name for name in linears if re.search(pattern, name)}
+            matches = {
+                name for name, linear in linears.items()
+                if re.search(pattern, name) or re.search(pattern, aliases.get(linear, ''))
+            }
         except (re.error, TypeError) as error:
             raise ValueError(
                 f'{key}: {pattern!r} is not a valid regular expression ({error})'
@@ -146,25 +230,3 @@ def find_linears(
             )
         found |= matches
     return {name: linear for name, linear in linears.items() if name in found}
-
-
-def check_rank(value: int, key: str) -> int:
-    """Return a rank or width of a bottleneck.
-
-    Raises:
-        ValueError: If it is no integer of at least 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'{key} must be an integer of at least 1, found {value!r}')
-    return value
-
-
-def check_dropout(value: float, key: str) -> float:
-    """Return a dropout probability.
-
-    Raises:
-        ValueError: If it is no number in [0, 1).
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f'{key} must be a number in [0, 1), found {value!r}')
-    return value

@@ -6,13 +6,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, check_dropout, check_rank, find_linears
+from vpt_dense.adapters.base import (
+    Adapter,
+    check_dropout,
+    check_merge,
+    check_rank,
+    find_linears,
+    names_of,
+)
 from vpt_dense.registry import MODELS
+
+#: The parts of a fused layer of queries, keys and values, in the order of its rows.
+PARTS = ('q', 'k', 'v')
 
 
 @MODELS.register_module()
 class LoRA(Adapter):
-    """Low-rank adaptation (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1).
+    r"""Low-rank adaptation (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1).
 
     y = W x + b + (alpha / r) U D dropout(x), with D (r, in) starting as PyTorch's linear layers do
     (kaiming uniform, a = sqrt(5)) and U (out, r) at zero: training starts from the backbone's
@@ -21,8 +31,13 @@ class LoRA(Adapter):
     Args:
         rank: r, at least 1.
         alpha: Numerator of the scale; None: the rank, so that the scale is 1.
-        targets: Regular expressions, searched in the names of the backbone's linear layers. The
-            default is the layer of queries, keys and values.
+        targets: Regular expressions, searched in the names of the backbone's linear layers, and in
+            ``BLOCK.qkv``, ``BLOCK.proj``, ``BLOCK.fc1`` and ``BLOCK.fc2``, what those of a block
+            are called in every family (``[r'\.(qkv|fc1)$']``). The default is the layer of
+            queries, keys and values.
+        parts: Of fused layers of queries, keys and values, update these parts alone, each with a D
+            and a U of its own: ``('q', 'v')`` is what the paper does, 2 r (C + C) parameters a
+            block. All targets must be such layers. None: one update for the whole layer.
         dropout: Of the input of the update, while training.
         backbone: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
@@ -39,6 +54,7 @@ class LoRA(Adapter):
         rank: int = 8,
         alpha: float | None = None,
         targets: Sequence[str] = (r'\.qkv$',),
+        parts: Sequence[str] | None = None,
         dropout: float = 0.0,
         init_cfg: dict | None = None,
     ) -> None:
@@ -46,25 +62,52 @@ class LoRA(Adapter):
         check_rank(rank, 'adapters.rank')
         check_dropout(dropout, 'adapters.dropout')
         scale = 1.0 if alpha is None else alpha / rank
-        self.names = list(find_linears(backbone, targets))
+        self.names: list[str] = []
         self.updates = nn.ModuleList()
-        for name in self.names:
-            linear = backbone.get_submodule(name)
-            update = LowRank(linear.in_features, linear.out_features, rank, scale, dropout)
-            update.handle = linear.register_forward_hook(update.add)
-            self.updates.append(update)
+        linears = find_linears(backbone, targets)
+        if parts is not None:
+            _check_parts(parts, linears, backbone)
+        for name, linear in linears.items():
+            out = linear.out_features
+            rows = [(0, out)]
+            if parts is not None:
+                rows = [(PARTS.index(part) * out // 3, out // 3) for part in parts]
+            for start, number in rows:
+                update = LowRank(linear.in_features, number, rank, scale, dropout)
+                update.padding = (start, out - start - number)
+                update.handle = linear.register_forward_hook(update.add)
+                self.updates.append(update)
+                self.names.append(name)
 
     @torch.no_grad()
     def merge(self, backbone: nn.Module) -> None:
         """See :meth:`Adapter.merge`."""
+        check_merge(backbone, self.names)
         for name, update in zip(self.names, self.updates, strict=True):
             weight = backbone.get_submodule(name).weight
-            weight.copy_(weight.double() + update.weight().double())
+            weight.copy_(weight.double() + update.weight())
             update.handle.remove()
+
+
+def _check_parts(parts: Sequence[str], linears: dict[str, nn.Linear], backbone: nn.Module) -> None:
+    """Refuse parts that are none, or layers that have none."""
+    known = not isinstance(parts, str) and all(part in PARTS for part in parts)
+    if not known or not parts or len(set(parts)) != len(parts):
+        raise ValueError(f"adapters.parts must be some of 'q', 'k', 'v', found {parts!r}")
+    fused = set(names_of(backbone, (block.qkv for block in backbone.blocks())))
+    other = [name for name in linears if name not in fused]
+    if other:
+        raise ValueError(
+            f'adapters.parts={tuple(parts)} needs layers of queries, keys and values, but '
+            f'adapters.targets matches {other[0]}; give it an adapter of its own'
+        )
 
 
 class LowRank(nn.Module):
     """A linear map of low rank, (..., in) to (..., out), which starts at zero."""
+
+    #: Outputs of the layer before and behind those that it updates.
+    padding = (0, 0)
 
     def __init__(
         self, in_features: int, out_features: int, rank: int, scale: float, dropout: float
@@ -77,8 +120,9 @@ class LowRank(nn.Module):
         self.scale = scale
 
     def weight(self) -> Tensor:
-        """As one matrix, (out, in)."""
-        return self.scale * self.up @ self.down
+        """As one matrix for the whole layer, (out, in), float64."""
+        product = self.scale * self.up.double() @ self.down.double()
+        return nn.functional.pad(product, (0, 0, *self.padding))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -87,4 +131,7 @@ class LowRank(nn.Module):
 
     def add(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         """Forward hook of the linear layer."""
-        return output + self(args[0])
+        update = self(args[0])
+        if any(self.padding):
+            update = nn.functional.pad(update, self.padding)
+        return output + update

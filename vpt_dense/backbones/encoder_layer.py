@@ -6,29 +6,19 @@ import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from vpt_dense.backbones.tuned_block import TunedBlock
 
 
-class PromptedEncoderLayer(TransformerEncoderLayer):
+class PromptedEncoderLayer(TunedBlock, TransformerEncoderLayer):
     """mmpretrain's transformer block, with prompts that only keys and values are made of.
 
     Where the outputs at prompt positions are thrown away (VPT-deep), a prompt acts on the other
     tokens through its key and value alone: its query, attention output, projection and MLP are
     dead work. With them left out the outputs at all other positions stay what they were, up to
-    rounding. Nothing is added to the block: an object of the parent becomes one of this class by
-    ``layer.__class__ = PromptedEncoderLayer``, its parameters and their names are the parent's.
-
-    Attributes:
-        recompute: What backward computes again instead of finding it kept: None, nothing;
-            'halves', everything inside attention and inside the MLP, so that two tensors
-            (B, N, C) are kept, the inputs of the two, and neither the projection nor the second
-            linear layer of the MLP runs twice; 'block', the whole block from its input.
+    rounding. An object of the parent becomes one of this class by
+    ``layer.__class__ = PromptedEncoderLayer``.
     """
-
-    recompute: str | None = None
-    #: The backbone's adapters and the index of this block among its blocks.
-    adapters: tuple[nn.Module, ...] = ()
-    index = 0
 
     def forward(
         self,
@@ -50,45 +40,11 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
             (B, N, C), or (B, 1, C) with ``only_first``. Without prompts it is the parent's output,
             bit for bit.
         """
-        arguments = (x, prompts, keys_values, only_first)
-        if self.recompute is None or not self._needs_graph(x, prompts, *(keys_values or ())):
-            return self._whole(*arguments)
-        if self.recompute == 'block':
-            return self._checkpoint(self._whole, *arguments)
-        return self._checkpoint(self._feed_forward, self._checkpoint(self._attend, *arguments))
+        return self.run(x, prompts, keys_values, only_first)
 
     def prompt_keys_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Turn prompt tokens, (b, P, C), into keys and values, each (b, heads, P, C / heads)."""
         return self._keys_values()(self.ln1(prompts))
-
-    def _needs_graph(self, *inputs: Tensor | None) -> bool:
-        """Whether backward will come here: a checkpoint keeps its inputs even if it will not."""
-        sources = [tensor for tensor in inputs if tensor is not None]
-        for module in (self, *self.adapters):
-            sources += module.parameters()
-        return torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-
-    def _checkpoint(self, function, *arguments) -> Tensor:
-        # Without dropout there is no random state that had to be the same again.
-        random = any(
-            module.training for part in (self, *self.adapters) for module in part.modules())
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
-
-    def _whole(self, *arguments) -> Tensor:
-        return self._feed_forward(self._attend(*arguments))
-
-    def _attend(
-        self,
-        x: Tensor,
-        prompts: Tensor | None,
-        keys_values: tuple[Tensor, Tensor] | None,
-        only_first: bool,
-    ) -> Tensor:
-        """The first half of the block: x + attention, and what adapters make of it."""
-        x = self._attention(x, prompts, keys_values, only_first)
-        for adapter in self.adapters:
-            x = adapter.after_attention(x, self.index)
-        return x
 
     def _attention(
         self,
@@ -116,7 +72,7 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
             further.append(project(self.ln1(prompts)))
         if further:
             keys, values = (
-                torch.cat([own, *(e.to(own.dtype).expand(len(x), -1, -1, -1) for e in extra)], 2)
+                torch.cat([own, *(spread(e.to(own.dtype), len(x)) for e in extra)], 2)
                 for own, *extra in zip((keys, values), *further, strict=True)
             )  # (B, heads, N + P, C / heads)
         out = attn.scaled_dot_product_attention(
@@ -151,6 +107,16 @@ class PromptedEncoderLayer(TransformerEncoderLayer):
         attn = self.attn
         tokens = tokens.unflatten(-1, (-1, attn.num_heads, attn.head_dims))
         return tokens.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def spread(tensor: Tensor, batch: int) -> Tensor:
+    """Repeat (b, ...) to (batch, ...): each of the b for batch / b neighbours.
+
+    b is 1 for prompts that are the same for all images, the number of members for those of an
+    ensemble, whose images come member by member; or ``batch``, and nothing happens.
+    """
+    return tensor.unsqueeze(1).expand(-1, batch // len(tensor), *[-1] * (tensor.ndim - 1)).flatten(
+        0, 1)
 
 
 def _is_plain(linear: nn.Module) -> bool:

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
 from vpt_dense.backbones.attention import attention
-from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
+from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer, spread
 from vpt_dense.backbones.tuned import TunedBackbone
+from vpt_dense.backbones.tuned_block import what_to_recompute
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 from vpt_dense.tuning import is_added
@@ -25,6 +27,11 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
     and registers (none by default) are in ``out_type='raw'`` alone. It serves
     mmpretrain's ``ImageClassifier`` (``out_type='cls_token'``) and mmseg's ``EncoderDecoder``
     (``out_type='featmap'`` with ``out_indices``) alike, at any input size.
+
+    A classifier may read a mean of tokens in place of the cls token (the paper's section 4.3
+    compares them): ``out_type='avg_tokens'`` is the mean after the final norm, as in the original;
+    'avg_featmap' is mmpretrain's, with a norm of its own behind the mean (MAE's ``fc_norm``). Of
+    which tokens, ``pool`` says.
 
     Args:
         arch: As in mmpretrain: 'base', 'large', ... or a dict with embed_dims, num_layers,
@@ -56,6 +63,9 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             'bfloat16' or 'float16', half the memory of float32. The backbone then computes under
             autocast of this type wherever autocast is not on already, at test time too; what
             trains, the norms, the position embedding and the sums along the blocks stay float32.
+        pool: What 'avg_tokens' and 'avg_featmap' are the mean of: 'patches', 'prompts' or 'both'.
+            None: 'patches'. The outputs of pooled prompts are not discarded, so the blocks of
+            ``out_indices`` compute them.
         num_registers: Number of register tokens R (Darcet et al., ICLR 2024,
             https://arxiv.org/abs/2309.16588): constant tokens after cls that belong to the
             backbone and have no position. 4 for DINOv2 with registers, 1 for a distilled DeiT.
@@ -71,6 +81,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
     """
 
     weights_family = 'vit'  # which formats of pretrained weights it takes
+    OUT_TYPES = VisionTransformer.OUT_TYPES | {'avg_tokens'}
 
     def __init__(
         self,
@@ -86,6 +97,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         memory: str = 'default',
         with_cp: bool = False,
         frozen_dtype: str | None = None,
+        pool: str | None = None,
         num_registers: int = 0,
         init_cfg: dict | None = None,
         **kwargs,
@@ -108,6 +120,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         if front is not None:
             image_hw = tuple(n + 2 * front.border for n in image_hw)
             kwargs['in_channels'] = front.in_channels + front.extra_channels
+            kwargs['patch_cfg'] = {**front.patch_cfg(patch_hw), **kwargs.get('patch_cfg', {})}
         super().__init__(
             arch=arch,
             img_size=image_hw,
@@ -135,7 +148,10 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         for layer in self.layers:
             layer.attn.scaled_dot_product_attention = attention
             layer.__class__ = PromptedEncoderLayer  # same parameters, more ways to run
-            layer.recompute = _what_to_recompute(memory, with_cp)
+            layer.recompute = what_to_recompute(memory, with_cp)
+            for module in layer.modules():
+                if isinstance(module, DropPath):  # upstream's is NumPy's, which splits the graph
+                    module.drop_prob = float(module.drop_prob)  # of torch.compile
         built = None
         if prompt is not None:
             served = dict(
@@ -145,11 +161,20 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 patch_size=patch_hw,
             )
             built = MODELS.build(prompt, default_args=served)
+            channels = self.patch_embed.projection.in_channels
+            if getattr(built, 'in_channels', channels) != channels:
+                raise ValueError(
+                    f'prompt.in_channels is {built.in_channels}, but the patch embedding takes '
+                    f'images of {channels} channels'
+                )
         if prompts_as not in ('keys_values', 'tokens'):
             raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
+        self.pool = self._check_pool(pool, built)
+        read = self.out_indices if self.pool in ('prompts', 'both') else ()
         self.keys_values_layers = [
             i for i in range(self.num_layers)
             if prompts_as == 'keys_values' and built is not None and built.is_discarded(i)
+            and i not in read
         ]
         self._keys_values: dict[int, tuple] = {}
         self.tune(built, front, adapters, trainable)
@@ -175,6 +200,11 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             for i, layer in enumerate(self.layers)
         ]
 
+    def map_strides(self) -> list[tuple[int, int]]:
+        """See :meth:`TunedBackbone.map_strides`."""
+        patch = tuple(self.patch_embed.projection.stride)
+        return [patch] * len(self.out_indices) if self.out_type == 'featmap' else []
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of a batch of images.
 
@@ -182,9 +212,12 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             x: Images, (B, in_channels, H, W).
 
         Returns:
-            One tensor for each of ``out_indices``, by ``out_type``: 'cls_token' and 'avg_featmap'
-            (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + R + N, C). N counts
-            patches: prompts are never among the outputs.
+            One tensor for each of ``out_indices``, by ``out_type``: 'cls_token', 'avg_tokens' and
+            'avg_featmap' (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + R + N, C). N
+            counts patches: prompts are never among the outputs.
+
+        Raises:
+            ValueError: If ``pool`` needs prompts and none leave a block of ``out_indices``.
         """
         kind = x.device.type
         if self.frozen_dtype is not None and not torch.is_autocast_enabled(kind):
@@ -222,16 +255,21 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         prepared = None
         if self.prompt is not None and not self._caches_all():
             prepared = self.prompt.prepare(self._embed)
+        copies = 1 if self.prompt is None else self.prompt.copies
         for i, layer in enumerate(self.layers):
+            if copies > 1 and i == self.prompt.first_layer:
+                # What lies before was computed once for all sets of prompts of an ensemble.
+                x = x.repeat(copies, 1, 1)  # (copies * B, cls + N, C)
+                outs = [out.repeat(copies, *[1] * (out.ndim - 1)) for out in outs]
             layout = TokenLayout(first, num_prompts, patch_resolution)
             for adapter in self.adapters:
                 x = adapter.before_block(x, i, layout)
             arguments = {}
             if i in self.keys_values_layers:
+                arguments = self._prompt_arguments(x, i, prepared, layout)
                 if num_prompts:  # those of earlier blocks end here
                     x = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
                     layout = TokenLayout(first, num_prompts := 0, patch_resolution)
-                arguments = self._prompt_arguments(x, i, prepared, layout)
                 # The last block's outputs at patches are not read by a classifier.
                 arguments['only_first'] = (
                     i == self.num_layers - 1 and self.out_type == 'cls_token'
@@ -239,7 +277,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             elif self.prompt is not None:
                 tokens = self.prompt(x, i, prepared, layout)
                 if tokens is not None:
-                    tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
+                    tokens = spread(tokens, len(x)).to(x.dtype)
                     # (B, cls + P + N, C)
                     x = torch.cat((x[:, :first], tokens, layout.patches(x)), dim=1)
                     layout = TokenLayout(first, num_prompts := tokens.shape[1], patch_resolution)
@@ -251,23 +289,54 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             if i == self.num_layers - 1 and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
+                if self.pool is not None:
+                    outs.append(self._mean(x, TokenLayout(first, num_prompts, patch_resolution)))
+                    continue
                 out = x
                 if num_prompts:
                     out = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
                 out = self._format_output(out, patch_resolution)  # without prompts
                 # A head keeps its input until backward, and a view would keep all tokens.
                 outs.append(out.clone() if self.out_type == 'cls_token' else out)
-        outs = tuple(outs)
+        outs = self.crop_border(outs)
         for adapter in self.adapters:
             outs = adapter.after_backbone(outs, images)
         return outs
 
     def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """As upstream, which knows no registers; all its types but 'raw' are without them."""
-        if self.num_registers and self.out_type in ('featmap', 'avg_featmap'):
+        if self.num_registers and self.out_type == 'featmap':
             first = self.num_extra_tokens
             x = torch.cat((x[:, :first], x[:, first + self.num_registers :]), dim=1)
         return super()._format_output(x, hw)
+
+    def _check_pool(self, pool: str | None, prompt: nn.Module | None) -> str | None:
+        """What the outputs are a mean of; None: they are no mean."""
+        averages = self.out_type in ('avg_tokens', 'avg_featmap')
+        if pool not in (None, 'patches', 'prompts', 'both'):
+            raise ValueError(
+                f"pool must be 'patches', 'prompts', 'both' or None, found {pool!r}")
+        if pool is not None and not averages:
+            raise ValueError(
+                f"pool={pool!r} is for out_type='avg_tokens' or 'avg_featmap', "
+                f'out_type is {self.out_type!r}')
+        if pool in ('prompts', 'both') and prompt is None:
+            raise ValueError(f'pool={pool!r} needs prompts, but there is no `prompt`')
+        return (pool or 'patches') if averages else None
+
+    def _mean(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """The mean of some tokens of (B, F + P + N, C), (B, C)."""
+        if self.pool == 'patches':
+            tokens = layout.patches(x)
+        elif layout.num_prompts:
+            tokens = layout.prompts(x) if self.pool == 'prompts' else x[:, layout.num_first :]
+        else:
+            raise ValueError(
+                f'pool={self.pool!r} needs prompts, but those of {type(self.prompt).__name__} do '
+                f'not leave every block of out_indices={self.out_indices} as tokens'
+            )
+        mean = tokens.mean(dim=1)
+        return self.ln2(mean) if self.out_type == 'avg_featmap' else mean
 
     def _may_cache(self) -> bool:
         """Whether keys and values of prompts hold for the next batch too."""
@@ -368,18 +437,6 @@ def _mlp_parts(ffn: nn.Module) -> dict[str, nn.Module]:
         return dict(mlp=ffn, fc1=ffn.w12, fc2=ffn.w3)
     linears = [module for module in ffn.layers.modules() if isinstance(module, nn.Linear)]
     return dict(mlp=ffn.layers, fc1=linears[0], fc2=linears[-1])
-
-
-def _what_to_recompute(memory: str, with_cp: bool) -> str | None:
-    """The blocks' ``recompute`` that two arguments of the backbone ask for."""
-    if memory not in ('default', 'lean'):
-        raise ValueError(f"memory must be 'default' or 'lean', found {memory!r}")
-    if memory == 'lean' and with_cp:
-        raise ValueError(
-            "memory='lean' and with_cp=True exclude each other: 'lean' keeps two tensors a block, "
-            'with_cp one, for more time'
-        )
-    return 'halves' if memory == 'lean' else 'block' if with_cp else None
 
 
 def _to_pair(key: str, size: int | Sequence[int]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from mmengine.model import BaseModule
-from torch import nn
+from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
 from vpt_dense.image_prompts import ImagePrompt
@@ -35,6 +35,17 @@ class TunedBackbone(FrozenBase):
     def blocks(self) -> list[Block]:
         """The transformer blocks in order; none in a convolutional network."""
 
+    @abstractmethod
+    def map_strides(self) -> list[tuple[int, int]]:
+        """Pixels (height, width) of one place of each map that it puts out; empty: no maps."""
+
+    def crop_border(self, outs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Cut the border of the image prompt off what the backbone puts out, if those are maps."""
+        strides = self.map_strides()
+        if self.image_prompt is None or not strides:
+            return tuple(outs)
+        return self.image_prompt.crop(outs, strides)
+
     def build_image_prompt(
         self, config: dict | None, img_size: Sequence[int], in_channels: int
     ) -> ImagePrompt | None:
@@ -42,7 +53,8 @@ class TunedBackbone(FrozenBase):
         if config is None:
             return None
         served = dict(img_size=tuple(img_size), in_channels=in_channels)
-        return self._fitting('image_prompt', MODELS.build(config, default_args=served))
+        self.check_family('image_prompt', config.get('type'))
+        return MODELS.build(config, default_args=served)
 
     def tune(
         self,
@@ -67,8 +79,14 @@ class TunedBackbone(FrozenBase):
             raise ValueError(
                 f'adapters must be a list of dicts, one for each adapter, found {adapters!r}'
             )
-        self.prompt = None if prompt is None else self._fitting('prompt', prompt)
+        if prompt is not None:
+            self.check_family('prompt', type(prompt))
+        self.prompt = prompt
         self.image_prompt = image_prompt
+        if image_prompt is not None:
+            image_prompt.check_strides(self.map_strides())
+        for config in adapters or ():
+            self.check_family('adapters', config.get('type'))
         built = [MODELS.build(c, default_args=dict(backbone=self)) for c in adapters or ()]
         self.adapters = nn.ModuleList(built)
         if trainable is None:
@@ -82,16 +100,28 @@ class TunedBackbone(FrozenBase):
             if not is_added(name)
         )
         self.note_frozen()
+        if prompt is not None:
+            prompt.check(self)
 
-    def _fitting(self, key: str, part: BaseModule) -> BaseModule:
-        """Return a part, or refuse it."""
+    def check_family(self, key: str, kind: type | str | None) -> None:
+        """Refuse a part of tuning that does not fit this family of backbones.
+
+        Args:
+            key: Of the config, for messages.
+            kind: The part's class, or the name that it is registered by.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        part = MODELS.get(kind) if isinstance(kind, str) else kind
+        if part is None:
+            return  # building it says so
         families = getattr(part, 'families', ())
         if self.weights_family not in families:
             raise ValueError(
-                f'{key}: {type(part).__name__} fits backbones of the families '
+                f'{key}: {part.__name__} fits backbones of the families '
                 f'{", ".join(families)}; {type(self).__name__} is a {self.weights_family}'
             )
-        return part
 
     def init_weights(self) -> None:
         """Load the pretrained weights or start at random, then start what tuning adds."""

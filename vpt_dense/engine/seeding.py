@@ -107,7 +107,7 @@ class PositionSampler(Sampler):
     @property
     def is_infinite(self) -> bool:
         """Whether the indices never end (mmengine's InfiniteSampler and its like have `skip`)."""
-        return hasattr(self.sampler, 'skip')
+        return getattr(self.sampler, 'is_infinite', hasattr(self.sampler, 'skip'))
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the epoch ``epoch``, counted from 0."""
@@ -130,7 +130,8 @@ class PositionSampler(Sampler):
         first, self._first = self._first, 0
         key = self.seed, get_rank(), self.epoch
         for i, index in enumerate(islice(self.sampler, first, None), first):
-            yield Position(int(index), (*key, i))
+            # Those of an ensemble's members know their own.
+            yield index if isinstance(index, Position) else Position(int(index), (*key, i))
 
     def __len__(self) -> int:
         """Return the number of indices of an epoch in this process, those left out included."""

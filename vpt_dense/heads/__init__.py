@@ -1,5 +1,10 @@
 """Decode heads. Needs mmseg, so the registry imports it when one of them is asked for."""
 
+from vpt_dense.heads.linear import LinearHead
 from vpt_dense.heads.setr import SETRMLAHead, SETRUPHead
+from vpt_dense.heads.small_loss import FCNHead, SegmenterMaskTransformerHead, UPerHead
 
-__all__ = ['SETRMLAHead', 'SETRUPHead']
+__all__ = [
+    'FCNHead', 'LinearHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',
+    'UPerHead',
+]

@@ -4,8 +4,10 @@ from vpt_dense.hooks.accumulation_hook import AccumulationHook
 from vpt_dense.hooks.checkpoint_hook import CheckpointHook
 from vpt_dense.hooks.data_check_hook import DataCheckHook
 from vpt_dense.hooks.invalid_loss_hook import InvalidLossHook
+from vpt_dense.hooks.label_mapping_hook import LabelMappingHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.preemption_hook import PreemptionHook
+from vpt_dense.hooks.prompt_start_hook import PromptStartHook
 from vpt_dense.hooks.report_hook import ReportHook
 from vpt_dense.hooks.seed_hook import SeedHook
 from vpt_dense.hooks.vit_start_hook import ViTStartHook
@@ -15,8 +17,10 @@ __all__ = [
     'CheckpointHook',
     'DataCheckHook',
     'InvalidLossHook',
+    'LabelMappingHook',
     'MissedValidationHook',
     'PreemptionHook',
+    'PromptStartHook',
     'ReportHook',
     'SeedHook',
     'ViTStartHook',

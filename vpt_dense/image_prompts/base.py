@@ -1,8 +1,11 @@
 """The contract between a prompt in image space and a backbone."""
 
+import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -24,11 +27,18 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
 
     Attributes:
         border: Pixels that :meth:`forward` adds on each side.
+        aligned: Whether maps of the backbone must show the image alone, without the border.
         extra_channels: Channels that it adds behind those of the image.
+        mean: (C, 1, 1), float32, in 0..255.
+        std: Likewise.
         families: The backbones that it fits, by their ``weights_family``.
+
+    Raises:
+        ValueError: If there is not one mean and standard deviation for each channel.
     """
 
     border = 0
+    aligned = True
     extra_channels = 0
     families: tuple[str, ...] = ('vit', 'swin', 'resnet', 'convnext')
 
@@ -43,8 +53,67 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
         super().__init__(init_cfg)
         self.img_size = tuple(img_size)
         self.in_channels = in_channels
-        self.mean = tuple(MEAN if mean is None else mean)
-        self.std = tuple(STD if std is None else std)
+        for name, given, usual in (('mean', mean, MEAN), ('std', std, STD)):
+            values = tuple(usual if given is None else given)
+            if len(values) != in_channels:
+                raise ValueError(
+                    f'image_prompt.{name} must be {in_channels} numbers, one for each channel of '
+                    f'the images, found {values}'
+                )
+            values = torch.tensor(values, dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, values, persistent=False)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Bring pixels of 0..1, (..., C, H, W), to the values that the backbone gets."""
+        return (255 * pixels - self.mean) / self.std
+
+    def patch_cfg(self, patch_size: tuple[int, int]) -> dict:
+        """Arguments of mmpretrain's ``PatchEmbed`` for images with the border.
+
+        By default it pads images at the lower right to whole patches. Where the border is what
+        leaves a remainder, the remainder is dropped instead, as in the original.
+
+        Args:
+            patch_size: (height, width) in pixels.
+        """
+        return dict(padding=0) if any(2 * self.border % size for size in patch_size) else {}
+
+    def check_strides(self, strides: Sequence[tuple[int, int]]) -> None:
+        """Refuse a border that cannot be cut off the backbone's maps.
+
+        Args:
+            strides: Pixels (height, width) of one place of each map.
+
+        Raises:
+            ValueError: If it is no multiple of them and :attr:`aligned` is asked for.
+        """
+        whole = math.lcm(*(n for stride in strides for n in stride))
+        if self.aligned and self.border % whole:
+            raise ValueError(
+                f'image_prompt.width must be a multiple of the stride of every map ({whole} '
+                f'pixels), so that the border can be cut off, found {self.border}; or set '
+                'image_prompt.aligned=False to keep it, for a head that pools over maps'
+            )
+
+    def crop(
+        self, maps: Sequence[Tensor], strides: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, ...]:
+        """Cut the border off maps, each (B, C, h, w).
+
+        Args:
+            maps: Maps of the image with its border.
+            strides: As in :meth:`check_strides`, which has let them pass.
+
+        Returns:
+            Maps of the image; the same with ``aligned=False``.
+        """
+        if not (self.border and self.aligned):
+            return tuple(maps)
+        cropped = []
+        for each, stride in zip(maps, strides, strict=True):
+            top, left = (self.border // n for n in stride)
+            cropped.append(each[..., top : each.shape[-2] - top, left : each.shape[-1] - left])
+        return tuple(cropped)
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -56,3 +125,21 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
         Returns:
             (B, in_channels + extra_channels, H + 2 border, W + 2 border).
         """
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (b, C, h, w) bilinearly (half-pixel centres) to (height, width), if it is another."""
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode='bilinear', align_corners=False)
+
+
+def check_count(value: int, key: str) -> int:
+    """Return a number of pixels, channels or ranks.
+
+    Raises:
+        ValueError: If it is no integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{key} must be an integer of at least 1, found {value!r}')
+    return value

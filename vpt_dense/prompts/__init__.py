@@ -1,7 +1,17 @@
 """Prompts: objects that yield tokens for the blocks of a transformer. They know no backbone."""
 
 from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.prompts.e2vpt_prompt import E2VPTPrompt
 from vpt_dense.prompts.folded_prompt import FoldedPrompt
+from vpt_dense.prompts.gated_prompt import GatedPrompt
+from vpt_dense.prompts.pixel_prompt import PixelPrompt
+from vpt_dense.prompts.prefix_prompt import PrefixPrompt
+from vpt_dense.prompts.residual_prompt import ResidualPrompt
+from vpt_dense.prompts.stage_prompts import StagePrompts
 from vpt_dense.prompts.token_prompt import TokenPrompt
+from vpt_dense.prompts.vapt_prompt import VAPTPrompt
 
-__all__ = ['FoldedPrompt', 'Prompt', 'TokenLayout', 'TokenPrompt']
+__all__ = [
+    'E2VPTPrompt', 'FoldedPrompt', 'GatedPrompt', 'PixelPrompt', 'PrefixPrompt', 'Prompt',
+    'ResidualPrompt', 'StagePrompts', 'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
+]

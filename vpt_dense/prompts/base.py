@@ -41,10 +41,26 @@ class Prompt(BaseModule, metaclass=ABCMeta):
         families: The backbones that it fits, by their ``weights_family``; others refuse it.
         depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not may be
             computed once for all inputs.
+        copies: How often the backbone repeats the tokens of the images, all after all, before
+            block :attr:`first_layer` (:class:`vpt_dense.ensemble.prompt.PromptEnsemble`).
+        first_layer: The first block that prompts may enter.
     """
 
     families: tuple[str, ...] = ('vit',)
     depends_on_input = True
+    copies = 1
+    first_layer = 0
+
+    def check(self, backbone: nn.Module) -> None:
+        """Refuse a backbone whose other settings do not go with this prompt.
+
+        Args:
+            backbone: The backbone that this prompt belongs to, when it has frozen what does not
+                train.
+
+        Raises:
+            ValueError: If so; the message names the key.
+        """
 
     def start_from(self, backbone: nn.Module) -> None:
         """Take starting values from the backbone, whose weights have just been initialised.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpt_dense.arguments import check_dropout
 from vpt_dense.prompts.base import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
 
@@ -28,27 +29,35 @@ class TokenPrompt(Prompt):
             last six.
         keep_outputs: What happens at ``stop`` when it is not the end: True, the last prompt
             outputs stay as ordinary tokens (as in the original); False, they are removed.
-        shared: One set of tokens for all layers of the range (deep only).
+        shared: One set of tokens for all layers of the range (deep only), which must have one
+            width: layers of one stage of a Swin.
         project_dims: Learn the tokens in this many dimensions and map them to the width with one
-            linear layer that all layers share. None: learn them at full width.
+            linear layer that all layers (of a stage) share. None: learn them at full width.
         dropout: Dropout on the (projected) tokens while training; masks are drawn for every sample
             and layer. The paper uses 0.1 for deep and 0 for shallow prompts.
         embed_dims: Width C of the backbone. Filled in by the backbone.
         num_layers: Number of its blocks. Filled in by the backbone.
         patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
         num_heads: Its attention heads. Filled in by the backbone; not used.
+        stage: (first, stop) of the layers that have this width, in a backbone of several: this
+            prompt holds the tokens of these layers alone. Filled in by
+            :class:`vpt_dense.prompts.StagePrompts`; ``layer_range`` and ``layer`` count through
+            all stages.
+        init_dims: D of the formula below, if it is not the width that tokens are learnt in: the
+            original starts the prompts of all stages as those of the first. Filled in likewise.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default the tokens start as in the
             paper: U(-v, v), v = sqrt(6 / (3 * ph * pw + D)), D the width they are learnt in, and
             the projection with kaiming normal (fan out).
 
     Attributes:
         tokens: The parameter, (1, P, D) for shallow or shared prompts and (stop - start, P, D)
-            for deep ones.
+            for deep ones; (0, P, D) if none enter the layers of ``stage``.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    families = ('vit', 'swin')
     depends_on_input = False
 
     def __init__(
@@ -64,6 +73,8 @@ class TokenPrompt(Prompt):
         shared: bool = False,
         project_dims: int | None = None,
         dropout: float = 0.0,
+        stage: tuple[int, int] | None = None,
+        init_dims: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -77,13 +88,11 @@ class TokenPrompt(Prompt):
                 'prompt.project_dims must be an integer of at least 1 or None, '
                 f'found {project_dims!r}'
             )
-        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not (
-            0 <= dropout < 1
-        ):
-            raise ValueError(f'prompt.dropout must be a number in [0, 1), found {dropout!r}')
+        check_dropout(dropout, 'prompt.dropout')
         if shared and not deep:
             raise ValueError('prompt.shared=True needs prompt.deep=True')
-        self.start, self.stop = _resolve_range(layer_range, num_layers)
+        self.start, self.stop = resolve_range(layer_range, num_layers)
+        self.first_layer = self.start
         self.num_tokens = num_tokens
         self.num_layers = num_layers
         self.deep = deep
@@ -91,13 +100,23 @@ class TokenPrompt(Prompt):
         self.shared = shared
         self.dropout = dropout
 
-        token_dims = project_dims or embed_dims
-        num_sets = self.stop - self.start if deep and not shared else 1
-        bound = math.sqrt(6 / (3 * math.prod(patch_size) + token_dims))
-        self.tokens = nn.Parameter(torch.empty(num_sets, num_tokens, token_dims))
+        first, stop = stage or (0, num_layers)
+        inserted = range(self.start, self.stop if deep else self.start + 1)
+        own = range(max(inserted.start, first), min(inserted.stop, stop))
+        if shared and 0 < len(own) < len(inserted):
+            raise ValueError(
+                f'prompt.shared=True needs layers of one width, and prompt.layer_range selects '
+                f'layers {self.start}..{self.stop - 1}, more than the stage {first}..{stop - 1}; '
+                'leave it out: every stage has tokens of its own width'
+            )
+        self.first = own.start  # the layer of the first set
+        num_sets = min(len(own), 1) if shared else len(own)
+        dims = project_dims or init_dims or embed_dims
+        bound = math.sqrt(6 / (3 * math.prod(patch_size) + dims))
+        self.tokens = nn.Parameter(torch.empty(num_sets, num_tokens, project_dims or embed_dims))
         nn.init.uniform_(self.tokens, -bound, bound)
         self.project: nn.Module = nn.Identity()
-        if project_dims is not None:
+        if project_dims is not None and num_sets:
             self.project = nn.Linear(project_dims, embed_dims)
             nn.init.kaiming_normal_(self.project.weight, mode='fan_out')
 
@@ -121,7 +140,7 @@ class TokenPrompt(Prompt):
             return x.new_empty(1, 0, x.shape[-1])
         if not self._inserts(layer):
             return None
-        own_set = layer - self.start if len(self.tokens) > 1 else 0
+        own_set = layer - self.first if len(self.tokens) > 1 else 0
         if prepared is None:
             prepared = {own_set: self.project(self.tokens[own_set : own_set + 1])}
         tokens = prepared[own_set]  # (1, P, C)
@@ -153,8 +172,12 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _resolve_range(layer_range: Sequence[int | None], num_layers: int) -> tuple[int, int]:
-    """Turn a slice-like pair into (start, stop) with 0 <= start < stop <= num_layers."""
+def resolve_range(layer_range: Sequence[int | None], num_layers: int) -> tuple[int, int]:
+    """Turn a slice-like pair into (start, stop) with 0 <= start < stop <= num_layers.
+
+    Raises:
+        ValueError: If it is none, or selects no layer.
+    """
     well_formed = (
         isinstance(layer_range, Sequence)
         and not isinstance(layer_range, str)

@@ -22,6 +22,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from vpt_dense import config, files, params
+from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import method_of
 from vpt_dense.weights import stored_config
@@ -471,10 +472,13 @@ def _brief(settings: Any) -> str:
 
 
 def fold(path: str, base: str | None = None, config_file: str | None = None) -> tuple[dict, str]:
-    """Turn the prompts of a checkpoint into keys and values, computed once.
+    """Merge the adapters of a checkpoint into its weights, and turn prompts into keys and values.
 
-    Exact where the outputs at prompt positions are thrown away, that is, where prompts act on the
-    other tokens through their keys and values alone; everything else is refused.
+    Exact for adapters that are linear maps of one layer
+    (:attr:`vpt_dense.adapters.Adapter.mergeable`), and for prompts where their outputs are thrown
+    away, that is, where they act on the other tokens through their keys and values alone.
+    Everything else is refused. Merged weights are float32, also those of a run with
+    ``frozen_dtype``, whose rounding would lose small changes.
 
     Args:
         path: A delta, a checkpoint of a run or a whole one.
@@ -482,31 +486,73 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
         config_file: The config that it was trained with. None: the one inside it.
 
     Returns:
-        A whole checkpoint, and the text of the config that loads it: the backbone has a
-        :class:`vpt_dense.prompts.FoldedPrompt`.
+        A whole checkpoint, and the text of the config that loads it: the backbone has no adapters,
+        and a :class:`vpt_dense.prompts.FoldedPrompt` for its prompt if it had one.
 
     Raises:
-        UserError: If there is no prompt, or it cannot be folded; the message says why.
+        UserError: If there is nothing of both, or something cannot be folded or merged; the message
+            says why.
     """
     checkpoint = read(path)
     cfg, _ = _config(checkpoint, path, config_file)
+    if cfg.model.get('backbone', {}).get('adapters'):
+        cfg.model.backbone.pop('frozen_dtype', None)
     model = load(cfg, checkpoint, path, base)
     backbone = getattr(model, 'backbone', None)
     prompt = getattr(backbone, 'prompt', None)
-    if prompt is None:
-        raise UserError(f'{path} has no prompt to fold; tools/delta.py merge completes it')
+    adapters = getattr(backbone, 'adapters', None)
+    if prompt is None and not adapters:
+        raise UserError(
+            f'{path} has no prompt to fold and no adapters to merge; tools/delta.py merge '
+            'completes it'
+        )
+    if adapters:
+        try:
+            merge_adapters(backbone)
+        except ValueError as error:
+            raise UserError(f'{path}: {error}; tools/delta.py merge keeps them all') from error
+        cfg.model.backbone.pop('adapters')
+    state = model.state_dict()
+    if prompt is not None:
+        keys, values, layers = _fold_prompt(backbone, path)
+        place = 'backbone.prompt.'
+        state = {n: t for n, t in state.items() if not n.startswith(place)}
+        state |= {f'{place}keys': keys, f'{place}values': values}
+        cfg.model.backbone.prompt = dict(
+            type='vpt_dense.FoldedPrompt', layers=layers, num_tokens=keys.shape[2],
+            num_heads=keys.shape[1],
+        )
+    cfg.model.backbone.trainable = []
+    cfg.model.backbone.init_cfg = None
+    meta = {**checkpoint['meta'], 'cfg': cfg.pretty_text}
+    for key in ('format', 'bases', 'method', 'counts'):
+        meta.pop(key, None)
+    return dict(state_dict=state, meta=meta), cfg.pretty_text
+
+
+def _fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[int]]:
+    """Keys and values of a backbone's prompt, each (layers, heads, P, C / heads), and the layers.
+
+    Raises:
+        UserError: If they are not all that the prompt does.
+    """
+    prompt, name = backbone.prompt, type(backbone.prompt).__name__
+    if backbone.weights_family != 'vit':
+        raise UserError(
+            f'{path}: prompts are folded in a vision transformer only, this is a '
+            f'{type(backbone).__name__}; use tools/delta.py merge'
+        )
     if prompt.depends_on_input:
         raise UserError(
-            f'{path}: {type(prompt).__name__} makes its tokens from the image, they have no keys '
+            f'{path}: {name} makes its tokens from the image, they have no keys '
             'and values that could be stored; use tools/delta.py merge'
         )
-    layers = list(getattr(backbone, 'keys_values_layers', []))
     folded = {}
     half = backbone.frozen_dtype
     with torch.no_grad(), torch.autocast('cpu', half, enabled=half is not None):
         x = backbone.pos_embed.new_zeros(1, 1, backbone.embed_dims)  # tells type and device only
         for i in range(len(backbone.layers)):
-            if i in layers:
+            if i in backbone.keys_values_layers:
                 folded[i] = backbone.prompt_keys_values(x, i)
             elif (tokens := prompt(x, i)) is not None and tokens.shape[1]:
                 raise UserError(
@@ -515,19 +561,14 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
                     "range with keep_outputs=True, or prompts_as='tokens'); use tools/delta.py "
                     'merge'
                 )
+            elif prompt.keys_values(i) is not None:
+                folded[i] = prompt.keys_values(i)
+    if len({keys.shape for keys, _ in folded.values()}) != 1:
+        raise UserError(
+            f'{path}: {name} has not the same number of keys in all blocks that it enters, which '
+            'a folded prompt needs; use tools/delta.py merge'
+        )
     keys, values = (
-        torch.cat([folded[i][k] for i in layers]).float().contiguous() for k in (0, 1)
-    )  # (layers, heads, P, C / heads)
-    place = 'backbone.prompt.'
-    state = {n: t for n, t in model.state_dict().items() if not n.startswith(place)}
-    state |= {f'{place}keys': keys, f'{place}values': values}
-    cfg.model.backbone.prompt = dict(
-        type='vpt_dense.FoldedPrompt', layers=layers, num_tokens=keys.shape[2],
-        num_heads=keys.shape[1],
+        torch.cat([pair[k] for pair in folded.values()]).float().contiguous() for k in (0, 1)
     )
-    cfg.model.backbone.trainable = []
-    cfg.model.backbone.init_cfg = None
-    meta = {**checkpoint['meta'], 'cfg': cfg.pretty_text}
-    for key in ('format', 'bases', 'method', 'counts'):
-        meta.pop(key, None)
-    return dict(state_dict=state, meta=meta), cfg.pretty_text
+    return keys, values, list(folded)

@@ -24,15 +24,18 @@ _KEYS = (
 #: Of several backbones in one file, the one with the first of these among the parts of its prefix.
 _PREFERRED = ('base_encoder', 'teacher', 'backbone', 'encoder', 'visual', 'model', 'student')
 
-#: What a backbone may be configured without: a ViT's final norms and cls token; a Swin's norms of
+#: What a backbone may be configured without: a ViT's final norms and cls token; the norms of
 #: stages that are no output.
+_STAGE_NORMS = tuple(f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias'))
 _OPTIONAL = {
     'vit': ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'cls_token'),
-    'swin': tuple(f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias')),
+    'swin': _STAGE_NORMS,
+    'convnext': _STAGE_NORMS,
 }
 
-#: Buffers that follow from the sizes of a backbone and are never loaded.
-_COMPUTED = '.relative_position_index'
+#: Buffers that are never loaded: they follow from the sizes of a backbone, or (the batches that a
+#: batch norm has seen, which older files lack) nothing depends on them.
+_COMPUTED = ('.relative_position_index', '.num_batches_tracked')
 
 #: What a tensor that is left over or missing says about the config.
 _HINTS = (
@@ -49,7 +52,21 @@ _HINTS = (
     (r'^-norm\d\.', r"init_cfg.allow_missing=[r'^norm\d\.'] (to start them anew)"),
 )
 
-_KERNEL = 'patch_embed.projection.weight'
+#: The first convolution, by the names that it has in the families of backbones.
+_KERNELS = (
+    'patch_embed.projection.weight',
+    'downsample_layers.0.0.weight',
+    'conv1.weight',
+    'stem.0.conv.weight',
+)
+
+#: What to set where the weights are those of another size.
+_SIZES = {
+    'vit': 'model.backbone.arch, patch_size and final_norm',
+    'swin': 'model.backbone.arch and patch_size',
+    'resnet': 'model.backbone.depth, stem_channels and base_channels',
+    'convnext': 'model.backbone.arch and stem_patch_size',
+}
 
 
 class Converted(NamedTuple):
@@ -60,8 +77,9 @@ class Converted(NamedTuple):
             backbone's shapes.
         layout: Name of the format that the file has.
         report: What was used, changed, left out and created; one line.
-        inexact: Names of tensors whose last bit may differ on another machine: what a
-            pseudo-inverse went into, which libraries compute in different orders.
+        inexact: Names of tensors that may differ on another machine: in the last bit what a
+            pseudo-inverse went into, which libraries compute in different orders; a kernel whose
+            channels for an image prompt start at random.
     """
 
     tensors: dict[str, Tensor]
@@ -105,7 +123,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
       2023, https://arxiv.org/abs/2212.08013, section 3.4);
     - the patch embedding when ``in_channels`` differs: timm's rule, the bands are repeated in
       order and scaled by 3 / in_channels (https://huggingface.co/docs/timm/models,
-      ``adapt_input_conv``);
+      ``adapt_input_conv``). Channels of an image prompt stay at their random start;
     - what the format names as its own head, decoder or mask token, what lies outside of the
       backbone, and a final norm or cls token if the backbone has none, are left out by name.
 
@@ -113,8 +131,8 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     same on every machine.
 
     Args:
-        backbone: A backbone with ``weights_family``: 'vit' (mmpretrain's names of a ViT) or
-            'swin' (mmpretrain's names of a Swin). Of its ``init_cfg``, if that is a
+        backbone: A backbone with ``weights_family``: 'vit', 'swin', 'resnet' or 'convnext', with
+            mmpretrain's names. Of its ``init_cfg``, if that is a
             ``dict(type='Pretrained', ...)`` with this checkpoint, further keys are read:
             ``allow_missing``, regular expressions of tensors that may stay at their random start;
             ``source_grid``, the (rows, columns) of the file's position embedding where it is not
@@ -146,11 +164,14 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     tensors, origins, notes = _convert(source, layout, prefix, target, checkpoint)
     if not options.get('prompts'):
         tensors = {k: v for k, v in tensors.items() if not is_added(k)}
-    source_kernel = tensors.get(_KERNEL)
+    kernel = next((name for name in _KERNELS if name in target), '')
+    source_kernel = tensors.get(kernel)
     for fit in _FITS[family]:
         fit(tensors, backbone, target, notes, options)
-    other_patches = source_kernel is not None and (
-        source_kernel.shape[2:] != tensors[_KERNEL].shape[2:]
+    # Resized patches, or channels of an image prompt; further bands are exact.
+    is_inexact = source_kernel is not None and (
+        source_kernel.shape[2:] != tensors[kernel].shape[2:]
+        or (_extra_channels(backbone) and source_kernel.shape[1] != tensors[kernel].shape[1])
     )
     for name in _OPTIONAL.get(family, ()):
         if name in tensors and name not in target:
@@ -178,7 +199,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
         report += f'; left out: {_group(ignored)}'
     if created:
         report += f'; created: {_group(created)}'
-    inexact = frozenset([_KERNEL] if other_patches else [])
+    inexact = frozenset([kernel] if is_inexact else [])
     return Converted(tensors, layout.name, report, inexact)
 
 
@@ -244,7 +265,7 @@ def _recognise(
         return layout, _choose(prefixes, checkpoint, wanted)
     known = ', '.join(dict.fromkeys(layout.name for layout in LAYOUTS if not layout.refused))
     raise UserError(
-        f'{checkpoint} holds no vision transformer of a known layout ({known}); '
+        f'{checkpoint} holds no backbone of a known layout ({known}); '
         f'its tensors: {_shorten(list(source))}'
     )
 
@@ -361,7 +382,7 @@ def _check_fit(
     if hints and not other_depth:
         way_out = ', '.join(dict.fromkeys(hints)) + ' in model.backbone'
     else:
-        way_out = 'model.backbone.arch, patch_size and final_norm to those of the weights'
+        way_out = f'{_SIZES[backbone.weights_family]} to those of the weights'
     raise UserError(
         f'{checkpoint} ({layout.name} layout) does not fit '
         f'{type(backbone).__name__}(arch of {_depth(backbone)} layers, width '
@@ -446,25 +467,59 @@ def _grids(
     return ways
 
 
-def _fit_patch_embed(
+def _extra_channels(backbone: nn.Module) -> int:
+    """Channels that an image prompt puts behind those of the image."""
+    image_prompt = getattr(backbone, 'image_prompt', None)
+    return 0 if image_prompt is None else image_prompt.extra_channels
+
+
+def _fit_bands(
     tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
 ) -> None:
-    """Bring a patch embedding (C, bands, ph, pw) to the backbone's bands and patch size."""
-    kernel, wanted = tensors.get(_KERNEL), target[_KERNEL].shape
+    """Bring the first convolution (C, bands, kh, kw) to the backbone's bands."""
+    name = next((name for name in _KERNELS if name in target), '')
+    kernel = tensors.get(name)
+    if kernel is None or kernel.ndim != 4 or kernel.shape[0] != target[name].shape[0]:
+        return  # reported as missing or as a misfit
+    bands = target[name].shape[1] - _extra_channels(backbone)
+    if kernel.shape[1] in (bands, target[name].shape[1]) or kernel.shape[1] != 3:
+        return
+    what = 'patch embedding' if name == _KERNELS[0] else 'first convolution'
+    notes.append(f'{what} 3 -> {bands} bands (repeated and scaled by 3/{bands})')
+    tensors[name] = adapt_input_conv(bands, kernel)
+
+
+def _fit_patches(
+    tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
+) -> None:
+    """Bring a patch embedding (C, bands, ph, pw) to the backbone's patch size."""
+    name = next((name for name in _KERNELS if name in target), '')
+    kernel, wanted = tensors.get(name), target[name].shape
     if kernel is None or kernel.ndim != 4 or kernel.shape[0] != wanted[0]:
         return  # reported as missing or as a misfit
-    if kernel.shape[1] != wanted[1] and kernel.shape[1] == 3:
-        notes.append(
-            f'patch embedding 3 -> {wanted[1]} bands (repeated and scaled by 3/{wanted[1]})'
-        )
-        kernel = adapt_input_conv(wanted[1], kernel)
-    if kernel.shape[1:2] == wanted[1:2] and kernel.shape[2:] != wanted[2:]:
+    fits = kernel.shape[1] in (wanted[1], wanted[1] - _extra_channels(backbone))
+    if fits and kernel.shape[2:] != wanted[2:]:
         old, new = tuple(kernel.shape[2:]), tuple(wanted[2:])
         notes.append(
             f'patches {old[0]}x{old[1]} -> {new[0]}x{new[1]} pixels (pseudo-inverse resize)'
         )
-        kernel = resize_patch_embed(kernel, new)
-    tensors[_KERNEL] = kernel
+        tensors[name] = resize_patch_embed(kernel, new)
+
+
+def _fit_prompted_channels(
+    tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
+) -> None:
+    """Leave the channels of an image prompt in the first convolution as the backbone has them."""
+    name, extra = next((name for name in _KERNELS if name in target), ''), _extra_channels(backbone)
+    kernel = tensors.get(name)
+    if not extra or kernel is None or kernel.ndim != 4:
+        return
+    own = target[name]
+    if kernel.shape[:1] + kernel.shape[2:] == own.shape[:1] + own.shape[2:] and (
+        kernel.shape[1] == own.shape[1] - extra
+    ):
+        tensors[name] = torch.cat((kernel, own[:, -extra:].detach().to(kernel)), dim=1)
+        notes.append(f'{extra} channels of the image prompt in {name} at their start')
 
 
 def resize_patch_embed(kernel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -525,7 +580,12 @@ def _fit_windows(
 
 
 #: What is done to the tensors of a family after their conversion, in this order.
-_FITS = {'vit': (_fit_positions, _fit_patch_embed), 'swin': (_fit_windows, _fit_patch_embed)}
+_FITS = {
+    'vit': (_fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
+    'swin': (_fit_windows, _fit_bands, _fit_patches, _fit_prompted_channels),
+    'resnet': (_fit_bands, _fit_prompted_channels),
+    'convnext': (_fit_bands, _fit_patches, _fit_prompted_channels),
+}
 
 
 # --- words -----------------------------------------------------------------------------------

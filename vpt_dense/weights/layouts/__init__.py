@@ -3,6 +3,7 @@
 from vpt_dense.weights.layouts import (
     beit,
     clip,
+    convnext,
     deit,
     dino,
     google,
@@ -10,6 +11,7 @@ from vpt_dense.weights.layouts import (
     mae,
     mm,
     moco,
+    resnet,
     swin,
     timm,
     vpt,
@@ -31,6 +33,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *moco.LAYOUTS,
     *deit.LAYOUTS,
     *timm.LAYOUTS,
+    *convnext.LAYOUTS,
+    *resnet.LAYOUTS,
 )
 
 __all__ = ['LAYOUTS', 'Layout']

@@ -44,7 +44,8 @@ class Layout(NamedTuple):
             pairs, for another order of axes or another shape. Applied before parts are joined.
         zeros: Names of the target that are zero in the format's own model where the file lacks
             them (no patch bias, say).
-        family: Which backbones take it: 'vit' or 'swin' (their ``weights_family``).
+        family: Which backbones take it: 'vit', 'swin', 'resnet' or 'convnext' (their
+            ``weights_family``).
         refused: Why this format cannot be loaded; empty: it can.
     """
 

@@ -1,0 +1,4 @@
+# SETR on the small ViT of this repository, digits: LoR-VP.
+_base_ = ['./_setr_digits.py', '../_base_/tuning/lor-vp.py']
+model = dict(backbone=_base_.tuning)
+optim_wrapper = _base_.demo_optim.prompts

@@ -1,0 +1,4 @@
+# SETR on the small ViT of this repository, digits: partial-2.
+_base_ = ['./_setr_digits.py', '../_base_/tuning/partial-2.py']
+model = dict(backbone=_base_.tuning)
+optim_wrapper = _base_.demo_optim.blocks

@@ -1,0 +1,23 @@
+# ResNet-50, a folder of images: LoR-VP with iterative label mapping. The classifier is the
+# pretrained one, 1,000 classes of ImageNet, and only the prompt trains.
+_base_ = [
+    '../_base_/models/resnet-50_cls.py',
+    '../_base_/datasets/imagefolder.py',
+    '../_base_/schedules/cls_100e.py',
+    '../_base_/default_runtime_cls.py',
+    '../_base_/tuning/lor-vp.py',
+]
+model = dict(
+    backbone=_base_.tuning,
+    head=dict(
+        _delete_=True,
+        type='vpt_dense.LabelMappingHead',
+        num_classes=1000,  # set from the classes of the data
+        in_channels=2048,
+        num_source_classes=1000,
+        mode='iterative',
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        init_cfg=dict(type='Pretrained', checkpoint='pretrain/resnet50-0676ba61.pth'),
+    ),
+)
+custom_hooks = [dict(type='vpt_dense.LabelMappingHook'), *_base_.custom_hooks]

@@ -1,0 +1,348 @@
+"""Method x backbone x task: what holds for every row of the table in tests/methods.py."""
+
+import copy
+import os
+import re
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from methods import BACKBONES, ROWS, SIZES, TASKS, build, build_at_start
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from utils import CONFIGS, images, randomise
+
+from vpt_dense import files
+from vpt_dense.tuning import ADDED, is_added
+from vpt_dense.weights import deltas
+from vpt_dense.weights.base import KEY
+
+CASES = [
+    (name, family, task)
+    for name, row in ROWS.items() for family in row.count for task in row.tasks
+]  # fmt: skip
+case = pytest.mark.parametrize(('name', 'family', 'task'), CASES)
+TRAINED = [c for c in CASES if ROWS[c[0]].count[c[1]]]
+FAMILIES = [(family, task) for family in BACKBONES for task in TASKS[family]]
+
+
+def batch(family: str, number: int = 2, **kwargs) -> torch.Tensor:
+    return images(number, 3, *SIZES[family], **kwargs)
+
+
+def total(outs: tuple[torch.Tensor, ...], seed: int = 5) -> torch.Tensor:
+    """A number that depends on every output, as a loss does."""
+    generator = torch.Generator().manual_seed(seed)
+    return sum(
+        (out * torch.randn(out.shape, generator=generator).to(out)).sum() / len(out)
+        for out in outs
+    )
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@case
+def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
+    row = ROWS[name]
+    model = build(name, family, task).train()
+    added = {n.split('.')[0] for n, _ in model.named_parameters() if is_added(n)}
+    patterns = row.tuning.get('trainable')
+    if patterns is None:
+        patterns = [rf'^{part}\.' for part in added]
+    names = {n for n, _ in model.named_parameters()}
+    wanted = {n for n in names if any(re.search(p, n) for p in patterns)}
+    if any(p.startswith(('last:', 'partial:')) for p in patterns):  # test_adapters.py names them
+        wanted = set(parameters(model))
+    assert parameters(model).keys() == wanted
+    counts = {**row.count, **(row.seg_count if task == 'seg' else {})}
+    assert sum(p.numel() for p in parameters(model).values()) == counts[family]
+    outs = model(batch(family))
+    if wanted:
+        total(outs).backward()
+    else:
+        assert not any(out.requires_grad for out in outs)
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == wanted
+    dead = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert dead == []
+
+
+@case
+def test_a_batch_of_three_is_three_batches_of_one(name, family, task):
+    model = build(name, family, task).double().eval()
+    x = batch(family, 3, dtype=torch.float64)
+    single = [model(image[None]) for image in x]
+    for i, whole in enumerate(model(x)):
+        torch.testing.assert_close(whole, torch.cat([outs[i] for outs in single]))
+
+
+@case
+def test_maps_and_vectors_have_the_shapes_of_the_plain_backbone(name, family, task):
+    height, width = SIZES[family]
+    model = build(name, family, task).eval()
+    plain = build_at_start({}, family, task).eval()
+    sizes = [(height, width)] if task == 'cls' else [(height, width), (2 * height, width)]
+    for size in sizes:
+        x = images(2, 3, *size)
+        assert [out.shape for out in model(x)] == [out.shape for out in plain(x)]
+
+
+@case
+def test_the_frozen_base_stays_in_eval_mode(name, family, task):
+    model = build(name, family, task)
+    assert model.train() is model and model.training
+    frozen = any(not p.requires_grad for n, p in model.named_parameters() if not is_added(n))
+    assert model.base_is_frozen == frozen
+    for child, module in model.named_children():
+        modes = {part.training for part in module.modules()}
+        assert modes == {child in ADDED or not frozen}, child
+    assert model.eval() is model and not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(('name', 'family', 'task'), TRAINED)
+def test_one_step_lowers_the_loss(name, family, task):
+    model = build(name, family, task).double().train()
+    trained = parameters(model)
+    x = batch(family, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(3)  # the same dropout masks
+        return total(model(x))
+
+    before = loss()
+    before.backward()
+    norm = torch.stack([p.grad.norm() for p in trained.values()]).norm()
+    assert norm > 0
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter -= 1e-5 * parameter.grad / norm
+    fall = (before - loss()).item()
+    assert fall == pytest.approx(1e-5 * norm.item(), rel=0.1)
+
+
+@case
+def test_bf16_autocast_forward(name, family, task):
+    model = build(name, family, task).eval()
+    x = batch(family)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            rounded = model(x)
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.isfinite().all()
+        assert (other - one).norm() / one.norm() < 0.06
+
+
+@pytest.mark.slow
+@case
+def test_compiled_forward(name, family, task):
+    if ROWS[name].no_compile:
+        pytest.skip(ROWS[name].no_compile)
+    model = build(name, family, task).eval()
+    x = batch(family)
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), backend='aot_eager')
+    for train in (False, True):
+        with torch.set_grad_enabled(train):
+            for one, other in zip(model(x), compiled(x), strict=True):
+                torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(('name', 'family', 'task'), [c for c in CASES if ROWS[c[0]].starts_equal])
+def test_it_starts_as_the_backbone_without_it(name, family, task):
+    plain = randomise(build_at_start({}, family, task)).eval()
+    model = build_at_start(ROWS[name].tuning, family, task).eval()
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert all(map(is_added, missing)) and not unexpected
+    x = batch(family)
+    for one, other in zip(plain(x), model(x), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(('name', 'family', 'task'), [c for c in CASES if ROWS[c[0]].merges])
+def test_merged_it_is_equal_and_adds_nothing(name, family, task):
+    model = build(name, family, task).eval()
+    x = batch(family)
+    with torch.no_grad():
+        before = model(x)
+        for adapter in model.adapters:
+            adapter.merge(model)
+        merged = {n: t for n, t in model.state_dict().items() if not is_added(n)}
+        plain = build_at_start({}, family, task).eval()
+        plain.load_state_dict(merged)  # strictly: no tensor more or less
+        for one, other in zip(before, plain(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    exact = build(name, family, task).double().eval()
+    x = x.double()
+    with torch.no_grad():
+        before = exact(x)
+        for adapter in exact.adapters:
+            adapter.merge(exact)
+        for one, other in zip(before, exact(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+UPSTREAM = {
+    'vit': 'mmpretrain.VisionTransformer',
+    'swin': 'mmpretrain.SwinTransformer',
+    'resnet': 'mmpretrain.ResNet',
+    'convnext': 'mmpretrain.ConvNeXt',
+}
+
+
+@pytest.mark.parametrize(('family', 'task'), FAMILIES)
+def test_without_a_method_it_is_upstream_bit_for_bit(family, task):
+    ours = randomise(build_at_start({}, family, task))
+    cfg = {**BACKBONES[family], **TASKS[family][task], 'type': UPSTREAM[family]}
+    if family in ('resnet', 'convnext'):
+        del cfg['img_size']  # which an image prompt alone needs
+    theirs = MODELS.build(cfg)
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for model in (theirs, ours):
+        model.train()
+        x = batch(family).requires_grad_()
+        torch.manual_seed(5)
+        outs = model(x)
+        total(outs).backward()
+        results.append([*outs, x.grad, *(p.grad for p in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+# --- deltas ----------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """A backbone by the name that it has in classifiers and segmentors."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
+@pytest.fixture(scope='module')
+def bases(tmp_path_factory):
+    """Pretrained weights of every family and task, as mmpretrain saves them."""
+    folder = tmp_path_factory.mktemp('bases')
+    paths = {}
+    for family, task in FAMILIES:
+        plain = randomise(build_at_start({}, family, task), seed=3)
+        paths[family, task] = folder / f'{family}_{task}.pth'
+        state = {f'backbone.{n}': t for n, t in plain.state_dict().items()}
+        torch.save(dict(state_dict=state, meta={}), paths[family, task])
+    return paths
+
+
+@case
+def test_a_checkpoint_holds_what_was_tuned_and_comes_back(name, family, task, bases, tmp_path):
+    init_cfg = dict(type='Pretrained', checkpoint=str(bases[family, task]))
+    if 'concat-channel' in name:
+        init_cfg['allow_missing'] = []
+
+    def fresh() -> Model:
+        return Model(build_at_start(ROWS[name].tuning, family, task, init_cfg=init_cfg))
+
+    model = fresh()
+    model.backbone.init_weights()
+    with torch.no_grad():
+        for parameter in parameters(model.backbone).values():
+            parameter += 0.1
+    whole = {n: t.clone() for n, t in model.state_dict().items()}
+    checkpoint = dict(state_dict=model.state_dict(), meta={})
+    deltas.reduce(model, checkpoint)
+    stored = set(checkpoint['state_dict'])
+    tuned = {n for n in whole if is_added(n.removeprefix('backbone.'))}
+    tuned |= {f'backbone.{n}' for n in parameters(model.backbone)}
+    if model.backbone.frozen_names:
+        assert stored - tuned - {f'backbone.{KEY}'} <= whole.keys() - {
+            f'backbone.{n}' for n in model.backbone.frozen_names}  # buffers of what trains
+        assert tuned <= stored and f'backbone.{KEY}' in stored
+    else:
+        assert stored == whole.keys()
+    files.write(checkpoint, str(tmp_path / 'a.pth'))
+    other = fresh()
+    other.load_state_dict(files.read(str(tmp_path / 'a.pth'))['state_dict'])
+    for n, tensor in other.state_dict().items():
+        assert torch.equal(tensor, whole[n]), n
+    x = batch(family)
+    model.eval(), other.eval()
+    for one, again in zip(model.backbone(x), other.backbone(x), strict=True):
+        assert torch.equal(one, again)
+
+
+# --- configs ---------------------------------------------------------------------------------
+
+FRAGMENTS = sorted({fragment for row in ROWS.values() for fragment in row.fragments})
+
+
+def test_every_fragment_is_in_the_table():
+    folder = CONFIGS / '_base_' / 'tuning'
+    found = {str(p.relative_to(folder).with_suffix('')) for p in folder.rglob('*.py')}
+    assert {name for name in found if not name.split('/')[-1].startswith('_')} == set(FRAGMENTS)
+
+
+# --- two processes ---------------------------------------------------------------------------
+
+
+def step_of_two(rank: int, port: int, cases: list, failures) -> None:
+    """In each of two processes: the step on half of a batch, averaged, is that on all of it."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
+    dist.init_process_group('gloo')
+    for name, family, task in cases:
+        x = batch(family, 4, dtype=torch.float64)
+        x[2:] = x[2:] * 2 + 1  # halves with gradients of their own
+        try:
+            model = without_dropout(build(name, family, task)).double().train()
+            # Twice: a parameter without a gradient would make DDP fail at the second step.
+            wrapped = DistributedDataParallel(copy.deepcopy(model))
+            for _ in range(2):
+                wrapped.zero_grad()
+                halved(wrapped(x[2 * rank : 2 * rank + 2]), rank).backward()
+            gradients = {n: p.grad for n, p in parameters(wrapped.module).items()}
+            (sum(halved([out[2 * half : 2 * half + 2] for out in model(x)], half)
+                 for half in (0, 1)) / 2).backward()
+            for n, parameter in parameters(model).items():
+                error = (parameter.grad - gradients[n]).abs().max()
+                if not error <= 1e-9 * parameter.grad.abs().max().clamp(min=1e-3):
+                    failures.append(((name, family, task), f'{n} differs by {error:.1e}'))
+        except Exception as error:
+            failures.append(((name, family, task), str(error)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def halved(outs, half: int) -> torch.Tensor:
+    return total(outs, seed=half)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, 'dropout', None), float):
+            module.dropout = 0.0
+    return model
+
+
+@pytest.fixture(scope='module')
+def failures_of_two():
+    """Case -> what failed; one pair of processes for all, their imports take seconds."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    with mp.get_context('spawn').Manager() as manager:
+        failures = manager.list()
+        mp.spawn(step_of_two, (port, TRAINED, failures), nprocs=2)
+        return list(failures)
+
+
+@pytest.mark.parametrize(('name', 'family', 'task'), TRAINED)
+def test_a_step_of_two_processes_is_that_of_one(failures_of_two, name, family, task):
+    assert [line for found, line in failures_of_two if found == (name, family, task)] == []

@@ -1,0 +1,584 @@
+"""Prompts as keys and values, adaptive, gated and residual prompts, against plain formulas."""
+
+import copy
+import math
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+from utils import images, randomise, tiny_vit
+
+from vpt_dense.prompts import (
+    E2VPTPrompt,
+    GatedPrompt,
+    ResidualPrompt,
+    TokenLayout,
+    VAPTPrompt,
+)
+
+D, LAYERS, HEADS, P = 64, 4, 4, 5
+
+
+def prompt(kind, **kwargs):
+    return dict(prompt=dict(type=f'vpt_dense.{kind}', num_tokens=P, **kwargs))
+
+
+def cvpt(**kwargs):
+    return dict(adapters=[dict(type='vpt_dense.CVPT', num_tokens=P, **{'dropout': 0.0, **kwargs})])
+
+
+#: Name -> tuning, without dropout.
+METHODS = {
+    'prefix': prompt('PrefixPrompt'),
+    'prefix-middle': prompt('PrefixPrompt', layer_range=(1, -1)),
+    'e2vpt': prompt('E2VPTPrompt', num_kv_tokens=3),
+    'e2vpt-two': prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=False),
+    'e2vpt-last-2': prompt('E2VPTPrompt', num_kv_tokens=3, layer_range=(-2, None)),
+    'e2vpt-shallow': prompt('E2VPTPrompt', num_kv_tokens=3, deep=False),
+    'gated': prompt('GatedPrompt'),
+    'residual': prompt('ResidualPrompt'),
+    'residual-last-3': prompt('ResidualPrompt', layer_range=(1, None)),
+    'vapt': prompt('VAPTPrompt', grid=(4, 4), dropout=0.0),
+    'vapt-3': prompt('VAPTPrompt', grid=(5, 3), kernel_size=3, hidden_dims=2, dropout=0.0),
+    'cvpt': cvpt(),
+}
+method = pytest.mark.parametrize('name', METHODS)
+
+
+def build(name, **kwargs):
+    """A tiny ViT in float64 with values like those of training everywhere."""
+    model = randomise(tiny_vit(**METHODS[name], **kwargs)).double()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith('attn.qkv.weight'):
+                parameter.mul_(3)  # attention is far from even
+    return model
+
+
+# --- the formulas, block by block, head by head -----------------------------------------------
+
+
+def attention(layer, asking, asked, further=None):
+    """softmax(q k / sqrt(h)) v, a head at a time; ``further``: keys and values (heads, M, h)."""
+    weight, bias = layer.attn.qkv.weight, layer.attn.qkv.bias
+    if bias is None:
+        bias = torch.zeros(3 * D).double()
+    size, outs = D // HEADS, []
+    for head in range(HEADS):
+        q, k, v = (
+            torch.einsum('bnc,hc->bnh', tokens, weight[start : start + size])
+            + bias[start : start + size]
+            for tokens, start in zip(
+                (asking, asked, asked), (part * D + head * size for part in range(3)),
+                strict=True)
+        )
+        if further is not None:
+            k, v = (torch.cat((own, more[head].expand(len(own), -1, -1)), dim=1)
+                    for own, more in zip((k, v), further, strict=True))
+        weights = torch.exp(torch.einsum('bnh,bmh->bnm', q, k) / math.sqrt(size))
+        outs.append(torch.einsum('bnm,bmh->bnh', weights / weights.sum(-1, keepdim=True), v))
+    return torch.cat(outs, dim=-1) @ layer.attn.proj.weight.T + layer.attn.proj.bias
+
+
+def run(layer, x, prompts=None, further=None, cross=None):
+    """A block: what it puts out at prompts (None: there are none) and at the other tokens."""
+    count = 0 if prompts is None else prompts.shape[1]
+    if count:
+        x = torch.cat((prompts.expand(len(x), -1, -1), x), dim=1)
+    normed = layer.ln1(x)
+    x = x + attention(layer, normed, normed, further)
+    if cross is not None:
+        x = x + attention(layer, x, cross.expand(len(x), -1, -1))
+    x = layer.ffn(layer.ln2(x), identity=x)
+    return x[:, :count], x[:, count:]
+
+
+def by_prefix(model, x, grid):
+    part = model.prompt
+    for i, layer in enumerate(model.layers):
+        inside = part.start <= i < part.stop
+        row = i - part.start
+        x = run(layer, x, further=(part.keys[row], part.values[row]) if inside else None)[1]
+        yield x
+
+
+def by_e2vpt(model, x, grid):
+    part, flowing = model.prompt, None
+    values = part.keys if part.values is None else part.values
+    for i, layer in enumerate(model.layers):
+        if i >= part.start:
+            row = i - part.start
+            tokens = part.tokens[row : row + 1] if part.deep or i == 0 else flowing
+            flowing, x = run(layer, x, tokens, (part.keys[row], values[row]))
+        else:
+            x = run(layer, x)[1]
+        yield x
+
+
+def by_gates(model, x, grid):
+    entering = model.prompt.tokens.expand(len(x), -1, -1)
+    for i, layer in enumerate(model.layers):
+        left, x = run(layer, x, entering)
+        if i < LAYERS - 1:
+            gate = 1 / (1 + torch.exp(-model.prompt.gates[i]))
+            entering = gate * left + (1 - gate) * entering
+        yield x
+
+
+def by_residuals(model, x, grid):
+    part = model.prompt
+    for i, layer in enumerate(model.layers):
+        row = i - part.start
+        if row < 0:
+            x = run(layer, x)[1]
+        else:
+            tokens = part.tokens[row]
+            if row > 0:
+                mix = part.mixes[row - 1]
+                tokens = torch.stack([
+                    tokens[t] + mix.bias[t]
+                    + sum(mix.weight[t, s] * part.tokens[row - 1, s] for s in range(P))
+                    for t in range(P)
+                ])
+            x = run(layer, x, tokens[None])[1]
+        yield x
+
+
+def by_vapt(model, x, grid):
+    part = model.prompt
+    for i, layer in enumerate(model.layers):
+        tokens = part.tokens if i == 0 else adaptive(part, i - 1, x[:, 1:], *grid)
+        x = run(layer, x, tokens)[1]
+        yield x
+
+
+def adaptive(part, row, patches, height, width):
+    """Prompts (B, P, C) of patches (B, h * w, C), place by place."""
+    norm, kernel, mix = part.norms[row], part.kernels[row][0, 0], part.mixes[row]
+    mean = patches.mean(-1, keepdim=True)
+    spread = (patches - mean).square().mean(-1, keepdim=True)
+    patches = (patches - mean) / torch.sqrt(spread + 1e-6) * norm.weight + norm.bias
+    size = len(kernel)
+    maps = {
+        (r, c): sum(
+            kernel[a, b] * patches[:, (r + a) * width + c + b]
+            for a in range(size) for b in range(size))
+        for r in range(height - size + 1) for c in range(width - size + 1)
+    }
+    rows, columns = part.map_size
+
+    def bin_of(index, bins, length):
+        return range(index * length // bins, -(-(index + 1) * length // bins))
+
+    places = []
+    for r in range(rows):
+        for c in range(columns):
+            inside = [maps[a, b] for a in bin_of(r, rows, height - size + 1)
+                      for b in bin_of(c, columns, width - size + 1)]
+            places.append(sum(inside) / len(inside))
+    z = torch.stack([
+        sum(mix.weight[t, k] * place for k, place in enumerate(places)) + mix.bias[t]
+        for t in range(P)
+    ], dim=1)
+    return z + (z @ part.down.weight.T).clamp(min=0) @ part.up.weight.T
+
+
+def by_cvpt(model, x, grid):
+    for i, layer in enumerate(model.layers):
+        x = run(layer, x, cross=model.adapters[0].prompts[0][i : i + 1])[1]
+        yield x
+
+
+FORMULAS = {
+    'prefix': by_prefix, 'e2vpt': by_e2vpt, 'gated': by_gates, 'residual': by_residuals,
+    'vapt': by_vapt, 'cvpt': by_cvpt,
+}  # fmt: skip
+
+
+def expected(name, model, x):
+    """What blocks 1 and 3 put out, (B, 1 + N, C), by the formula; the final norm on the last."""
+    plain = randomise(tiny_vit()).double()
+    plain.load_state_dict(
+        {n: p for n, p in model.state_dict().items() if n.split('.')[0] not in
+         ('prompt', 'adapters')})
+    entering = []
+    plain.layers[0].register_forward_pre_hook(lambda _, args: entering.append(args[0].detach()))
+    plain(x)
+    grid = [-(-n // 8) for n in x.shape[2:]]
+    outs = list(FORMULAS[name.split('-')[0]](model, entering[0], grid))
+    return outs[1], model.ln1(outs[3])
+
+
+@method
+@pytest.mark.parametrize('size', [(32, 32), (48, 24), (24, 72)])
+@pytest.mark.parametrize('options', [
+    {}, dict(prompts_as='tokens'), dict(memory='lean'), dict(with_cp=True)], ids=str)
+def test_formula(name, size, options):
+    x = images(2, 3, *size, dtype=torch.float64)
+    model = build(name, out_type='raw', out_indices=[1, 3], **options).train()
+    wanted = expected(name, model, x)
+    wanted_grads = grads(model, wanted)
+    outs = model(x)
+    torch.testing.assert_close(outs, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(grads(model, outs), wanted_grads, rtol=1e-9, atol=1e-9)
+    maps = build(name, out_type='featmap', out_indices=[1, 3], **options).eval()(x)
+    for tokens, features in zip(wanted, maps, strict=True):
+        torch.testing.assert_close(
+            features.flatten(2).transpose(1, 2), tokens[:, 1:], rtol=1e-10, atol=1e-10)
+    vectors = build(name, out_type='cls_token', **options).eval()(x)[0]
+    torch.testing.assert_close(vectors, wanted[1][:, 0], rtol=1e-10, atol=1e-10)
+
+
+def grads(model, outs):
+    model.zero_grad()
+    sum(out.square().sum() for out in outs).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@method
+def test_what_is_kept_for_testing_is_never_stale(name):
+    first, second = (images(2, 3, 32, 40, seed=i, dtype=torch.float64) for i in (0, 1))
+    model = build(name).eval()
+    wanted = [model(x)[0].detach() for x in (first, second)]  # with a graph nothing is kept
+    with torch.no_grad():
+        outs = [model(x)[0] for x in (first, second)]
+        torch.testing.assert_close(outs, wanted, rtol=1e-12, atol=1e-12)
+        fixed = model.prompt is not None and not model.prompt.depends_on_input
+        assert list(model._keys_values) == (model.keys_values_layers if fixed else [])
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(-1)
+        changed = model(first)[0]
+    assert (changed - wanted[0]).abs().max() > 1e-3
+    torch.testing.assert_close(changed, model(first)[0].detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(('name', 'layers'), [
+    ('prefix', [0, 1, 2, 3]), ('prefix-middle', [1, 2]), ('e2vpt', [0, 1, 2, 3]),
+    ('e2vpt-last-2', [2, 3]), ('residual', [0, 1, 2, 3]),
+])  # fmt: skip
+def test_folded(name, layers):
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model = build(name).eval()
+    keys, values = zip(*(model.prompt_keys_values(x, i) for i in layers), strict=True)
+    folded = tiny_vit(trainable=[], prompt=dict(
+        type='vpt_dense.FoldedPrompt', layers=layers, num_heads=HEADS,
+        num_tokens=keys[0].shape[2])).double().eval()
+    state = {n: t for n, t in model.state_dict().items() if not n.startswith('prompt.')}
+    folded.load_state_dict(
+        {**state, 'prompt.keys': torch.cat(keys), 'prompt.values': torch.cat(values)})
+    torch.testing.assert_close(folded(x)[0], model(x)[0], rtol=1e-12, atol=1e-12)
+
+
+@method
+@pytest.mark.parametrize('memory', ['default', 'lean'])
+def test_bfloat16(name, memory):
+    x = images(2, 3, 32, 40)
+    model = randomise(tiny_vit(**METHODS[name], memory=memory, out_type='cls_token')).double()
+    model.train()
+    exact = model(x.double())[0]
+    wanted = grads(model, [exact])
+    model = model.float()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = model(x)[0]
+    assert (out - exact).norm() / exact.norm() < 0.1
+    for key, grad in grads(model, [out]).items():
+        if 'mixes' not in key or not key.endswith('bias') or 'vapt' in name:
+            assert grad.dtype == torch.float32
+            cosine = torch.cosine_similarity(grad.flatten().double(), wanted[key].flatten(), dim=0)
+            assert cosine > 0.95, key
+
+
+def test_the_bias_of_residual_prompts_is_without_effect():
+    """It shifts all channels of a token alike, which the first norm of the block takes away."""
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model = build('residual')
+    before = model(x)[0].detach()
+    with torch.no_grad():
+        for mix in model.prompt.mixes:
+            mix.bias.add_(1)
+    torch.testing.assert_close(model(x)[0], before, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(('kind', 'kwargs'), [
+    ('E2VPTPrompt', dict(num_kv_tokens=3)), ('GatedPrompt', {}), ('ResidualPrompt', {}),
+    ('VAPTPrompt', dict(grid=(4, 4))), ('CVPT', {}),
+])  # fmt: skip
+def test_dropout_draws_masks_for_every_sample_while_training(kind, kwargs):
+    tuning = cvpt(dropout=0.5) if kind == 'CVPT' else prompt(kind, dropout=0.5, **kwargs)
+    model = randomise(tiny_vit(**tuning, memory='lean')).double().train()
+    x = images(1, 3, 32, 32, dtype=torch.float64).expand(2, -1, -1, -1)
+    one, other = model(x)[0]
+    assert (one - other).abs().max() > 1e-3
+    one, other = model.eval()(x)[0]
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_residual_prompts_of_the_layer_before_have_masks_of_their_own():
+    part = ResidualPrompt(
+        num_tokens=1, embed_dims=10_000, num_layers=2, patch_size=(8, 8), dropout=0.5).train()
+    with torch.no_grad():
+        part.tokens.fill_(1)
+        part.mixes[0].weight.fill_(10)
+        part.mixes[0].bias.fill_(0)
+    values = part(torch.zeros(1, 3, 10_000), 1).unique(return_counts=True)
+    assert values[0].tolist() == [0, 2, 20, 22]  # dropped or doubled, each apart
+    assert all(2300 < count < 2700 for count in values[1])
+
+
+# --- starts ------------------------------------------------------------------------------------
+
+
+def deep(**kwargs):
+    return dict(prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=P, deep=True, **kwargs))
+
+
+@pytest.mark.parametrize('layer_range', [(0, None), (2, None)])
+@pytest.mark.parametrize('lora', [False, True])
+def test_prefix_starts_as_deep_prompts(layer_range, lora):
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    more = dict(out_indices=[1, 3], layer_scale_init_value=0.3)
+    if lora:
+        more['adapters'] = [dict(type='vpt_dense.LoRA', rank=2)]
+    tokens = randomise(tiny_vit(**deep(layer_range=layer_range), **more)).double()
+    wanted = tokens(x)
+    model = tiny_vit(**prompt('PrefixPrompt', layer_range=layer_range), **more).double()
+    state = {n: t for n, t in tokens.state_dict().items() if not n.startswith('prompt.')}
+    assert model.load_state_dict(state, strict=False).missing_keys == [
+        'prompt.keys', 'prompt.values']
+    assert (model(x)[1] - wanted[1]).abs().max() > 1e-3
+    model.prompt.take_tokens(tokens.prompt.tokens, model)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-10, atol=1e-10)
+    assert model.prompt.keys.requires_grad
+    torch.manual_seed(3)
+    model.prompt.start_from(model)
+    torch.manual_seed(3)
+    start = torch.empty_like(tokens.prompt.tokens, dtype=torch.float32)
+    tokens.prompt.tokens.data = start.uniform_(
+        -math.sqrt(6 / (3 * 8 * 8 + D)), math.sqrt(6 / (3 * 8 * 8 + D))).double()
+    torch.testing.assert_close(model(x), tokens(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('frozen_dtype', [None, 'bfloat16'])
+def test_prefix_takes_its_start_when_the_backbone_is_initialised(frozen_dtype):
+    model = tiny_vit(**prompt('PrefixPrompt'), frozen_dtype=frozen_dtype)
+    for layer in model.layers:
+        with torch.no_grad():
+            for rows in layer.attn.qkv.weight.split(D):
+                rows.copy_(nn.init.orthogonal_(torch.empty(D, D)))
+            layer.attn.qkv.bias.zero_()
+    model.init_weights()
+    for i, layer in enumerate(model.layers):
+        weight = layer.attn.qkv.weight.double()
+        for parameter, rows in ((model.prompt.keys, slice(D, 2 * D)),
+                                (model.prompt.values, slice(2 * D, None))):
+            projected = parameter[i].double().transpose(0, 1).flatten(1)  # (P, C)
+            tokens = projected @ weight[rows]  # LN1 of the prompts
+            tolerance = 1e-3 if frozen_dtype is None else 0.05
+            assert tokens.mean(1).abs().max() < tolerance
+            assert (tokens.var(1, unbiased=False) - 1).abs().max() < tolerance
+
+
+def test_gates_lead_from_deep_shared_to_shallow_prompts():
+    """Closed gates: the same prompts before every block. Open ones: they flow on freely."""
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model = build('gated')
+    others = {
+        -1000: dict(deep=True, shared=True),
+        1000: dict(deep=False),
+    }
+    for gamma, kwargs in others.items():
+        other = randomise(tiny_vit(prompt=dict(
+            type='vpt_dense.TokenPrompt', num_tokens=P, **kwargs))).double()
+        other.load_state_dict(
+            {n: t for n, t in model.state_dict().items() if n != 'prompt.gates'})
+        with torch.no_grad():
+            model.prompt.gates.fill_(gamma)
+        torch.testing.assert_close(model(x), other(x), rtol=1e-10, atol=1e-10)
+
+
+def test_vapt_starts_with_zeros_behind_the_first_block():
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model = randomise(tiny_vit(**METHODS['vapt']))
+    start = tiny_vit(**METHODS['vapt'])
+    model.prompt.load_state_dict(start.prompt.state_dict())
+    model = model.double()
+    tokens = randomise(tiny_vit(**deep())).double()
+    with torch.no_grad():
+        tokens.prompt.tokens.zero_()
+        tokens.prompt.tokens[0] = model.prompt.tokens[0]
+    torch.testing.assert_close(model(x), tokens(x), rtol=1e-10, atol=1e-10)
+    sum(out.square().sum() for out in model(x)).backward()
+    moved = {n for n, p in model.prompt.named_parameters() if p.grad.abs().sum() > 0}
+    mixes = {f'mixes.{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')}
+    assert moved == {'tokens'} | mixes  # the rest moves as soon as these have
+    with torch.no_grad():
+        for parameter in model.prompt.parameters():
+            parameter -= 1e-3 * parameter.grad.sign()
+    model.zero_grad()
+    sum(out.square().sum() for out in model(x)).backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.prompt.parameters())
+
+
+def test_ranges_of_the_starts():
+    sizes = dict(embed_dims=768, num_layers=12, num_heads=12, patch_size=(16, 16))
+    torch.manual_seed(0)
+    vpt = math.sqrt(6 / (3 * 16 * 16 + 768))
+    for part in (GatedPrompt(100, **sizes), ResidualPrompt(10, **sizes), VAPTPrompt(100, **sizes),
+                 E2VPTPrompt(10, 5, **sizes)):
+        assert 0.99 * vpt < part.tokens.abs().max() < vpt
+    for parameter in (E2VPTPrompt(1, 5, **sizes).keys,
+                      E2VPTPrompt(1, 5, shared_kv=False, **sizes).values):
+        bound = math.sqrt(6 / (5 * 64))
+        for layer in parameter:
+            assert 0.99 * bound < layer.abs().max() < bound
+    assert GatedPrompt(1, **sizes).gates.tolist() == [-5.0] * 11
+    assert GatedPrompt(1, gate_init=2, **sizes).gates.tolist() == [2.0] * 11
+    kernels = torch.cat([k.flatten() for k in VAPTPrompt(1, kernel_size=9, **sizes).kernels])
+    assert abs(kernels.std() - 1) < 0.1
+    prompts = tiny_vit(adapters=[dict(type='vpt_dense.CVPT', num_tokens=200)]).adapters[0].prompts
+    bound = math.sqrt(6 / (200 * D + LAYERS * D))
+    assert 0.99 * bound < prompts[0].abs().max() < bound
+
+
+@pytest.mark.parametrize(('arch', 'counts'), [
+    ('base', dict(prefix=184_320, e2vpt=92_160 + 12 * 5 * 768, gated=76_800 + 11,
+                  residual=1_032_700, vapt=55_608, cvpt=1_843_200)),
+    ('large', dict(prefix=491_520, e2vpt=245_760 + 24 * 5 * 1024, gated=102_400 + 23,
+                   residual=2_689_900, vapt=112_920, cvpt=4_915_200)),
+])  # fmt: skip
+def test_counts(arch, counts):
+    parts = dict(
+        prefix=dict(type='PrefixPrompt', num_tokens=10),
+        e2vpt=dict(type='E2VPTPrompt', num_tokens=10, num_kv_tokens=5),
+        gated=dict(type='GatedPrompt', num_tokens=100),
+        residual=dict(type='ResidualPrompt', num_tokens=100),
+        vapt=dict(type='VAPTPrompt', num_tokens=10),
+        cvpt=dict(type='CVPT'),
+    )
+    found = {}
+    for name, part in parts.items():
+        part['type'] = f'vpt_dense.{part["type"]}'
+        tuning = dict(adapters=[part]) if name == 'cvpt' else dict(prompt=part)
+        with torch.device('meta'):
+            model = MODELS.build(
+                dict(type='vpt_dense.PromptedVisionTransformer', arch=arch, **tuning))
+        found[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found == counts
+
+
+# --- what is special ---------------------------------------------------------------------------
+
+
+def test_cvpt_takes_the_raw_weights_of_the_block():
+    """LoRA on the block changes its self-attention and not the attention to the prompts."""
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    both = [*cvpt()['adapters'], dict(type='vpt_dense.LoRA', rank=2)]
+    model = randomise(tiny_vit(adapters=both, out_type='raw')).double().eval()
+    cross = model.adapters[0]
+    alone = randomise(tiny_vit(**cvpt(), out_type='raw')).double().eval()
+    alone.load_state_dict({n: t for n, t in model.state_dict().items() if 'adapters.1' not in n})
+    with torch.no_grad():
+        wanted = alone(x)[0]
+        assert (model(x)[0] - wanted).abs().max() > 1e-3
+        tokens = images(2, 7, D, dtype=torch.float64)
+        for i in range(LAYERS):
+            torch.testing.assert_close(
+                cross.after_attention(tokens, i), alone.adapters[0].after_attention(tokens, i))
+        for update in model.adapters[1].updates:
+            update.up.zero_()
+        torch.testing.assert_close(model(x)[0], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_cvpt_trains_shared_weights_through_both():
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model = build('cvpt', out_type='raw', out_indices=[1, 3], trainable=[r'qkv', r'^adapters'])
+    plain = copy.deepcopy(model)  # the formula's gradients reach the same tensors
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * LAYERS + 1
+    entering = []
+    handle = plain.layers[0].register_forward_pre_hook(
+        lambda _, args: entering.append(args[0].detach()))
+    plain(x)
+    handle.remove()
+    outs = list(by_cvpt(plain, entering[0], None))
+    torch.testing.assert_close(
+        grads(model, model(x)), grads(plain, (outs[1], plain.ln1(outs[3]))),
+        rtol=1e-9, atol=1e-9)
+
+
+def test_cvpt_adds_no_second_name_and_copies_with_its_backbone():
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model = build('cvpt').eval()
+    assert [n for n in model.state_dict() if n.startswith('adapters')] == [
+        'adapters.0.prompts.0']
+    before = model(x)[0].detach()
+    other = copy.deepcopy(model)
+    torch.testing.assert_close(other(x)[0], before, rtol=0, atol=0)
+    for (_, qkv, proj), layer in zip(other.adapters[0].layers, other.layers, strict=True):
+        assert qkv is layer.attn.qkv and proj is layer.attn.proj
+    with torch.no_grad():
+        for layer in other.layers:
+            layer.attn.proj.weight.mul_(2)
+    torch.testing.assert_close(model(x)[0], before, rtol=0, atol=0)
+    assert (other(x)[0] - before).abs().max() > 1e-3
+
+
+def test_cvpt_without_biases_of_queries():
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    model = randomise(tiny_vit(**cvpt(), qkv_bias=False)).double()
+    zeros = randomise(tiny_vit(**cvpt())).double()
+    biases = {f'layers.{i}.attn.qkv.bias': torch.zeros(3 * D) for i in range(LAYERS)}
+    zeros.load_state_dict({**model.state_dict(), **biases})
+    torch.testing.assert_close(model(x)[0], zeros(x)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_vapt_reads_what_enters_each_block():
+    """Another image gives other prompts, and each sample has its own."""
+    model = build('vapt').eval()
+    x = images(3, 17, D, dtype=torch.float64)
+    layout = TokenLayout(1, 0, (4, 4))
+    with torch.no_grad():
+        tokens = model.prompt(x, 2, None, layout)
+        again = model.prompt(x[[2, 0, 1]], 2, None, layout)
+        cls = model.prompt(torch.cat((-x[:, :1], x[:, 1:]), 1), 2, None, layout)
+    assert tokens.shape == (3, P, D)
+    assert (tokens[0] - tokens[1]).abs().max() > 1e-3
+    torch.testing.assert_close(again, tokens[[2, 0, 1]])
+    torch.testing.assert_close(cls, tokens)  # of the patches alone
+
+
+ERRORS = {
+    'prefix tokens': (prompt('PrefixPrompt') | dict(prompt=dict(
+        type='vpt_dense.PrefixPrompt', num_tokens=0)),
+        r'prompt\.num_tokens must be an integer of at least 1, found 0'),
+    'prefix range': (prompt('PrefixPrompt', layer_range=(3, 3)),
+                     r'prompt\.layer_range must be a pair .* of the 4 layers, found \(3, 3\)'),
+    'e2vpt': (prompt('E2VPTPrompt', num_kv_tokens=1.5),
+              r'prompt\.num_kv_tokens must be an integer of at least 1, found 1\.5'),
+    'gate': (prompt('GatedPrompt', gate_init='low'),
+             r"prompt\.gate_init must be a number, found 'low'"),
+    'residual': (prompt('ResidualPrompt', dropout=1),
+                 r'prompt\.dropout must be a number in \[0, 1\), found 1'),
+    'vapt grid': (prompt('VAPTPrompt', grid=14),
+                  r'prompt\.grid must be a pair \(rows, columns\), found 14'),
+    'vapt side': (prompt('VAPTPrompt', grid=(14, 0)),
+                  r'prompt\.grid must be an integer of at least 1, found 0'),
+    'vapt kernel': (prompt('VAPTPrompt', grid=(4, 2), kernel_size=3),
+                    r'prompt\.kernel_size must be at most a side of prompt\.grid \(4, 2\), '
+                    r'found 3'),
+    'vapt rank': (prompt('VAPTPrompt', hidden_dims=0),
+                  r'prompt\.hidden_dims must be an integer of at least 1, found 0'),
+    'cvpt tokens': (dict(adapters=[dict(type='vpt_dense.CVPT', num_tokens=-1)]),
+                    r'adapters\.num_tokens must be an integer of at least 1, found -1'),
+    'cvpt dropout': (dict(adapters=[dict(type='vpt_dense.CVPT', dropout=2)]),
+                     r'adapters\.dropout must be a number in \[0, 1\), found 2'),
+}
+
+
+@pytest.mark.parametrize('name', ERRORS)
+def test_bad_options_fail_when_the_config_is_built(name):
+    tuning, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        tiny_vit(**tuning)

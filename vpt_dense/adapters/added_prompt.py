@@ -1,0 +1,94 @@
+"""Prompts that are added to the tokens instead of standing beside them."""
+
+import math
+
+import torch
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor, nn
+
+from vpt_dense.adapters.base import Adapter
+from vpt_dense.prompts import TokenLayout
+from vpt_dense.registry import MODELS
+
+
+@MODELS.register_module()
+class AddPrompt(Adapter):
+    """Prompts added to tokens (VPT, https://arxiv.org/abs/2203.12119, section 4.3).
+
+    The paper's "add": x + P before the first block, after the position embedding, x being the cls
+    token and the patches, P (1, cls + N, C) learnt. ``per_token=False`` is its "add-1" of one P
+    (1, 1, C) for all of them. Register tokens, and prompt tokens if there are any too, stay as
+    they are. All start in U(-v, v), v = sqrt(6 / (3 * ph * pw + C)).
+
+    For images of another size the part of P for patches is resized as the position embedding is.
+
+    Not deep, and without a norm in front of the blocks (``pre_norm``), P can be merged into the
+    position embedding exactly.
+
+    Args:
+        backbone: Filled in by the backbone.
+        per_token: A vector for each token ("add") instead of one for all ("add-1").
+        deep: Vectors of their own are added before every block instead of only the first.
+        init_cfg: As in :class:`mmengine.model.BaseModule`.
+
+    Attributes:
+        tokens: The parameters, one for each block that they are added before.
+    """
+
+    families = ('vit',)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        per_token: bool = True,
+        deep: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(backbone, init_cfg)
+        width = backbone.embed_dims
+        self.num_cls = backbone.num_extra_tokens
+        self.grid = tuple(backbone.patch_resolution)
+        self.interpolate_mode = backbone.interpolate_mode
+        self.per_token = per_token
+        self.mergeable = not deep and isinstance(backbone.pre_norm, nn.Identity)
+        patch = backbone.patch_embed.projection.kernel_size
+        bound = math.sqrt(6 / (3 * math.prod(patch) + width))
+        number = self.num_cls + math.prod(self.grid) if per_token else 1
+        self.tokens = nn.ParameterList(
+            torch.empty(1, number, width).uniform_(-bound, bound)
+            for _ in range(backbone.num_layers if deep else 1)
+        )
+
+    def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """See :meth:`Adapter.before_block`."""
+        if layer >= len(self.tokens):
+            return x
+        added = self.tokens[layer]
+        if self.per_token:
+            added = resize_pos_embed(
+                added, self.grid, layout.grid, self.interpolate_mode, self.num_cls
+            )
+        added = added.to(x.dtype)
+        patches = layout.patches(x)
+        between = x[:, self.num_cls : x.shape[1] - patches.shape[1]]  # registers and prompts
+        if not between.shape[1]:
+            return x + added
+        cls, rest = added, added
+        if self.per_token:
+            cls, rest = added[:, : self.num_cls], added[:, self.num_cls :]
+        return torch.cat((x[:, : self.num_cls] + cls, between, patches + rest), dim=1)
+
+    @torch.no_grad()
+    def merge(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.merge`: P becomes a part of the position embedding."""
+        if not self.mergeable:
+            raise ValueError(
+                'AddPrompt can be merged into the position embedding with deep=False and without '
+                'the pre_norm of the backbone only'
+            )
+        backbone.pos_embed += self.tokens[0]
+        self.tokens = nn.ParameterList()
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f'per_token={self.per_token}, blocks={len(self.tokens)}'

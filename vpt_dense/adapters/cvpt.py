@@ -1,0 +1,87 @@
+"""Cross-attention from the tokens to prompts, with the blocks' own weights: CVPT."""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpt_dense.adapters.base import Adapter, check_dropout, check_rank
+from vpt_dense.registry import MODELS
+
+
+@MODELS.register_module()
+class CVPT(Adapter):
+    """Cross visual prompt tuning (Huang et al., ICCV 2025, https://arxiv.org/abs/2408.14961).
+
+    After the attention of block i its tokens attend to learnt prompts P_i,
+
+        x <- x + CA(x, P_i),    CA(x, P) = softmax(q(x) k(P)^T / sqrt(h)) v(P) W_o + b_o,
+
+    h being C / heads. q, k, v and the output layer are those of the block's self-attention;
+    neither input passes a norm. The weights are shared with the block, where the paper copies and
+    freezes them, which is the same while the block is frozen. If ``trainable`` names them they
+    train through both. What other adapters do to these layers (LoRA, SSF) has no part in it.
+
+    Args:
+        num_tokens: Number of prompts P of each block, at least 1. The paper uses 10 to 200.
+        dropout: Of the prompts, while training; masks are drawn for every sample.
+        backbone: Filled in by the backbone.
+        init_cfg: As in :class:`mmengine.model.BaseModule`.
+
+    Attributes:
+        prompts: A parameter (blocks, P, C) for each run of blocks of one width: one for a ViT, one
+            a stage for Swin. They start with PyTorch's xavier uniform on the whole tensor.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_tokens: int = 200,
+        dropout: float = 0.1,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(backbone, init_cfg)
+        check_rank(num_tokens, 'adapters.num_tokens')
+        self.dropout = check_dropout(dropout, 'adapters.dropout')
+        blocks = backbone.blocks()
+        # Not as submodules, which would give the backbone's weights a second name. A copy of the
+        # backbone has its own layers here: copies of one object within it are one object.
+        self.layers = tuple((block.num_heads, block.qkv, block.proj) for block in blocks)
+        self.prompts = nn.ParameterList()
+        self.places: list[tuple[int, int]] = []  # of each block: which parameter, which row
+        for width, run in itertools.groupby(block.embed_dims for block in blocks):
+            number = len(list(run))
+            self.places += [(len(self.prompts), row) for row in range(number)]
+            parameter = nn.Parameter(torch.empty(number, num_tokens, width))
+            self.prompts.append(nn.init.xavier_uniform_(parameter))
+
+    def after_attention(self, x: Tensor, layer: int) -> Tensor:
+        """See :meth:`Adapter.after_attention`."""
+        heads, qkv, proj = self.layers[layer]
+        index, row = self.places[layer]
+        prompts = self.prompts[index][row : row + 1]  # (1, P, C)
+        if self.training and self.dropout > 0:
+            prompts = F.dropout(prompts.expand(len(x), -1, -1), self.dropout)  # (B, P, C)
+        width = x.shape[-1]
+        biases = (None, None) if qkv.bias is None else qkv.bias.split((width, 2 * width))
+        weights = qkv.weight.split((width, 2 * width))
+        queries = _split_heads(F.linear(x, weights[0], biases[0]), heads)
+        keys, values = F.linear(prompts, weights[1], biases[1]).chunk(2, dim=-1)
+        out = F.scaled_dot_product_attention(
+            queries,
+            *(_split_heads(e, heads).expand(len(x), -1, -1, -1) for e in (keys, values)),
+        )  # (B, heads, n, C / heads)
+        return x + F.linear(out.transpose(1, 2).flatten(2), proj.weight, proj.bias)
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f'num_tokens={self.prompts[0].shape[1]}, dropout={self.dropout}'
+
+
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """(b, n, C) -> (b, heads, n, C / heads)."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)

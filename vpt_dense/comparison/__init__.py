@@ -1,0 +1,1 @@
+"""Methods side by side: runs over seeds, what they cost, one table and one picture."""

@@ -1,0 +1,142 @@
+"""Time and memory of a config's model, measured in a process of its own.
+
+``python -m vpt_dense.comparison.cost CONFIG OUT.json --steps 10``
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt_dense import errors
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+WARM_UP = 2
+
+
+def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
+    """Time training and test steps of a config's model, and find the peak of its memory.
+
+    Neither data nor weights are needed: images are noise of the size that training has, weights
+    are random. A training step is the runner's: preprocessing, forward, backward, optimizer. A test
+    step goes as far as the predictions, on images of the same size.
+
+    Args:
+        cfg: A whole config.
+        steps: Steps that are timed, after some that warm up.
+        amp: Mixed precision in training, as ``tools/train.py --amp`` has it.
+
+    Returns:
+        ``train_ms`` and ``test_ms`` (milliseconds an image, medians over steps, of the config's
+        batches), ``peak_megabytes`` of training (10^6 bytes), ``peak_kind`` ('CUDA tensors' or
+        'resident memory of the process'), ``batch_size``, ``test_batch_size``, ``image`` (height,
+        width), ``device``, ``threads``, ``steps``, ``amp``.
+    """
+    import torch
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import MODELS, DefaultScope
+
+    from vpt_dense import memory
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    for owner in (cfg.model, cfg.model.get('backbone') or {}):
+        init_cfg = owner.get('init_cfg')
+        if isinstance(init_cfg, dict) and init_cfg.get('checkpoint'):
+            owner['init_cfg'] = None  # the numbers cost the same
+    if amp:
+        cfg.optim_wrapper.type = 'vpt_dense.AmpOptimWrapper'
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
+    with scope, contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        model.to(device)
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        size, _ = memory.image_size(cfg, model)
+    batch_size = cfg.train_dataloader.batch_size
+    test_batch_size = cfg.test_dataloader.batch_size
+
+    def synchronise() -> None:
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    def images(count: int) -> dict:
+        batch = memory.synthetic_batch(cfg, count, size)
+        for image in batch['inputs']:
+            image.random_(0, 256)
+        return batch
+
+    def median(step: Callable[[dict], object], count: int) -> float:
+        times = []
+        for _ in range(WARM_UP + steps):
+            batch = images(count)
+            synchronise()
+            start = time.perf_counter()
+            step(batch)
+            synchronise()
+            times.append(time.perf_counter() - start)
+        return 1000 * statistics.median(times[WARM_UP:]) / count
+
+    model.train()
+    train_ms = median(lambda batch: model.train_step(batch, optimizer), batch_size)
+    if device == 'cuda':
+        peak, kind = torch.cuda.max_memory_allocated(), 'CUDA tensors'
+    else:
+        peak, kind = _resident_peak(), 'resident memory of the process'
+    model.eval()
+    with torch.no_grad():
+        test_ms = median(model.test_step, test_batch_size)
+    return dict(
+        train_ms=train_ms, test_ms=test_ms, peak_megabytes=peak / 1e6, peak_kind=kind,
+        batch_size=batch_size, test_batch_size=test_batch_size, image=list(size),
+        device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
+        threads=torch.get_num_threads(), steps=steps, amp=amp,
+    )
+
+
+def _resident_peak() -> int:
+    """The most memory that this process has held, in bytes."""
+    status = Path('/proc/self/status')
+    if status.is_file():
+        # Not getrusage: it counts the peak of the process that started this one too.
+        return int(re.search(r'^VmHWM:\s*(\d+) kB', status.read_text(), re.M)[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    from mmengine.config import DictAction
+
+    parser = errors.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument('out', type=Path, metavar='OUT.json', help='gets the figures')
+    parser.add_argument('--steps', type=int, default=10, help='steps that are timed')
+    parser.add_argument('--amp', action='store_true', help='mixed precision in training')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and write."""
+    args = parse_args()
+    from vpt_dense import config, files, logging
+
+    logging.quiet()
+    cfg = config.load(args.config, args.cfg_options)
+    figures = measure(cfg, args.steps, args.amp)
+    files.write_text(args.out, json.dumps(figures, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    errors.main(main)

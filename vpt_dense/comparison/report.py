@@ -1,0 +1,236 @@
+"""The results of a comparison: rows, tables and a picture."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vpt_dense import files
+from vpt_dense.errors import UserError, suggest
+
+#: Key of a row -> heading of its column in Markdown. CSV has the keys themselves.
+COLUMNS = {
+    'method': 'method',
+    'score': '',  # the metric's name
+    'trainable': 'trainable',
+    'backbone_trainable': 'of these in the backbone',
+    'disk_megabytes': 'on disk, MB',
+    'train_ms': 'training, ms/image',
+    'test_ms': 'testing, ms/image',
+    'peak_megabytes': 'peak memory, MB',
+}
+#: Of the points (M. Okabe and K. Ito's, which the colour-blind can tell apart).
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_MARKS = 'os^Dv'
+
+
+def find_metric(results: Sequence[Mapping[str, Any]], wanted: str | None = None) -> str:
+    """Choose the metric that all results have.
+
+    Args:
+        results: As :meth:`vpt_dense.comparison.runs.Comparison.run_one` returns them.
+        wanted: Its name; None: mIoU or accuracy, whichever they have.
+
+    Raises:
+        UserError: If a result lacks it.
+    """
+    from vpt_dense.hooks.report_hook import HEADLINES
+
+    known = [name for name, value in results[0]['metrics'].items() if _is_number(value)]
+    name = wanted or next((name for name in HEADLINES if name in known), None)
+    for result in results:
+        if not _is_number(result['metrics'].get(name)):
+            hint = suggest(name, known) if name else ''
+            raise UserError(
+                f'--metric: {result["method"]}, seed {result["seed"]}, has no number '
+                f"{name or 'mIoU or accuracy/top1'}; its metrics: "
+                f'{", ".join(result["metrics"])}{hint}'
+            )
+    return name
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def summarise(
+    results: Sequence[Mapping[str, Any]],
+    metric: str,
+    methods: Sequence[str],
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Gather the seeds of every method.
+
+    Args:
+        results: As :meth:`vpt_dense.comparison.runs.Comparison.run_one` returns them.
+        metric: Name of the metric.
+        methods: The order of the rows; methods without a result have none.
+        costs: Method -> what :func:`vpt_dense.comparison.cost.measure` returned.
+
+    Returns:
+        One row a method: ``method``, ``mean``, ``std`` (sample standard deviation; None for one
+        seed), ``scores`` and ``seeds`` in one order, the counts of its first result,
+        ``disk_megabytes`` (mean), ``train_seconds`` (mean of the runs that know it, else None),
+        and ``train_ms``, ``test_ms``, ``peak_megabytes`` (None if not measured).
+    """
+    rows = []
+    for method in methods:
+        own = [result for result in results if result['method'] == method]
+        if not own:
+            continue
+        scores = [result['metrics'][metric] for result in own]
+        seconds = [r['train_seconds'] for r in own if r['train_seconds'] is not None]
+        cost = (costs or {}).get(method) or {}
+        rows.append(dict(
+            method=method, mean=statistics.mean(scores),
+            std=statistics.stdev(scores) if len(scores) > 1 else None, scores=scores,
+            seeds=[result['seed'] for result in own],
+            **{key: own[0][key] for key in
+               ('trainable', 'backbone_trainable', 'total', 'percent', 'tuned_megabytes')},
+            disk_megabytes=statistics.mean(result['disk_megabytes'] for result in own),
+            train_seconds=statistics.mean(seconds) if seconds else None,
+            **{key: cost.get(key) for key in ('train_ms', 'test_ms', 'peak_megabytes')},
+        ))
+    return rows
+
+
+def format_score(row: Mapping[str, Any], digits: int = 1) -> str:
+    """Mean and spread of a row."""
+    spread = '' if row['std'] is None else f' ± {row["std"]:.{digits}f}'
+    return f'{row["mean"]:.{digits}f}{spread}'
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as text, in the order of :data:`COLUMNS`; a dash for what was not measured."""
+
+    def number(key: str, form: str) -> str:
+        return '-' if row[key] is None else format(row[key], form)
+
+    return [
+        row['method'], format_score(row, 2), f'{row["trainable"]:,}',
+        f'{row["backbone_trainable"]:,}', number('disk_megabytes', ',.2f'),
+        number('train_ms', ',.2f'), number('test_ms', ',.2f'), number('peak_megabytes', ',.0f'),
+    ]
+
+
+def headings(metric: str) -> list[str]:
+    """The headings of :func:`cells`."""
+    return [heading or f'{metric} (test)' for heading in COLUMNS.values()]
+
+
+def write(
+    rows: Sequence[Mapping[str, Any]],
+    metric: str,
+    folder: Path,
+    notes: Mapping[str, Any],
+    failures: Mapping[str, str],
+) -> list[Path]:
+    """Write the table as ``table.md``, ``table.csv`` and ``table.json``.
+
+    Args:
+        rows: As :func:`summarise` returns them.
+        metric: Name of the metric.
+        folder: Where to.
+        notes: What the figures were made with: ``command``, ``cost`` (sentence on the
+            measurements, or None) and more, all of it for the JSON file.
+        failures: What failed -> its error.
+
+    Returns:
+        The files.
+    """
+    from vpt_dense.params import markdown_table
+
+    text = [markdown_table(headings(metric), [cells(row) for row in rows]), f'`{notes["command"]}`']
+    if notes.get('cost'):
+        text.append(notes['cost'])
+    text += [f'Failed: {name}: {error}' for name, error in failures.items()]
+    stream = io.StringIO()
+    keys = ['method', 'mean', 'std', *[key for key in COLUMNS if key not in ('method', 'score')]]
+    writer = csv.writer(stream, lineterminator='\n')
+    writer.writerow([*keys, 'seeds', 'scores'])
+    for row in rows:
+        lists = [' '.join(map(str, row[key])) for key in ('seeds', 'scores')]
+        writer.writerow([*('' if row[key] is None else row[key] for key in keys), *lists])
+    content = {'metric': metric, **notes, 'rows': list(rows), 'failures': dict(failures)}
+    written = {
+        'table.md': '\n\n'.join(text) + '\n',
+        'table.csv': stream.getvalue(),
+        'table.json': json.dumps(content, indent=1) + '\n',
+    }
+    for name, content in written.items():
+        files.write_text(folder / name, content)
+    return [folder / name for name in written]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], metric: str, out: Path) -> None:
+    """Draw the metric over the trainable parameters of the backbone part, with error bars.
+
+    The axis is logarithmic down to the smallest count, below that linear to 0 (head-only).
+
+    Args:
+        rows: As :func:`summarise` returns them.
+        metric: Its name.
+        out: The picture; its suffix tells the format. Equal rows give equal SVG files.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    matplotlib.rcParams['svg.hashsalt'] = 'vpt_dense'
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6.5), layout='constrained')
+    positive = [row['backbone_trainable'] for row in rows if row['backbone_trainable']]
+    axes.set_xscale('symlog', linthresh=min(positive, default=1), linscale=0.5)
+    points = []
+    for index, row in enumerate(rows):
+        x, y, spread = row['backbone_trainable'], row['mean'], row['std'] or 0
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.errorbar(x, y, spread, color=colour, marker=_MARKS[index % len(_MARKS)],
+                      markersize=5, capsize=2)
+        points.append((row['method'], x, y, colour))
+    axes.set(xlabel='trainable parameters beside the head (0: the head alone)',
+             ylabel=f'{metric} (test)')
+    axes.grid(color='0.9')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.margins(0.06)
+    _label(figure, axes, points)
+    figure.savefig(out, metadata={'Date': None} if out.suffix == '.svg' else None, dpi=150)
+    pyplot.close(figure)
+
+
+def _label(figure: Any, axes: Any, points: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write names beside points, where they cover neither points nor one another."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # settles the layout: from here on sizes are known
+    scale = figure.dpi / 72
+    centres = [axes.transData.transform(point[1:3]) for point in points]
+    taken = [Bbox([centre - 4 * scale, centre + 4 * scale]) for centre in centres]
+    # Offsets in points: beside first, then up and down, then further away.
+    offsets = [(side * (7 + 8 * far), 10 * sign * step) for far in range(4)
+               for step in range(3 + 2 * far) for sign in (1, -1) for side in (1, -1)]
+    for (name, x, y, colour), centre in zip(points, centres, strict=True):
+        text = axes.annotate(name, (x, y), offsets[0], textcoords='offset points', va='center',
+                             fontsize='small', color=colour)
+        extent = text.get_window_extent()
+        for dx, dy in offsets:
+            left = centre[0] + dx * scale - (extent.width if dx < 0 else 0)
+            bottom = centre[1] + dy * scale - extent.height / 2
+            box = Bbox.from_bounds(left, bottom, extent.width, extent.height)
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and (
+                axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        else:  # no room: beside the point, over whatever is there
+            (dx, dy), box = offsets[0], extent
+        taken.append(box)
+        text.remove()
+        axes.annotate(
+            name, (x, y), (dx, dy), textcoords='offset points', va='center', fontsize='small',
+            color=colour, ha='left' if dx > 0 else 'right',
+            arrowprops=dict(arrowstyle='-', color=colour, linewidth=0.5)
+            if (abs(dx), dy) != (7, 0) else None,
+        )

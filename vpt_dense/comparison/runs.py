@@ -1,0 +1,432 @@
+"""Training and testing methods x seeds through the tools, each once, and measuring their cost."""
+
+import functools
+import glob
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from vpt_dense.errors import UserError, explain, suggest
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+#: What training prints: how far it is, in the unit of its loop.
+ITERATION = re.compile(r'Iter\(train\) \[\s*(\d+)/')
+EPOCH = re.compile(r'Epoch\(train\)\s*\[\s*(\d+)\]')
+
+#: In a run's folder; it says which run the folder is of and, at the end, what came of it.
+RESULT = 'run.json'
+#: What a run leaves that another run in its folder must not find.
+_PRODUCTS = ('*.pth', 'last_checkpoint', '*.json', '*.safetensors')
+
+Failures = dict[tuple[str, int | None], str]
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 natively: training then takes half the time."""
+    try:
+        return bool(re.search(r'\b(avx512_bf16|amx_bf16)\b', Path('/proc/cpuinfo').read_text()))
+    except OSError:
+        return False
+
+
+def num_cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def progress_bars() -> Progress:
+    """Bars for runs; lines printed on its console stand above them."""
+    return Progress(
+        TextColumn('{task.description:36}'), BarColumn(),
+        TextColumn('{task.completed}/{task.total}'), TimeElapsedColumn(), console=Console(),
+    )
+
+
+def call(
+    command: Sequence[object],
+    log: Path,
+    threads: int,
+    done: Callable[[int], object] | None = None,
+    expected: re.Pattern = ITERATION,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run Python with its output in a file.
+
+    Args:
+        command: Arguments after the interpreter.
+        log: Appended to.
+        threads: Threads of the process.
+        done: Called with the numbers found in the output, such as iterations.
+        expected: Finds them, as its first group.
+        stop: When it is set, the process is asked to leave; training saves a checkpoint first.
+
+    Raises:
+        UserError: If the process fails, with its last line, or was stopped.
+    """
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    begin = log.stat().st_size if log.exists() else 0
+    stop = stop or threading.Event()
+    with log.open('ab') as stream:
+        # In a session of its own: Ctrl-C reaches this process alone, which then asks politely.
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=stream, stderr=subprocess.STDOUT,
+            env=env, start_new_session=True,
+        )
+    try:
+        while process.poll() is None and not stop.is_set():
+            stop.wait(0.5)
+            text = log.read_bytes()[begin:].decode(errors='replace')
+            if done and (found := expected.findall(text)):
+                done(int(found[-1]))
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    if stop.is_set():
+        raise UserError('interrupted')
+    if process.returncode:
+        lines = log.read_bytes()[begin:].decode(errors='replace').strip().splitlines()
+        last = lines[-1] if lines else f'no output, exit code {process.returncode}'
+        tool = command[1] if command[0] == '-m' else command[0]
+        raise UserError(f'{tool} failed, see {log}: {last}')
+
+
+def find_methods(pattern: str, wanted: Sequence[str] | None = None) -> list[str]:
+    """Find the methods that a pattern of configs has.
+
+    Args:
+        pattern: Path of a config with ``{method}`` in its name.
+        wanted: The methods asked for; none: all, by name.
+
+    Raises:
+        UserError: If the pattern has no such place, or a config is not there.
+    """
+    name = Path(pattern).name
+    if pattern.count('{method}') != 1 or '{method}' not in name:
+        raise UserError(
+            "the pattern of configs must hold '{method}' once, in the file's name; "
+            f'found {pattern!r}'
+        )
+    before, after = name.split('{method}')
+    any_method = f'{glob.escape(before)}*{glob.escape(after)}'
+    found = sorted(
+        path.name.removeprefix(before).removesuffix(after)
+        for path in Path(pattern).parent.glob(any_method)
+    )
+    if not found:
+        raise UserError(f'no config fits {pattern}')
+    for method in wanted or ():
+        if method not in found:
+            raise UserError(
+                f'--methods {method}: no config {pattern.format(method=method)}'
+                f'{suggest(method, found)}'
+            )
+    return list(dict.fromkeys(wanted or found))
+
+
+@dataclass
+class Comparison:
+    """Runs of one config with several methods.
+
+    Attributes:
+        pattern: Path of the configs, with ``{method}``.
+        folder: Gets a folder ``METHOD_seedSEED`` a run, and ``cost``.
+        tools: The folder of train.py, test.py and delta.py.
+        amp: Mixed precision.
+        threads: Of a run.
+        options: Overrides of the configs, ``KEY=VALUE`` as on the command line.
+        parsed_options: The same, as :func:`vpt_dense.config.load` takes them.
+        labels: Method -> what it is called in what is printed; others by their own name.
+    """
+
+    pattern: str
+    folder: Path
+    tools: Path
+    amp: bool = False
+    threads: int = 1
+    options: Sequence[str] = ()
+    parsed_options: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Nothing has been asked to stop yet."""
+        self._stop = threading.Event()
+
+    def config_path(self, method: str) -> Path:
+        """The path of a method's config."""
+        return Path(self.pattern.format(method=method))
+
+    def config(self, method: str) -> 'Config':
+        """A method's config, resolved."""
+        from vpt_dense import config
+
+        return config.load(str(self.config_path(method)), dict(self.parsed_options) or None)
+
+    def work_dir(self, method: str, seed: int) -> Path:
+        """The folder of a run."""
+        return self.folder / f'{method}_seed{seed}'
+
+    def fingerprint(self, method: str, seed: int) -> str:
+        """What a run must agree with to count as this run.
+
+        Returns:
+            sha256 over seed, precision, the resolved config, the pretrained weights, and
+            ``meta.json`` of the data's folder where it has one.
+        """
+        from vpt_dense.preflight import pretrained
+
+        cfg = self.config(method)
+        digest = hashlib.sha256(f'{seed} {self.amp}'.encode())
+        digest.update(cfg.pretty_text.encode())
+        files = [Path(path).expanduser() for _, path in pretrained(cfg.model, 'model')]
+        files += [root / 'meta.json' for root in dict.fromkeys(_data_roots(cfg))]
+        for file in files:
+            if file.is_file():
+                state = file.stat()
+                digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
+        return digest.hexdigest()
+
+    # --- training and testing ----------------------------------------------------------------
+
+    def run(
+        self, methods: Sequence[str], seeds: Sequence[int], jobs: int = 1
+    ) -> tuple[list[dict], Failures]:
+        """Train and test every method with every seed.
+
+        Args:
+            methods: Names of methods.
+            seeds: Random seeds.
+            jobs: Runs at a time.
+
+        Returns:
+            The results of :meth:`run_one`, seeds outside, methods inside; and the error of every
+            run that failed, by (method, seed).
+        """
+        todo = [(method, seed) for seed in seeds for method in methods]
+        results, failures = {}, {}
+        with progress_bars() as progress:
+
+            def work(job: tuple[str, int]) -> None:
+                if self._stop.is_set():
+                    return
+                label = f'{self.labels.get(job[0], job[0])}, seed {job[1]}'
+                task = progress.add_task(label, total=None)
+                try:
+                    results[job] = self.run_one(*job, progress, task)
+                    told = 'done'
+                except Exception as error:
+                    failures[job] = explain(error)
+                    told = failures[job]
+                progress.remove_task(task)
+                progress.console.print(f'{label}: {told}', highlight=False, markup=False)
+
+            with ThreadPoolExecutor(jobs) as pool:
+                futures = [pool.submit(work, job) for job in todo]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    self._stop.set()
+                    raise
+        return [results[job] for job in todo if job in results], failures
+
+    def run_one(self, method: str, seed: int, progress: Progress, task: TaskID) -> dict[str, Any]:
+        """Train and test one method with one seed, or go on where that was interrupted.
+
+        Args:
+            method: Name of the method.
+            seed: Random seed of the run.
+            progress: Holds the bar.
+            task: The bar.
+
+        Returns:
+            ``method``, ``seed``, ``fingerprint``, ``metrics`` (test split), ``val_metrics`` (the
+            last validation; None without one), counts of parameters, ``tuned_megabytes``
+            (counted) and ``disk_megabytes`` (of the file that was written) in 10^6 bytes,
+            ``train_seconds`` (None for a run that was interrupted), ``amp``, ``threads``,
+            ``versions``.
+
+        Raises:
+            UserError: If training or testing fails.
+        """
+        from vpt_dense import files, params
+
+        work_dir = self.work_dir(method, seed)
+        mark = self.fingerprint(method, seed)
+        known = _read(work_dir / RESULT)
+        same = known is not None and known.get('fingerprint') == mark
+        if same and 'metrics' in known:
+            return known
+        if not same:
+            for pattern in _PRODUCTS:
+                for file in work_dir.glob(pattern):
+                    file.unlink()
+            files.write_text(work_dir / RESULT, json.dumps(dict(fingerprint=mark)) + '\n')
+        label = f'{self.labels.get(method, method)}, seed {seed}'
+        loop = self.config(method).train_cfg
+        epochs = 'max_epochs' in loop
+        progress.update(
+            task, description=f'{label}: training',
+            total=loop.max_epochs if epochs else loop.max_iters,
+        )
+        call_tool = functools.partial(
+            call, log=work_dir / 'output.log', threads=self.threads, stop=self._stop,
+            expected=EPOCH if epochs else ITERATION,
+            done=lambda number: progress.update(task, completed=number),
+        )
+        arguments = [self.config_path(method), '--work-dir', work_dir]
+        options = ['--cfg-options', *self.options] if self.options else []
+        summary_file = work_dir / 'summary.json'  # written when training has ended
+        if not (same and summary_file.is_file()):
+            call_tool([
+                self.tools / 'train.py', *arguments, '--seed', seed,
+                *(['--amp'] if self.amp else []), '--resume', 'if-any', *options,
+            ])
+        progress.update(task, description=f'{label}: testing')
+        call_tool([self.tools / 'test.py', arguments[0], work_dir, *arguments[1:], *options])
+        test = json.loads((work_dir / 'test.json').read_text(encoding='utf-8'))
+        summary = json.loads(summary_file.read_text(encoding='utf-8'))
+        counts = test['params']
+        of_backbone = [part for name, part in params.PARTS.items() if name.startswith('backbone.')]
+        result = dict(
+            method=method, seed=seed, fingerprint=mark, metrics=test['metrics'],
+            val_metrics=(summary['last'] or {}).get('metrics'),
+            trainable=counts['trainable'], total=counts['total'], percent=counts['percent'],
+            backbone_trainable=sum(
+                counts['parts'].get(part, {}).get('trainable', 0) for part in of_backbone
+            ),
+            tuned_megabytes=counts['tuned_megabytes'],
+            disk_megabytes=self._disk(method, work_dir, test['checkpoint'], call_tool),
+            train_seconds=None if summary['started_at_iter'] else summary['wall_time_seconds'],
+            amp=self.amp, threads=self.threads, versions=test['versions'],
+        )
+        files.write_text(work_dir / RESULT, json.dumps(result, indent=1) + '\n')
+        return result
+
+    def _disk(
+        self, method: str, work_dir: Path, checkpoint: str, call_tool: Callable
+    ) -> float:
+        """Write the delta of a run and return its size in 10^6 bytes.
+
+        A backbone without pretrained weights has no delta: its checkpoint counts.
+        """
+        file = work_dir / 'tuned.safetensors'
+        init_cfg = self.config(method).model.backbone.get('init_cfg')
+        if not (isinstance(init_cfg, dict) and init_cfg.get('checkpoint')):
+            file = Path(checkpoint)
+        else:
+            call_tool([self.tools / 'delta.py', 'extract', checkpoint, file])
+        return file.stat().st_size / 1e6
+
+    # --- cost --------------------------------------------------------------------------------
+
+    def measure(
+        self, methods: Sequence[str], steps: int, threads: int
+    ) -> tuple[dict[str, dict], Failures]:
+        """Measure time and memory of every method, one after the other.
+
+        Args:
+            methods: Names of methods.
+            steps: Training steps, and test steps, that are timed.
+            threads: CPU threads to compute with.
+
+        Returns:
+            Method -> what :func:`vpt_dense.comparison.cost.measure` returns; and the errors of
+            those that failed, by (method, None).
+        """
+        from vpt_dense import files
+
+        costs, failures = {}, {}
+        with progress_bars() as progress:
+            task = progress.add_task('measuring', total=len(methods))
+            for method in methods:
+                label = f'{self.labels.get(method, method)}: measuring'
+                progress.update(task, description=label)
+                file = self.folder / 'cost' / f'{method}.json'
+                try:
+                    cfg = self.config(method)
+                    text = f'{self.amp} {steps} {threads} {_machine()} {cfg.pretty_text}'
+                    mark = hashlib.sha256(text.encode()).hexdigest()
+                    found = _read(file)
+                    if found is None or found.get('fingerprint') != mark:
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        call(
+                            ['-m', 'vpt_dense.comparison.cost', self.config_path(method), file,
+                             '--steps', steps, *(['--amp'] if self.amp else []),
+                             *(['--cfg-options', *self.options] if self.options else [])],
+                            file.with_suffix('.log'), threads, stop=self._stop,
+                        )
+                        found = {**_read(file), 'fingerprint': mark}
+                        files.write_text(file, json.dumps(found, indent=1) + '\n')
+                    costs[method] = found
+                except Exception as error:
+                    failures[method, None] = explain(error)
+                    progress.console.print(
+                        f'{label}: {explain(error)}', highlight=False, markup=False
+                    )
+                progress.advance(task)
+        return costs, failures
+
+    def finished(self, methods: Sequence[str], seeds: Sequence[int]) -> list[dict]:
+        """The results of the runs that are done, in the order of :meth:`run`."""
+        results = []
+        for seed in seeds:
+            for method in methods:
+                known = _read(self.work_dir(method, seed) / RESULT)
+                if known and 'metrics' in known:
+                    if known['fingerprint'] == self.fingerprint(method, seed):
+                        results.append(known)
+        return results
+
+
+def _read(file: Path) -> dict | None:
+    """A JSON file's content; None if it is not there or broken."""
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _machine() -> str:
+    """What measurements were taken on."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
+    return f'{gpu} torch {torch.__version__}'
+
+
+def _data_roots(cfg: 'Config') -> Iterator[Path]:
+    from vpt_dense.config import DATALOADERS, leaf_datasets
+
+    for loader in DATALOADERS:
+        for leaf in leaf_datasets(cfg.get(loader)):
+            if leaf.get('data_root'):
+                yield Path(leaf['data_root'])
+
+
+@functools.lru_cache
+def _file_digest(file: Path, size: int, changed: int) -> bytes:
+    """sha256 of a file, computed once while the file stays as it is."""
+    digest = hashlib.sha256()
+    with file.open('rb') as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.digest()

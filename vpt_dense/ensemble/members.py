@@ -1,0 +1,90 @@
+"""What the ensembles of prompts, heads and necks share: members, each with its own seed."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from vpt_dense.engine.seeding import seeded
+from vpt_dense.ensemble.settings import check_seeds
+from vpt_dense.registry import MODELS
+
+
+class Members(BaseModule):
+    """Modules that are built from one config and differ in their seeds.
+
+    What a member starts with follows from its seed and from what it is, whatever the seed of the
+    run and however many members there are: an ensemble of one with seed 3 starts as the member of
+    seed 3 in an ensemble of five.
+
+    Attributes:
+        members: The modules, in the order of the seeds.
+        seeds: Their seeds.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        config: dict[str, Any],
+        seeds: Sequence[int],
+        served: dict[str, Any] | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        """Build the members.
+
+        Args:
+            key: The argument that ``config`` came in, for messages.
+            config: Config of a member.
+            seeds: A whole number for each member, all different.
+            served: Further arguments of a member, where its config does not say.
+            init_cfg: As in :class:`mmengine.model.BaseModule`; the members have their own.
+
+        Raises:
+            ValueError: If ``seeds`` or ``config`` is none.
+        """
+        super().__init__(init_cfg)
+        self.seeds = check_seeds(seeds, 'seeds')
+        if not isinstance(config, dict) or 'type' not in config:
+            raise ValueError(f'{key} must be the config of a member, a dict, found {config!r}')
+        # Heads of one model that look at different features start differently.
+        self._kind = f'{config["type"]} {config.get("in_index")}'
+        self.members = nn.ModuleList()
+        for seed in self.seeds:
+            with self._seeded('build', seed):
+                self.members.append(MODELS.build(copy.deepcopy(config), default_args=served))
+
+    def init_weights(self) -> None:
+        """Start each member anew, from its own seed."""
+        for seed, member in zip(self.seeds, self.members, strict=True):
+            with self._seeded('init', seed):
+                member.init_weights()
+        self._is_init = True
+
+    def _seeded(self, step: str, seed: int):
+        return seeded('member', step, seed, self._kind)
+
+    def split(self, batch: Sequence[Any] | Tensor) -> list:
+        """Take a batch, laid out member by member, apart.
+
+        Args:
+            batch: k * B things, a tensor or a list.
+
+        Returns:
+            A batch of B for each of the k members.
+
+        Raises:
+            ValueError: If the number is no multiple of k.
+        """
+        number, rest = divmod(len(batch), len(self.members))
+        if rest:
+            raise ValueError(
+                f'a batch of {len(batch)} does not divide among the {len(self.members)} members of '
+                'the ensemble: its loader needs sampler.type=vpt_dense.EnsembleSampler'
+            )
+        return [batch[i * number : (i + 1) * number] for i in range(len(self.members))]
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f'seeds={self.seeds}'

@@ -1,0 +1,121 @@
+"""Several prompts on one backbone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpt_dense.ensemble.members import Members
+from vpt_dense.prompts import Prompt, TokenLayout
+from vpt_dense.registry import MODELS
+
+
+@MODELS.register_module()
+class PromptEnsemble(Members, Prompt):
+    """Prompts of one kind that share a frozen backbone, batched: (k * B, ...), member by member.
+
+    In training mode the images come so, each member's its own. In eval mode all members see the
+    same B images: the backbone repeats their tokens k times (:attr:`copies`). Heads of an ensemble
+    (:mod:`vpt_dense.ensemble.heads`) take the features apart again.
+
+    Args:
+        seeds: A whole number for each member, all different; what it starts with follows from it.
+        prompt: Config of a member, any :class:`vpt_dense.prompts.Prompt`.
+        init_cfg: As in :class:`mmengine.model.BaseModule`.
+        **served: What the backbone fills in, for the members.
+
+    Raises:
+        ValueError: If an argument is wrong, or of a member's arguments one is.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        prompt: dict[str, Any],
+        init_cfg: dict | None = None,
+        **served: Any,
+    ) -> None:
+        super().__init__('prompt.prompt', prompt, seeds, served, init_cfg)
+        member = self.members[0]
+        if not isinstance(member, Prompt) or isinstance(member, PromptEnsemble):
+            raise ValueError(f'prompt.prompt must be a prompt, found {type(member).__name__}')
+        if 'vit' not in member.families:  # the family of backbones that know of copies
+            raise ValueError(
+                f'prompt.prompt: {type(member).__name__} does not fit a vision transformer, '
+                'ensembles need one'
+            )
+        self.depends_on_input = member.depends_on_input
+        self.first_layer = member.first_layer
+
+    @property
+    def copies(self) -> int:
+        """How often the backbone repeats the tokens of each image."""
+        return 1 if self.training else len(self.members)
+
+    def check(self, backbone: nn.Module) -> None:
+        """Refuse what members would share; see :meth:`Prompt.check`.
+
+        Raises:
+            ValueError: If there are adapters, or anything but the prompts trains.
+        """
+        if len(backbone.adapters):
+            raise ValueError(
+                'adapters: members of an ensemble have prompts of their own, but they would share '
+                'the adapters; leave adapters or the ensemble out'
+            )
+        shared = [
+            name for name, parameter in backbone.named_parameters()
+            if parameter.requires_grad and not name.startswith('prompt.')
+        ]
+        if shared:
+            raise ValueError(
+                f'trainable={backbone.trainable} also trains {shared[0]}, which the members of an '
+                r"ensemble share; take trainable=[r'^prompt\.']"
+            )
+
+    def start_from(self, backbone: nn.Module) -> None:
+        """See :meth:`Prompt.start_from`."""
+        for seed, member in zip(self.seeds, self.members, strict=True):
+            with self._seeded('start', seed):
+                member.start_from(backbone)
+
+    def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> list:
+        """What each member prepared."""
+        return [member.prepare(embed) for member in self.members]
+
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        prepared: list | None = None,
+        layout: TokenLayout | None = None,
+    ) -> Tensor | None:
+        """See :meth:`Prompt.forward`.
+
+        Returns:
+            (k * B, P, C); (k, P, C) where the members' tokens do not depend on the input; or None.
+        """
+        if layer < self.first_layer:  # the tokens are still those of B images
+            return None
+        k = len(self.members)
+        # Input-independent prompts look at the type of x alone; it may be of any batch size.
+        parts = self.split(x) if self.training or self.depends_on_input else [x] * k
+        states = [None] * k if prepared is None else prepared
+        tokens = [
+            member(part, layer, state, layout)
+            for member, part, state in zip(self.members, parts, states, strict=True)
+        ]
+        return None if tokens[0] is None else torch.cat(tokens)
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`Prompt.keys_values`; each (k, heads, P, C / heads)."""
+        found = [member.keys_values(layer) for member in self.members]
+        if found[0] is None:
+            return None
+        keys, values = (torch.cat(same) for same in zip(*found, strict=True))
+        return keys, values
+
+    def is_discarded(self, layer: int) -> bool:
+        """See :meth:`Prompt.is_discarded`."""
+        return self.members[0].is_discarded(layer)

@@ -1,0 +1,147 @@
+"""``ensemble`` in a config: said once, put where model, loader and schedule need it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+from vpt_dense.errors import UserError
+
+PROMPT, SAMPLER = 'vpt_dense.PromptEnsemble', 'vpt_dense.EnsembleSampler'
+#: What else is there once for each member: key of the model -> type of the ensemble, name of its
+#: argument.
+PARTS = {
+    'neck': ('vpt_dense.EnsembleNeck', 'neck'),
+    'decode_head': ('vpt_dense.EnsembleDecodeHead', 'head'),
+    'auxiliary_head': ('vpt_dense.EnsembleDecodeHead', 'head'),
+    'head': ('vpt_dense.EnsembleClsHead', 'head'),
+}
+
+
+def check_seeds(seeds: Sequence[int], key: str) -> list[int]:
+    """Return the seeds of an ensemble as a list.
+
+    Raises:
+        ValueError: If they are no whole numbers of at least 0, none at all, or one is there twice.
+    """
+    valid = isinstance(seeds, Sequence) and not isinstance(seeds, str) and len(seeds) > 0
+    if not valid or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+        raise ValueError(
+            f'{key} must be a list of whole numbers, one for each member and at least one, '
+            f'found {seeds!r}'
+        )
+    seeds = list(seeds)
+    twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+    if twice is not None:
+        raise ValueError(f'{key} has {twice} twice: two members would be the same')
+    return seeds
+
+
+def place(cfg: Config) -> None:
+    """Turn a config with ``ensemble = dict(seeds=[...])`` into that of an ensemble, in place.
+
+    - The prompt, the heads and the neck become ensembles of those that are configured.
+    - ``train_dataloader.batch_size`` is that of a member: the loader's becomes k times as large,
+      and its sampler gives every member an order of its own.
+    - ``auto_scale_lr.base_batch_size`` becomes k times as large too: the learning rate stays that
+      of a member's batch.
+
+    Nothing happens without ``ensemble``; a config that has been through this is checked again.
+
+    Raises:
+        UserError: If there is no prompt, or something would make one member depend on the others.
+    """
+    settings = cfg.pop('ensemble', None)
+    model = cfg.get('model') or {}
+    if settings is not None:
+        if not isinstance(settings, dict) or set(settings) != {'seeds'}:
+            raise UserError(f'ensemble must be dict(seeds=[0, 1, ...]), found {settings!r}')
+        try:
+            seeds = check_seeds(settings['seeds'], 'ensemble.seeds')
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        wrap(model, seeds)
+        _place_in_loader(cfg, seeds)
+    if is_ensemble(model):
+        _check_independence(cfg)
+
+
+def is_ensemble(model: dict) -> bool:
+    """Whether the config of a model is one of an ensemble."""
+    return ((model.get('backbone') or {}).get('prompt') or {}).get('type') == PROMPT
+
+
+def wrap(model: dict, seeds: list[int]) -> None:
+    """Put prompt, neck and heads of a model's config into ensembles, in place.
+
+    Raises:
+        UserError: If the model has no prompt, or is an ensemble already.
+    """
+    backbone = model.get('backbone') or {}
+    if not backbone.get('prompt'):
+        raise UserError(
+            'ensemble: the config has no model.backbone.prompt; take one whose tuning has a prompt'
+        )
+    if is_ensemble(model):
+        raise UserError('ensemble: the model is one already')
+    backbone['prompt'] = dict(type=PROMPT, seeds=seeds, prompt=backbone['prompt'])
+    for key, (kind, argument) in PARTS.items():
+        part = model.get(key)
+        if not part:
+            continue
+        several = isinstance(part, (list, tuple))
+        wrapped = [
+            {'type': kind, 'seeds': seeds, argument: each} for each in (part if several else [part])
+        ]
+        model[key] = wrapped if several else wrapped[0]
+
+
+def _place_in_loader(cfg: Config, seeds: list[int]) -> None:
+    loader = cfg.get('train_dataloader')
+    if not loader:
+        return
+    if loader.get('batch_sampler') or not loader.get('sampler'):
+        raise UserError(
+            'ensemble: train_dataloader needs a sampler and a batch_size, no batch_sampler'
+        )
+    size = loader.get('batch_size', 1)
+    loader['sampler'] = dict(type=SAMPLER, sampler=loader['sampler'], seeds=seeds, batch_size=size)
+    loader['batch_size'] = size * len(seeds)
+    if cfg.get('auto_scale_lr'):
+        cfg.auto_scale_lr.base_batch_size *= len(seeds)
+
+
+def _check_independence(cfg: Config) -> None:
+    """Members must not meet: not in a norm of gradients, in a mixed image or in a batch."""
+    clip = (cfg.get('optim_wrapper') or {}).get('clip_grad')
+    if clip and clip.get('type', 'norm') == 'norm':
+        raise UserError(
+            'optim_wrapper.clip_grad clips the norm over all members of an ensemble, so that one '
+            "would slow down the others; take clip_grad=None or clip_grad=dict(type='value', ...)"
+        )
+    if (cfg.model.get('train_cfg') or {}).get('augments'):
+        raise UserError(
+            'model.train_cfg.augments mixes images of different members of an ensemble; leave '
+            'it out'
+        )
+    loader = cfg.get('train_dataloader') or {}
+    sampler = loader.get('sampler') or {}
+    if not loader:
+        return
+    number = len(cfg.model.backbone.prompt.seeds)
+    if sampler.get('type') != SAMPLER:
+        raise UserError(
+            f'train_dataloader.sampler must be of type {SAMPLER} for an ensemble, found '
+            f'{sampler.get("type")}'
+        )
+    _check_sizes(loader, sampler, number)
+
+
+def _check_sizes(loader: dict[str, Any], sampler: dict[str, Any], number: int) -> None:
+    found, each = loader.get('batch_size'), sampler.get('batch_size')
+    if len(sampler['seeds']) != number or found != number * each:
+        raise UserError(
+            f'train_dataloader: batch_size {found} is not that of {number} members with '
+            f'sampler.batch_size {each} and {len(sampler["seeds"])} sampler.seeds; set '
+            'train_dataloader.batch_size in the config that has `ensemble`'
+        )

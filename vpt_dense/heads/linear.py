@@ -1,0 +1,61 @@
+"""A linear classifier of patch tokens."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from torch import Tensor
+
+from vpt_dense.heads.small_loss import SmallLoss
+from vpt_dense.registry import MODELS
+
+
+@MODELS.register_module()
+class LinearHead(SmallLoss, BaseDecodeHead):
+    """Batch norm and a 1x1 convolution, the linear evaluation of DINOv2.
+
+    M. Oquab et al., TMLR 2024, https://arxiv.org/abs/2304.07193, section 7.4.
+
+    DINOv2 sends the tokens of each block that it reads through the backbone's last norm. Here
+    every token is normalised over its channels without weights: those of that norm, one factor
+    and one shift a channel, would be undone by the batch norm. The backbone takes
+    ``final_norm=False`` then, and one block or several are treated alike.
+
+    Args:
+        in_channels (int | Sequence[int]): Channels of the one feature map that is read, or of
+            several that are concatenated.
+        in_index (int | Sequence[int]): Which of the backbone's outputs.
+        norm_cfg (dict): Config of the batch norm.
+        log_accuracy (bool): See :class:`vpt_dense.heads.setr.ClassifyFirst`. Default: True.
+        **kwargs: As in :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`, without
+            ``channels`` and ``input_transform``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        in_index: int | Sequence[int],
+        norm_cfg: dict,
+        **kwargs,
+    ) -> None:
+        several = not isinstance(in_channels, int)
+        super().__init__(
+            in_channels=in_channels,
+            in_index=in_index,
+            channels=sum(in_channels) if several else in_channels,
+            input_transform='resize_concat' if several else None,
+            norm_cfg=norm_cfg,
+            **kwargs,
+        )
+        self.norm = build_norm_layer(norm_cfg, self.channels)[1]
+
+    def small_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`vpt_dense.heads.setr.ClassifyFirst.small_scores`."""
+        x = self._transform_inputs([_normalise_tokens(features) for features in inputs])
+        return self.cls_seg(self.norm(x))
+
+
+def _normalise_tokens(x: Tensor) -> Tensor:
+    """Bring the channels of every position of (B, C, h, w) to mean 0 and variance 1."""
+    return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)

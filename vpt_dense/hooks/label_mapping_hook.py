@@ -1,0 +1,75 @@
+"""Finds which classes of a pretrained classifier stand for those of the data."""
+
+import torch
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from vpt_dense import params
+from vpt_dense.engine.seeding import Position, seeded
+from vpt_dense.registry import HOOKS
+
+
+@HOOKS.register_module()
+class LabelMappingHook(Hook):
+    """Sets the mapping of a :class:`vpt_dense.LabelMappingHead` from the training images.
+
+    Each goes through the network once, with the augmentation of training and the prompt as it is;
+    the source classes that are predicted are counted for each target class. This is done before
+    training, or before every epoch if the head's ``mode`` is 'iterative'; a run that is resumed
+    goes on with the mapping of its checkpoint until the next epoch begins.
+    """
+
+    priority = 'VERY_HIGH'  # before the first iteration of anything else
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the mapping that the whole training keeps."""
+        if self._head(runner).mode == 'frequency' and runner.iter == 0:
+            self.find(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Find the mapping of an epoch; not in the middle of one, where a run was resumed."""
+        begins = runner.iter % len(runner.train_dataloader) == 0
+        if self._head(runner).mode == 'iterative' and begins:
+            self.find(runner)
+
+    @torch.no_grad()
+    def find(self, runner: Runner) -> None:
+        """Count predictions over the training set and set the mapping.
+
+        Args:
+            runner: With a classifier whose head is a ``LabelMappingHead``.
+        """
+        model, head = params.unwrap(runner.model), self._head(runner)
+        loader = runner.train_dataloader
+        indices = range(get_rank(), len(loader.dataset), get_world_size())
+        key = 'label mapping', runner.seed, runner.epoch
+        own = DataLoader(
+            loader.dataset, loader.batch_size, num_workers=loader.num_workers,
+            sampler=[Position(i, (*key, i)) for i in indices], collate_fn=loader.collate_fn,
+        )  # fmt: skip
+        weight = head.fc.weight
+        counts = torch.zeros(
+            head.num_classes, len(weight), dtype=torch.int64, device=weight.device)
+        was_training = model.training
+        model.eval()
+        with seeded(*key):  # what the loader draws is not missing in training
+            for batch in own:
+                batch = model.data_preprocessor(batch)
+                predicted = head.source_scores(model.extract_feat(batch['inputs'])).argmax(1)
+                labels = torch.cat([sample.gt_label for sample in batch['data_samples']])
+                pairs = (labels.to(predicted), predicted)
+                counts.index_put_(pairs, torch.ones_like(predicted), accumulate=True)
+        model.train(was_training)
+        all_reduce(counts)
+        head.set_mapping(counts)
+        hits = counts[torch.arange(head.num_classes), head.mapping.to(counts.device)].sum()
+        runner.logger.info(
+            'label mapping: %d of %d training images are predicted as the source class of their '
+            'own class', hits, counts.sum(),
+        )  # fmt: skip
+
+    @staticmethod
+    def _head(runner: Runner) -> torch.nn.Module:
+        return params.unwrap(runner.model).head

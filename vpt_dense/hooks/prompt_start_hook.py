@@ -1,0 +1,268 @@
+"""Prompts that start from the training images instead of at random."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from vpt_dense.arguments import check_count
+from vpt_dense.config import leaf_datasets
+from vpt_dense.engine import seeding
+from vpt_dense.errors import UserError
+from vpt_dense.prompts import TokenPrompt
+from vpt_dense.registry import HOOKS
+
+#: Patches that a k-means looks at, about.
+_PATCHES = 20_000
+
+
+@HOOKS.register_module()
+class PromptStartHook(Hook):
+    """Starts the tokens of a ``TokenPrompt`` from training images, before the first iteration.
+
+    - 'prototypes': the mean of the cls tokens of each class, one prompt a class (VPT,
+      https://arxiv.org/abs/2203.12119, section 4.3, "prompt initialization"). For classification.
+    - 'samples': the centres of a k-means of patches, as many as there are prompts. The idea is that
+      of X. Wang et al., "Revisiting the Power of Prompt for Visual Tuning", ICML 2024,
+      https://arxiv.org/abs/2402.02382. It asks for no labels.
+
+    The tokens come from the backbone without its prompt, in eval mode. The images are those of
+    ``train_dataloader``, loaded as ``val_dataloader`` says (its transforms, batch size and
+    workers): without augmentation. Every process looks at its share of the images, and all start
+    from the same prompts. Nothing is done when a run is resumed or begins with ``load_from``, and
+    the generators of random numbers are left as they were.
+
+    Args:
+        source: 'prototypes' or 'samples'.
+        layers: 'one': the same start for the prompts of all blocks. Prototypes are then the cls
+            tokens that the last block and the final norm put out, samples come from the patch
+            embeddings without positions (behind ``pre_norm``, if there is one). 'each': a start for
+            each block's prompts: the cls tokens that the block puts out (at its input, the first
+            block's would be the same for all classes), and the patches that enter the block, with
+            their positions.
+        max_images: Images that are looked at, spread evenly over the data set; None: all.
+        seed: Of the patches that are chosen and of the k-means.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        UserError: When training begins and the prompt, the backbone or the model does not fit.
+    """
+
+    priority = 'HIGH'  # behind what starts the backbone and what checks the data
+
+    def __init__(
+        self, source: str, layers: str = 'one', max_images: int | None = None, seed: int = 0
+    ) -> None:
+        choices = dict(source=('prototypes', 'samples'), layers=('one', 'each'))
+        for key, value in dict(source=source, layers=layers).items():
+            if value not in choices[key]:
+                raise ValueError(
+                    f'PromptStartHook.{key} must be {" or ".join(map(repr, choices[key]))}, '
+                    f'found {value!r}'
+                )
+        if max_images is not None:
+            check_count(max_images, 'PromptStartHook.max_images')
+        self.source = source
+        self.layers = layers
+        self.max_images = max_images
+        self.seed = seed
+
+    def before_train(self, runner: Runner) -> None:
+        """Overwrite the start of ``model.backbone.prompt.tokens``."""
+        if runner.iter > 0 or runner._has_loaded:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        prompt = self._check(model)
+        plain = copy.deepcopy(model.backbone).eval().requires_grad_(False)
+        plain.prompt, plain.keys_values_layers = None, []
+        plain.out_type, plain.pool = 'cls_token' if plain.with_cls_token else 'raw', None
+        sets = range(prompt.start, prompt.start + len(prompt.tokens))
+        with seeding.seeded('prompt start', self.seed), torch.no_grad():
+            batches = _Batches(runner, model, self.max_images)
+            make = self._prototypes if self.source == 'prototypes' else self._samples
+            start = make(plain, batches, model, prompt, list(sets)).to(prompt.tokens)
+            dist.broadcast(start)
+            prompt.tokens.copy_(start)
+        runner.logger.info(
+            f'prompts start from {len(batches.indices):,} training images ({self.source}, '
+            f"layers='{self.layers}')"
+        )
+
+    def _check(self, model: nn.Module) -> TokenPrompt:
+        """Return the prompt, or say why it cannot start from images."""
+        backbone = model.backbone
+        prompt = getattr(backbone, 'prompt', None)
+        where = f'PromptStartHook(source={self.source!r})'
+        if not isinstance(prompt, TokenPrompt) or backbone.weights_family != 'vit':
+            found = 'None' if prompt is None else type(prompt).__name__
+            raise UserError(
+                f'{where} starts a TokenPrompt of a vision transformer; model.backbone is '
+                f'{type(backbone).__name__}, its prompt {found}'
+            )
+        if not isinstance(prompt.project, nn.Identity):
+            raise UserError(
+                f'{where} gives tokens of the width of the backbone; leave '
+                'model.backbone.prompt.project_dims out'
+            )
+        if self.layers == 'each' and prompt.shared:
+            raise UserError(
+                f"{where}: layers='each' needs prompts for each block, but "
+                "model.backbone.prompt.shared is True; use layers='one'"
+            )
+        if self.source == 'prototypes':
+            if not hasattr(model, 'head') or not hasattr(model.head, 'num_classes'):
+                raise UserError(
+                    f'{where} needs images with class labels, {type(model).__name__} has none; '
+                    "use source='samples'"
+                )
+            if backbone.cls_token is None:
+                raise UserError(
+                    f'{where} needs a cls token, but model.backbone.with_cls_token is False')
+            if prompt.num_tokens != model.head.num_classes:
+                raise UserError(
+                    f'model.backbone.prompt.num_tokens is {prompt.num_tokens}, but {where} gives '
+                    f'one for each of the {model.head.num_classes} classes; set num_tokens to that '
+                    "(in a config 'classes' means it)"
+                )
+        return prompt
+
+    def _prototypes(
+        self, plain: nn.Module, batches: '_Batches', model: nn.Module, prompt: TokenPrompt,
+        sets: list[int],
+    ) -> Tensor:
+        """Mean cls tokens of the classes, (sets, classes, C)."""
+        plain.out_indices = sets if self.layers == 'each' else [plain.num_layers - 1]
+        classes = model.head.num_classes
+        sums = torch.zeros(classes, len(plain.out_indices), plain.embed_dims, dtype=torch.float64)
+        counts = torch.zeros(classes, dtype=torch.float64)
+        for images, samples in batches:
+            features = torch.stack(plain(images), dim=1).double().cpu()  # (B, layers, C)
+            for feature, sample in zip(features, samples, strict=True):
+                for label in sample.gt_label.flatten().tolist():
+                    sums[label] += feature
+                    counts[label] += 1
+        dist.all_reduce(sums)
+        dist.all_reduce(counts)
+        if not counts.all():
+            index = int(counts.argmin())
+            raise UserError(
+                f"PromptStartHook(source='prototypes'): class {index} has no image among the "
+                f'{batches.number:,} that were looked at; set max_images=None to look at all'
+            )
+        means = sums / counts[:, None, None]
+        return means.transpose(0, 1).expand(len(sets), -1, -1).contiguous()
+
+    def _samples(
+        self, plain: nn.Module, batches: '_Batches', model: nn.Module, prompt: TokenPrompt,
+        sets: list[int],
+    ) -> Tensor:
+        """Centres of patches, (sets, P, C); of use on process 0 alone."""
+        found: dict[int, list[Tensor]] = {i: [] for i in (sets if self.layers == 'each' else [0])}
+        if self.layers == 'each':
+            plain.out_indices = [plain.num_layers - 1]
+            first = plain.num_extra_tokens + plain.num_registers
+            for i in sets:
+                plain.layers[i].register_forward_pre_hook(
+                    lambda _, inputs, i=i: found[i].append(inputs[0][:, first:]))
+        each = max(_PATCHES // batches.number, 1)
+        chosen: dict[int, list[Tensor]] = {i: [] for i in found}
+        indices = iter(batches.indices)
+        for images, _ in batches:
+            if self.layers == 'each':
+                plain(images)
+            else:
+                found[0].append(_embed(plain, images))
+            for rows in zip(*(parts.pop() for parts in found.values()), strict=True):
+                generator = torch.Generator()
+                generator.manual_seed(seeding.mix('patches', self.seed, next(indices))[2])
+                picks = torch.randperm(len(rows[0]), generator=generator)[:each]
+                for i, tokens in zip(found, rows, strict=True):
+                    chosen[i].append(tokens.float().cpu()[picks])
+        shares = dist.all_gather_object(
+            {i: torch.cat(parts) for i, parts in chosen.items() if parts})
+        points = {i: torch.cat([share[i] for share in shares if share]) for i in found}
+        start = torch.empty(len(sets), prompt.num_tokens, plain.embed_dims)
+        number = len(next(iter(points.values())))
+        if number < prompt.num_tokens:
+            raise UserError(
+                f"PromptStartHook(source='samples'): {prompt.num_tokens} prompts cannot start from "
+                f'{number} patches; raise max_images or lower model.backbone.prompt.num_tokens'
+            )
+        if dist.get_rank() == 0:
+            centres = {i: _centres(p, prompt.num_tokens, self.seed) for i, p in points.items()}
+            for place, i in zip(start, sets, strict=True):
+                place.copy_(centres[i if self.layers == 'each' else 0])
+        return start
+
+
+class _Spread(Sampler):
+    """Indices spread evenly over a data set; those of this process."""
+
+    def __init__(self, dataset: object, number: int | None, seed: int | None = None) -> None:
+        size = len(dataset)
+        self.number = min(number or size, size)
+        spread = torch.linspace(0, size - 1, self.number, dtype=torch.float64).round().long()
+        self.indices = spread.tolist()[dist.get_rank() :: dist.get_world_size()]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class _Batches:
+    """This process's share of the training images, as the model sees them when it is tested.
+
+    Yields (images, data samples).
+
+    Attributes:
+        number: Images of all processes.
+        indices: Those of this process.
+    """
+
+    def __init__(self, runner: Runner, model: nn.Module, number: int | None) -> None:
+        train = runner.cfg.train_dataloader
+        loader = copy.deepcopy(runner.cfg.get('val_dataloader') or train)
+        transforms = [leaf.get('pipeline') for leaf in leaf_datasets(loader)]
+        leaves = copy.deepcopy(leaf_datasets(train))
+        for leaf in leaves:
+            if transforms[0] is not None:
+                leaf['pipeline'] = transforms[0]
+        concat = dict(type='mmengine.ConcatDataset', datasets=leaves)
+        loader['dataset'] = leaves[0] if len(leaves) == 1 else concat
+        loader['sampler'] = dict(type=_Spread, number=number)
+        loader['drop_last'] = False
+        loader.pop('batch_sampler', None)
+        self.loader: DataLoader = runner.build_dataloader(loader)
+        self.number = self.loader.sampler.number
+        self.indices = self.loader.sampler.indices
+        self.preprocess = model.data_preprocessor
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list]]:
+        for batch in self.loader:
+            data = self.preprocess(batch, False)
+            yield data['inputs'], data['data_samples']
+
+
+def _embed(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Patch embeddings without positions, (B, N, C)."""
+    half = backbone.frozen_dtype
+    if backbone.image_prompt is not None:
+        images = backbone.image_prompt(images)
+    with torch.autocast(images.device.type, half, enabled=half is not None):
+        return backbone.pre_norm(backbone.patch_embed(images)[0])
+
+
+def _centres(points: Tensor, number: int, seed: int) -> Tensor:
+    """Centres of a k-means of points (n, C), (number, C)."""
+    from sklearn.cluster import KMeans  # takes a second, and every run imports this module
+
+    means = KMeans(number, n_init=1, random_state=seed).fit(points.numpy())
+    return torch.from_numpy(means.cluster_centers_)

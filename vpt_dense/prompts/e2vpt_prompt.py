@@ -1,0 +1,75 @@
+"""Prompt tokens together with learnt keys and values: E2VPT."""
+
+import torch
+from torch import Tensor, nn
+
+from vpt_dense.arguments import check_count
+from vpt_dense.prompts.token_prompt import TokenPrompt
+from vpt_dense.registry import MODELS
+
+
+@MODELS.register_module()
+class E2VPTPrompt(TokenPrompt):
+    """E2VPT (Han et al., ICCV 2023, https://arxiv.org/abs/2307.13770): two kinds of prompts.
+
+    VPT-deep's tokens, and in every layer of the range prompts that join keys and values after
+    their projection: attention reads K' = [K_P; K], V' = [V_P; V]. One parameter serves as K_P
+    and V_P. The pruning of prompts and the second training that the paper adds are left out.
+
+    Args:
+        num_tokens: Number P of prompt tokens, at least 1.
+        num_kv_tokens: Number M of keys, and of values, in each layer, at least 1.
+        shared_kv: The same numbers for keys and values, as in the authors' code; False: two
+            parameters.
+        deep: As in :class:`vpt_dense.prompts.TokenPrompt`, here True by default.
+        embed_dims: Width C of the backbone. Filled in by the backbone.
+        num_layers: Number of its blocks. Filled in by the backbone.
+        num_heads: Its attention heads. Filled in by the backbone.
+        **kwargs: As in :class:`vpt_dense.prompts.TokenPrompt`. ``dropout`` and ``shared`` act on
+            the tokens alone.
+
+    Attributes:
+        keys: Parameter, (layers, heads, M, C / heads). Each layer starts with kaiming uniform of
+            a tensor (heads, M, C / heads): U(-u, u), u = sqrt(6 / (M C / heads)).
+        values: Parameter, the same shape; None if ``shared_kv``.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        num_kv_tokens: int,
+        embed_dims: int,
+        num_layers: int,
+        num_heads: int,
+        shared_kv: bool = True,
+        deep: bool = True,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            num_tokens, embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads,
+            deep=deep, **kwargs,
+        )  # fmt: skip
+        check_count(num_kv_tokens, 'prompt.num_kv_tokens')
+        shape = (self.stop - self.start, num_heads, num_kv_tokens, embed_dims // num_heads)
+        self.keys = nn.Parameter(torch.empty(shape))
+        self.values = None if shared_kv else nn.Parameter(torch.empty(shape))
+        for parameter in (self.keys, self.values):
+            if parameter is not None:
+                for layer in parameter:
+                    nn.init.kaiming_uniform_(layer)
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`Prompt.keys_values`."""
+        if not self.start <= layer < self.stop:
+            return None
+        index = layer - self.start
+        keys = self.keys[index : index + 1]
+        return keys, keys if self.values is None else self.values[index : index + 1]
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        shared = self.values is None
+        return f'{super().extra_repr()}, num_kv_tokens={self.keys.shape[2]}, shared_kv={shared}'

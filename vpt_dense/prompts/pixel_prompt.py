@@ -1,0 +1,111 @@
+"""Prompt tokens that are learnt as pixels."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vpt_dense.arguments import check_count
+from vpt_dense.image_prompts.base import MEAN, STD
+from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.registry import MODELS
+
+STARTS = ('uniform', 'normal', 'image')
+
+
+@MODELS.register_module()
+class PixelPrompt(Prompt):
+    """Prompts in front of the patch embedding (VPT, https://arxiv.org/abs/2203.12119, section 4.3).
+
+    The paper's "prepend-pixel": P patches of pixels go through the backbone's own (frozen) patch
+    embedding, with its bias, and enter the first block as prompt tokens without a position. What
+    the blocks put out at their places flows on (shallow). There is no dropout.
+
+    Args:
+        num_tokens: Number of prompt tokens P, at least 1.
+        start: How the pixels, which are those of normalised images, start. 'uniform': U(-v, v),
+            v = sqrt(6 / (3 * ph * pw + C)), as in the paper; 'normal': N(0, 1); 'image': U(0, 1),
+            normalised as images of that range are.
+        in_channels: Channels of the images that reach the patch embedding.
+        mean: Mean of each channel that the data preprocessor subtracts, in 0..255, for
+            ``start='image'``. None in a config: that of ``model.data_preprocessor``, else
+            ImageNet's.
+        std: Standard deviation that it divides by, likewise.
+        embed_dims: Width C of the backbone. Filled in by the backbone.
+        num_layers: Number of its blocks. Filled in by the backbone; not used.
+        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
+        num_heads: Its attention heads. Filled in by the backbone; not used.
+        init_cfg: As in :class:`mmengine.model.BaseModule`.
+
+    Attributes:
+        pixels: The parameter, (1, in_channels, ph, P * pw).
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    depends_on_input = False
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embed_dims: int,
+        num_layers: int,
+        patch_size: Sequence[int],
+        num_heads: int | None = None,
+        start: str = 'uniform',
+        in_channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_count(num_tokens, 'prompt.num_tokens')
+        check_count(in_channels, 'prompt.in_channels')
+        if start not in STARTS:
+            raise ValueError(f'prompt.start must be one of {", ".join(STARTS)}, found {start!r}')
+        self.num_tokens = num_tokens
+        self.in_channels = in_channels
+        self.start = start
+        height, width = patch_size
+        self.pixels = nn.Parameter(torch.empty(1, in_channels, height, num_tokens * width))
+        if start == 'uniform':
+            bound = math.sqrt(6 / (3 * height * width + embed_dims))
+            nn.init.uniform_(self.pixels, -bound, bound)
+        elif start == 'normal':
+            nn.init.normal_(self.pixels)
+        else:
+            mean, std = (
+                torch.tensor(_per_channel(key, value, in_channels))
+                for key, value in (('mean', mean or MEAN), ('std', std or STD))
+            )
+            with torch.no_grad():
+                self.pixels.uniform_().mul_(255).sub_(mean).div_(std)
+
+    def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Embed the pixels, (1, P, C)."""
+        return embed(self.pixels)
+
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        prepared: Tensor | None = None,
+        layout: TokenLayout | None = None,
+    ) -> Tensor | None:
+        """See :meth:`Prompt.forward`; the tokens come from :meth:`prepare`."""
+        return prepared if layer == 0 else None
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f'num_tokens={self.num_tokens}, start={self.start}'
+
+
+def _per_channel(key: str, values: Sequence[float], channels: int) -> list:
+    """Values of all channels, shaped (channels, 1, 1)."""
+    if len(values) != channels:
+        raise ValueError(
+            f'prompt.{key} must hold a number for each of the {channels} channels, found {values!r}'
+        )
+    return [[[float(value)]] for value in values]

@@ -1,0 +1,124 @@
+"""Prompts that are made of the image: visual adaptive prompt tuning."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpt_dense.arguments import check_count, check_dropout
+from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.registry import MODELS
+
+
+@MODELS.register_module()
+class VAPTPrompt(Prompt):
+    """Visual adaptive prompt tuning (Le et al., ICLR 2026, https://arxiv.org/abs/2501.18936).
+
+    Block 0 gets free prompts (1, P, C). The prompts of a block i >= 1 are made of the patch tokens
+    X (h x w) that are about to enter it:
+
+    1. X~ = LN_i(X), a norm of the layer's own.
+    2. One K x K kernel for all channels, no padding: a map of (h - K + 1) x (w - K + 1).
+    3. A linear layer over the places of this map, to P tokens; it starts at zero.
+    4. z + W2 relu(W1 z), with W1 (C to r) and W2 (r to C) for all layers alike.
+
+    As step 3 needs a fixed number of places, maps of another size than that of ``grid`` are pooled
+    to it by adaptive averaging before. On images of this grid it is the published formula.
+
+    Args:
+        num_tokens: Number of prompt tokens P, at least 1.
+        kernel_size: K.
+        hidden_dims: r.
+        grid: (rows, columns) of patches whose map step 3 mixes as it is; 14 x 14 are the
+            published 224 pixels with patches of 16.
+        dropout: Of whole channels behind step 2 and of the hidden layer of step 4.
+        embed_dims: Width C of the backbone. Filled in by the backbone.
+        num_layers: Number of its blocks. Filled in by the backbone.
+        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
+        num_heads: Its attention heads. Filled in by the backbone; not used.
+        init_cfg: As in :class:`mmengine.model.BaseModule`; by default the tokens start as those of
+            VPT, kernels with N(0, 1), W1 and W2 as PyTorch's linear layers.
+
+    Attributes:
+        tokens: The prompts of block 0, (1, P, C).
+        norms, kernels, mixes: Steps 1 to 3 for each block but the first.
+        down, up: W1 and W2.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embed_dims: int,
+        num_layers: int,
+        patch_size: Sequence[int],
+        num_heads: int | None = None,
+        kernel_size: int = 2,
+        hidden_dims: int = 8,
+        grid: Sequence[int] = (14, 14),
+        dropout: float = 0.1,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_count(num_tokens, 'prompt.num_tokens')
+        check_count(kernel_size, 'prompt.kernel_size')
+        check_count(hidden_dims, 'prompt.hidden_dims')
+        if not isinstance(grid, Sequence) or len(grid) != 2:
+            raise ValueError(f'prompt.grid must be a pair (rows, columns), found {grid!r}')
+        if any(check_count(side, 'prompt.grid') < kernel_size for side in grid):
+            raise ValueError(
+                f'prompt.kernel_size must be at most a side of prompt.grid {tuple(grid)}, '
+                f'found {kernel_size}'
+            )
+        check_dropout(dropout, 'prompt.dropout')
+        self.map_size = tuple(side - kernel_size + 1 for side in grid)
+        self.dropout = dropout
+        bound = math.sqrt(6 / (3 * math.prod(patch_size) + embed_dims))
+        self.tokens = nn.Parameter(torch.empty(1, num_tokens, embed_dims))
+        nn.init.uniform_(self.tokens, -bound, bound)
+        further = range(1, num_layers)
+        self.norms = nn.ModuleList(nn.LayerNorm(embed_dims, eps=1e-6) for _ in further)
+        self.kernels = nn.ParameterList(
+            torch.randn(1, 1, kernel_size, kernel_size) for _ in further
+        )
+        self.mixes = nn.ModuleList(
+            nn.Linear(math.prod(self.map_size), num_tokens) for _ in further
+        )
+        for mix in self.mixes:
+            nn.init.zeros_(mix.weight)
+            nn.init.zeros_(mix.bias)
+        self.down = nn.Linear(embed_dims, hidden_dims, bias=False)
+        self.up = nn.Linear(hidden_dims, embed_dims, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        prepared: object = None,
+        layout: TokenLayout | None = None,
+    ) -> Tensor:
+        """See :meth:`Prompt.forward`."""
+        if layer == 0:
+            return self.tokens
+        patches = self.norms[layer - 1](layout.patches(x))  # (B, h * w, C)
+        maps = patches.transpose(1, 2).reshape(-1, 1, *layout.grid)  # (B * C, 1, h, w)
+        maps = F.conv2d(maps, self.kernels[layer - 1])
+        maps = maps.unflatten(0, (len(x), -1)).squeeze(2)  # (B, C, h - K + 1, w - K + 1)
+        maps = F.dropout2d(maps, self.dropout, self.training)
+        if maps.shape[2:] != self.map_size:
+            maps = F.adaptive_avg_pool2d(maps, self.map_size)
+        tokens = self.mixes[layer - 1](maps.flatten(2)).transpose(1, 2)  # (B, P, C)
+        hidden = F.dropout(self.down(tokens).relu(), self.dropout, self.training)
+        return tokens + self.up(hidden)
+
+    def is_discarded(self, layer: int) -> bool:
+        """See :meth:`Prompt.is_discarded`: every block has tokens of its own."""
+        return True
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f'num_tokens={self.tokens.shape[1]}, maps={self.map_size}, dropout={self.dropout}'
