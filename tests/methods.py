@@ -183,17 +183,21 @@ ROWS = {
         dict(adapters=[dict(type='vpt_dense.AddPrompt', per_token=False, deep=True)]),
         dict(vit=N * D), fragments=('add-1', 'cls/add-1')),
     'prefix': Row(
-        dict(prompt=dict(type='vpt_dense.PrefixPrompt', num_tokens=5)), dict(vit=2 * N * 5 * D),
+        dict(prompt=dict(type='vpt_dense.PrefixPrompt', num_tokens=5)),
+        dict(vit=2 * N * 5 * D, swin=sum(depth * 2 * 5 * c for c, depth in SWIN)),
         fragments=('prefix',)),
     'e2vpt': Row(
         dict(prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=5, num_kv_tokens=3)),
-        dict(vit=N * 5 * D + N * 3 * D), fragments=('e2vpt',)),
+        dict(vit=N * (5 + 3) * D, swin=sum(depth * (5 + 3) * c for c, depth in SWIN)),
+        fragments=('e2vpt',)),
     'gated': Row(
         dict(prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=5)), dict(vit=5 * D + N - 1),
         fragments=('gated',)),
     'residual': Row(
         dict(prompt=dict(type='vpt_dense.ResidualPrompt', num_tokens=5)),
-        dict(vit=N * 5 * D + (N - 1) * (5 * 5 + 5)), fragments=('residual',)),
+        dict(vit=N * 5 * D + (N - 1) * (5 * 5 + 5),
+             swin=sum(depth * 5 * c + (depth - 1) * (5 * 5 + 5) for c, depth in SWIN)),
+        fragments=('residual',)),
     'vapt': Row(
         dict(prompt=dict(type='vpt_dense.VAPTPrompt', num_tokens=5, hidden_dims=8, grid=(4, 4))),
         dict(vit=5 * D + (N - 1) * (2 * D + 2 * 2 + 3 * 3 * 5 + 5) + 2 * D * 8),
@@ -201,8 +205,8 @@ ROWS = {
     # --- prompts in image space
     'pad': Row(
         dict(image_prompt=dict(type='vpt_dense.PadPrompt', width=32)),
-        dict(vit=3 * 64 * (32 + 32 + 64), swin=3 * 64 * (32 + 32 + 64), resnet=3 * 64 * (64 + 64 + 64),
-             convnext=3 * 64 * (64 + 64 + 64)),
+        dict(vit=3 * 64 * (32 + 32 + 64), swin=3 * 64 * (32 + 32 + 64),
+             resnet=3 * 64 * (64 + 64 + 64), convnext=3 * 64 * (64 + 64 + 64)),
         fragments=('pad', 'cls/pad')),
     'concat-channel': Row(
         dict(image_prompt=dict(type='vpt_dense.ConcatChannelPrompt', num_channels=2),
@@ -214,7 +218,8 @@ ROWS = {
         fragments=('concat-channel', 'cls/concat-channel')),
     'lor-vp': Row(
         dict(image_prompt=dict(type='vpt_dense.LoRVP', rank=4)),
-        dict(vit=4 * 3 * (32 + 32), swin=4 * 3 * (32 + 32), resnet=4 * 3 * (64 + 64), convnext=4 * 3 * (64 + 64)),
+        dict(vit=4 * 3 * (32 + 32), swin=4 * 3 * (32 + 32), resnet=4 * 3 * (64 + 64),
+             convnext=4 * 3 * (64 + 64)),
         starts_equal=True, fragments=('lor-vp',)),
     # --- adapters
     'lora': Row(

@@ -6,10 +6,12 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 from sklearn.cluster import KMeans
 from test_classification import VPT, make_image_folder, tiny_folder
-from tool_helpers import forget_runs, tiny_folder as tiny_seg_folder, write_leaf
+from tool_helpers import forget_runs, write_leaf
+from tool_helpers import tiny_folder as tiny_seg_folder
+from torch import distributed
 from utils import CONFIGS, in_scope, randomise
 
 from vpt_dense import config, files, tooling
@@ -173,7 +175,7 @@ def test_segmentation_starts_from_samples(layers, tmp_path):
         (dict(source='prototypes'), {'model.backbone.prompt.num_tokens': 5},
          r'prompt\.num_tokens is 5, but .* one for each of the 3 classes; set num_tokens'),
         (dict(source='samples'), {'model.backbone.prompt.project_dims': 8},
-         r"source='samples'\) gives tokens of the width .* project_dims out"),
+         r"source='samples'\) gives tokens of the width .*project_dims out"),
         (dict(source='samples', layers='each'), {'model.backbone.prompt.shared': True},
          r"layers='each' needs prompts for each block, but .*prompt\.shared is True"),
         (dict(source='samples'), {'model.backbone.prompt': None, 'model.backbone.trainable': []},
@@ -240,7 +242,9 @@ def run(cfg):
     return runner, starts.tokens
 
 
-@pytest.mark.parametrize('source', ['prototypes', 'samples'])
+@pytest.mark.parametrize(
+    'source', ['prototypes', pytest.param('samples', marks=pytest.mark.slow)]
+)
 def test_fragment_trains_and_resumes_exactly(source, flowers, tmp_path):
     path = tmp_path / 'leaf.py'
     bases = [str(CONFIGS / '_base_' / name) for name in (
@@ -281,8 +285,6 @@ def test_fixed_prompts_are_kept_in_checkpoints(flowers, tmp_path):
     cfg = config.load(str(VPT / DEEP), tiny_folder(tmp_path, flowers))
     torch.manual_seed(1)
     weights = tmp_path / 'weights.pth'
-    from mmengine.registry import MODELS
-
     in_scope('mmpretrain')
     plain = randomise(MODELS.build({
         **{k: v for k, v in cfg.model.backbone.items() if k not in ('prompt', 'trainable')}}))
@@ -302,39 +304,32 @@ def test_fixed_prompts_are_kept_in_checkpoints(flowers, tmp_path):
 # --- two processes ---------------------------------------------------------------------------
 
 
-def start_in(rank, port, size, folder, data, hook, results):
-    """The start that one of several processes makes."""
-    from pathlib import Path
+HOOKS = [dict(source=source, layers='each') for source in ('prototypes', 'samples')]
 
-    import torch.distributed
 
+def start_in(rank, port, size, folder, data, results):
+    """The starts that one of several processes makes."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank),
                       WORLD_SIZE=str(size), LOCAL_RANK=str(rank))  # fmt: skip
-    torch.distributed.init_process_group('gloo')
-    folder = Path(folder, f'{size}-{rank}')
+    distributed.init_process_group('gloo')
+    folder = folder / f'{size}-{rank}'
     folder.mkdir()
-    results[rank] = start(prepare(folder, data, hook))[1].numpy()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    results[rank] = [start(prepare(folder, data, hook))[1].numpy() for hook in HOOKS]
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('hook', [dict(source='prototypes', layers='each'),
-                                  dict(source='samples', layers='each')], ids=str)  # fmt: skip
-def test_all_processes_start_from_the_same(hook, flowers, tmp_path):
+def test_all_processes_start_from_the_same(flowers, tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     with mp.get_context('spawn').Manager() as manager:
         results = manager.dict()
-        mp.spawn(start_in, (port, 2, str(tmp_path), flowers, hook, results), nprocs=2)
-        first, second = (torch.from_numpy(results[rank]) for rank in (0, 1))
-    assert torch.equal(first, second)
-    (tmp_path / 'alone').mkdir()
-    alone = start(prepare(tmp_path / 'alone', flowers, hook))[1]
-    if hook['source'] == 'prototypes':
-        torch.testing.assert_close(first, alone, rtol=0, atol=1e-6)
-    else:  # the same points in another order: perhaps other centres, of the same kind
-        assert (first.norm(dim=-1).mean() - alone.norm(dim=-1).mean()).abs() < 0.1 * alone.norm(
-            dim=-1).mean()
+        mp.spawn(start_in, (port, 2, tmp_path, flowers, results), nprocs=2)
+        both = results[0], results[1]
+    for hook, first, second in zip(HOOKS, *both, strict=True):
+        assert (first == second).all()
+        alone = start(prepare(tmp_path, flowers, hook))[1]
+        torch.testing.assert_close(torch.from_numpy(first), alone, rtol=0, atol=1e-5)

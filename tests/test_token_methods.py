@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from methods import BACKBONES
 from mmengine.registry import MODELS
 from torch import nn
 from utils import images, randomise, tiny_vit
@@ -35,7 +36,6 @@ METHODS = {
     'e2vpt': prompt('E2VPTPrompt', num_kv_tokens=3),
     'e2vpt-two': prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=False),
     'e2vpt-last-2': prompt('E2VPTPrompt', num_kv_tokens=3, layer_range=(-2, None)),
-    'e2vpt-shallow': prompt('E2VPTPrompt', num_kv_tokens=3, deep=False),
     'gated': prompt('GatedPrompt'),
     'residual': prompt('ResidualPrompt'),
     'residual-last-3': prompt('ResidualPrompt', layer_range=(1, None)),
@@ -104,13 +104,12 @@ def by_prefix(model, x, grid):
 
 
 def by_e2vpt(model, x, grid):
-    part, flowing = model.prompt, None
+    part = model.prompt
     values = part.keys if part.values is None else part.values
     for i, layer in enumerate(model.layers):
         if i >= part.start:
             row = i - part.start
-            tokens = part.tokens[row : row + 1] if part.deep or i == 0 else flowing
-            flowing, x = run(layer, x, tokens, (part.keys[row], values[row]))
+            x = run(layer, x, part.tokens[row : row + 1], (part.keys[row], values[row]))[1]
         else:
             x = run(layer, x)[1]
         yield x
@@ -244,7 +243,7 @@ def test_what_is_kept_for_testing_is_never_stale(name):
     with torch.no_grad():
         outs = [model(x)[0] for x in (first, second)]
         torch.testing.assert_close(outs, wanted, rtol=1e-12, atol=1e-12)
-        fixed = model.prompt is not None and not model.prompt.depends_on_input
+        fixed = name.split('-')[0] in ('prefix', 'e2vpt', 'residual')
         assert list(model._keys_values) == (model.keys_values_layers if fixed else [])
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -378,6 +377,80 @@ def test_prefix_takes_its_start_when_the_backbone_is_initialised(frozen_dtype):
             tolerance = 1e-3 if frozen_dtype is None else 0.05
             assert tokens.mean(1).abs().max() < tolerance
             assert (tokens.var(1, unbiased=False) - 1).abs().max() < tolerance
+
+
+def test_prefix_starts_as_deep_prompts_on_swin():
+    """In every window; the range begins in one stage and ends in the next."""
+    x = images(2, 3, 32, 24, dtype=torch.float64)
+    outs = []
+    for kind in ('TokenPrompt', 'PrefixPrompt'):
+        deep = {'deep': True} if kind == 'TokenPrompt' else {}
+        tuning = prompt(kind, layer_range=(1, 4), **deep)
+        model = randomise(MODELS.build({**BACKBONES['swin'], 'out_indices': (0, 1), **tuning}))
+        model = model.double().eval()
+        if deep:
+            sets = {s: part.tokens for s, part in model.prompt.stages.items()}
+            state = {n: t for n, t in model.state_dict().items() if not n.startswith('prompt')}
+        else:
+            model.load_state_dict(state, strict=False)
+            for s, part in model.prompt.stages.items():
+                part.take_tokens(sets[s], model)
+        outs.append(model(x))
+    assert [len(tokens) for tokens in sets.values()] == [1, 2]
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-10, atol=1e-10)
+
+
+def test_residual_prompts_on_swin_are_linked_within_a_stage():
+    model = randomise(MODELS.build({**BACKBONES['swin'], **prompt('ResidualPrompt')}))
+    for part in model.prompt.stages.values():
+        first, second = part.tokens
+        (mix,) = part.mixes
+        linked = second + mix.weight @ first + mix.bias[:, None]
+        layer = part.first
+        x = torch.zeros(1, 4, first.shape[1])
+        torch.testing.assert_close(part(x, layer), first[None])
+        torch.testing.assert_close(part(x, layer + 1), linked[None])
+
+
+def test_e2vpt_on_swin_has_keys_of_every_stage():
+    model = MODELS.build({**BACKBONES['swin'], **prompt('E2VPTPrompt', num_kv_tokens=3)})
+    shapes = [model.prompt.keys_values(i)[0].shape for i in range(4)]
+    assert shapes == [(1, 2, 3, 8)] * 2 + [(1, 4, 3, 8)] * 2
+
+
+def test_cvpt_on_swin():
+    """Each token attends to the prompts of its block, whatever its window."""
+    x = images(2, 3, 32, 24, dtype=torch.float64)
+    model = randomise(MODELS.build({**BACKBONES['swin'], **cvpt()})).double().eval()
+    plain = randomise(MODELS.build(BACKBONES['swin'])).double().eval()
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if 'adapters' not in n})
+    first, second = model.adapters[0].prompts
+    rows = iter([*first, *second])
+
+    def attend(norm, args):  # in front of norm2 stands what attention left
+        block = next(b for b in plain.blocks() if b.norm2 is norm)
+        size, tokens, row = block.embed_dims // block.num_heads, args[0], next(rows)
+        weight, bias, outs = block.qkv.weight, block.qkv.bias, []
+        for head in range(block.num_heads):
+            q, k, v = (
+                each @ weight[start : start + size].T + bias[start : start + size]
+                for each, start in zip(
+                    (tokens, row, row),
+                    (part * block.embed_dims + head * size for part in range(3)), strict=True)
+            )
+            outs.append((q @ k.T / math.sqrt(size)).softmax(-1) @ v)
+        added.append(torch.cat(outs, -1) @ block.proj.weight.T + block.proj.bias)
+        return (tokens + added[-1],)
+
+    added = []
+    for block in plain.blocks():
+        block.norm2.register_forward_pre_hook(attend)
+        # The MLP's residual goes past the norm.
+        block.ffn.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, {'identity': kwargs['identity'] + added[-1]}),
+            with_kwargs=True)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-10, atol=1e-10)
+    assert len(added) == 4
 
 
 def test_gates_lead_from_deep_shared_to_shallow_prompts():
@@ -570,6 +643,8 @@ ERRORS = {
                     r'found 3'),
     'vapt rank': (prompt('VAPTPrompt', hidden_dims=0),
                   r'prompt\.hidden_dims must be an integer of at least 1, found 0'),
+    'e2vpt dims': (prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=False, project_dims=0),
+                   r'prompt\.project_dims must be an integer of at least 1 or None, found 0'),
     'cvpt tokens': (dict(adapters=[dict(type='vpt_dense.CVPT', num_tokens=-1)]),
                     r'adapters\.num_tokens must be an integer of at least 1, found -1'),
     'cvpt dropout': (dict(adapters=[dict(type='vpt_dense.CVPT', dropout=2)]),

@@ -23,6 +23,7 @@ class Variant(NamedTuple):
         task: Which of the table's rows hold for it: 'cls' or 'seg'.
         more: Row -> how many parameters more train than in the table.
         unfit: Rows without meaning here -> what they say.
+        unmergeable: Rows that the table calls mergeable and that are not here -> what they say.
     """
 
     settings: dict[str, Any]
@@ -30,6 +31,7 @@ class Variant(NamedTuple):
     task: str = 'cls'
     more: dict[str, int] = {}
     unfit: dict[str, str] = {}
+    unmergeable: dict[str, str] = {}
 
 
 def blocks(number: int) -> Counter:
@@ -79,7 +81,9 @@ VARIANTS = {
         dict(pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5),
              layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU'))),
         # A norm in place of the bias of the patch embedding.
-        more={'full': 2 * D - D, 'layernorm': 2 * D, 'concat-channel': -D}),
+        more={'full': 2 * D - D, 'layernorm': 2 * D, 'concat-channel': -D},
+        unmergeable={'add': 'without the pre_norm', 'add-1': 'without the pre_norm',
+                     'ssf': 'patch_embed.projection has no bias'}),
     'average pool': Variant(dict(out_type='avg_featmap'), more=plus(NORM, REIN)),
     'average pool of MAE': Variant(dict(out_type='avg_featmap', final_norm=False), more=REIN),
     'SwiGLU': Variant(SWIGLU, more=GLU),
@@ -120,7 +124,8 @@ def test_what_trains(variant, row):
     counts = {**ROWS[row].count, **(ROWS[row].seg_count if kind.task == 'seg' else {})}
     trained = parameters(model)
     number = sum(parameter.numel() for parameter in trained.values())
-    assert number == counts['vit'] + kind.more.get(row, 0)
+    if row in kind.more or all(is_added(name) for name in trained):  # else their names say all
+        assert number == counts['vit'] + kind.more.get(row, 0)
     patterns = ROWS[row].tuning.get('trainable')
     if patterns is None:
         assert all(is_added(name) for name in trained)
@@ -137,6 +142,7 @@ def test_what_trains(variant, row):
     assert [name for name, gradient in gradients.items() if not gradient.any()] == []
 
 
+@pytest.mark.slow
 @case
 def test_a_batch_of_three_is_three_batches_of_one(variant, row):
     model = build_variant(variant, row).eval()
@@ -154,9 +160,33 @@ def test_prompts_as_tokens_are_prompts_as_keys_and_values(variant, row):
     for prompts_as in ('tokens', 'keys_values'):
         model = build_variant(variant, row, prompts_as=prompts_as).eval()
         outs = model(batch(variant, 2))
-        total(outs).backward()
+        if parameters(model):
+            total(outs).backward()
         results.append((outs, {name: p.grad for name, p in parameters(model).items()}))
     torch.testing.assert_close(*results)
+
+
+MERGED = [pair for pair in ALL if ROWS[pair[1]].merges and pair not in UNFIT]
+
+
+@pytest.mark.parametrize(('variant', 'row'), MERGED)
+def test_merged_it_is_equal(variant, row):
+    """In the same backbone, and in one of the same kind without adapters."""
+    model = build_variant(variant, row).eval()
+    if row in VARIANTS[variant].unmergeable:
+        with pytest.raises(ValueError, match=VARIANTS[variant].unmergeable[row]):
+            model.adapters[0].merge(model)
+        return
+    x = batch(variant, 2)
+    with torch.no_grad():
+        before = model(x)
+        for adapter in model.adapters:
+            adapter.merge(model)
+        merged = {name: t for name, t in model.state_dict().items() if not is_added(name)}
+        plain = build_variant(variant, 'linear').eval()
+        plain.load_state_dict(merged)
+        torch.testing.assert_close(model(x), before, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(plain(x), before, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(('variant', 'row'), UNFIT)
@@ -173,5 +203,5 @@ def test_registers_are_what_their_name_says():
         before = model(x)
         assert [out.shape for out in before] == [(1, D, 4, 4)] * len(before)
         assert PATCHES == 4 * 4
-        model.register_tokens += 1
+        model.register_tokens *= -1
         assert all(not torch.allclose(a, b) for a, b in zip(model(x), before, strict=True))

@@ -37,8 +37,10 @@ def parse_args() -> argparse.Namespace:
     merge.add_argument('delta', help='delta, or checkpoint of a run')
     merge.add_argument('out', metavar='OUT.pth', help='the checkpoint to write')
     sources(merge)
-    fold = command('fold', 'delta -> checkpoint for deployment: adapters in the weights, prompts as '
-                   'keys and values')
+    fold = command(
+        'fold', 'delta -> checkpoint for deployment: adapters in the weights, prompts as keys and '
+        'values',
+    )
     fold.add_argument('delta', help='delta or checkpoint')
     fold.add_argument('out', metavar='OUT.pth', help='the checkpoint to write; OUT.py: its config')
     sources(fold)

@@ -106,6 +106,12 @@ def add_up(counts: Counts) -> tuple[int, int]:
     return sum(t for t, _ in counts.values()), sum(n for _, n in counts.values())
 
 
+def backbone_trainable(counts: Counts) -> int:
+    """Return the trainable parameters of the backbone, with all that tuning added to it."""
+    parts = {part for prefix, part in PARTS.items() if prefix.startswith('backbone.')}
+    return sum(trainable for part, (trainable, _) in counts.items() if part in parts)
+
+
 def deployed(counts: Counts) -> tuple[int, int]:
     """Return (trainable, total) of what inference needs: everything but the auxiliary heads."""
     return add_up({part: pair for part, pair in counts.items() if part != NOT_DEPLOYED})
@@ -196,9 +202,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table in Markdown: first column to the left, others to the right."""
-    rule = ['---', *['---:'] * (len(header) - 1)]
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
+) -> str:
+    """Lay out a table in Markdown: the first columns to the left, those of numbers to the right."""
+    rule = ['---'] * text_columns + ['---:'] * (len(header) - text_columns)
     return '\n'.join(f'| {" | ".join(line)} |' for line in [header, rule, *rows])
 
 

@@ -105,7 +105,8 @@ def check_model(model: dict) -> None:
     backbone = model.get('backbone') or {}
     if str(backbone.get('type')).endswith('VisionTransformer'):
         _check_vit(model, backbone)
-    size, patch = backbone.get('img_size'), backbone.get('patch_size', 16)
+    default = 16 if str(backbone.get('type')).endswith('VisionTransformer') else 1
+    size, patch = backbone.get('img_size'), backbone.get('patch_size', default)
     if size is not None:
         sizes = size if isinstance(size, (list, tuple)) else [size]
         patches = patch if isinstance(patch, (list, tuple)) else [patch]

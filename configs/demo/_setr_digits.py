@@ -10,10 +10,10 @@ model = dict(
     decode_head=dict(loss_decode=dict(class_weight=[0.3] + [1.0] * 10)),
 )
 
-# The groups of methods in this folder, by what trains beside the head: AdamW, for the head at 0.004,
-# for the backbone part at a multiple of that. Prompts and other tensors on their own take large
-# steps; biases, norms and adapters, on which many tokens act, smaller ones; the weights of blocks
-# small ones.
+# The groups of the methods in this folder, by what trains beside the head: AdamW, for the head at
+# 0.004, for the backbone part at a multiple of that. Prompts and other lone tensors take large
+# steps, biases, norms and adapters, on which many tokens act, smaller ones, the weights of blocks
+# and of other networks small ones.
 _adamw = dict(
     _delete_=True,
     type='OptimWrapper',

@@ -140,11 +140,6 @@ class PromptedSwinBlock(TunedBlock, SwinBlock):
         """
         return self.run(x, hw_shape, num_prompts, prompts, keys_values)
 
-    def prompt_keys_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn prompt tokens, (b, P, C), into keys and values, each (b, heads, P, C / heads)."""
-        _, keys, values = self.attn._split_heads(self.norm1(prompts)[:, None])
-        return keys[:, 0], values[:, 0]
-
     def _attention(
         self,
         x: Tensor,

@@ -305,14 +305,12 @@ class Comparison:
         test = json.loads((work_dir / 'test.json').read_text(encoding='utf-8'))
         summary = json.loads(summary_file.read_text(encoding='utf-8'))
         counts = test['params']
-        of_backbone = [part for name, part in params.PARTS.items() if name.startswith('backbone.')]
+        parts = {name: (n['trainable'], n['total']) for name, n in counts['parts'].items()}
         result = dict(
             method=method, seed=seed, fingerprint=mark, metrics=test['metrics'],
             val_metrics=(summary['last'] or {}).get('metrics'),
             trainable=counts['trainable'], total=counts['total'], percent=counts['percent'],
-            backbone_trainable=sum(
-                counts['parts'].get(part, {}).get('trainable', 0) for part in of_backbone
-            ),
+            backbone_trainable=params.backbone_trainable(parts),
             tuned_megabytes=counts['tuned_megabytes'],
             disk_megabytes=self._disk(method, work_dir, test['checkpoint'], call_tool),
             train_seconds=None if summary['started_at_iter'] else summary['wall_time_seconds'],

@@ -1,7 +1,7 @@
 """Heads and necks of an ensemble: one for each member, on features laid out member by member."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +48,7 @@ class _Heads(Members):
         parts = zip(self.members, self.features(feats), self.split(data_samples), strict=True)
         found = [member.loss(own, samples, *args, **kwargs) for member, own, samples in parts]
         means = {
-            name.replace('loss', 'mean'): torch.stack([each[name].detach() for each in found])
-            .float().mean(0)
+            name.replace('loss', 'mean'): sum(_figure(each[name]) for each in found) / len(found)
             for name in found[0]
         }
         return means | {
@@ -166,7 +165,13 @@ class EnsembleNeck(Members):
         return tuple(torch.cat(same) for same in zip(*outs, strict=True))
 
 
-def mean_probability(logits) -> Tensor:
+def _figure(value: Tensor | list[Tensor]) -> Tensor:
+    """A scalar, as mmengine's ``parse_losses`` makes it of a loss or another figure."""
+    parts = value if isinstance(value, list) else [value]
+    return sum(part.detach().mean() for part in parts)
+
+
+def mean_probability(logits: Iterable[Tensor]) -> Tensor:
     """Average probabilities over members, as logits.
 
     Args:

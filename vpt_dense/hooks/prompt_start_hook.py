@@ -1,6 +1,7 @@
 """Prompts that start from the training images instead of at random."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -184,9 +185,15 @@ class PromptStartHook(Hook):
                 picks = torch.randperm(len(rows[0]), generator=generator)[:each]
                 for i, tokens in zip(found, rows, strict=True):
                     chosen[i].append(tokens.float().cpu()[picks])
-        shares = dist.all_gather_object(
-            {i: torch.cat(parts) for i, parts in chosen.items() if parts})
-        points = {i: torch.cat([share[i] for share in shares if share]) for i in found}
+        shares = dist.all_gather_object(chosen)
+        points = {
+            # In the order of the images, whatever the number of processes.
+            i: torch.cat([
+                part for turn in itertools.zip_longest(*(share[i] for share in shares))
+                for part in turn if part is not None
+            ])
+            for i in found
+        }
         start = torch.empty(len(sets), prompt.num_tokens, plain.embed_dims)
         number = len(next(iter(points.values())))
         if number < prompt.num_tokens:

@@ -21,12 +21,13 @@ class E2VPTPrompt(TokenPrompt):
         num_kv_tokens: Number M of keys, and of values, in each layer, at least 1.
         shared_kv: The same numbers for keys and values, as in the authors' code; False: two
             parameters.
-        deep: As in :class:`vpt_dense.prompts.TokenPrompt`, here True by default.
         embed_dims: Width C of the backbone. Filled in by the backbone.
         num_layers: Number of its blocks. Filled in by the backbone.
         num_heads: Its attention heads. Filled in by the backbone.
-        **kwargs: As in :class:`vpt_dense.prompts.TokenPrompt`. ``dropout`` and ``shared`` act on
-            the tokens alone.
+        stage: Layers (first, stop) that have this width and number of heads. Filled in by
+            backbones whose width grows (Swin).
+        **kwargs: As in :class:`vpt_dense.prompts.TokenPrompt`, but for ``deep``. ``dropout`` and
+            ``shared`` act on the tokens alone.
 
     Attributes:
         keys: Parameter, (layers, heads, M, C / heads). Each layer starts with kaiming uniform of
@@ -45,15 +46,17 @@ class E2VPTPrompt(TokenPrompt):
         num_layers: int,
         num_heads: int,
         shared_kv: bool = True,
-        deep: bool = True,
+        stage: tuple[int, int] | None = None,
         **kwargs,
     ) -> None:
         super().__init__(
             num_tokens, embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads,
-            deep=deep, **kwargs,
+            deep=True, stage=stage, **kwargs,
         )  # fmt: skip
         check_count(num_kv_tokens, 'prompt.num_kv_tokens')
-        shape = (self.stop - self.start, num_heads, num_kv_tokens, embed_dims // num_heads)
+        first, stop = stage or (0, num_layers)
+        self.own = range(max(self.start, first), min(self.stop, stop))
+        shape = (len(self.own), num_heads, num_kv_tokens, embed_dims // num_heads)
         self.keys = nn.Parameter(torch.empty(shape))
         self.values = None if shared_kv else nn.Parameter(torch.empty(shape))
         for parameter in (self.keys, self.values):
@@ -63,9 +66,9 @@ class E2VPTPrompt(TokenPrompt):
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """See :meth:`Prompt.keys_values`."""
-        if not self.start <= layer < self.stop:
+        if layer not in self.own:
             return None
-        index = layer - self.start
+        index = layer - self.own.start
         keys = self.keys[index : index + 1]
         return keys, keys if self.values is None else self.values[index : index + 1]
 

@@ -41,6 +41,7 @@ class GatedPrompt(TokenPrompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    families = ('vit',)
     depends_on_input = True
 
     def __init__(

@@ -32,6 +32,9 @@ class PrefixPrompt(Prompt):
         num_layers: Number of its blocks. Filled in by the backbone.
         num_heads: Its attention heads. Filled in by the backbone.
         patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
+        stage: Layers (first, stop) that have this width and number of heads. Filled in by
+            backbones whose width grows (Swin).
+        init_dims: Width that the range of the start is computed from. Filled in by these too.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Attributes:
@@ -42,6 +45,7 @@ class PrefixPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    families = ('vit', 'swin')
     depends_on_input = False
 
     def __init__(
@@ -52,14 +56,19 @@ class PrefixPrompt(Prompt):
         num_heads: int,
         patch_size: Sequence[int],
         layer_range: Sequence[int | None] = (0, None),
+        stage: tuple[int, int] | None = None,
+        init_dims: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.num_tokens = check_count(num_tokens, 'prompt.num_tokens')
         self.start, self.stop = resolve_range(layer_range, num_layers)
+        self.first_layer = self.start
+        first, stop = stage or (0, num_layers)
+        self.own = range(max(self.start, first), min(self.stop, stop))
         self.embed_dims = embed_dims
-        self.bound = math.sqrt(6 / (3 * math.prod(patch_size) + embed_dims))
-        shape = (self.stop - self.start, num_heads, num_tokens, embed_dims // num_heads)
+        self.bound = math.sqrt(6 / (3 * math.prod(patch_size) + (init_dims or embed_dims)))
+        shape = (len(self.own), num_heads, num_tokens, embed_dims // num_heads)
         self.keys = nn.Parameter(torch.empty(shape))
         self.values = nn.Parameter(torch.empty(shape))
         for parameter in (self.keys, self.values):  # until the backbone has its weights
@@ -67,7 +76,7 @@ class PrefixPrompt(Prompt):
 
     def start_from(self, backbone: nn.Module) -> None:
         """See :meth:`Prompt.start_from`: starts as VPT-deep with random prompts."""
-        shape = (self.stop - self.start, self.num_tokens, self.embed_dims)
+        shape = (len(self.own), self.num_tokens, self.embed_dims)
         tokens = torch.empty(shape, device=self.keys.device)
         self.take_tokens(tokens.uniform_(-self.bound, self.bound), backbone)
 
@@ -80,16 +89,18 @@ class PrefixPrompt(Prompt):
         VPT-deep, but not the keys and values here.
 
         Args:
-            tokens: Prompts of each layer of the range, (layers, P, C).
+            tokens: Prompts of each layer of the range (of the stage), (layers, P, C).
             backbone: The backbone, with its weights.
         """
-        half = backbone.frozen_dtype
-        tokens = tokens.to(self.keys)
-        with torch.autocast(tokens.device.type, half, enabled=half is not None):
-            for i, layer in enumerate(range(self.start, self.stop)):
-                keys, values = backbone.layers[layer].prompt_keys_values(tokens[i : i + 1])
-                self.keys[i].copy_(keys[0])
-                self.values[i].copy_(values[0])
+        half = getattr(backbone, 'frozen_dtype', None)
+        blocks = backbone.blocks()
+        with torch.autocast(self.keys.device.type, half, enabled=half is not None):
+            for i, layer in enumerate(self.own):
+                block = blocks[layer]
+                projected = block.qkv(block.norm1(tokens[i].to(self.keys)))  # (P, 3 C)
+                _, keys, values = projected.unflatten(-1, (3, block.num_heads, -1)).unbind(1)
+                self.keys[i].copy_(keys.transpose(0, 1))
+                self.values[i].copy_(values.transpose(0, 1))
 
     def forward(
         self,
@@ -102,9 +113,9 @@ class PrefixPrompt(Prompt):
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """See :meth:`Prompt.keys_values`."""
-        if not self.is_discarded(layer):
+        if layer not in self.own:
             return None
-        index = layer - self.start
+        index = layer - self.own.start
         return self.keys[index : index + 1], self.values[index : index + 1]
 
     def is_discarded(self, layer: int) -> bool:

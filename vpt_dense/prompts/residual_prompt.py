@@ -20,8 +20,8 @@ class ResidualPrompt(TokenPrompt):
 
     Args:
         num_tokens: Number of prompt tokens P, at least 1.
-        layer_range: As in :class:`vpt_dense.prompts.TokenPrompt`; the first layer of the range
-            has P_i alone.
+        layer_range: As in :class:`vpt_dense.prompts.TokenPrompt`; the first layer of the range, and
+            of each stage of a Swin, has P_i alone.
         keep_outputs: As there.
         project_dims: As there.
         dropout: As there; P_{i-1} gets a mask of its own.
@@ -29,11 +29,14 @@ class ResidualPrompt(TokenPrompt):
         num_layers: Number of its blocks. Filled in by the backbone.
         patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
         num_heads: Its attention heads. Filled in by the backbone; not used.
+        stage: Layers (first, stop) that have this width and number of heads. Filled in by
+            backbones whose width grows (Swin).
+        init_dims: Width that the range of the start is computed from. Filled in by these too.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default tokens start as those of
             VPT and A_i as PyTorch's linear layers do.
 
     Attributes:
-        mixes: A_i, a ``ModuleList``, one less than there are layers in the range.
+        mixes: A_i, a ``ModuleList``, one less than there are layers in the range (of the stage).
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
@@ -50,15 +53,17 @@ class ResidualPrompt(TokenPrompt):
         keep_outputs: bool = True,
         project_dims: int | None = None,
         dropout: float = 0.0,
+        stage: tuple[int, int] | None = None,
+        init_dims: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(
             num_tokens, embed_dims, num_layers, patch_size, num_heads, deep=True,
             layer_range=layer_range, keep_outputs=keep_outputs, project_dims=project_dims,
-            dropout=dropout, init_cfg=init_cfg,
+            dropout=dropout, stage=stage, init_dims=init_dims, init_cfg=init_cfg,
         )  # fmt: skip
         self.mixes = nn.ModuleList(
-            nn.Linear(num_tokens, num_tokens) for _ in range(self.start + 1, self.stop)
+            nn.Linear(num_tokens, num_tokens) for _ in range(1, len(self.tokens))
         )
 
     def forward(
@@ -70,8 +75,8 @@ class ResidualPrompt(TokenPrompt):
     ) -> Tensor | None:
         """See :meth:`Prompt.forward`. While dropout acts the batch is B, else 1."""
         own = super().forward(x, layer, prepared, layout)  # (1 or B, P, C)
-        if not self.start < layer < self.stop:
+        if not 0 < layer - self.first <= len(self.mixes):
             return own
         before = super().forward(x, layer - 1, prepared, layout)
-        mix = self.mixes[layer - self.start - 1]
+        mix = self.mixes[layer - self.first - 1]
         return own + mix(before.transpose(1, 2)).transpose(1, 2)

@@ -65,6 +65,11 @@ class StagePrompts(Prompt):
         stage = self._stage_of.get(layer, next(iter(self.stages)))
         return stage, self.stages[stage]
 
+    def check(self, backbone: nn.Module) -> None:
+        """See :meth:`Prompt.check`."""
+        for prompt in self.stages.values():
+            prompt.check(backbone)
+
     def start_from(self, backbone: nn.Module) -> None:
         """See :meth:`Prompt.start_from`."""
         for prompt in self.stages.values():

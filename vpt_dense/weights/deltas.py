@@ -547,6 +547,11 @@ def _fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[i
             f'{path}: {name} makes its tokens from the image, they have no keys '
             'and values that could be stored; use tools/delta.py merge'
         )
+    if prompt.copies > 1:
+        raise UserError(
+            f'{path}: the {prompt.copies} sets of {name} have keys and values of their own; use '
+            'tools/delta.py merge'
+        )
     folded = {}
     half = backbone.frozen_dtype
     with torch.no_grad(), torch.autocast('cpu', half, enabled=half is not None):

@@ -1,5 +1,5 @@
-# UperNet on ConvNeXt-B, as in mmseg's ConvNeXt for ADE20K: its maps of strides 4, 8, 16 and 32, each
-# through a norm of its own, are the pyramid. Heads: see upernet_vit-b.py.
+# UperNet on ConvNeXt-B, as in mmseg's ConvNeXt for ADE20K: its maps of strides 4, 8, 16 and 32,
+# each through a norm of its own, are the pyramid. Heads: see upernet_vit-b.py.
 _base_ = './upernet_vit-b.py'
 model = dict(
     backbone=dict(

@@ -1,0 +1,12 @@
+# UperNet, Swin-L, ADE20K: LoRA.
+_base_ = [
+    '../_base_/models/upernet_swin-l.py',
+    '../_base_/datasets/ade20k_512.py',
+    '../_base_/schedules/160k_warmup.py',
+    '../_base_/default_runtime.py',
+    '../_base_/tuning/lora.py',
+]
+# And the norms of the outputs, which no pretrained weights hold.
+model = dict(
+    backbone=dict(_base_.tuning, trainable=[*_base_.tuning.trainable, r'^norm\d\.'])
+)

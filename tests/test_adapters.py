@@ -1,0 +1,563 @@
+"""Adapters and selections: against computations of their own, counts, starts, refusals."""
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from methods import BACKBONES
+from mmengine.registry import MODELS
+from torch import nn
+from utils import images, randomise, tiny_vit
+
+from vpt_dense import config, params
+from vpt_dense.errors import UserError
+from vpt_dense.tuning import is_added
+
+SWIGLU = dict(layer_cfgs=dict(ffn_type='swiglu_fused'), layer_scale_init_value=0.5)
+VARIANTS = {'plain': {}, 'layer-scale': dict(layer_scale_init_value=0.5), 'swiglu': SWIGLU}
+
+
+def with_adapter(kind: str, seed: int = 0, **kwargs) -> nn.Module:
+    """A tiny ViT in float64 with one adapter; keyword arguments: of both."""
+    vit = ('out_type', 'out_indices', 'layer_cfgs', 'layer_scale_init_value', 'pre_norm',
+           'final_norm', 'num_registers', 'prompt', 'patch_cfg', 'img_size', 'with_cls_token')
+    backbone = {key: kwargs.pop(key) for key in vit if key in kwargs}
+    adapter = dict(type=f'vpt_dense.{kind}', **kwargs)
+    return randomise(tiny_vit(adapters=[adapter], **backbone), seed).double().eval()
+
+
+# --- what they compute ---------------------------------------------------------------------
+
+
+def reference(model: nn.Module, x: torch.Tensor, change) -> torch.Tensor:
+    """A ViT written out: tokens (B, 1 + N, C) behind the last norm.
+
+    ``change(place, layer, value, tokens)`` may change what is computed at a place of a block;
+    ``tokens`` are those that enter the half of the block.
+    """
+    def norm(x, module):
+        return F.layer_norm(x, (x.shape[-1],), module.weight, module.bias, module.eps)
+
+    def scale(x, module):
+        return x if isinstance(module, nn.Identity) else x * module.weight
+
+    conv = model.patch_embed.projection
+    x = F.conv2d(x, conv.weight, conv.bias, stride=conv.stride).flatten(2).transpose(1, 2)
+    x = change('patch', 0, x, x)
+    x = torch.cat((model.cls_token.expand(len(x), -1, -1), x), 1) + model.pos_embed
+    for i, block in enumerate(model.layers):
+        u = change('norm1', i, norm(x, block.ln1), x)
+        attn = block.attn
+        qkv = change('qkv', i, u @ attn.qkv.weight.T + attn.qkv.bias, u)
+        q, k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in qkv.chunk(3, -1))
+        weights = torch.einsum('bnhc,bmhc->bhnm', q, k).div(math.sqrt(q.shape[-1])).softmax(-1)
+        mixed = torch.einsum('bhnm,bmhc->bnhc', weights, v).flatten(2)
+        out = change('proj', i, mixed @ attn.proj.weight.T + attn.proj.bias, mixed)
+        x = x + scale(out, attn.gamma1)
+        u = change('norm2', i, norm(x, block.ln2), x)
+        first, last = (getattr(model.blocks()[i], name) for name in ('fc1', 'fc2'))
+        hidden = change('fc1', i, u @ first.weight.T + first.bias, u)
+        if hasattr(block.ffn, 'w12'):
+            gate, value = hidden.chunk(2, -1)
+            hidden = F.silu(gate) * value
+        else:
+            hidden = F.gelu(hidden)
+        z = change('fc2', i, hidden @ last.weight.T + last.bias, hidden)
+        x = change('ffn', i, x + scale(z, block.ffn.gamma2), x)
+        x = change('block', i, x, x)
+    return change('final', 0, norm(x, model.ln1), x)
+
+
+def adapter_by_hand(model):
+    def change(place, layer, value, tokens):
+        if place != 'fc2':
+            return value
+        b = model.adapters[0].bottlenecks[layer]
+        low = value @ b.down.weight.T + b.down.bias
+        return value + 0.5 * low * (1 + torch.erf(low / math.sqrt(2))) @ b.up.weight.T + b.up.bias
+    return change
+
+
+def adaptformer_by_hand(model):
+    def change(place, layer, value, tokens):
+        if place != 'ffn':
+            return value
+        b = model.adapters[0].branches[layer]
+        low = (tokens @ b.down.weight.T + b.down.bias).clamp(min=0)
+        return value + 0.3 * (low @ b.up.weight.T + b.up.bias)
+    return change
+
+
+def rep_by_hand(model):
+    """As the paper has it: convolutions of size 1 behind the norms, the second one in groups."""
+    def change(place, layer, value, tokens):
+        if place not in ('norm1', 'norm2'):
+            return value
+        r = model.adapters[0].updates[2 * layer + (place == 'norm2')]
+        u = value.transpose(1, 2)  # (B, C, N)
+        low = F.conv1d(u, r.down.weight[:, :, None], r.down.bias)
+        up = F.conv1d(low, r.up.flatten(0, 1)[:, :, None], r.bias, groups=2)
+        return (u + 0.7 * up).transpose(1, 2)
+    return change
+
+
+def ssf_by_hand(model):
+    places = ['norm1', 'qkv', 'proj', 'norm2', 'fc1', 'fc2']
+
+    def change(place, layer, value, tokens):
+        affines = model.adapters[0].affines
+        if place == 'patch':
+            index = 0
+        elif place == 'final':
+            index = len(affines) - 1
+        elif place in places:
+            index = 1 + 6 * layer + places.index(place)
+        else:
+            return value
+        return affines[index].gamma * value + affines[index].beta
+    return change
+
+
+def rein_by_hand(model):
+    def change(place, layer, value, tokens):
+        if place != 'block':
+            return value
+        rein = model.adapters[0]
+        a, b = rein.tokens[layer].factors
+        t, maps = a @ b, rein.maps['64']
+        f = value[:, 1:]
+        s = torch.softmax(torch.einsum('bnc,mc->bnm', f, t) / 8, -1)
+        mapped = t @ maps.token.weight.T + maps.token.bias
+        delta = torch.einsum('bnm,mc->bnc', s, mapped) - s[..., :1] * mapped[0]
+        delta = (delta + f) @ maps.feature.weight.T + maps.feature.bias
+        return torch.cat((value[:, :1], f + rein.scale * delta), 1)
+    return change
+
+
+def lora_by_hand(model):
+    def change(place, layer, value, tokens):
+        if place != 'qkv':
+            return value
+        q, v = model.adapters[0].updates[2 * layer : 2 * layer + 2]
+        updates = [1.5 * tokens @ (u.up @ u.down).T for u in (q, v)]
+        return value + torch.cat((updates[0], torch.zeros_like(updates[0]), updates[1]), -1)
+    return change
+
+
+BY_HAND = {
+    'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
+    'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
+    'RepAdapter': (dict(rank=4, scale=0.7), rep_by_hand),
+    'SSF': ({}, ssf_by_hand),
+    'Rein': (dict(num_tokens=6, rank=2), rein_by_hand),
+    'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
+}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('kind', BY_HAND)
+def test_the_formula_written_out(kind, variant):
+    settings, by_hand = BY_HAND[kind]
+    model = with_adapter(kind, out_type='raw', **settings, **VARIANTS[variant])
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    (found,) = model(x)
+    torch.testing.assert_close(found, reference(model, x, by_hand(model)), rtol=1e-10, atol=1e-10)
+    plain = reference(model, x, lambda place, layer, value, tokens: value)
+    assert (found - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('kind', BY_HAND)
+@pytest.mark.parametrize('recompute', [dict(memory='lean'), dict(with_cp=True)], ids=str)
+def test_recomputed_blocks_have_the_same_gradients(kind, recompute):
+    adapter = dict(type=f'vpt_dense.{kind}', **BY_HAND[kind][0])
+    results = []
+    for kwargs in ({}, recompute):
+        model = randomise(tiny_vit(adapters=[adapter], **kwargs)).double().train()
+        torch.manual_seed(3)
+        outs = model(images(2, 3, 32, 32, dtype=torch.float64))
+        outs[0].pow(2).sum().backward()
+        results.append([p.grad for p in model.adapters.parameters()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rein_leaves_all_but_patches_alone():
+    """The tokens of one block, with the class token, registers and prompts before them."""
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3)
+    model = with_adapter('Rein', num_tokens=6, rank=2, num_registers=2, prompt=prompt)
+    from vpt_dense.prompts import TokenLayout
+
+    x = images(2, 1 + 2 + 3 + 16, 64, dtype=torch.float64)
+    out = model.adapters[0].after_block(x, 1, TokenLayout(3, 3, (4, 4)))
+    assert torch.equal(out[:, :6], x[:, :6])
+    assert (out != x)[:, 6:].all()
+
+
+def test_a_first_token_of_rein_takes_what_no_other_should_have():
+    """Where all patches choose the first token, only W_f acts."""
+    model = with_adapter('Rein', num_tokens=4, rank=None)
+    rein = model.adapters[0]
+    x = images(1, 1 + 16, 64, dtype=torch.float64)
+    x[:, 1:, 0] = 10
+    with torch.no_grad():
+        tokens = rein.tokens[0].factors[0]
+        tokens.zero_()
+        tokens[0, 0] = 1000
+    from vpt_dense.prompts import TokenLayout
+
+    out = rein.after_block(x, 0, TokenLayout(1, 0, (4, 4)))
+    feature = rein.maps['64'].feature
+    wanted = x[:, 1:] + rein.scale * (x[:, 1:] @ feature.weight.T + feature.bias)
+    torch.testing.assert_close(out[:, 1:], wanted)
+
+
+# --- side-tuning -----------------------------------------------------------------------------
+
+
+def alexnet_of(side: nn.Module) -> nn.Module:
+    """torchvision's network with the side network's weights."""
+    net = torchvision.models.alexnet().double().eval()
+    net.features.load_state_dict(side.features.state_dict())
+    return net
+
+
+def small_side(**kwargs) -> nn.Module:
+    """Values at which the side network neither dies nor explodes."""
+    torch.manual_seed(0)
+    model = randomise(tiny_vit(adapters=[dict(type='vpt_dense.SideNetwork')], **kwargs))
+    for module in model.adapters.modules():
+        if hasattr(module, 'reset_parameters'):
+            module.reset_parameters()
+    return model.double().eval()
+
+
+def test_side_network_on_vectors_is_alexnet_with_a_linear_layer():
+    model = small_side(img_size=224, out_type='cls_token')
+    side = model.adapters[0]
+    x = images(2, 3, 224, 224, dtype=torch.float64)
+    plain = tiny_vit(img_size=224, out_type='cls_token').double().eval()
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if not is_added(n)})
+    net = alexnet_of(side)
+    g = torch.flatten(net.avgpool(net.features(x)), 1) @ side.out[0].weight.T
+    share = 1 / (1 + torch.exp(-side.alpha))
+    torch.testing.assert_close(model(x)[0], share * plain(x)[0] + (1 - share) * g)
+    assert g.std() > 1e-4  # it matters
+
+
+def test_side_network_on_maps_is_a_convolution_resized():
+    model = small_side(out_indices=[1, 3])
+    x = images(2, 3, 96, 64, dtype=torch.float64)
+    plain = tiny_vit(out_indices=[1, 3]).double().eval()
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if not is_added(n)})
+    side = model.adapters[0]
+    features = alexnet_of(side).features(x)
+    for out, own, weight in zip(model(x), plain(x), side.out, strict=True):
+        g = torch.einsum('bihw,oi->bohw', features, weight.weight[:, :, 0, 0])
+        g = F.interpolate(g, own.shape[2:], mode='bilinear')
+        torch.testing.assert_close(out, side.alpha.sigmoid() * own + (1 - side.alpha.sigmoid()) * g)
+
+
+def test_side_network_starts_half_and_half_from_the_weights_it_is_given(tmp_path):
+    torch.manual_seed(1)
+    net = torchvision.models.alexnet()
+    path = tmp_path / 'alexnet.pth'
+    torch.save(net.state_dict(), path)
+    adapter = dict(type='vpt_dense.SideNetwork', weights=str(path))
+    model = tiny_vit(adapters=[adapter])
+    model.init_weights()
+    side = model.adapters[0]
+    assert side.alpha.shape == () and side.alpha == 0
+    for name, tensor in net.features.state_dict().items():
+        assert torch.equal(side.features.state_dict()[name], tensor)
+    torch.save(dict(state_dict={'features.0.weight': torch.zeros(3)}), path)
+    with pytest.raises(UserError, match=r'adapters\.weights: .*alexnet.pth is not AlexNet'):
+        tiny_vit(adapters=[adapter]).init_weights()
+    path.unlink()
+    with pytest.raises(UserError, match=r'alexnet\.pth: no such file'):
+        tiny_vit(adapters=[adapter]).init_weights()
+
+
+# --- how they start, and that they move -------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['BottleneckAdapter', 'AdaptFormer', 'RepAdapter', 'LoRA'])
+@pytest.mark.parametrize('backbone', [{}, SWIGLU], ids=['plain', 'swiglu'])
+def test_not_dead_after_one_step_or_two(kind, backbone):
+    """What starts at zero moves first, the rest from the second step on, and nothing stays."""
+    torch.manual_seed(0)
+    base = randomise(tiny_vit(**backbone)).state_dict()
+    model = tiny_vit(adapters=[dict(type=f'vpt_dense.{kind}')], **backbone)
+    model.load_state_dict(base, strict=False)
+    model.double().train()
+    start = {n: p.detach().clone() for n, p in model.adapters.named_parameters()}
+    optimizer = torch.optim.SGD(model.adapters.parameters(), lr=0.1)
+    for step in (1, 2):
+        optimizer.zero_grad()
+        target = images(2, 64, 4, 4, seed=4, dtype=torch.float64)
+        (model(images(2, 3, 32, 32, dtype=torch.float64))[0] * target).sum().backward()
+        for name, parameter in model.adapters.named_parameters():
+            first = re.search(r'\.up(\.|$)|^updates\.\d+\.bias$', name)
+            if step == 2 or first:
+                assert parameter.grad.abs().max() > 0, (step, name)
+        optimizer.step()
+    for name, parameter in model.adapters.named_parameters():
+        assert (parameter != start[name]).any(), name
+
+
+def test_starting_values():
+    torch.manual_seed(0)
+    wide = dict(arch=dict(embed_dims=256, num_layers=2, num_heads=4, feedforward_channels=512))
+    built = {
+        kind: tiny_vit(**wide, adapters=[dict(type=f'vpt_dense.{kind}', **settings)]).adapters[0]
+        for kind, settings in {
+            'BottleneckAdapter': {}, 'AdaptFormer': {}, 'RepAdapter': {}, 'SSF': {}, 'LoRA': {},
+            'Rein': dict(num_tokens=50, rank=4),
+        }.items()
+    }
+
+    def bound(tensor, wanted):  # of a uniform distribution
+        assert wanted * 0.98 < tensor.abs().max() <= wanted * (1 + 1e-6)
+        assert tensor.std().item() == pytest.approx(wanted / math.sqrt(3), rel=0.05)
+
+    for down, up in ((built['BottleneckAdapter'].bottlenecks[1].down,
+                      built['BottleneckAdapter'].bottlenecks[1].up),
+                     (built['AdaptFormer'].branches[1].down, built['AdaptFormer'].branches[1].up)):
+        bound(down.weight, 1 / 16)  # kaiming, a = sqrt(5): 1 / sqrt(fan in)
+        assert not any(tensor.any() for tensor in (down.bias, up.weight, up.bias))
+    assert built['BottleneckAdapter'].bottlenecks[0].down.weight.shape == (32, 256)
+    rep = built['RepAdapter'].updates[0]
+    bound(rep.down.weight, math.sqrt(6 / (256 + 8)))
+    assert not any(tensor.any() for tensor in (rep.down.bias, rep.up, rep.bias))
+    bound(built['LoRA'].updates[0].down, 1 / 16)
+    assert not built['LoRA'].updates[0].up.any()
+    gammas = torch.cat([affine.gamma for affine in built['SSF'].affines])
+    betas = torch.cat([affine.beta for affine in built['SSF'].affines])
+    for values, mean in ((gammas, 1), (betas, 0)):
+        assert values.mean().item() == pytest.approx(mean, abs=0.002)
+        assert values.std().item() == pytest.approx(0.02, rel=0.05)
+    rein = built['Rein']
+    for factor in rein.tokens[0].factors:
+        bound(factor, math.sqrt(6 / (3 * 8 * 8 + math.sqrt(256 * 4))))
+    assert rein.scale.item() == pytest.approx(1e-3)
+
+
+def test_odd_reductions_round_down():
+    adapter = dict(type='vpt_dense.BottleneckAdapter', reduction=7)
+    assert tiny_vit(adapters=[adapter]).adapters[0].bottlenecks[0].down.out_features == 9
+
+
+# --- counts ----------------------------------------------------------------------------------
+
+
+def kind(name: str, **settings) -> dict:
+    return dict(adapters=[dict(type=f'vpt_dense.{name}', **settings)])
+
+
+LAYERNORM = r'(^|\.|_)(ln|norm)\d*\.(weight|bias)$'
+#: Tuning -> parameters of ViT-B/16 and ViT-L/16. Those of partial-k, the Adapter on ViT-B and the
+#: side network were counted in the VPT authors' code; the others follow from the formulas of the
+#: papers. Rein's: 2,990,081 and 5,016,065 of its code less the 459,264 of its query layers.
+COUNTS = [
+    (dict(trainable=['partial:1']), 7_089_408, 12_598_272),
+    (dict(trainable=['partial:2']), 14_177_280, 12_596_224 * 2 + 2048),
+    (dict(trainable=['partial:4']), 28_353_024, 12_596_224 * 4 + 2048),
+    (dict(trainable=['last:4']), 28_353_024 - 1536, 12_596_224 * 4),
+    (dict(trainable=[LAYERNORM]), 12 * 4 * 768 + 1536, 24 * 4 * 1024 + 2048),
+    (dict(trainable=[r'\.proj\.(weight|bias)$']), 12 * (768**2 + 768), 24 * (1024**2 + 1024)),
+    (kind('BottleneckAdapter', reduction=8), 1_779_840, 6_319_104),
+    (kind('AdaptFormer'), 1_189_632, 3_171_840),
+    (kind('LoRA', rank=16), 589_824, 1_572_864),
+    (kind('LoRA', rank=8, parts=('q', 'v')), 294_912, 786_432),
+    (kind('SSF'), 205_824, 544_768),
+    (kind('RepAdapter'), 239_808, 639_360),
+    (dict(kind('Rein'), out_type='featmap'), None, 2_990_081 - 459_264),
+    (dict(kind('Rein', rank=None), out_type='featmap'), None, 5_016_065 - 459_264),
+    (kind('SideNetwork'), 9_547_585, 9_547_585 + 256 * 9216),
+]
+
+
+@pytest.mark.parametrize(('tuning', 'base', 'large'), COUNTS, ids=lambda v: str(v)[:60])
+def test_counts_on_vit_base_and_large(tuning, base, large):
+    for arch, wanted in (('base', base), ('large', large)):
+        if wanted is None:
+            continue
+        with torch.device('meta'):
+            model = MODELS.build(dict(
+                type='vpt_dense.PromptedVisionTransformer', arch=arch, img_size=224,
+                **{'out_type': 'cls_token', **tuning}))
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == wanted
+
+
+def test_rein_has_tokens_where_patches_are_read():
+    def tokens(**kwargs):
+        return len(tiny_vit(**kind('Rein'), **kwargs).adapters[0].tokens)
+
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3)
+    assert tokens(out_type='featmap') == tokens(out_type='avg_featmap') == 4
+    assert tokens(out_type='cls_token') == 3
+    assert tokens(out_type='featmap', out_indices=[0, 1]) == 2
+    assert tokens(out_type='avg_tokens', pool='prompts', prompt=prompt) == 3
+    assert tokens(out_type='avg_tokens', pool='both', prompt=prompt) == 4
+
+
+# --- selections ------------------------------------------------------------------------------
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def named(model: nn.Module, *starts: str) -> set[str]:
+    return {n for n, _ in model.named_parameters() if n.startswith(starts)}
+
+
+def tiny_swin(**kwargs) -> nn.Module:
+    return MODELS.build({**BACKBONES['swin'], **kwargs})
+
+
+def test_the_last_blocks_whatever_the_depth():
+    model = tiny_vit(trainable=['last:2'])
+    assert trained(model) == named(model, 'layers.2.', 'layers.3.')
+    model = tiny_vit(trainable=['partial:1'])
+    assert trained(model) == named(model, 'layers.3.', 'ln1.')
+    model = tiny_vit(trainable=['partial:1'], final_norm=False)  # as in SETR
+    assert trained(model) == named(model, 'layers.3.')
+    model = tiny_vit(trainable=['partial:1'], out_type='avg_featmap', final_norm=False)
+    assert trained(model) == named(model, 'layers.3.', 'ln2.')
+    model = tiny_swin(trainable=['partial:3'], out_indices=(0, 1))
+    assert trained(model) == named(
+        model, 'stages.0.blocks.1.', 'stages.1.blocks.', 'norm0.', 'norm1.')
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3)
+    model = tiny_vit(trainable=['last:1', r'^prompt\.'], prompt=prompt)
+    assert trained(model) == named(model, 'layers.3.', 'prompt.')
+
+
+@pytest.mark.parametrize(('pattern', 'message'), [
+    ('last:5', r'trainable: last:5 asks for 5 of the 4 transformer blocks of Prompted'),
+    ('partial:0', r'trainable: partial:0 asks for 0 of the 4 transformer blocks'),
+    ('last:x', r"trainable: pattern 'last:x' matches none"),
+])
+def test_blocks_that_are_not_there(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_vit(trainable=[pattern])
+
+
+def test_convolutional_networks_have_no_blocks_to_count():
+    with pytest.raises(ValueError, match=r'last:1 asks for 1 of the 0 .* name its layers by patt'):
+        MODELS.build(dict(type='vpt_dense.ResNet', depth=18, trainable=['last:1']))
+
+
+@pytest.mark.parametrize('build', [
+    tiny_vit, tiny_swin, lambda **kw: tiny_vit(pre_norm=True, out_type='avg_featmap', **kw)])
+def test_layernorm_is_all_norms_and_nothing_else(build):
+    plain = build()
+    wanted = {
+        f'{name}.{own}' for name, module in plain.named_modules()
+        if isinstance(module, nn.LayerNorm) for own in ('weight', 'bias')
+    }
+    assert wanted and trained(build(trainable=[LAYERNORM])) == wanted
+
+
+@pytest.mark.parametrize('build', [tiny_vit, tiny_swin])
+def test_attention_projection_is_that_of_every_block(build):
+    plain = build()
+    names = {module: name for name, module in plain.named_modules()}
+    wanted = {
+        f'{names[b.proj]}.{own}' for b in plain.blocks() for own in ('weight', 'bias')}
+    assert trained(build(trainable=[r'\.proj\.(weight|bias)$'])) == wanted
+
+
+def test_bias_of_a_swin_is_without_its_tables():
+    names = trained(tiny_swin(trainable=['bias$']))
+    assert {re.sub(r'.*\.', '', name) for name in names} == {'bias'}
+
+
+def test_mlp_3_is_a_head_of_three_layers():
+    cfg = config.load('configs/vpt/vit-b_mlp-3_imagefolder.py')
+    parts = params.report(params.build_without_memory(cfg))['parts']
+    d, classes = 768, 1000
+    head = 2 * (d * d + d) + 2 * 2 * d + (d + 1) * classes  # two batch norms
+    assert parts['classification head']['trainable'] == head
+    assert parts['backbone']['trainable'] == 0
+    built = MODELS.build({**cfg.model.head, 'type': 'mmpretrain.StackedLinearClsHead'})
+    built.init_weights()
+    kinds = [type(m).__name__ for m in built.layers[0].children()]
+    assert sorted(kinds) == ['BatchNorm1d', 'Dropout', 'Linear', 'ReLU']
+    assert built.fc.fc.bias.unique().tolist() == [pytest.approx(-math.log(99), rel=1e-6)]
+    assert not built.layers[0].fc.bias.any() and not built.layers[1].fc.bias.any()
+    for layer in built.layers:  # kaiming normal, fan out
+        assert layer.fc.weight.std().item() == pytest.approx(
+            math.sqrt(2 / layer.fc.out_features), rel=0.02)
+
+
+# --- targets of LoRA --------------------------------------------------------------------------
+
+
+def test_names_of_blocks_are_targets_in_every_family():
+    targets = [r'\.(fc1|fc2|proj)$']
+    for model, wanted in (
+        (tiny_vit(**kind('LoRA', targets=targets)),
+         ['attn.proj', 'ffn.layers.0.0', 'ffn.layers.1']),
+        (tiny_vit(**kind('LoRA', targets=targets), **SWIGLU), ['attn.proj', 'ffn.w12', 'ffn.w3']),
+    ):
+        names = model.adapters[0].names
+        assert set(names) == {f'layers.{i}.{name}' for i in range(4) for name in wanted}
+    model = tiny_swin(**kind('LoRA', targets=targets))
+    assert len(model.adapters[0].names) == 12
+    # By their own names too; never what tuning itself added.
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=2, project_dims=4)
+    model = tiny_vit(prompt=prompt, **kind('LoRA', targets=['.']))
+    assert not any(is_added(name) for name in model.adapters[0].names)
+
+
+def test_copies_have_hooks_of_their_own():
+    x = images(1, 3, 32, 32, dtype=torch.float64)
+    for name, (settings, _) in BY_HAND.items():
+        model = with_adapter(name, **settings)
+        before = model(x)[0]
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.adapters.parameters():
+                parameter.add_(0.1)
+        assert not torch.allclose(other(x)[0], before), name
+        assert torch.equal(model(x)[0], before), name
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('name', 'settings', 'message'), [
+    ('BottleneckAdapter', dict(reduction=0), r'adapters\.reduction must be an integer'),
+    ('BottleneckAdapter', dict(reduction=65), r'adapters\.reduction=65 leaves nothing'),
+    ('AdaptFormer', dict(hidden_dims=1.5), r'adapters\.hidden_dims must be an integer'),
+    ('AdaptFormer', dict(dropout=1), r'adapters\.dropout must be a number'),
+    ('RepAdapter', dict(rank=0), r'adapters\.rank must be an integer'),
+    ('RepAdapter', dict(rank=3), r'adapters\.groups=2 must divide adapters\.rank=3 .*found 3'),
+    ('RepAdapter', dict(rank=6, groups=3), r'adapters\.groups=3 must divide .*found 64'),
+    ('Rein', dict(num_tokens=1), r'adapters\.num_tokens must be at least 2'),
+    ('Rein', dict(rank=0), r'adapters\.rank must be an integer'),
+    ('LoRA', dict(parts='qv'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'qv'"),
+    ('LoRA', dict(parts=['q', 'q']), r"adapters\.parts must be some of 'q', 'k', 'v'"),
+    ('LoRA', dict(parts=[]), r"adapters\.parts must be some of 'q', 'k', 'v'"),
+    ('LoRA', dict(parts=['q'], targets=['proj$']), r'adapters\.parts=.*targets matches layers\.0'),
+    ('LoRA', dict(targets=['nothing']), r"adapters\.targets: pattern 'nothing' matches no linear"),
+])  # fmt: skip
+def test_bad_settings_fail_when_the_config_is_built(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_vit(**kind(name, **settings))
+
+
+def test_side_network_refuses_what_it_cannot_mix_with():
+    with pytest.raises(ValueError, match=r"SideNetwork needs maps or vectors, out_type is 'raw'"):
+        tiny_vit(**kind('SideNetwork'), out_type='raw')
+    with pytest.raises(ValueError, match=r'SideNetwork takes images of 3 channels, the backbone 4'):
+        tiny_vit(**kind('SideNetwork'), in_channels=4)
+
+
+def test_convolutional_networks_take_no_adapters():
+    with pytest.raises(ValueError, match=r'adapters: SSF fits backbones of the families vit, swin'):
+        MODELS.build(dict(type='vpt_dense.ResNet', depth=18, **kind('SSF')))

@@ -1,0 +1,311 @@
+"""tools/compare.py: runs, resuming, tables, the picture, and what methods cost."""
+
+import csv
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
+from utils import ROOT, randomise, tiny_vit
+
+from vpt_dense import files
+from vpt_dense.comparison import report, runs
+from vpt_dense.errors import UserError
+
+EXTRA = """
+model['backbone'].update(
+    prompt=dict({prompt}), init_cfg=dict(type='Pretrained', checkpoint='{weights}'))
+"""
+METHODS = {'deep': 'num_tokens=2', 'shallow': 'num_tokens=3, deep=False', 'none': 'num_tokens=0'}
+
+
+def result(method, seed, score, **kwargs):
+    counts = dict(trainable=10, backbone_trainable=4, total=40, percent=25.0, tuned_megabytes=0.1)
+    return dict(method=method, seed=seed, metrics=dict(aAcc=1.0, mIoU=score), disk_megabytes=0.2,
+                train_seconds=1.5, **counts) | kwargs
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Configs tiny_{method}.py; that of 'none' cannot be built."""
+    folder = tmp_path_factory.mktemp('compare')
+    data = tiny_folder(folder / 'data')
+    arch = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+    base = randomise(tiny_vit(arch=arch, patch_size=8, patch_cfg=dict(bias=True)))
+    files.write_tensors(base.state_dict(), folder / 'base.safetensors', {})
+    for method, prompt in METHODS.items():
+        extra = EXTRA.format(prompt=prompt, weights=folder / 'base.safetensors')
+        write_leaf(folder, data, extra, name=f'tiny_{method}')
+    return folder
+
+
+@pytest.fixture
+def compare(folder, capfd, monkeypatch):
+    """Run the tool, and the tools it calls, in this process; count the latter."""
+    calls = []
+
+    def call(command, log, *args, **kwargs):
+        tool, *arguments = map(str, command)
+        calls.append(Path(tool).stem if tool != '-m' else 'cost')
+        forget_runs()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        run = runpy.run_path if tool != '-m' else runpy.run_module
+        argv = [tool, *arguments] if tool != '-m' else arguments
+        with mock.patch.object(sys, 'argv', argv), mock.patch.dict(os.environ):
+            with pytest.raises(SystemExit) as leave:
+                run(argv[0], run_name='__main__')
+        forget_runs()
+        printed = capfd.readouterr()
+        with log.open('a') as stream:
+            stream.write(printed.out + printed.err)
+        if leave.value.code:
+            raise UserError(f'{tool} failed, see {log}: {printed.err.strip().splitlines()[-1]}')
+
+    monkeypatch.setattr(runs, 'call', call)
+
+    def run(*arguments):
+        calls.clear()
+        outcome = run_tool(
+            capfd, 'compare', folder / 'tiny_{method}.py', '--work-dir', folder / 'out', '--jobs',
+            1, '--amp', 'off', '--steps', 1, *arguments)
+        return outcome, list(calls)
+
+    return run
+
+
+# The order of these matters: each goes on where the one before has stopped.
+
+
+def test_runs_and_tables(compare, folder):
+    outcome, calls = compare('--seeds', 0, 1)
+    assert outcome.code == 2
+    assert calls == [*['train', 'test', 'delta', 'train', 'train', 'test', 'delta'] * 2,
+                     'cost', 'cost', 'cost']
+    lines = outcome.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith('error: 3 of 9 failed; none, seed 0: ')
+    assert 'prompt.num_tokens must be' in lines[0]
+
+    out = folder / 'out'
+    table = json.loads((out / 'table.json').read_text())
+    assert table['metric'] == 'mIoU'
+    assert list(table['failures']) == ['none, seed 0', 'none, seed 1', 'none, cost']
+    assert [row['method'] for row in table['rows']] == ['deep', 'shallow']
+    records = list(csv.DictReader((out / 'table.csv').open()))
+    cells = {line.split(' | ')[0].strip('| '): line.strip('| ').split(' | ')
+             for line in (out / 'table.md').read_text().splitlines() if line.startswith('|')}
+    for row, record in zip(table['rows'], records, strict=True):
+        tests = [json.loads((out / f'{row["method"]}_seed{seed}/test.json').read_text())
+                 for seed in (0, 1)]
+        scores = [test['metrics']['mIoU'] for test in tests]
+        assert row['scores'] == scores and row['seeds'] == [0, 1]
+        assert row['mean'] == pytest.approx(np.mean(scores))
+        assert row['std'] == pytest.approx(np.std(scores, ddof=1))
+        assert row['trainable'] == tests[0]['params']['trainable']
+        own = dict(deep=2 * 2 * 32, shallow=3 * 32)[row['method']]
+        assert row['backbone_trainable'] == own
+        disk = [(out / f'{row["method"]}_seed{seed}/tuned.safetensors').stat().st_size
+                for seed in (0, 1)]
+        assert row['disk_megabytes'] == np.mean(disk) / 1e6
+        cost = json.loads((out / f'cost/{row["method"]}.json').read_text())
+        for key in ('train_ms', 'test_ms', 'peak_megabytes'):
+            assert row[key] == cost[key] > 0
+            assert float(record[key]) == row[key]
+        assert (record['method'], float(record['mean']), float(record['std'])) == (
+            row['method'], row['mean'], row['std'])
+        assert record['scores'] == ' '.join(map(str, scores))
+        assert cells[row['method']] == report.cells(row)
+        assert cells[row['method']][1] == f'{row["mean"]:.2f} ± {row["std"]:.2f}'
+        assert int(cells[row['method']][3].replace(',', '')) == own
+    assert 'Failed: none, seed 0: ' in (out / 'table.md').read_text()
+    picture = (out / 'scatter.svg').read_text()
+    assert '<!-- deep -->' in picture and '<!-- shallow -->' in picture
+
+
+def test_nothing_is_repeated(compare, folder):
+    before = json.loads((folder / 'out/table.json').read_text())
+    outcome, calls = compare('--seeds', 0, 1, '--methods', 'shallow', 'deep')
+    assert (outcome.code, calls) == (0, [])
+    after = json.loads((folder / 'out/table.json').read_text())
+    assert after['rows'] == before['rows'][::-1] and after['failures'] == {}
+
+
+def test_another_seed_and_another_setting(compare, folder):
+    outcome, calls = compare('--seeds', 2, '--methods', 'deep', '--no-measure')
+    assert (outcome.code, calls) == (0, ['train', 'test', 'delta'])
+    row, = json.loads((folder / 'out/table.json').read_text())['rows']
+    assert row['std'] is row['train_ms'] is None
+    assert '| - | - | - |' in (folder / 'out/table.md').read_text()
+    # The same folder with another setting is another run: nothing of the old one may be resumed.
+    setting = ('--cfg-options', 'optim_wrapper.optimizer.lr=0.5')
+    outcome, calls = compare('--seeds', 2, '--methods', 'deep', '--no-measure', *setting)
+    assert (outcome.code, calls) == (0, ['train', 'test', 'delta'])
+    log = (folder / 'out/deep_seed2/output.log').read_text()
+    assert 'resuming' not in log and 'lr: 5.0000e-01' in log.partition('lr: 1.0000e-03')[2]
+
+
+def test_measure_only_takes_finished_runs(compare, folder):
+    outcome, calls = compare('--seeds', 0, 5, '--methods', 'deep', 'shallow', '--measure-only')
+    assert (outcome.code, calls) == (0, [])  # measured before
+    rows = json.loads((folder / 'out/table.json').read_text())['rows']
+    assert [(row['method'], row['seeds']) for row in rows] == [('deep', [0]), ('shallow', [0])]
+    assert rows[0]['train_ms'] > 0
+
+
+def test_an_interrupted_run_goes_on(compare, folder):
+    run = folder / 'out/deep_seed1'
+    done = json.loads((run / 'run.json').read_text())
+    # As a run is left that was killed behind its first checkpoint.
+    (run / 'run.json').write_text(json.dumps(dict(fingerprint=done['fingerprint'])))
+    for name in ('summary.json', 'test.json', 'iter_2.pth', 'tuned.safetensors'):
+        (run / name).unlink()
+    (run / 'last_checkpoint').write_text(str(run / 'iter_1.pth'))
+    (run / 'output.log').unlink()
+    outcome, calls = compare('--seeds', 1, '--methods', 'deep', '--no-measure')
+    assert (outcome.code, calls) == (0, ['train', 'test', 'delta'])
+    assert f'resuming from {run}/iter_1.pth' in (run / 'output.log').read_text()
+    again = json.loads((run / 'run.json').read_text())
+    assert again['train_seconds'] is None  # of a part only
+    assert again['metrics'] == done['metrics'] and again['fingerprint'] == done['fingerprint']
+
+    (run / 'run.json').write_text(json.dumps(dict(fingerprint=done['fingerprint'])))
+    (run / 'test.json').unlink()
+    outcome, calls = compare('--seeds', 1, '--methods', 'deep', '--no-measure')
+    assert (outcome.code, calls) == (0, ['test', 'delta'])  # training had ended
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--methods', 'deeep'], "--methods deeep: no config .*tiny_deeep.py; did you mean 'deep'"),
+    (['--seeds', '0', '0'], r'--seeds must be different and not negative, found \[0, 0\]'),
+    (['--jobs', '0'], '--jobs must be at least 1, found 0'),
+    (['--steps', '0'], '--steps must be at least 1, found 0'),
+    (['--methods', 'deep', '--metric', 'mIou', '--measure-only'],
+     "--metric: deep, seed 0, has no number mIou; .*mIoU.*; did you mean 'mIoU'"),
+])
+def test_errors(compare, arguments, message):
+    outcome, calls = compare(*arguments)
+    assert outcome.code == 2 and not calls
+    assert re.search(message, outcome.err) and outcome.err.count('\n') == 1
+
+
+def test_patterns(tmp_path):
+    for name in ('a_x_b.py', 'a_y-1_b.py', 'a_x.py', 'c.py'):
+        (tmp_path / name).touch()
+    find = runs.find_methods
+    assert find(f'{tmp_path}/a_{{method}}_b.py') == ['x', 'y-1']
+    assert find(f'{tmp_path}/a_{{method}}_b.py', ['y-1', 'x', 'y-1']) == ['y-1', 'x']
+    for pattern, message in (
+        (f'{tmp_path}/c.py', "must hold '{method}' once"),
+        (f'{tmp_path}/{{method}}/c.py', "must hold '{method}' once, in the file's name"),
+        (f'{tmp_path}/z_{{method}}.py', 'no config fits .*z_'),
+    ):
+        with pytest.raises(UserError, match=message):
+            find(pattern)
+
+
+def test_summary():
+    scores = dict(a=[20.5, 22.25, 19.0], b=[30.0])
+    results = [result(method, seed, score)
+               for method, values in scores.items() for seed, score in enumerate(values)]
+    results[0]['train_seconds'] = None
+    cost = dict(train_ms=2.0, test_ms=1.0, peak_megabytes=300.0, steps=10)
+    second, first = report.summarise(results, 'mIoU', ['b', 'missing', 'a'], dict(a=cost))
+    assert first['mean'] == pytest.approx(np.mean(scores['a']))
+    assert first['std'] == pytest.approx(np.std(scores['a'], ddof=1))
+    assert (second['mean'], second['std'], second['train_ms']) == (30.0, None, None)
+    assert first['train_seconds'] == 1.5 and first['train_ms'] == 2.0 and 'steps' not in first
+    assert report.cells(second)[1:2] == ['30.00'] and report.cells(second)[-1] == '-'
+
+
+def test_choice_of_the_metric():
+    seg, cls = result('a', 0, 3.0), result('b', 0, 1.0)
+    cls['metrics'] = {'accuracy/top5': 90.0, 'accuracy/top1': 80.0}
+    assert report.find_metric([seg]) == 'mIoU'
+    assert report.find_metric([seg], 'aAcc') == 'aAcc'
+    assert report.find_metric([cls]) == 'accuracy/top1'
+    with pytest.raises(UserError, match='--metric: b, seed 0, has no number mIoU'):
+        report.find_metric([seg, cls])
+
+
+def test_picture(tmp_path):
+    results = [result(f'method {i}', seed, 20 + i + seed, backbone_trainable=max(0, i - 1) * 10**i)
+               for i in range(5) for seed in (0, 1)]
+    rows = report.summarise(results, 'mIoU', [f'method {i}' for i in range(5)])
+    import matplotlib.axes
+
+    with mock.patch.object(matplotlib.axes.Axes, 'errorbar', autospec=True,
+                           side_effect=matplotlib.axes.Axes.errorbar) as bars:
+        report.draw(rows, 'mIoU', tmp_path / 'a.svg')
+    drawn = [call.args[1:4] for call in bars.call_args_list]
+    assert drawn == [(row['backbone_trainable'], row['mean'], row['std']) for row in rows]
+    axes = bars.call_args.args[0]
+    places = [axes.transData.transform((x, 0))[0] for x in (0, 100, 2000, 30000)]
+    assert np.isfinite(places).all()  # 0 has a place on the axis
+    assert np.diff(places)[2] == pytest.approx(np.log10(15) / np.log10(20) * np.diff(places)[1])
+    report.draw(rows, 'mIoU', tmp_path / 'b.svg')
+    assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
+
+
+def test_call(tmp_path):
+    log, seen = tmp_path / 'log', []
+    text = "import os; print('Iter(train) [ 7/9]'); print(os.environ['OMP_NUM_THREADS'])"
+    runs.call(['-c', text], log, 3, seen.append)
+    assert log.read_text().splitlines() == ['Iter(train) [ 7/9]', '3'] and set(seen) <= {7}
+    with pytest.raises(UserError, match='-c failed, see .*log: KeyError: 5'):
+        runs.call(['-c', '{}[5]'], log, 1)
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(UserError, match='interrupted'):
+        runs.call(['-c', "import os, time; print(os.getpid(), flush=True); time.sleep(100)"],
+                  tmp_path / 'other', 1, stop=stop)
+    if (tmp_path / 'other').read_text():
+        with pytest.raises(ProcessLookupError, match='No such process'):
+            os.kill(int((tmp_path / 'other').read_text()), 0)
+
+
+def test_cost_counts_what_is_named(folder):
+    from vpt_dense import config
+    from vpt_dense.comparison import cost
+
+    cfg = config.load(str(folder / 'tiny_deep.py'))
+    stepped, tested = [], []
+    with mock.patch.object(torch.optim.SGD, 'step', autospec=True,
+                           side_effect=torch.optim.SGD.step) as optimizer:
+        cfg.test_dataloader.batch_size = 3
+        found = cost.measure(cfg, steps=2)
+    assert optimizer.call_count == 2 + cost.WARM_UP
+    assert not stepped and not tested
+    assert found['batch_size'] == 2 and found['test_batch_size'] == 3
+    assert found['image'] == [32, 32] and found['steps'] == 2 and not found['amp']
+
+
+@pytest.mark.slow  # processes of their own: a minute
+def test_sigterm_saves_and_the_next_call_goes_on(folder, tmp_path):
+    command = [
+        sys.executable, ROOT / 'tools/compare.py', folder / 'tiny_{method}.py', '--methods', 'deep',
+        '--work-dir', tmp_path / 'out', '--jobs', '1', '--no-measure', '--cfg-options',
+        'train_cfg.max_iters=400', 'train_cfg.val_interval=400',
+        'default_hooks.checkpoint.interval=400']
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    log = tmp_path / 'out/deep_seed0/output.log'
+    while process.poll() is None and not (log.exists() and 'Iter(train)' in log.read_text()):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, err.strip()) == (130, 'interrupted')
+    saved, = log.parent.glob('*.pth')
+    assert 0 < int(saved.stem.partition('_')[2]) < 400
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f'resuming from {saved}' in log.read_text()
+    assert json.loads((tmp_path / 'out/table.json').read_text())['rows'][0]['scores']

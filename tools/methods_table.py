@@ -1,0 +1,151 @@
+"""All methods as a table in Markdown: fragment, where it acts, what it fits, what it trains.
+
+``python tools/methods_table.py``
+``python tools/methods_table.py --update docs/methods.md``
+
+The rows are the files of configs/_base_/tuning; all columns come from building them.
+"""
+
+from pathlib import Path
+
+from vpt_dense import errors
+from vpt_dense.tuning import ADDED
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAGMENTS = ROOT / 'configs/_base_/tuning'
+HEADER = [
+    'fragment', 'where it acts', 'backbones', 'tasks', 'merges', 'ViT-B/16, 224 px',
+    'ViT-L/16, 512 px',
+]
+BEGIN = '<!-- made by: python tools/methods_table.py --update docs/methods.md -->'
+END = '<!-- end of the table -->'
+#: The columns that count: model and the folder whose fragments come first.
+MODELS = {'vit-b_cls.py': 'cls', 'setr-pup_vit-l.py': '.'}
+#: Small backbones of each family, to see which patterns of names fit them.
+FAMILIES = {
+    'ViT': dict(type='vpt_dense.PromptedVisionTransformer', arch='deit-tiny'),
+    'Swin': dict(type='vpt_dense.SwinTransformer', arch='tiny'),
+    'ResNet': dict(type='vpt_dense.ResNet', depth=50),
+    'ConvNeXt': dict(type='vpt_dense.ConvNeXt', arch='tiny'),
+}
+
+
+def build(backbone, tuning, preprocessor=None):
+    """A backbone with a method, without memory."""
+    from mmengine.config import Config
+
+    from vpt_dense import config, params
+
+    cfg = Config(dict(model=dict(backbone=backbone)))
+    cfg.merge_from_dict(dict(model=dict(backbone=tuning)))
+    cfg.model.data_preprocessor = preprocessor
+    config.resolve(cfg)
+    return params.build_without_memory(Config(dict(model=cfg.model.backbone)))
+
+
+def names():
+    """The fragments by name; those of classification alone at the end."""
+    both = sorted(path.stem for path in FRAGMENTS.glob('[!_]*.py'))
+    alone = sorted(path.stem for path in (FRAGMENTS / 'cls').glob('[!_]*.py'))
+    return both, [name for name in alone if name not in both]
+
+
+def row(name, tasks):
+    """A row of the table, as text."""
+    from mmengine.config import Config
+
+    tunings, counts = {}, []
+    for model_file, folder in MODELS.items():
+        files = [FRAGMENTS / folder / f'{name}.py', FRAGMENTS / f'{name}.py']
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            counts.append('-')
+            continue
+        tuning = tunings[model_file] = Config.fromfile(file).to_dict()['tuning']
+        model = Config.fromfile(ROOT / 'configs/_base_/models' / model_file).to_dict()['model']
+        try:
+            backbone = build(model['backbone'], tuning, model['data_preprocessor'])
+        except ValueError:  # the fragment is of another backbone
+            counts.append('-')
+            continue
+        counts.append(f'{sum(p.numel() for p in backbone.parameters() if p.requires_grad):,}')
+    where, parts = [], []
+    for key, kind in (('prompt', 'token prompt'), ('image_prompt', 'image prompt'),
+                      ('adapters', 'adapter')):
+        found = tuning.get(key) or []
+        for part in found if isinstance(found, list) else [found]:
+            where.append(f'{kind} `{part["type"].removeprefix("vpt_dense.")}`')
+            parts.append(part['type'])
+    added = [part for part in tuning.get('trainable') or ()
+             if not any(word in part for word in ('prompt', 'adapters'))]
+    if added or not where:
+        patterns = ', '.join(f'`{part}`' for part in added).replace('|', '\\|')  # | ends a cell
+        where.append(f'selection {patterns}' if added else 'nothing: the head alone')
+    folder_note = '' if tasks == 'both' else 'cls/'
+    return [
+        f'`{folder_note}{name}`', '; '.join(where), ', '.join(fitting(tuning, parts)),
+        'both' if tasks == 'both' else 'classification', merges(tuning, parts), *counts,
+    ]
+
+
+def fitting(tuning, parts):
+    """The families of backbones that a method fits."""
+    from mmengine.registry import MODELS as REGISTRY
+
+    found = []
+    for label, backbone in FAMILIES.items():
+        family = REGISTRY.get(backbone['type']).weights_family
+        if any(family not in REGISTRY.get(part).families for part in parts):
+            continue
+        # A pattern may match nothing there, an argument be unknown. Sizes, which may not fit these
+        # small backbones, are left to the classes' word.
+        if not parts or set(tuning) - {*ADDED, 'trainable'}:
+            try:
+                build(backbone, tuning)
+            except (ValueError, TypeError):
+                continue
+        found.append(label)
+    return found
+
+
+def merges(tuning, parts):
+    """Whether ``tools/delta.py fold`` leaves nothing of a method but weights."""
+    if not parts:
+        return '-'
+    adapters = build(FAMILIES['ViT'], dict(adapters=tuning.get('adapters'))).adapters
+    if len(adapters) < len(parts):
+        return 'adapters' if len(adapters) and all(a.mergeable for a in adapters) else 'no'
+    return 'yes' if all(adapter.mergeable for adapter in adapters) else 'no'
+
+
+def table():
+    """The table in Markdown."""
+    from vpt_dense import logging, params
+
+    logging.filter_warnings()
+    both, alone = names()
+    rows = [row(name, 'both') for name in both] + [row(name, 'cls') for name in alone]
+    return params.markdown_table(HEADER, rows, text_columns=5)
+
+
+def run():
+    """Command line."""
+    parser = errors.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--update', type=Path, metavar='FILE',
+                        help=f"put it between the lines '{BEGIN}' and '{END}' of a file")
+    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
+    args = parser.parse_args()
+    if args.update is None:
+        print(table())
+        return
+    text = args.update.read_text(encoding='utf-8')
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise errors.UserError(f"{args.update}: no lines '{BEGIN}' and '{END}' for the table")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    args.update.write_text(f'{before}{BEGIN}\n{table()}\n{END}{after}', encoding='utf-8')
+    print(args.update)
+
+
+if __name__ == '__main__':
+    errors.main(run)

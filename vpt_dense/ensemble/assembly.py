@@ -1,0 +1,165 @@
+"""An ensemble made of deltas that were trained one by one."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpt_dense import params
+from vpt_dense.ensemble import settings
+from vpt_dense.errors import UserError
+from vpt_dense.tuning import method_of
+from vpt_dense.weights import deltas, stored_config
+from vpt_dense.weights.base import KEY, Base, frozen_bases
+
+
+def assemble(paths: Sequence[str]) -> dict:
+    """Make one delta of several, whose prompts and heads become the members of an ensemble.
+
+    Args:
+        paths: Deltas, or checkpoints of runs without their frozen tensors; each of the same model
+            and method on the same pretrained weights.
+
+    Returns:
+        ``state_dict`` and ``meta``, a delta as :func:`vpt_dense.weights.deltas.extract` makes it;
+        ``meta['cfg']`` is the config of the ensemble and ``meta['members']`` says for each member
+        what its file says: ``seed``, ``iter``, ``epoch``, ``metric``, ``experiment_name``.
+
+    Raises:
+        UserError: If the files do not belong together; the message names the file.
+    """
+    if not paths:
+        raise UserError('an ensemble needs at least one delta')
+    checkpoints = [deltas.read(path) for path in paths]
+    configs = [
+        stored_config.parse(checkpoint['meta'].get('cfg'), path)
+        for checkpoint, path in zip(checkpoints, paths, strict=True)
+    ]
+    for path, checkpoint, cfg in zip(paths, checkpoints, configs, strict=True):
+        _check_model(path, cfg.get('model') or {}, paths[0], configs[0].get('model') or {})
+        _check_base(path, checkpoint['state_dict'], paths[0], checkpoints[0]['state_dict'])
+    cfg = configs[0]
+    cfg.pop('ensemble', None)  # a name that a config could have had
+    cfg.ensemble = dict(seeds=list(range(len(paths))))  # those of a further training
+    if cfg.get('optim_wrapper'):
+        cfg.optim_wrapper.clip_grad = None
+    settings.place(cfg)
+    with contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
+        model = params.build_without_memory(cfg)
+    bases = {
+        prefix: Base.from_tensor(checkpoints[0]['state_dict'][prefix + KEY]).without_path()
+        for prefix, _ in frozen_bases(model)
+    }
+    state = _join(paths, [checkpoint['state_dict'] for checkpoint in checkpoints])
+    state.update({prefix + KEY: base.to_tensor() for prefix, base in bases.items()})
+    counts = params.report(model)
+    first = checkpoints[0]['meta']
+    meta = {key: first[key] for key in ('dataset_meta',) if first.get(key) is not None}
+    meta.update(
+        format=deltas.FORMAT,
+        cfg=cfg.pretty_text,
+        method=method_of(cfg.model.backbone, model.backbone),
+        counts={key: counts[key] for key in ('trainable', 'total', 'percent')},
+        bases={prefix: dataclasses.asdict(base) for prefix, base in bases.items()},
+        members=[_told(checkpoint['meta']) for checkpoint in checkpoints],
+    )
+    return dict(state_dict=state, meta=meta)
+
+
+def _told(meta: dict[str, Any]) -> dict[str, Any]:
+    keys = ('seed', 'iter', 'epoch', 'metric', 'experiment_name')
+    return {key: meta[key] for key in keys if meta.get(key) is not None}
+
+
+def _check_model(path: str, model: dict, first_path: str, first: dict) -> None:
+    """Members are of one model; where its pretrained weights lie is no matter."""
+    backbone = model.get('backbone') or {}
+    if not backbone.get('prompt'):
+        raise UserError(f'{path} has no prompt: only sets of prompts make an ensemble')
+    if settings.is_ensemble(model):
+        raise UserError(f'{path} is an ensemble already; name the deltas of its members')
+    key = _difference(_comparable(model), _comparable(first), 'model')
+    if key:
+        raise UserError(
+            f'{path} is not of the same model and method as {first_path}: they differ in {key}'
+        )
+
+
+def _comparable(model: dict) -> dict:
+    """What must be the same; neither places of files nor what the machine chooses."""
+    backbone = {key: value for key, value in model['backbone'].items() if key != 'init_cfg'}
+    return {**model, 'backbone': backbone}
+
+
+def _difference(a: Any, b: Any, place: str) -> str:
+    """The first place, dotted, where two configs differ; empty: nowhere."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(key for key in b if key not in a)]:
+            if (key in a) != (key in b):
+                return f'{place}.{key}'
+            found = _difference(a[key], b[key], f'{place}.{key}')
+            if found:
+                return found
+        return ''
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return place
+        pairs = enumerate(zip(a, b, strict=True))
+        return next(filter(None, (_difference(*pair, f'{place}.{i}') for i, pair in pairs)), '')
+    # Batch norm has the same weights wherever a run was.
+    same = a == b or {str(a), str(b)} <= {'SyncBN', 'vpt_dense.CPUSyncBN'}
+    return '' if same else f'{place} ({a!r} and {b!r})'
+
+
+def _check_base(path: str, state: dict, first_path: str, first: dict) -> None:
+    """Members stand on the same frozen tensors."""
+    records = [
+        {name: Base.from_tensor(tensor) for name, tensor in each.items() if name.endswith(KEY)}
+        for each in (state, first)
+    ]
+    if not records[0]:
+        raise UserError(
+            f'{path} does not say which pretrained weights it builds on; make a delta of it with '
+            'tools/delta.py extract'
+        )
+    found, wanted = ({name: base.sha256 for name, base in each.items()} for each in records)
+    if found != wanted:
+        raise UserError(
+            f'{path} builds on other pretrained weights than {first_path}: the SHA-256 of the '
+            f'frozen tensors is {", ".join(found.values())}, not {", ".join(wanted.values())}'
+        )
+
+
+def _join(paths: Sequence[str], states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Put the tensors of each member where the ensemble has them."""
+    joined: dict[str, Tensor] = {}
+    for i, (path, state) in enumerate(zip(paths, states, strict=True)):
+        for name, tensor in state.items():
+            if name.endswith(KEY):
+                continue
+            own = _name(name, i)
+            if own in joined and not torch.equal(joined[own], tensor):
+                raise UserError(
+                    f'{path}: {name} differs from that of {paths[0]}, but the members of an '
+                    'ensemble share it; only prompts and heads may be tuned'
+                )
+            joined[own] = tensor
+    return joined
+
+
+def _name(name: str, member: int) -> str:
+    """What a tensor of a single model is called in an ensemble."""
+    parts = name.split('.')
+    if parts[:2] == ['backbone', 'prompt']:
+        place = 2
+    elif parts[0] == 'auxiliary_head' and parts[1].isdigit():
+        place = 2
+    elif parts[0] in settings.PARTS:
+        place = 1
+    else:
+        return name
+    return '.'.join([*parts[:place], 'members', str(member), *parts[place:]])
