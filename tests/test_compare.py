@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from test_tools import image_leaf  # noqa: F401  (a fixture)
 from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from utils import ROOT, randomise, tiny_vit
 
@@ -74,20 +75,27 @@ def compare(folder, capfd, monkeypatch):
 
     monkeypatch.setattr(runs, 'call', call)
 
-    def run(*arguments):
+    def run(*arguments, pattern=folder / 'tiny_{method}.py'):
         calls.clear()
         outcome = run_tool(
-            capfd, 'compare', folder / 'tiny_{method}.py', '--work-dir', folder / 'out', '--jobs',
-            1, '--amp', 'off', '--steps', 1, *arguments)
+            capfd, 'compare', pattern, '--work-dir', pattern.parent / 'out', '--jobs', 1, '--amp',
+            'off', '--steps', 1, *arguments)
         return outcome, list(calls)
 
     return run
 
 
-# The order of these matters: each goes on where the one before has stopped.
+@pytest.mark.slow  # some thirty calls of tools
+def test_runs_tables_and_resuming(compare, folder):
+    """One test: each step goes on where the one before has stopped."""
+    runs_and_tables(compare, folder)
+    nothing_is_repeated(compare, folder)
+    another_seed_and_another_setting(compare, folder)
+    measure_only_takes_finished_runs(compare, folder)
+    an_interrupted_run_goes_on(compare, folder)
 
 
-def test_runs_and_tables(compare, folder):
+def runs_and_tables(compare, folder):
     outcome, calls = compare('--seeds', 0, 1)
     assert outcome.code == 2
     assert calls == [*['train', 'test', 'delta', 'train', 'train', 'test', 'delta'] * 2,
@@ -132,7 +140,7 @@ def test_runs_and_tables(compare, folder):
     assert '<!-- deep -->' in picture and '<!-- shallow -->' in picture
 
 
-def test_nothing_is_repeated(compare, folder):
+def nothing_is_repeated(compare, folder):
     before = json.loads((folder / 'out/table.json').read_text())
     outcome, calls = compare('--seeds', 0, 1, '--methods', 'shallow', 'deep')
     assert (outcome.code, calls) == (0, [])
@@ -140,7 +148,7 @@ def test_nothing_is_repeated(compare, folder):
     assert after['rows'] == before['rows'][::-1] and after['failures'] == {}
 
 
-def test_another_seed_and_another_setting(compare, folder):
+def another_seed_and_another_setting(compare, folder):
     outcome, calls = compare('--seeds', 2, '--methods', 'deep', '--no-measure')
     assert (outcome.code, calls) == (0, ['train', 'test', 'delta'])
     row, = json.loads((folder / 'out/table.json').read_text())['rows']
@@ -154,15 +162,19 @@ def test_another_seed_and_another_setting(compare, folder):
     assert 'resuming' not in log and 'lr: 5.0000e-01' in log.partition('lr: 1.0000e-03')[2]
 
 
-def test_measure_only_takes_finished_runs(compare, folder):
+def measure_only_takes_finished_runs(compare, folder):
     outcome, calls = compare('--seeds', 0, 5, '--methods', 'deep', 'shallow', '--measure-only')
     assert (outcome.code, calls) == (0, [])  # measured before
     rows = json.loads((folder / 'out/table.json').read_text())['rows']
     assert [(row['method'], row['seeds']) for row in rows] == [('deep', [0]), ('shallow', [0])]
     assert rows[0]['train_ms'] > 0
+    outcome, calls = compare('--methods', 'deep', '--measure-only', '--metric', 'mIou')
+    assert outcome.code == 2 and outcome.err.count('\n') == 1
+    assert '--metric: deep, seed 0, has no number mIou; its metrics: aAcc, mIoU' in outcome.err
+    assert "did you mean 'mIoU'" in outcome.err
 
 
-def test_an_interrupted_run_goes_on(compare, folder):
+def an_interrupted_run_goes_on(compare, folder):
     run = folder / 'out/deep_seed1'
     done = json.loads((run / 'run.json').read_text())
     # As a run is left that was killed behind its first checkpoint.
@@ -184,13 +196,29 @@ def test_an_interrupted_run_goes_on(compare, folder):
     assert (outcome.code, calls) == (0, ['test', 'delta'])  # training had ended
 
 
+def test_classification(compare, image_leaf):  # noqa: F811
+    outcome, calls = compare(pattern=image_leaf.parent / '{method}.py')
+    assert (outcome.code, calls) == (0, ['train', 'test', 'cost'])  # no weights, so no delta
+    out = image_leaf.parent / 'out'
+    table = json.loads((out / 'table.json').read_text())
+    assert table['metric'] == 'accuracy/top1'
+    row, = table['rows']
+    test = json.loads((out / 'images_seed0/test.json').read_text())
+    assert row['mean'] == test['metrics']['accuracy/top1'] and row['test_ms'] > 0
+    assert row['disk_megabytes'] == Path(test['checkpoint']).stat().st_size / 1e6
+    assert '| '.join(['', *report.cells(row)]) in (out / 'table.md').read_text().replace(' |', '|')
+    record, = csv.DictReader((out / 'table.csv').open())
+    assert [float(record[key]) for key in ('mean', 'train_ms')] == [row['mean'], row['train_ms']]
+    before = (out / 'table.json').read_text()
+    outcome, calls = compare(pattern=image_leaf.parent / '{method}.py')
+    assert (outcome.code, calls) == (0, []) and (out / 'table.json').read_text() == before
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--methods', 'deeep'], "--methods deeep: no config .*tiny_deeep.py; did you mean 'deep'"),
     (['--seeds', '0', '0'], r'--seeds must be different and not negative, found \[0, 0\]'),
     (['--jobs', '0'], '--jobs must be at least 1, found 0'),
     (['--steps', '0'], '--steps must be at least 1, found 0'),
-    (['--methods', 'deep', '--metric', 'mIou', '--measure-only'],
-     "--metric: deep, seed 0, has no number mIou; .*mIoU.*; did you mean 'mIoU'"),
 ])
 def test_errors(compare, arguments, message):
     outcome, calls = compare(*arguments)
@@ -278,13 +306,11 @@ def test_cost_counts_what_is_named(folder):
     from vpt_dense.comparison import cost
 
     cfg = config.load(str(folder / 'tiny_deep.py'))
-    stepped, tested = [], []
     with mock.patch.object(torch.optim.SGD, 'step', autospec=True,
                            side_effect=torch.optim.SGD.step) as optimizer:
         cfg.test_dataloader.batch_size = 3
         found = cost.measure(cfg, steps=2)
     assert optimizer.call_count == 2 + cost.WARM_UP
-    assert not stepped and not tested
     assert found['batch_size'] == 2 and found['test_batch_size'] == 3
     assert found['image'] == [32, 32] and found['steps'] == 2 and not found['amp']
 

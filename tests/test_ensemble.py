@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import mmengine.dataset.sampler
 import pytest
@@ -14,7 +17,7 @@ from resume_runs import differences, final, settings, train
 from test_deltas import leaf_of, save_base
 from test_deltas import train as train_leaf
 from tool_helpers import run_tool, tiny_folder
-from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise, tiny_vit
+from utils import CONFIGS, ROOT, TINY_ARCH, images, make_ade_folder, randomise, tiny_vit
 
 from vpt_dense import config, files
 from vpt_dense.engine import seeding
@@ -56,7 +59,7 @@ def build_model(task: str, seeds=None, seed: int = 0):
     cfg = model_config(task)
     if seeds is not None:
         ensemble_settings.wrap(cfg, seeds)
-    return randomise(MODELS.build(cfg.to_dict()), seed)
+    return randomise(MODELS.build(cfg._cfg_dict), seed)
 
 
 def shown(model) -> dict:
@@ -181,7 +184,7 @@ def test_a_member_starts_by_its_seed_alone(task):
         torch.manual_seed(run_seed)
         cfg = model_config(task)
         ensemble_settings.wrap(cfg, seeds)
-        model = MODELS.build(cfg.to_dict())
+        model = MODELS.build(cfg._cfg_dict)
         model.init_weights()
         return model.state_dict()
 
@@ -200,7 +203,7 @@ def test_heads_of_one_member_start_differently():
     cfg = model_config('seg')
     cfg.auxiliary_head.append(dict(cfg.auxiliary_head[0], in_index=1))
     ensemble_settings.wrap(cfg, [0])
-    model = MODELS.build(cfg.to_dict())
+    model = MODELS.build(cfg._cfg_dict)
     model.init_weights()
     first, second = (head.members[0].conv_seg.weight for head in model.auxiliary_head)
     assert first.shape == second.shape and not torch.equal(first, second)
@@ -211,21 +214,26 @@ def data(tmp_path_factory):
     return make_ade_folder(tmp_path_factory.mktemp('data'), num_images=7, size=(48, 48))
 
 
-NO_DROPOUT = {'model.backbone.prompt.dropout': 0.0}
+#: Dropout draws from what an iteration of the whole run draws from.
+NO_DROPOUT = {'model.backbone.prompt.dropout': 0.0, 'model.auxiliary_head.0.dropout_ratio': 0.0}
 
 
-@pytest.mark.parametrize('loop', ['iter', 'epoch'])
+@pytest.mark.parametrize('loop', ['iter', pytest.param('epoch', marks=pytest.mark.slow)])
 def test_a_run_of_two_equals_two_runs(tmp_path, data, loop):
     """Same starts, same images in the same order with the same augmentation, same schedule."""
+    short = {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 100,
+             'default_hooks.checkpoint.interval': 4} if loop == 'iter' else {}
     for name, seeds in (('both', [5, 3]), ('5', [5]), ('3', [3])):
-        train(settings(tmp_path / name, data, loop, **{'ensemble.seeds': seeds}, **NO_DROPOUT))
+        options = {'ensemble.seeds': seeds, **NO_DROPOUT, **short}
+        train(settings(tmp_path / name, data, loop, **options))
+    last = 'iter_4.pth' if short else 'iter_8.pth'
     both, *singles = (
-        files.read(tmp_path / name / 'iter_8.pth')['state_dict'] for name in ('both', '5', '3'))
+        files.read(tmp_path / name / last)['state_dict'] for name in ('both', '5', '3'))
     for j, single in enumerate(singles):
         compared = 0
         for name, tensor in single.items():
             own = name.replace('members.0', f'members.{j}')
-            torch.testing.assert_close(both[own], tensor, atol=1e-6, rtol=1e-5, msg=name)
+            torch.testing.assert_close(both[own], tensor, atol=1e-6, rtol=1e-5)
             compared += '.members.' in name
         assert compared > 5
     assert not torch.equal(singles[0]['backbone.prompt.members.0.tokens'],
@@ -233,6 +241,7 @@ def test_a_run_of_two_equals_two_runs(tmp_path, data, loop):
 
 
 @pytest.mark.parametrize(('loop', 'stop', 'workers'), [('iter', 5, 2), ('epoch', 6, 0)])
+@pytest.mark.slow
 def test_a_resumed_ensemble_ends_where_the_uninterrupted_one_does(
         tmp_path, data, loop, stop, workers):
     def run(name, workers=0, **kwargs):
@@ -599,7 +608,7 @@ def members(tmp_path_factory):
 
 def logits_of(path, batch) -> torch.Tensor:
     checkpoint = deltas.read(str(path))
-    cfg = Config(deltas.stored_config.parse(checkpoint['meta']['cfg'], str(path)))
+    cfg = deltas.stored_config.parse(checkpoint['meta']['cfg'], str(path))
     model = deltas.load(cfg, checkpoint, str(path))
     return probabilities('seg', model, batch)
 
@@ -698,5 +707,22 @@ def test_ensembles_are_no_members(members, tmp_path):
         assembly.assemble([out])
     with pytest.raises(UserError, match='an ensemble needs at least one delta'):
         assembly.assemble([])
-    with pytest.raises(UserError, match='ensemble'):
+    with pytest.raises(UserError, match='the 2 sets of PromptEnsemble have keys and values of'):
         deltas.fold(out)
+
+
+@pytest.mark.parametrize('more', [[], ['--seg']], ids=['cls', 'seg'])
+def test_the_benchmark_prints_the_cost_beside_separate_passes(tmp_path, more):
+    file = tmp_path / 'figures.json'
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/benchmark/ensemble.py'), '--arch', 'deit-tiny',
+         '--layers', '2', '--img-size', '32', '--batch', '2', '--members', '3', '--rounds', '2',
+         '--json', str(file), *more],
+        capture_output=True, text=True, check=False, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())['figures']['rows']
+    assert [row['way'] for row in rows] == ['one member', '3 passes', 'one pass']
+    assert all(len(row['seconds']) == 2 for row in rows)
+    assert all(row['difference'] < 1e-5 for row in rows)
+    for row in rows:
+        assert row['way'] in done.stdout

@@ -1,17 +1,20 @@
 """A pretrained classifier whose classes stand for those of the data."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
 from test_classification import make_image_folder, tiny_folder
+from tool_helpers import forget_runs
 from utils import CONFIGS, randomise
 
 from vpt_dense import config, files
 from vpt_dense.engine.runner import Runner
 from vpt_dense.errors import UserError
+from vpt_dense.hooks import label_mapping_hook
 from vpt_dense.weights import deltas
 
 LEAF = CONFIGS / 'vpt' / 'resnet-50_lor-vp-ilm_imagefolder.py'
@@ -118,7 +121,7 @@ def run(tmp_path, **more):
     cfg = config.load(str(LEAF), overrides(tmp_path, **more))
     runner = Runner.from_cfg(cfg)
     runner.train()
-    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
     return runner, re.findall(r'label mapping: (\d+) of (\d+)', log)
 
 
@@ -160,6 +163,30 @@ def test_the_frequencies_are_those_of_the_training_images(tmp_path, monkeypatch)
                 model.extract_feat(x)[-1]).argmax()] += 1
     assert len(seen) == 1 and torch.equal(seen[0], counts)
     assert counts.sum() == 12 and (counts.sum(1) == 4).all()
+    # Each of two processes counts half of the images.
+    monkeypatch.setattr(label_mapping_hook, 'get_world_size', lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(label_mapping_hook, 'get_rank', lambda rank=rank: rank)
+        label_mapping_hook.LabelMappingHook().find(runner)
+    assert seen[1].sum() == seen[2].sum() == 6 and torch.equal(seen[1] + seen[2], counts)
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
+    """From the end of an epoch, and from its middle, where no mapping is to be found."""
+    often = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.interval': 2,
+             'default_hooks.checkpoint.by_epoch': False,
+             'default_hooks.checkpoint.max_keep_ckpts': -1}
+    whole, found = run(tmp_path, **often)
+    assert len(found) == 2
+    for iteration, times in ((4, 0), (2, 1)):  # an epoch is three iterations
+        forget_runs()
+        folder = tmp_path / f'from_{iteration}'
+        again, found = run(tmp_path, **often, **{
+            'resume': True, 'load_from': str(tmp_path / 'run' / f'iter_{iteration}.pth'),
+            'work_dir': str(folder)})  # fmt: skip
+        assert len(found) == times
+        state = again.model.state_dict()
+        assert all(torch.equal(t, state[n]) for n, t in whole.model.state_dict().items())
 
 
 def test_a_checkpoint_holds_prompt_head_and_mapping(tmp_path, mmpretrain_scope):

@@ -5,6 +5,9 @@ import torch
 from test_reference import TOLERANCE, ours, prompt_tensors, read, under
 from utils import images, randomise, tiny_vit
 
+from vpt_dense.errors import UserError
+from vpt_dense.weights import deltas
+
 DEEP = dict(type='vpt_dense.TokenPrompt', num_tokens=5, deep=True)
 SHALLOW = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
 PREFIXES = {'abl_pool_img_pool': 'transformer.', 'mae_deep_img_pool': ''}
@@ -113,6 +116,12 @@ def test_without_a_prompt_it_is_the_mean_of_patches():
 def test_a_pool_that_cannot_be_fails_when_it_is_built(kwargs, message):
     with pytest.raises(ValueError, match=message):
         tiny_vit(**kwargs)
+
+
+def test_pooled_prompts_are_not_folded():
+    model = tiny_vit(prompt=DEEP, out_type='avg_tokens', pool='prompts')
+    with pytest.raises(UserError, match=r'run\.pth: prompts that enter block 3 flow on'):
+        deltas._fold_prompt(model, 'run.pth')
 
 
 def test_prompts_that_end_before_the_pool_are_told():

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from methods import build_at_start
 from mmengine.config import Config
 from test_reference import TOLERANCE, ours, read, under
 from utils import images, randomise, tiny_vit
 
 from vpt_dense import config
+from vpt_dense.errors import UserError
+from vpt_dense.weights import deltas
 
 ADD = dict(type='vpt_dense.AddPrompt')
 PIXELS = dict(type='vpt_dense.PixelPrompt', num_tokens=5)
@@ -138,8 +141,6 @@ def test_what_cannot_be_merged_says_so(kwargs):
 
 
 def test_add_fits_no_swin():
-    from methods import build_at_start
-
     with pytest.raises(ValueError, match=r'adapters.* AddPrompt fits backbones of .* vit'):
         build_at_start(dict(adapters=[ADD]), 'swin', 'cls')
 
@@ -198,6 +199,11 @@ def test_pixels_become_patches_of_the_backbone(kwargs):
     out.sum().backward()
     assert model.prompt.pixels.grad.abs().amin() > 0
     assert projection.weight.grad is None
+
+
+def test_pixels_are_not_folded():
+    with pytest.raises(UserError, match=r'run\.pth: prompts that enter block 0 flow on'):
+        deltas._fold_prompt(tiny_vit(prompt=PIXELS), 'run.pth')
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tool_helpers import run_tool, tiny_folder
+from tool_helpers import run_tool
 from torch import Tensor, nn
-from utils import CONFIGS, images, randomise
+from utils import CONFIGS, images, make_ade_folder, randomise
 
 from vpt_dense import config, files, params
 from vpt_dense.adapters import Adapter
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.weights import load_pretrained
+from vpt_dense.weights.base import KEY
 
 DATA = Path(__file__).parent / 'data' / 'reference'
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -452,7 +453,7 @@ def test_counts_and_features_of_the_classification_leaves(mmpretrain_scope, meth
     cfg = config.load(str(CONFIGS / f'vpt/swin-b_{method}_imagefolder.py'))
     counts = params.count(params.build_without_memory(cfg))
     trains = {part: trainable for part, (trainable, _) in counts.items()}
-    assert trains.pop('head') == 1025 * 1000
+    assert trains.pop('classification head') == 1025 * 1000
     assert sum(trains.values()) == wanted_of_backbone('b', method, dense=False)
 
     cfg.model.backbone.update(arch=ARCH, init_cfg=None, img_size=64, window_size=4,
@@ -481,13 +482,13 @@ dataset = dict(data_root='{folder}/data')
 _load = dict(type='LoadImageFromFile')
 _train = [
     _load, dict(type='LoadAnnotations'),
-    dict(type='RandomCrop', crop_size=(32, 32)), dict(type='PackSegInputs')]
+    dict(type='RandomCrop', crop_size=(64, 64)), dict(type='PackSegInputs')]
 _test = [_load, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 model = dict(
-    data_preprocessor=dict(size=(32, 32)),
+    data_preprocessor=dict(size=(64, 64)),
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8]),
-        img_size=(32, 32), window_size=4, init_cfg=dict(checkpoint='{folder}/base.pth')),
+        img_size=(64, 64), window_size=4, init_cfg=dict(checkpoint='{folder}/base.pth')),
     decode_head=dict(in_channels=[16, 32, 64, 128], channels=8),
     auxiliary_head=dict(in_channels=64, channels=8))
 train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(pipeline=_train))
@@ -499,27 +500,29 @@ default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=-1), logger=dict
 """
 
 
-@pytest.mark.parametrize('method', ['deep', 'head'])
-def test_a_small_upernet_trains(tmp_path, capfd, method):
+def test_a_small_upernet_trains(tmp_path, capfd):
     """From weights that hold the last norm alone; what trains is what changes and is stored."""
-    tiny_folder(tmp_path / 'data')
+    make_ade_folder(tmp_path / 'data')
     base = {n: t for n, t in swin().float().state_dict().items()
             if not n.startswith(('norm0', 'norm1', 'norm2'))}  # fmt: skip
     torch.save(base, tmp_path / 'base.pth')
     leaf = tmp_path / 'leaf.py'
-    leaf.write_text(LEAF.format(
-        base=CONFIGS / f'vpt/upernet_swin-b_{method}_ade20k.py', folder=tmp_path))
+    upernet = CONFIGS / 'vpt/upernet_swin-b_deep_ade20k.py'
+    leaf.write_text(LEAF.format(base=upernet, folder=tmp_path))
     done = run_tool(capfd, 'train', leaf)
     assert done.code == 0, done.err
     first, second = (files.read(str(tmp_path / f'work/iter_{i}.pth'))['state_dict'] for i in (1, 2))
     stored = {n.removeprefix('backbone.') for n in second if n.startswith('backbone.')}
     norms = {f'norm{s}.{kind}' for s in range(4) for kind in ('weight', 'bias')}
-    prompts = {f'prompt.stages.{s}.tokens' for s in range(4)} if method == 'deep' else set()
-    assert norms | prompts == {n for n in stored if not n.startswith('_')}
+    prompts = {f'prompt.stages.{s}.tokens' for s in range(4)}
+    assert stored == norms | prompts | {KEY}
     changed = {n for n in norms | prompts
                if not torch.equal(first[f'backbone.{n}'], second[f'backbone.{n}'])}  # fmt: skip
     assert changed == norms | prompts
-    done = run_tool(capfd, 'count_params', leaf)
-    assert done.code == 0 and ('240' in done.out)
+    done = run_tool(capfd, 'count_params', leaf, '--json')
+    (report,) = json.loads(done.out).values()
+    trains = {part: line['trainable'] for part, line in report['parts'].items()}
+    widths = 16 + 32 + 64 + 128
+    assert (trains['backbone'], trains['prompt']) == (2 * widths, 10 * 2 * widths)
     done = run_tool(capfd, 'test', leaf, tmp_path / 'work/iter_2.pth')
     assert done.code == 0 and 'mIoU' in done.out

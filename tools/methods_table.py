@@ -23,8 +23,14 @@ END = '<!-- end of the table -->'
 MODELS = {'vit-b_cls.py': 'cls', 'setr-pup_vit-l.py': '.'}
 #: Small backbones of each family, to see which patterns of names fit them.
 FAMILIES = {
-    'ViT': dict(type='vpt_dense.PromptedVisionTransformer', arch='deit-tiny'),
-    'Swin': dict(type='vpt_dense.SwinTransformer', arch='tiny'),
+    'ViT': dict(
+        type='vpt_dense.PromptedVisionTransformer',
+        arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
+    ),
+    'Swin': dict(
+        type='vpt_dense.SwinTransformer',
+        arch=dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]),
+    ),
     'ResNet': dict(type='vpt_dense.ResNet', depth=50),
     'ConvNeXt': dict(type='vpt_dense.ConvNeXt', arch='tiny'),
 }
@@ -54,14 +60,14 @@ def row(name, tasks):
     """A row of the table, as text."""
     from mmengine.config import Config
 
-    tunings, counts = {}, []
+    counts, backbone = [], None
     for model_file, folder in MODELS.items():
         files = [FRAGMENTS / folder / f'{name}.py', FRAGMENTS / f'{name}.py']
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             counts.append('-')
             continue
-        tuning = tunings[model_file] = Config.fromfile(file).to_dict()['tuning']
+        tuning = Config.fromfile(file).to_dict()['tuning']
         model = Config.fromfile(ROOT / 'configs/_base_/models' / model_file).to_dict()['model']
         try:
             backbone = build(model['backbone'], tuning, model['data_preprocessor'])
@@ -84,7 +90,7 @@ def row(name, tasks):
     folder_note = '' if tasks == 'both' else 'cls/'
     return [
         f'`{folder_note}{name}`', '; '.join(where), ', '.join(fitting(tuning, parts)),
-        'both' if tasks == 'both' else 'classification', merges(tuning, parts), *counts,
+        'both' if tasks == 'both' else 'classification', merges(parts, backbone), *counts,
     ]
 
 
@@ -108,14 +114,14 @@ def fitting(tuning, parts):
     return found
 
 
-def merges(tuning, parts):
+def merges(parts, backbone):
     """Whether ``tools/delta.py fold`` leaves nothing of a method but weights."""
     if not parts:
         return '-'
-    adapters = build(FAMILIES['ViT'], dict(adapters=tuning.get('adapters'))).adapters
-    if len(adapters) < len(parts):
-        return 'adapters' if len(adapters) and all(a.mergeable for a in adapters) else 'no'
-    return 'yes' if all(adapter.mergeable for adapter in adapters) else 'no'
+    adapters = [] if backbone is None else list(backbone.adapters)
+    if not adapters or not all(adapter.mergeable for adapter in adapters):
+        return 'no'
+    return 'yes' if len(adapters) == len(parts) else 'adapters'
 
 
 def table():

@@ -64,7 +64,9 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     - it overrides one of :meth:`before_block`, :meth:`after_attention`, :meth:`after_block` and
       :meth:`after_backbone`, which every backbone calls.
 
-    It keeps no reference to the backbone. Its parameters begin with ``adapters.<index>.``.
+    It keeps no reference to the backbone; layers whose weights it shares stand in a tuple, where
+    they are no submodules and copies of the backbone have their own (:class:`CVPT
+    <vpt_dense.adapters.CVPT>`). Its parameters begin with ``adapters.<index>.``.
 
     Args:
         backbone: Filled in by the backbone.

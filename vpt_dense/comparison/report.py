@@ -190,7 +190,7 @@ def draw(rows: Sequence[Mapping[str, Any]], metric: str, out: Path) -> None:
         colour = _COLOURS[index % len(_COLOURS)]
         axes.errorbar(x, y, spread, color=colour, marker=_MARKS[index % len(_MARKS)],
                       markersize=5, capsize=2)
-        points.append((row['method'], x, y, colour))
+        points.append((row['method'], x, y, spread, colour))
     axes.set(xlabel='trainable parameters beside the head (0: the head alone)',
              ylabel=f'{metric} (test)')
     axes.grid(color='0.9')
@@ -201,18 +201,29 @@ def draw(rows: Sequence[Mapping[str, Any]], metric: str, out: Path) -> None:
     pyplot.close(figure)
 
 
-def _label(figure: Any, axes: Any, points: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write names beside points, where they cover neither points nor one another."""
+def _label(figure: Any, axes: Any, points: Sequence[tuple]) -> None:
+    """Write names beside points, where they cover neither points nor one another.
+
+    Args:
+        figure: The figure.
+        axes: Its axes, with all points drawn.
+        points: (name, x, y, half the length of the error bar, colour) of each.
+    """
+    import numpy as np
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # settles the layout: from here on sizes are known
     scale = figure.dpi / 72
     centres = [axes.transData.transform(point[1:3]) for point in points]
-    taken = [Bbox([centre - 4 * scale, centre + 4 * scale]) for centre in centres]
+    taken = []
+    for (_, x, y, spread, _), centre in zip(points, centres, strict=True):
+        bar = axes.transData.transform((x, y + spread))[1] - centre[1]
+        reach = np.array([4 * scale, max(4 * scale, bar + 2 * scale)])
+        taken.append(Bbox([centre - reach, centre + reach]))
     # Offsets in points: beside first, then up and down, then further away.
     offsets = [(side * (7 + 8 * far), 10 * sign * step) for far in range(4)
                for step in range(3 + 2 * far) for sign in (1, -1) for side in (1, -1)]
-    for (name, x, y, colour), centre in zip(points, centres, strict=True):
+    for (name, x, y, _, colour), centre in zip(points, centres, strict=True):
         text = axes.annotate(name, (x, y), offsets[0], textcoords='offset points', va='center',
                              fontsize='small', color=colour)
         extent = text.get_window_extent()

@@ -68,7 +68,8 @@ def place(cfg: Config) -> None:
 
 def is_ensemble(model: dict) -> bool:
     """Whether the config of a model is one of an ensemble."""
-    return ((model.get('backbone') or {}).get('prompt') or {}).get('type') == PROMPT
+    prompt = (model.get('backbone') or {}).get('prompt')
+    return isinstance(prompt, dict) and prompt.get('type') == PROMPT
 
 
 def wrap(model: dict, seeds: list[int]) -> None:

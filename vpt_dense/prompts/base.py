@@ -35,7 +35,9 @@ class Prompt(BaseModule, metaclass=ABCMeta):
 
     A prompt knows no backbone: it is told the width and depth that it serves when the backbone
     builds it (``embed_dims``, ``num_layers``, ``num_heads`` and ``patch_size`` are filled in), and
-    where its tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``).
+    where its tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``). A
+    backbone of several widths builds one prompt for each
+    (:class:`vpt_dense.prompts.StagePrompts`, which says what a prompt needs for that).
 
     Attributes:
         families: The backbones that it fits, by their ``weights_family``; others refuse it.

@@ -556,15 +556,16 @@ def _fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[i
     half = backbone.frozen_dtype
     with torch.no_grad(), torch.autocast('cpu', half, enabled=half is not None):
         x = backbone.pos_embed.new_zeros(1, 1, backbone.embed_dims)  # tells type and device only
+        prepared = prompt.prepare(backbone._embed)
         for i in range(len(backbone.layers)):
             if i in backbone.keys_values_layers:
                 folded[i] = backbone.prompt_keys_values(x, i)
-            elif (tokens := prompt(x, i)) is not None and tokens.shape[1]:
+            elif (tokens := prompt(x, i, prepared)) is not None and tokens.shape[1]:
                 raise UserError(
                     f'{path}: prompts that enter block {i} flow on through the blocks behind it as '
                     'tokens, so that keys and values are not all they do (VPT-shallow, a depth '
-                    "range with keep_outputs=True, or prompts_as='tokens'); use tools/delta.py "
-                    'merge'
+                    "range with keep_outputs=True, prompts_as='tokens', or a pool of prompts); use "
+                    'tools/delta.py merge'
                 )
             elif prompt.keys_values(i) is not None:
                 folded[i] = prompt.keys_values(i)
