@@ -116,7 +116,7 @@ def test_count_of_prompts_and_biases_together():
 def test_every_leaf_is_there():
     # A fourth part names a backbone (test_named_backbones.py).
     names = {path.stem for path in VPT.glob('vit-*.py') if path.stem.count('_') == 2}
-    assert names == {
+    assert names >= {
         f'vit-{arch}_{tuning}_{data}'
         for arch in 'bl'
         for tuning in TUNINGS

@@ -320,8 +320,8 @@ def test_sigterm_saves_and_the_next_call_goes_on(folder, tmp_path):
     command = [
         sys.executable, ROOT / 'tools/compare.py', folder / 'tiny_{method}.py', '--methods', 'deep',
         '--work-dir', tmp_path / 'out', '--jobs', '1', '--no-measure', '--cfg-options',
-        'train_cfg.max_iters=400', 'train_cfg.val_interval=400',
-        'default_hooks.checkpoint.interval=400']
+        'train_cfg.max_iters=100', 'train_cfg.val_interval=100',
+        'default_hooks.checkpoint.interval=100']
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     log = tmp_path / 'out/deep_seed0/output.log'
     while process.poll() is None and not (log.exists() and 'Iter(train)' in log.read_text()):
@@ -330,7 +330,7 @@ def test_sigterm_saves_and_the_next_call_goes_on(folder, tmp_path):
     _, err = process.communicate(timeout=100)
     assert (process.returncode, err.strip()) == (130, 'interrupted')
     saved, = log.parent.glob('*.pth')
-    assert 0 < int(saved.stem.partition('_')[2]) < 400
+    assert 0 < int(saved.stem.partition('_')[2]) < 100
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f'resuming from {saved}' in log.read_text()

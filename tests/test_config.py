@@ -11,7 +11,7 @@ from tool_helpers import write_leaf
 from torch._utils import ExceptionWrapper
 from utils import CONFIGS
 
-from vpt_dense import config, preflight
+from vpt_dense import config, params, preflight
 from vpt_dense.engine import checkpoints
 from vpt_dense.errors import UserError, explain, main
 
@@ -19,9 +19,11 @@ SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob('[!_]*/[!_]*.
 
 
 @pytest.mark.parametrize('path', SHIPPED)
-def test_every_shipped_config_loads(path):
+def test_every_shipped_config_loads_and_builds(path):
     cfg = config.load(str(CONFIGS / path))
     assert {'model', 'train_dataloader', 'optim_wrapper', 'default_scope'} <= set(cfg)
+    counts = params.count(params.build_without_memory(cfg))
+    assert 0 < params.add_up(counts)[0] <= params.add_up(counts)[1]
 
 
 def segmentation(**dataset) -> Config:

@@ -292,7 +292,7 @@ def _place_number_of_classes(model: dict) -> None:
     """Replace ``num_tokens='classes'`` of a prompt."""
     prompt = (model.get('backbone') or {}).get('prompt') or {}
     parts = heads(model)
-    if prompt.get('num_tokens') == 'classes' and parts:
+    if isinstance(prompt, dict) and prompt.get('num_tokens') == 'classes' and parts:
         prompt['num_tokens'] = parts[0]['num_classes']
 
 
