@@ -73,9 +73,42 @@ HEADS = """
 model['decode_head']['num_classes'] = 151
 model['auxiliary_head'][0]['num_classes'] = 151
 """
+#: A method in place of the leaf's prompt.
+METHOD = """
+model['backbone'].pop('prompt', None)
+model['backbone'].pop('trainable', None)
+model['backbone'].update({})
+"""
 WEIGHTS = """
 model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='{}')
 """
+SWIN = dict(
+    _delete_=True, type='vpt_dense.SwinTransformer', img_size=32, window_size=4,
+    arch=dict(embed_dims=32, depths=[1, 1], num_heads=[2, 2]), out_indices=(0, 1))
+METHOD_CASES = [
+    ('adapter-type', METHOD.format("adapters=[dict(type='vpt_dense.LoRa')]"),
+     r"unknown type 'vpt_dense.LoRa'.*did you mean 'vpt_dense.LoRA'"),
+    ('adapters-dict', METHOD.format("adapters=dict(type='vpt_dense.LoRA')"),
+     r'adapters must be a list of dicts'),
+    ('lora-rank', METHOD.format("adapters=[dict(type='vpt_dense.LoRA', rank=0)]"),
+     r'adapters.rank must be an integer of at least 1, found 0'),
+    ('lora-target', METHOD.format("adapters=[dict(type='vpt_dense.LoRA', targets=['query'])]"),
+     r"adapters.targets: pattern 'query' matches no linear layer of .*layers.0.attn.qkv"),
+    ('depth', METHOD.format("prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True, "
+                            "layer_range=(1, 9))"),
+     r'prompt.layer_range must be .*2 layers, found \(1, 9\)'),
+    ('last-blocks', METHOD.format("trainable=['last:9']"), r'trainable.*last:9'),
+    ('prompt-on-swin', f"model['backbone'] = {SWIN}\nmodel['backbone']['prompt'] = dict("
+                       "type='vpt_dense.VAPTPrompt', num_tokens=3)",
+     r'prompt.*VAPTPrompt fits .*vit.*SwinTransformer is a swin'),
+    ('adapter-on-resnet', "model['backbone'] = dict(_delete_=True, type='vpt_dense.ResNet', "
+                          "depth=50, img_size=64, adapters=[dict(type='vpt_dense.LoRA')])",
+     r'adapters.*LoRA fits .*vit, swin.*ResNet is a resnet'),
+    ('bottleneck', METHOD.format("adapters=[dict(type='vpt_dense.AdaptFormer', hidden_dims=0)]"),
+     r'adapters.*0'),
+    ('border', METHOD.format("image_prompt=dict(type='vpt_dense.PadPrompt', width=3)"),
+     r'image_prompt.width.*3'),
+]
 CONFIG_CASES = [
     ('data-folder-absent', ['dataset.data_root=/nowhere/ade'], '',
      r'no folder /nowhere/ade.*data_root'),
@@ -203,8 +236,8 @@ CONFIG_CASES = [
 
 @pytest.mark.parametrize(
     'options, extra, pattern',
-    [case[1:] for case in CONFIG_CASES],
-    ids=[case[0] for case in CONFIG_CASES],
+    [case[1:] for case in CONFIG_CASES] + [([], *case[1:]) for case in METHOD_CASES],
+    ids=[case[0] for case in CONFIG_CASES + METHOD_CASES],
 )
 def test_config(capfd, tmp_path, good_data, options, extra, pattern):
     leaf = write_leaf(tmp_path, good_data, extra)

@@ -414,3 +414,12 @@ def test_precision(command, tmp_path, monkeypatch, dtype):
     for row in (autocast, held):
         assert half / 20 < row['relative_error'] < 5 * half and row['cosine'] > 0.99
     assert exact['bytes'] == autocast['bytes'] and 0.4 < held['bytes'] / exact['bytes'] < 0.6
+
+
+@pytest.mark.parametrize('more', [[], ['--seg']], ids=['cls', 'seg'])
+def test_ensemble_is_measured_beside_separate_passes(measure, more):
+    options = ['--arch', 'deit-tiny', '--layers', '2', '--img-size', '32', '--rounds', '2']
+    rows, out = measure('ensemble', *options, '--batch', '2', '--members', '3', *more)
+    assert [row['way'] for row in rows] == ['one member', '3 passes', 'one pass']
+    assert all(row['difference'] < 1e-5 for row in rows)
+    assert float(table_row(out, '3', '2', '3 passes')[0].split()[0]) == 1

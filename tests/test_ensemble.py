@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import mmengine.dataset.sampler
 import pytest
@@ -17,7 +14,7 @@ from resume_runs import differences, final, settings, train
 from test_deltas import leaf_of, save_base
 from test_deltas import train as train_leaf
 from tool_helpers import run_tool, tiny_folder
-from utils import CONFIGS, ROOT, TINY_ARCH, images, make_ade_folder, randomise, tiny_vit
+from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise, tiny_vit
 
 from vpt_dense import config, files
 from vpt_dense.engine import seeding
@@ -709,20 +706,3 @@ def test_ensembles_are_no_members(members, tmp_path):
         assembly.assemble([])
     with pytest.raises(UserError, match='the 2 sets of PromptEnsemble have keys and values of'):
         deltas.fold(out)
-
-
-@pytest.mark.parametrize('more', [[], ['--seg']], ids=['cls', 'seg'])
-def test_the_benchmark_prints_the_cost_beside_separate_passes(tmp_path, more):
-    file = tmp_path / 'figures.json'
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools/benchmark/ensemble.py'), '--arch', 'deit-tiny',
-         '--layers', '2', '--img-size', '32', '--batch', '2', '--members', '3', '--rounds', '2',
-         '--json', str(file), *more],
-        capture_output=True, text=True, check=False, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(file.read_text())['figures']['rows']
-    assert [row['way'] for row in rows] == ['one member', '3 passes', 'one pass']
-    assert all(len(row['seconds']) == 2 for row in rows)
-    assert all(row['difference'] < 1e-5 for row in rows)
-    for row in rows:
-        assert row['way'] in done.stdout
