@@ -4,7 +4,8 @@ import math
 
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, check_rank
+from vpt_dense.adapters.base import Adapter
+from vpt_dense.arguments import check_count
 from vpt_dense.registry import MODELS
 
 
@@ -43,7 +44,7 @@ class BottleneckAdapter(Adapter):
         self, backbone: nn.Module, reduction: int = 8, init_cfg: dict | None = None
     ) -> None:
         super().__init__(backbone, init_cfg)
-        check_rank(reduction, 'adapters.reduction')
+        check_count(reduction, 'adapters.reduction')
         self.bottlenecks = nn.ModuleList()
         for block in backbone.blocks():
             if reduction > block.embed_dims:

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from vpt_dense.adapters.adapter import zero_bottleneck
-from vpt_dense.adapters.base import Adapter, check_dropout, check_rank
+from vpt_dense.adapters.base import Adapter
+from vpt_dense.arguments import check_count, check_dropout
 from vpt_dense.registry import MODELS
 
 
@@ -35,7 +36,7 @@ class AdaptFormer(Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
-        check_rank(hidden_dims, 'adapters.hidden_dims')
+        check_count(hidden_dims, 'adapters.hidden_dims')
         check_dropout(dropout, 'adapters.dropout')
         self.branches = nn.ModuleList()
         for block in backbone.blocks():

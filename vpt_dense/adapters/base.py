@@ -9,15 +9,8 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count as check_rank
-from vpt_dense.arguments import check_dropout
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.tuning import OUTPUT_NORM, is_added
-
-__all__ = [
-    'Adapter', 'Block', 'check_dropout', 'check_merge', 'check_rank', 'find_linears',
-    'merge_adapters', 'names_of', 'output_norms',
-]
 
 
 class Block(NamedTuple):

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, check_dropout, check_rank
+from vpt_dense.adapters.base import Adapter
+from vpt_dense.arguments import check_count, check_dropout
 from vpt_dense.registry import MODELS
 
 
@@ -45,7 +46,7 @@ class CVPT(Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
-        check_rank(num_tokens, 'adapters.num_tokens')
+        check_count(num_tokens, 'adapters.num_tokens')
         self.dropout = check_dropout(dropout, 'adapters.dropout')
         blocks = backbone.blocks()
         # Not as submodules, which would give the backbone's weights a second name. A copy of the

@@ -6,14 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import (
-    Adapter,
-    check_dropout,
-    check_merge,
-    check_rank,
-    find_linears,
-    names_of,
-)
+from vpt_dense.adapters.base import Adapter, check_merge, find_linears, names_of
+from vpt_dense.arguments import check_count, check_dropout
 from vpt_dense.registry import MODELS
 
 #: The parts of a fused layer of queries, keys and values, in the order of its rows.
@@ -59,7 +53,7 @@ class LoRA(Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
-        check_rank(rank, 'adapters.rank')
+        check_count(rank, 'adapters.rank')
         check_dropout(dropout, 'adapters.dropout')
         scale = 1.0 if alpha is None else alpha / rank
         self.names: list[str] = []

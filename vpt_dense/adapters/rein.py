@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, check_rank
+from vpt_dense.adapters.base import Adapter
+from vpt_dense.arguments import check_count
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 
@@ -51,11 +52,11 @@ class Rein(Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
-        check_rank(num_tokens, 'adapters.num_tokens')
+        check_count(num_tokens, 'adapters.num_tokens')
         if num_tokens < 2:
             raise ValueError('adapters.num_tokens must be at least 2: the first token adds nothing')
         if rank is not None:
-            check_rank(rank, 'adapters.rank')
+            check_count(rank, 'adapters.rank')
         pixels = 3 * math.prod(backbone.patch_embed.projection.kernel_size)
         blocks = _blocks_that_are_read(backbone)
         self.tokens = nn.ModuleList(

@@ -3,13 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import (
-    Adapter,
-    check_dropout,
-    check_merge,
-    check_rank,
-    names_of,
-)
+from vpt_dense.adapters.base import Adapter, check_merge, names_of
+from vpt_dense.arguments import check_count, check_dropout
 from vpt_dense.registry import MODELS
 
 
@@ -50,8 +45,8 @@ class RepAdapter(Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
-        check_rank(rank, 'adapters.rank')
-        check_rank(groups, 'adapters.groups')
+        check_count(rank, 'adapters.rank')
+        check_count(groups, 'adapters.groups')
         check_dropout(dropout, 'adapters.dropout')
         linears = [linear for block in backbone.blocks() for linear in (block.qkv, block.fc1)]
         for size in {rank, *(linear.in_features for linear in linears)}:

@@ -132,14 +132,3 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
     return F.interpolate(maps, tuple(size), mode='bilinear', align_corners=False)
-
-
-def check_count(value: int, key: str) -> int:
-    """Return a number of pixels, channels or ranks.
-
-    Raises:
-        ValueError: If it is no integer of at least 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'{key} must be an integer of at least 1, found {value!r}')
-    return value

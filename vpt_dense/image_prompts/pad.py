@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.image_prompts.base import ImagePrompt, check_count, resize
+from vpt_dense.arguments import check_count
+from vpt_dense.image_prompts.base import ImagePrompt, resize
 from vpt_dense.registry import MODELS
 
 
