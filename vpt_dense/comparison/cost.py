@@ -7,10 +7,7 @@ import argparse
 import contextlib
 import io
 import json
-import re
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +88,7 @@ def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
     if device == 'cuda':
         peak, kind = torch.cuda.max_memory_allocated(), 'CUDA tensors'
     else:
-        peak, kind = _resident_peak(), 'resident memory of the process'
+        peak, kind = memory.resident_peak(), 'resident memory of the process'
     model.eval()
     with torch.no_grad():
         test_ms = median(model.test_step, test_batch_size)
@@ -101,16 +98,6 @@ def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
         device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
         threads=torch.get_num_threads(), steps=steps, amp=amp,
     )
-
-
-def _resident_peak() -> int:
-    """The most memory that this process has held, in bytes."""
-    status = Path('/proc/self/status')
-    if status.is_file():
-        # Not getrusage: it counts the peak of the process that started this one too.
-        return int(re.search(r'^VmHWM:\s*(\d+) kB', status.read_text(), re.M)[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import resource
 import sys
 import time
 from importlib import metadata
@@ -19,6 +18,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from vpt_dense import files, logging, params
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
+from vpt_dense.memory import resident_peak
 from vpt_dense.registry import HOOKS
 from vpt_dense.tuning import ADDED, method_of
 from vpt_dense.version import __version__
@@ -180,12 +180,7 @@ class ReportHook(Hook):
         if torch.cuda.is_initialized():
             peak = max(self.peak_cuda, torch.cuda.max_memory_allocated())
             return {'bytes': peak, 'kind': 'CUDA tensors of process 0'}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # getrusage counts kibibytes, on macOS bytes.
-        return {
-            'bytes': peak if sys.platform == 'darwin' else peak * 1024,
-            'kind': 'resident memory of process 0',
-        }
+        return {'bytes': resident_peak(), 'kind': 'resident memory of process 0'}
 
 
 def _classes(loop: BaseLoop) -> list[dict[str, Any]] | None:
