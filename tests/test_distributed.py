@@ -28,6 +28,9 @@ CLASSIFICATION = {name: (name, {}, {}) for name in ('linear', 'deep', 'partial-1
     'deep-lean': ('deep', dict(memory='lean'), {}),
 }
 
+#: Fragments that both tasks share.
+FRAGMENTS = {'partial-1': 'partial-1.py'}
+
 
 def tuning(path: str) -> dict:
     """What trains, from the fragment that the configs use; few tokens and no random dropout."""
@@ -36,8 +39,6 @@ def tuning(path: str) -> dict:
     found = Config.fromfile(CONFIGS / '_base_' / 'tuning' / path).tuning.to_dict()
     if 'prompt' in found:
         found['prompt'].update(num_tokens=3, dropout=0.0)
-    # the last layer of the small model
-    found['trainable'] = [name.replace('11', '2') for name in found['trainable']]
     return found
 
 
@@ -67,10 +68,11 @@ def segmentation(fragment: str, options: dict) -> nn.Module:
 
 def classification(fragment: str, options: dict) -> nn.Module:
     in_scope('mmpretrain')
+    path = FRAGMENTS.get(fragment, f'cls/{fragment}.py')
     return MODELS.build(dict(
         type='ImageClassifier',
         data_preprocessor=dict(type='ClsDataPreprocessor'),
-        backbone=dict(**backbone('cls_token', tuning(f'cls/{fragment}.py')), **options),
+        backbone=dict(**backbone('cls_token', tuning(path)), **options),
         head=dict(type='LinearClsHead', num_classes=5, in_channels=16,
                   loss=dict(type='CrossEntropyLoss')),
     ))  # fmt: skip

@@ -340,7 +340,8 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
 
     def _may_cache(self) -> bool:
         """Whether keys and values of prompts hold for the next batch too."""
-        fixed = not self.prompt.depends_on_input and not self.training
+        random = self.prompt.training or self.adapters.training  # dropout
+        fixed = not self.prompt.depends_on_input and not random
         return fixed and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def _caches_all(self) -> bool:
