@@ -1,17 +1,15 @@
 """UperNet, Segmenter and linear heads on the plain vision transformer: every leaf, made tiny."""
 
 import json
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS
 from mmseg.models import decode_heads
+from processes import run_two
 from test_distributed import batch as batch_of_four
 from test_distributed import state, step
 from test_heads import COMMON, one_step
@@ -128,11 +126,8 @@ def without_chance(leaf: str) -> nn.Module:
     return randomise(MODELS.build(model)).double().train()
 
 
-def compare(rank: int, port: int, failures) -> None:
+def compare(rank: int, failures: list) -> None:
     """In each of two processes: one process's step first, then the step of both."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
     whole = batch_of_four('segmentation')
     models, expected = {}, {}
     for leaf in TWO_PROCESSES:
@@ -171,13 +166,7 @@ TWO_PROCESSES = [*HEADS, 'upernet_vit-b_full_ade20k']
 @pytest.fixture(scope='module')
 def differences():
     """Lines about what differs; one pair of processes for all heads, their imports take seconds."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with mp.get_context('spawn').Manager() as manager:
-        failures = manager.list()
-        mp.spawn(compare, (port, failures), nprocs=2)
-        return list(failures)
+    return run_two(compare)
 
 
 @pytest.mark.parametrize('leaf', TWO_PROCESSES)

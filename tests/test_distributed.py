@@ -1,15 +1,13 @@
 """Two processes on a CPU: the same step as one process on the joined batch."""
 
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
+from processes import run_two
 from torch import nn
 from utils import CONFIGS, in_scope, randomise
 
@@ -119,11 +117,8 @@ def state(model: nn.Module) -> dict:
     return found
 
 
-def compare(rank: int, port: int, failures) -> None:
+def compare(rank: int, failures: list) -> None:
     """In each of two processes: one process's step first, then the step of both."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
     cases = [('segmentation', v) for v in SEGMENTATION]
     cases += [('classification', v) for v in CLASSIFICATION]
     models, expected = {}, {}
@@ -167,13 +162,7 @@ def compare(rank: int, port: int, failures) -> None:
 @pytest.fixture(scope='module')
 def differences():
     """Lines about what differs; one pair of processes for all cases, their imports take seconds."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with mp.get_context('spawn').Manager() as manager:
-        failures = manager.list()
-        mp.spawn(compare, (port, failures), nprocs=2)
-        return list(failures)
+    return run_two(compare)
 
 
 @pytest.mark.parametrize('variant', SEGMENTATION)

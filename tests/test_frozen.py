@@ -1,17 +1,15 @@
 """What is frozen is the same to the last bit after training, whatever is around it."""
 
-import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from processes import run_two
 from tool_helpers import forget_runs, tiny_folder, write_leaf
 from utils import CONFIGS, randomise
 
-METHODS = ('deep', 'bias', 'head', 'shallow', 'deep-bias')
+METHODS = ('deep', 'bias', 'head', 'shallow', 'deep-bias', 'lora', 'ssf', 'vapt')
 #: Name -> what is added to the config. Weight decay is on in all of them.
 AROUND = {
     'AdamW': '',
@@ -28,7 +26,7 @@ optim_wrapper['clip_grad'] = dict(_delete_=True, max_norm=1.0)
 }
 #: The rest is for the slow suite; two processes do EMA with three methods.
 QUICK = [('deep', around) for around in ('AdamW', 'AMP', 'lean')] + [
-    ('bias', 'AdamW'), ('bias', 'EMA'), ('head', 'AMP')]
+    ('bias', 'AdamW'), ('bias', 'EMA'), ('head', 'AMP'), ('lora', 'AdamW')]
 #: The rest of a leaf: a method, and four iterations with dropout everywhere.
 LEAF = """
 _tuned = dict({tuning!r})
@@ -130,12 +128,9 @@ def test_what_is_not_frozen_changes(tmp_path, data):
     assert (changed, unchanged, frozen) == ([], [], 0)
 
 
-def work(rank, port, leaves, results):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
+def work(rank, leaves, found):
     for name, leaf in leaves.items():
-        results[name, rank] = train(leaf, 'pytorch')
+        found.append(((name, rank), train(leaf, 'pytorch')))
     torch.distributed.destroy_process_group()
 
 
@@ -145,13 +140,7 @@ def of_two_processes(tmp_path_factory, data):
     leaves = {}
     for method in ('deep', 'bias', 'head'):
         leaves[method] = write(tmp_path_factory.mktemp(method), data, method, 'EMA')
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with mp.get_context('spawn').Manager() as manager:
-        results = manager.dict()
-        mp.spawn(work, (port, leaves, results), nprocs=2)
-        return dict(results)
+    return dict(run_two(work, leaves))
 
 
 @pytest.mark.parametrize('rank', [0, 1])

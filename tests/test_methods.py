@@ -1,16 +1,14 @@
 """Method x backbone x task: what holds for every row of the table in tests/methods.py."""
 
 import copy
-import os
 import re
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from methods import BACKBONES, ROWS, SIZES, TASKS, build, build_at_start
 from mmengine.registry import MODELS
+from processes import run_two
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from utils import CONFIGS, images, randomise
@@ -289,11 +287,8 @@ def test_every_fragment_is_in_the_table():
 # --- two processes ---------------------------------------------------------------------------
 
 
-def step_of_two(rank: int, port: int, cases: list, failures) -> None:
+def step_of_two(rank: int, cases: list, failures: list) -> None:
     """In each of two processes: the step on half of a batch, averaged, is that on all of it."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
     dist.init_process_group('gloo')
     for name, family, task in cases:
         x = batch(family, 4, dtype=torch.float64)
@@ -334,13 +329,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 @pytest.fixture(scope='module')
 def failures_of_two():
     """Case -> what failed; one pair of processes for all, their imports take seconds."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with mp.get_context('spawn').Manager() as manager:
-        failures = manager.list()
-        mp.spawn(step_of_two, (port, TRAINED, failures), nprocs=2)
-        return list(failures)
+    return run_two(step_of_two, TRAINED)
 
 
 @pytest.mark.parametrize(('name', 'family', 'task'), TRAINED)

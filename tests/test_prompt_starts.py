@@ -1,12 +1,10 @@
 """Prompts that start from the training images, and prompts that stay at their start."""
 
-import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.registry import DATASETS, MODELS
+from processes import run_two
 from sklearn.cluster import KMeans
 from test_classification import VPT, make_image_folder, tiny_folder
 from tool_helpers import forget_runs, write_leaf
@@ -307,28 +305,19 @@ def test_fixed_prompts_are_kept_in_checkpoints(flowers, tmp_path):
 HOOKS = [dict(source=source, layers='each') for source in ('prototypes', 'samples')]
 
 
-def start_in(rank, port, size, folder, data, results):
+def start_in(rank, folder, data, found):
     """The starts that one of several processes makes."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank),
-                      WORLD_SIZE=str(size), LOCAL_RANK=str(rank))  # fmt: skip
     distributed.init_process_group('gloo')
-    folder = folder / f'{size}-{rank}'
+    folder = folder / str(rank)
     folder.mkdir()
-    results[rank] = [start(prepare(folder, data, hook))[1].numpy() for hook in HOOKS]
+    found.append([start(prepare(folder, data, hook))[1].numpy() for hook in HOOKS])
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_all_processes_start_from_the_same(flowers, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with mp.get_context('spawn').Manager() as manager:
-        results = manager.dict()
-        mp.spawn(start_in, (port, 2, tmp_path, flowers, results), nprocs=2)
-        both = results[0], results[1]
+    both = run_two(start_in, tmp_path, flowers)
     for hook, first, second in zip(HOOKS, *both, strict=True):
         assert (first == second).all()
         alone = start(prepare(tmp_path, flowers, hook))[1]

@@ -3,12 +3,11 @@
 import os
 import pickle
 import random
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import run_two
 from resume_runs import IMAGES, differences, final, settings, train
 from utils import make_ade_folder
 
@@ -70,14 +69,11 @@ def test_one_process(tmp_path, data, name):
     assert check(tmp_path, data, name) == []
 
 
-def in_process(rank: int, port: int, folder, data, failures) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
+def in_process(rank: int, folder, data, found: list) -> None:
     for name in CASES:
-        found = check(folder, data, name)
+        differences = check(folder, data, name)
         if rank == 0:
-            failures[name] = found
+            found.append((name, differences))
     torch.distributed.barrier()
     os._exit(0)  # loader workers and the process group need no farewell
 
@@ -85,13 +81,7 @@ def in_process(rank: int, port: int, folder, data, failures) -> None:
 @pytest.fixture(scope='module')
 def of_two(tmp_path_factory, data):
     """What differs in two processes, by case; their imports take seconds, so one pair does all."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with mp.get_context('spawn').Manager() as manager:
-        failures = manager.dict()
-        mp.spawn(in_process, (port, tmp_path_factory.mktemp('two'), data, failures), nprocs=2)
-        return dict(failures)
+    return dict(run_two(in_process, tmp_path_factory.mktemp('two'), data))
 
 
 @pytest.mark.slow

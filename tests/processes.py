@@ -1,0 +1,38 @@
+"""Two processes of one group, for tests."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def run_two(work: Callable, *arguments: Any) -> list:
+    """Run ``work(rank, *arguments, found)`` in two new processes, one thread each.
+
+    Their environment is that of a launcher; ``work`` joins them into a group. Their imports take
+    seconds: one pair should do all cases of a file.
+
+    Args:
+        work: A function of a module.
+        *arguments: What can be pickled.
+
+    Returns:
+        What the two appended to ``found``.
+    """
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    with mp.get_context('spawn').Manager() as manager:
+        found = manager.list()
+        mp.spawn(_enter, (work, port, arguments, found), nprocs=2)
+        return list(found)
+
+
+def _enter(rank: int, work: Callable, port: int, arguments: tuple, found: list) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
+    work(rank, *arguments, found)
