@@ -729,9 +729,10 @@ def test_tool_refuses_in_one_line(capfd, runs, tmp_path, monkeypatch, arguments,
 
 
 @pytest.mark.parametrize('name', [
-    'setr_vit-l_deep_ade20k', 'setr_vit-l_bias_ade20k', 'vit-b_deep_cifar100'])
+    'vpt/setr_vit-l_deep_ade20k', 'vpt/setr_vit-l_bias_ade20k', 'vpt/vit-b_deep_cifar100',
+    'vpt/upernet_swin-b_full_ade20k', 'demo/setr_deep-bias_digits'])  # keys that are no names
 def test_stored_configs_are_read_as_mmengine_reads_them(name):
-    cfg = Config.fromfile(CONFIGS / 'vpt' / f'{name}.py')
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
     found = stored_config.parse(cfg.pretty_text, 'x.pth')
     theirs = Config.fromstring(cfg.pretty_text, '.py')
     assert found.to_dict() == theirs.to_dict()
@@ -744,6 +745,8 @@ def test_stored_configs_are_read_as_mmengine_reads_them(name):
     "model = dict(type='os.system', command='touch ran')",
     "model = dict(backbone=dict(type='vpt_dense.X.Y'))",
     "model = dict(**{'type': 'subprocess.Popen'})",
+    "model = dict({'type': open('ran', 'w')})",
+    "model = dict([('type', 'X')])",
     'model = (',
 ])
 def test_stored_configs_run_no_code(tmp_path, monkeypatch, text):

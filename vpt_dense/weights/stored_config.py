@@ -49,8 +49,12 @@ def parse(text: object, path: str, everything: bool = False) -> Config:
 
 def _value(node: ast.expr) -> Any:
     """A literal, ``dict(...)`` of such, or a number that is not finite."""
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
-        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict':
+        # dict({'a.b': 1}) is what mmengine writes where a key is no name.
+        if not node.args:
+            return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+        if len(node.args) == 1 and isinstance(node.args[0], ast.Dict) and not node.keywords:
+            return _value(node.args[0])
     if isinstance(node, ast.Dict):
         return {
             _value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)
