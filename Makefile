@@ -26,7 +26,7 @@ test: $(STAMP)  ## Run the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 GB of memory)
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)  ## Check the code's style with ruff
 	$(BIN)/python -m ruff check .
