@@ -73,7 +73,6 @@ class Row(NamedTuple):
         starts_equal: Without training the backbone computes what it computes without the method.
         merges: Its adapters can become weights of the backbone that compute the same.
         fragments: Names of its files in configs/_base_/tuning.
-        no_compile: Why ``torch.compile`` cannot be shown; empty: it is.
         seg_count: As ``count``, where segmentation has another.
     """
 
@@ -83,7 +82,6 @@ class Row(NamedTuple):
     starts_equal: bool = False
     merges: bool = False
     fragments: tuple[str, ...] = ()
-    no_compile: str = ''
     seg_count: dict[str, int] = {}
 
 

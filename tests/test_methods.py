@@ -138,8 +138,6 @@ def test_bf16_autocast_forward(name, family, task):
 @pytest.mark.slow
 @case
 def test_compiled_forward(name, family, task):
-    if ROWS[name].no_compile:
-        pytest.skip(ROWS[name].no_compile)
     model = build(name, family, task).double().eval()  # large random features round too much
     x = batch(family, dtype=torch.float64)
     torch._dynamo.reset()
