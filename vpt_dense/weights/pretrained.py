@@ -164,7 +164,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     tensors, origins, notes = _convert(source, layout, prefix, target, checkpoint)
     if not options.get('prompts'):
         tensors = {k: v for k, v in tensors.items() if not is_added(k)}
-    kernel = next((name for name in _KERNELS if name in target), '')
+    kernel = _kernel_name(target)
     source_kernel = tensors.get(kernel)
     for fit in _FITS[family]:
         fit(tensors, backbone, target, notes, options)
@@ -467,6 +467,11 @@ def _grids(
     return ways
 
 
+def _kernel_name(target: Iterable[str]) -> str:
+    """The name of the first convolution of a backbone, which every family has."""
+    return next(name for name in _KERNELS if name in target)
+
+
 def _extra_channels(backbone: nn.Module) -> int:
     """Channels that an image prompt puts behind those of the image."""
     image_prompt = getattr(backbone, 'image_prompt', None)
@@ -477,7 +482,7 @@ def _fit_bands(
     tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
 ) -> None:
     """Bring the first convolution (C, bands, kh, kw) to the backbone's bands."""
-    name = next((name for name in _KERNELS if name in target), '')
+    name = _kernel_name(target)
     kernel = tensors.get(name)
     if kernel is None or kernel.ndim != 4 or kernel.shape[0] != target[name].shape[0]:
         return  # reported as missing or as a misfit
@@ -493,7 +498,7 @@ def _fit_patches(
     tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
 ) -> None:
     """Bring a patch embedding (C, bands, ph, pw) to the backbone's patch size."""
-    name = next((name for name in _KERNELS if name in target), '')
+    name = _kernel_name(target)
     kernel, wanted = tensors.get(name), target[name].shape
     if kernel is None or kernel.ndim != 4 or kernel.shape[0] != wanted[0]:
         return  # reported as missing or as a misfit
@@ -510,7 +515,7 @@ def _fit_prompted_channels(
     tensors: dict[str, Tensor], backbone: nn.Module, target: dict, notes: list, options: dict
 ) -> None:
     """Leave the channels of an image prompt in the first convolution as the backbone has them."""
-    name, extra = next((name for name in _KERNELS if name in target), ''), _extra_channels(backbone)
+    name, extra = _kernel_name(target), _extra_channels(backbone)
     kernel = tensors.get(name)
     if not extra or kernel is None or kernel.ndim != 4:
         return
