@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 def run_two(work: Callable, *arguments: Any) -> list:
     """Run ``work(rank, *arguments, found)`` in two new processes, one thread each.
 
-    Their environment is that of a launcher; ``work`` joins them into a group. Their imports take
-    seconds: one pair should do all cases of a file.
+    Their environment is that of a launcher; ``work`` joins them into a group, which ends here.
+    Their imports take seconds: one pair should do all cases of a file.
 
     Args:
         work: A function of a module.
@@ -36,3 +36,7 @@ def _enter(rank: int, work: Callable, port: int, arguments: tuple, found: list) 
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
                       RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
     work(rank, *arguments, found)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    # Threads that outlive the group may abort the interpreter's finalization, see vpt_dense.errors.
+    os._exit(0)

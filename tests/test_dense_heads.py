@@ -156,7 +156,6 @@ def compare(rank: int, failures: list) -> None:
             if not error < 1e-6:
                 failures.append(f'{leaf} rank {rank}: {name} differs by {error:.1e}')
     dist.barrier()
-    dist.destroy_process_group()
 
 
 #: `full` goes all the way through neck and backbone.

@@ -156,7 +156,6 @@ def compare(rank: int, failures: list) -> None:
                    for name, value in wanted.items()):  # fmt: skip
             failures.append(f'{task} {variant}: nothing has a gradient')
     dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope='module')

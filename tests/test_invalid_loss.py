@@ -1,14 +1,12 @@
 """A loss that is not finite: no weights are lost to it."""
 
 import json
-import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from processes import run_two
 from resume_runs import IMAGES, differences, settings, train
 from utils import make_ade_folder
 
@@ -105,10 +103,7 @@ def test_wrong_arguments(arguments, told):
         InvalidLossHook(**arguments)
 
 
-def in_process(rank: int, port: int, folder, data, found) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
+def in_process(rank: int, folder, data, found: list) -> None:
     poison = dict(iterations=[4], rank=1)
     often = {'default_hooks.checkpoint.max_keep_ckpts': -1}
     run(folder / 'skip', data, poison, dict(action='skip'), **often)
@@ -116,21 +111,14 @@ def in_process(rank: int, port: int, folder, data, found) -> None:
     try:
         run(folder / 'stop', data, poison, dict(interval=5), **never)
     except UserError as error:
-        found[rank] = str(error)
-    torch.distributed.barrier()
-    os._exit(0)
+        found.append(str(error))
 
 
 @pytest.mark.slow
 def test_two_processes_agree(tmp_path, data):
     """Only the second process meets the bad batch."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with mp.get_context('spawn').Manager() as manager:
-        found = manager.dict()
-        mp.spawn(in_process, (port, tmp_path, data, found), nprocs=2)
-        found = dict(found)
+    found = run_two(in_process, tmp_path, data)
+    assert len(found) == 2
     assert found[0] == found[1] and found[0].startswith('the loss is nan at iteration 4 (')
     work = tmp_path / 'skip'
     same = [differences(weights(work, i - 1), weights(work, i)) == [] for i in range(2, 9)]

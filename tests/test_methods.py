@@ -308,7 +308,6 @@ def step_of_two(rank: int, cases: list, failures: list) -> None:
         except Exception as error:
             failures.append(((name, family, task), str(error)))
     dist.barrier()
-    dist.destroy_process_group()
 
 
 def halved(outs, half: int) -> torch.Tensor:

@@ -312,7 +312,6 @@ def start_in(rank, folder, data, found):
     folder.mkdir()
     found.append([start(prepare(folder, data, hook))[1].numpy() for hook in HOOKS])
     distributed.barrier()
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """A resumed run ends where the uninterrupted one does, bit for bit."""
 
-import os
 import pickle
 import random
 
@@ -74,8 +73,6 @@ def in_process(rank: int, folder, data, found: list) -> None:
         differences = check(folder, data, name)
         if rank == 0:
             found.append((name, differences))
-    torch.distributed.barrier()
-    os._exit(0)  # loader workers and the process group need no farewell
 
 
 @pytest.fixture(scope='module')

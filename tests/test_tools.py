@@ -188,6 +188,35 @@ def test_two_processes_by_script(leaf, tmp_path):
     assert (work / 'iter_2.pth').is_file()
 
 
+def test_a_distributed_run_skips_finalization(tmp_path):
+    """Threads of its process group may abort there; exit handlers and what was printed stay."""
+    script = tmp_path / 'ends.py'
+    script.write_text(
+        'import sys\n'
+        'from vpt_dense import errors\n'
+        'class AtTheVeryEnd:\n'
+        '    def __del__(self):\n'
+        '        print("finalized")\n'
+        'def main():\n'
+        '    import atexit, torch\n'
+        '    global kept\n'
+        '    kept = AtTheVeryEnd()\n'
+        '    atexit.register(print, "exit handler")\n'
+        '    if len(sys.argv) > 1:\n'
+        '        torch.distributed.init_process_group("gloo")\n'
+        '    print("ran")\n'
+        'errors.main(main)\n')
+    ends = {}
+    for count in (1, 2):
+        done = subprocess.run(
+            [sys.executable, '-m', 'vpt_dense.engine.launch', str(count), script],
+            capture_output=True, text=True, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
+        assert (done.returncode, done.stderr) == (0, '')
+        ends[count] = sorted(done.stdout.split('\n'))
+    assert ends[1] == ['', 'exit handler', 'finalized', 'ran']
+    assert ends[2] == ['', 'exit handler', 'exit handler', 'ran', 'ran']
+
+
 def test_an_error_in_two_processes_is_one_line(leaf, tmp_path):
     done = shell(ROOT / 'tools/dist_test.sh', leaf, tmp_path / 'none.pth', 2)
     assert done.returncode == 2

@@ -1,6 +1,7 @@
 """Errors that a user can cause, and how a tool tells them: one line, never a traceback unasked."""
 
 import argparse
+import atexit
 import difflib
 import os
 import re
@@ -50,6 +51,8 @@ def main(function: Callable[[], object]) -> NoReturn:
     Args:
         function: The tool; its return value is ignored.
     """
+    # Registered before anything that the tool imports registers its own: so this one runs last.
+    atexit.register(_skip_finalization)
     try:
         function()
     except KeyboardInterrupt:
@@ -73,9 +76,27 @@ def main(function: Callable[[], object]) -> NoReturn:
             message = f'{message} (traceback {where})'
         _leave(f'error: {message}', exit_code(error))
     if _distributed_has_started():
-        # Its threads have to end before the interpreter does, or the process may abort there.
         sys.modules['torch'].distributed.destroy_process_group()
+        _Ending.in_one_piece = True
     sys.exit(0)
+
+
+class _Ending:
+    in_one_piece = False  # a distributed run that went well leaves without finalization
+
+
+def _skip_finalization() -> None:
+    """End the process here, after all other exit handlers, if a distributed run went well.
+
+    Threads of its process group live as long as anything refers to the group, as DDP's reducer
+    does: into the interpreter's finalization. One that takes the GIL there ends the process with
+    SIGABRT, "terminate called without an active exception"
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if _Ending.in_one_piece:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _leave(line: str, code: int) -> NoReturn:
