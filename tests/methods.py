@@ -47,6 +47,8 @@ CONVNEXT_FULL = (
     + sum(2 * a + 4 * a * b + b for a, b in _DOWN)
 )
 CONVNEXT_BIASES = 8 + 8 + sum(n * 7 * c for c, n in CONVNEXT) + sum(a + b for a, b in _DOWN)
+#: All but the norms of the outputs: of the stem, the blocks and the layers between stages.
+CONVNEXT_NORMS = 2 * 8 + sum(n * 2 * c for c, n in CONVNEXT) + sum(2 * a for a, _ in _DOWN)
 
 #: Parameters of the norms behind its stages, in classification and segmentation.
 SWIN_NORMS = dict(cls=2 * 32, seg=2 * (16 + 32))
@@ -119,11 +121,13 @@ ROWS = {
         dict(trainable=[r'^cls_token$']), dict(vit=D), starts_equal=True,
         fragments=('cls-token', 'cls/cls-token')),
     'layernorm': Row(
-        dict(trainable=[r'(^|\.|_)(ln|norm)\d*\.(weight|bias)$']),
-        dict(vit=N * 4 * D + 2 * D,
+        dict(trainable=[
+            r'(^|\.|_)(ln|norm)\d*\.(weight|bias)$|^downsample_layers\.(0\.1|[1-3]\.0)\.']),
+        dict(vit=N * 4 * D + 2 * D, convnext=CONVNEXT_NORMS + 2 * 32,
              swin=(swin_norms := 2 * 16 + sum(depth * 4 * c for c, depth in SWIN) + 2 * 4 * 16)
              + SWIN_NORMS['cls']),
-        seg_count=dict(swin=swin_norms + SWIN_NORMS['seg']),
+        seg_count=dict(swin=swin_norms + SWIN_NORMS['seg'],
+                       convnext=CONVNEXT_NORMS + 2 * (8 + 16 + 24 + 32)),
         starts_equal=True, fragments=('layernorm',)),
     'partial-1': Row(
         dict(trainable=['partial:1']),
@@ -272,7 +276,10 @@ ROWS = {
     # --- combinations
     'deep-bias': Row(
         dict(prompt=dict(**TOKENS, deep=True), trainable=[r'^prompt\.', 'bias$']),
-        dict(vit=N * 5 * D + N * BLOCK_BIASES + D + D), fragments=('deep-bias',)),
+        dict(vit=N * 5 * D + N * BLOCK_BIASES + D + D,
+             swin=(swin_deep_bias := SWIN_BIASES + sum(depth * 5 * c for c, depth in SWIN))
+             + SWIN_NORMS['cls'] // 2),
+        seg_count=dict(swin=swin_deep_bias + SWIN_NORMS['seg'] // 2), fragments=('deep-bias',)),
     'deep-lora': Row(
         dict(prompt=dict(**TOKENS, deep=True), adapters=[dict(type='vpt_dense.LoRA', rank=2)]),
         dict(vit=N * 5 * D + N * 2 * 4 * D, swin=sum(depth * (5 + 2 * 4) * c for c, depth in SWIN)),

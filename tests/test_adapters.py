@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from methods import BACKBONES
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
-from utils import images, randomise, tiny_vit
+from utils import CONFIGS, images, randomise, tiny_vit
 
 from vpt_dense import config, params
 from vpt_dense.errors import UserError
@@ -357,7 +358,7 @@ def kind(name: str, **settings) -> dict:
     return dict(adapters=[dict(type=f'vpt_dense.{name}', **settings)])
 
 
-LAYERNORM = r'(^|\.|_)(ln|norm)\d*\.(weight|bias)$'
+LAYERNORM, = Config.fromfile(CONFIGS / '_base_/tuning/layernorm.py').tuning.trainable
 #: Tuning -> parameters of ViT-B/16 and ViT-L/16. Those of partial-k, the Adapter on ViT-B and the
 #: side network were counted in the VPT authors' code; the others follow from the formulas of the
 #: papers. Rein's: 2,990,081 and 5,016,065 of its code less the 459,264 of its query layers.
@@ -452,7 +453,8 @@ def test_convolutional_networks_have_no_blocks_to_count():
 
 
 @pytest.mark.parametrize('build', [
-    tiny_vit, tiny_swin, lambda **kw: tiny_vit(pre_norm=True, out_type='avg_featmap', **kw)])
+    tiny_vit, tiny_swin, lambda **kw: tiny_vit(pre_norm=True, out_type='avg_featmap', **kw),
+    lambda **kw: MODELS.build({**BACKBONES['convnext'], **kw})])
 def test_layernorm_is_all_norms_and_nothing_else(build):
     plain = build()
     wanted = {
@@ -542,6 +544,15 @@ def test_copies_have_hooks_of_their_own():
     ('Rein', dict(rank=0), r'adapters\.rank must be an integer'),
     ('LoRA', dict(parts='qv'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'qv'"),
     ('LoRA', dict(parts=['q', 'q']), r"adapters\.parts must be some of 'q', 'k', 'v'"),
+    ('LoRA', dict(parts=2), r"adapters\.parts must be some of 'q', 'k', 'v', found 2"),
+    ('LoRA', dict(alpha=0), r'adapters\.alpha must be a number above 0, found 0'),
+    ('LoRA', dict(alpha='8'), r"adapters\.alpha must be a number above 0, found '8'"),
+    ('AdaptFormer', dict(scale=None), r'adapters\.scale must be a number above 0, found None'),
+    ('RepAdapter', dict(scale=[1]), r'adapters\.scale must be a number above 0, found \[1\]'),
+    ('Rein', dict(scale=math.nan), r'adapters\.scale must be a number, found nan'),
+    ('AddPrompt', dict(per_token='no'), r"adapters\.per_token must be True or False, found 'no'"),
+    ('AddPrompt', dict(deep=1), r'adapters\.deep must be True or False, found 1'),
+    ('SideNetwork', dict(weights=5), r'adapters\.weights must be a path, .* found 5'),
     ('LoRA', dict(parts=[]), r"adapters\.parts must be some of 'q', 'k', 'v'"),
     ('LoRA', dict(parts=['q'], targets=['proj$']), r'adapters\.parts=.*targets matches layers\.0'),
     ('LoRA', dict(targets=['nothing']), r"adapters\.targets: pattern 'nothing' matches no linear"),
@@ -556,6 +567,23 @@ def test_side_network_refuses_what_it_cannot_mix_with():
         tiny_vit(**kind('SideNetwork'), out_type='raw')
     with pytest.raises(ValueError, match=r'SideNetwork takes images of 3 channels, the backbone 4'):
         tiny_vit(**kind('SideNetwork'), in_channels=4)
+
+
+@pytest.mark.parametrize('build', [tiny_vit, tiny_swin])
+@pytest.mark.parametrize(('settings', 'message'), [
+    (dict(prompt=dict(type='vpt_dense.LoRA')), r'prompt: LoRA .*; list it under `adapters`'),
+    (dict(prompt='x'), r"prompt needs a dict with a 'type', found 'x'"),
+    (dict(image_prompt=[1]), r"image_prompt needs a dict with a 'type', found \[1\]"),
+    (dict(adapters=[dict(type='vpt_dense.TokenPrompt', num_tokens=3)]),
+     r'adapters: TokenPrompt .*; list it under `prompt`'),
+    (dict(adapters=[dict(type='torch.nn.Linear')]), r'adapters: Linear .*; it is no method'),
+    (dict(adapters=[dict(rank=3)]), r"adapters needs a dict with a 'type', found \{'rank': 3\}"),
+    (dict(adapters=5), r'adapters must be a list of dicts, one for each adapter, found 5'),
+    (dict(trainable=5), r'trainable must be a list of regular expressions, found 5'),
+])  # fmt: skip
+def test_parts_under_the_wrong_key(build, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(**settings)
 
 
 def test_convolutional_networks_take_no_adapters():

@@ -196,7 +196,7 @@ CONFIG_CASES = [
     ('drop-path', ['model.backbone.drop_path_rate=-0.1'], '', r'drop_path_rate is -0.1'),
     ('prompt-dropout', ['model.backbone.prompt.dropout=1.5'], '', r'prompt.dropout.* 1.5'),
     ('prompt-list', ['model.backbone.prompt=[1]'], '',
-     r'refuses its arguments: cfg should be a dict'),
+     r"prompt needs a dict with a 'type', found \[1\]"),
     ('trainable-word', ['model.backbone.trainable=bias'], '', r"trainable must be a list.*'bias'"),
     ('out-indices-word', ['model.backbone.out_indices=last'], '',
      r"model.backbone.out_indices has 'last'; the backbone has 2 blocks"),

@@ -226,12 +226,25 @@ def test_errors(compare, arguments, message):
     assert re.search(message, outcome.err) and outcome.err.count('\n') == 1
 
 
+def test_runs_of_others_are_left_alone(compare, folder, tmp_path):
+    other = tmp_path / 'deep_seed0/iter_1.pth'
+    other.parent.mkdir()
+    other.write_bytes(b'of another')
+    outcome, calls = compare('--methods', 'deep', '--no-measure', '--work-dir', tmp_path)
+    assert outcome.code == 2 and not calls and other.read_bytes() == b'of another'
+    assert re.search('error: 1 of 1 failed; deep, seed 0: .*deep_seed0 holds checkpoints of a run',
+                     outcome.err)
+
+
 def test_patterns(tmp_path):
-    for name in ('a_x_b.py', 'a_y-1_b.py', 'a_x.py', 'c.py'):
+    for name in ('a_x_b.py', 'a_y-1_b.py', 'a_x.py', 'c.py', '{d}_x.py'):
         (tmp_path / name).touch()
     find = runs.find_methods
     assert find(f'{tmp_path}/a_{{method}}_b.py') == ['x', 'y-1']
     assert find(f'{tmp_path}/a_{{method}}_b.py', ['y-1', 'x', 'y-1']) == ['y-1', 'x']
+    braces = f'{tmp_path}/{{d}}_{{method}}.py'
+    assert find(braces, ['x']) == ['x']
+    assert runs.Comparison(braces, tmp_path, tmp_path).config_path('x') == tmp_path / '{d}_x.py'
     for pattern, message in (
         (f'{tmp_path}/c.py', "must hold '{method}' once"),
         (f'{tmp_path}/{{method}}/c.py', "must hold '{method}' once, in the file's name"),
@@ -239,6 +252,37 @@ def test_patterns(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             find(pattern)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_as_ctrl_c_does(monkeypatch, number):
+    stop_politely = runpy.run_path(str(ROOT / 'tools/compare.py'))['stop_politely']
+    handlers = {number: signal.SIG_DFL}
+    monkeypatch.setattr(signal, 'signal', handlers.__setitem__)
+    monkeypatch.setattr(signal, 'getsignal', lambda wanted: handlers.get(wanted, signal.SIG_DFL))
+    stop_politely()
+    assert handlers[number] is signal.default_int_handler
+    handlers[number] = signal.SIG_IGN  # as under nohup
+    stop_politely()
+    assert handlers[number] == signal.SIG_IGN
+
+
+def test_the_demo_runs_each_method_once_and_writes_where_it_is_told(tmp_path, capfd, monkeypatch):
+    asked = []
+
+    def run(comparison, methods, seeds, jobs):
+        asked.append((comparison.folder, methods, seeds))
+        raise UserError('enough')
+
+    monkeypatch.setattr(runs.Comparison, 'run', run)
+    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: None)  # makes the data
+    monkeypatch.chdir(tmp_path)
+    for folder in (['--work-dir', 'mine'], []):
+        monkeypatch.chdir(tmp_path)
+        outcome = run_tool(capfd, 'demo', '--methods', 'deep', 'head', 'deep', *folder)
+        assert outcome.code == 2 and 'enough' in outcome.err
+    assert asked == [(folder, ['deep', 'head'], [0])
+                     for folder in (tmp_path / 'mine', Path('work_dirs/demo'))]
 
 
 def test_summary():

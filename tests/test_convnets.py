@@ -274,7 +274,7 @@ def test_counts_of_every_leaf(path):
 
 
 def test_upernet_on_convnext_builds_and_learns():
-    """The dense leaf, tiny: shapes of the pyramid, biases and heads train."""
+    """The dense leaf, tiny: shapes of the pyramid; biases, norms of outputs and heads train."""
     cfg = config.load(str(CONFIGS / 'vpt' / 'upernet_convnext-b_bias_ade20k.py'))
     channels = ARCH['channels']
     cfg.model.backbone.update(arch=ARCH, init_cfg=None)
@@ -289,7 +289,9 @@ def test_upernet_on_convnext_builds_and_learns():
     assert scores.shape == (2, 150, 16, 24)
     scores.square().mean().backward()
     grads = {n for n, p in model.backbone.named_parameters() if p.grad is not None}
-    assert grads == {n for n, _ in model.backbone.named_parameters() if n.endswith('bias')}
+    norms = {f'norm{i}.weight' for i in range(4)}
+    assert grads == norms | {
+        n for n, _ in model.backbone.named_parameters() if n.endswith('bias')}
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -303,8 +305,10 @@ def test_upernet_on_convnext_builds_and_learns():
     (resnet, dict(frozen_stages=1), 'frozen_stages=1 and `trainable` are two ways'),
     (convnext, dict(frozen_stages=2), 'frozen_stages=2 and `trainable` are two ways'),
     (resnet, dict(depth=51), r'depth must be one of \[18, .*found 51'),
-    (resnet, dict(out_indices=(4,)), r'out_indices must be integers from 0 to 3, found \[4\]'),
-    (convnext, dict(out_indices=-5), r'out_indices must be integers from -4 to 3, found \[-5\]'),
+    (resnet, dict(out_indices=(4,)), r'out_indices must be .* from 0 to 3, found \(4,\)'),
+    (resnet, dict(out_indices=3), r'out_indices must be a list of integers from 0 .* found 3'),
+    (convnext, dict(out_indices=-5), r'out_indices must be .* from -4 to 3, found \[-5\]'),
+    (convnext, dict(out_indices=None), r'out_indices must be .* from -4 to 3, found None'),
     (resnet, dict(img_size=0), 'img_size must be a positive integer or a pair of them, found 0'),
     (convnext, dict(trainable=['^layers']), r"trainable: pattern '\^layers' matches none"),
 ])  # fmt: skip

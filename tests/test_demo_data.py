@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 
 import cv2
 import numpy as np
@@ -197,6 +198,22 @@ def test_start_of_the_pretraining():
             spread = ((product - beta * eye).pow(2).mean() * 64).sqrt()  # of sqrt(64) Z
             assert spread == pytest.approx(alpha, abs=0.1)
             assert product.diagonal().mean() == pytest.approx(beta, abs=0.1)
+
+
+def test_weights_that_were_loaded_are_not_started_anew():
+    from vpt_dense.hooks import ViTStartHook
+
+    loaded = types.SimpleNamespace(iter=0, _has_loaded=True)
+    ViTStartHook().before_train(loaded)  # it has no model to look at
+
+
+def test_start_of_the_pretraining_on_another_device(monkeypatch):
+    from vpt_dense.hooks.vit_start_hook import whiten
+
+    monkeypatch.setattr(torch, 'cov', lambda x: x @ x.T)  # which 'meta' has no kernel for
+    with torch.no_grad():
+        whiten(torch.nn.Conv2d(3, 48, 4, 4, device='meta'), torch.empty(2, 3, 8, 8, device='meta'),
+               1e-6, torch.Generator())
 
 
 def test_optimizer_is_torchs_muon_and_adamw():

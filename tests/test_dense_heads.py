@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmseg.models import decode_heads
 from processes import run_two
@@ -228,6 +229,13 @@ def test_linear_head_is_the_last_norm_then_batch_norm_then_a_convolution(number)
         'norm.weight', 'norm.bias', 'conv_seg.weight', 'conv_seg.bias'}
 
 
+@pytest.mark.parametrize('index', [[0], 0])
+def test_a_linear_head_needs_an_index_for_each_of_its_channels(index):
+    with pytest.raises(ValueError, match=r'in_channels and in_index must be .*\[12, 12\] and'):
+        MODELS.build(dict(type='vpt_dense.LinearHead', num_classes=7, norm_cfg=dict(type='BN'),
+                          in_channels=[12, 12], in_index=index, align_corners=False))
+
+
 # --- configs ---------------------------------------------------------------------------------
 
 
@@ -278,6 +286,22 @@ def test_width_one_says_oneself_stays():
     assert cfg.model.decode_head == dict(
         in_channels=768, channels=768, num_heads=16, embed_dims=64)
     assert cfg.model.auxiliary_head == dict(in_channels=768, channels=256)
+
+
+@pytest.mark.parametrize('size', 'bl')
+def test_full_tuning_has_mmsegs_optimizer(mmseg_scope, size):
+    """mmseg's vit_vit-b16_mln_upernet_8xb2-160k: no decay of norms and positions."""
+    cfg = config.load(str(CONFIGS / f'vpt/upernet_vit-{size}_full_ade20k.py'))
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert (cfg.param_scheduler[0].end, cfg.param_scheduler[1].eta_min) == (1500, 0)
+    model = MODELS.build(tiny(f'upernet_vit-{size}_full_ade20k').model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    still = {id(p) for group in groups for p in group['params'] if not group['weight_decay']}
+    assert {n for n, p in model.backbone.named_parameters() if id(p) in still} == {
+        n for n, _ in model.backbone.named_parameters()
+        if n in ('cls_token', 'pos_embed') or '.ln' in n}  # fmt: skip
+    assert {group['lr'] for group in groups} == {6e-5}
 
 
 @pytest.mark.parametrize(

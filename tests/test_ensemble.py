@@ -1,5 +1,6 @@
 """Ensembles: members train as if alone, predict together, and come from one run or from deltas."""
 
+import contextlib
 import copy
 import json
 
@@ -194,6 +195,23 @@ def test_a_member_starts_by_its_seed_alone(task):
     for name in drawn:
         assert not torch.equal(pair[name], single[name]), name
         assert not torch.equal(other[name], single[name]), name
+
+
+def test_a_member_starts_by_its_seed_on_a_gpu_too(monkeypatch):
+    """Where the model is on the GPU before it is initialised, the GPU's generator draws."""
+    seeds, drawn = [], []
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
+    monkeypatch.setattr(torch.cuda, 'manual_seed', seeds.append)
+    monkeypatch.setattr(torch.random, 'fork_rng', contextlib.nullcontext)
+    for members in ([3, 7], [7]):
+        cfg = model_config('cls')
+        ensemble_settings.wrap(cfg, members)
+        model = MODELS.build(cfg._cfg_dict)
+        seeds.clear()
+        model.head.init_weights()
+        drawn.append(list(seeds))
+    assert drawn[0][1:] == drawn[1] and len(set(drawn[0])) == 2
 
 
 def test_heads_of_one_member_start_differently():
@@ -518,7 +536,16 @@ def place(seeds=(0, 1), **changes) -> Config:
     ({'model.backbone.prompt': None}, r'ensemble: the config has no model\.backbone\.prompt'),
     ({'optim_wrapper.clip_grad': dict(max_norm=1.0)}, r'optim_wrapper\.clip_grad clips the norm'),
     ({'model.train_cfg': dict(augments=dict(type='Mixup'))}, r'model\.train_cfg\.augments mixes'),
+    ({'model.data_preprocessor': dict(batch_augments=dict(augments=dict(type='Mixup')))},
+     r'model\.data_preprocessor\.batch_augments mixes images of different members'),
+    (dict(custom_hooks=[dict(type='vpt_dense.PromptStartHook', source='samples')]),
+     r'custom_hooks: vpt_dense\.PromptStartHook starts one set of prompts'),
     ({'train_dataloader.batch_sampler': dict(type='X')}, r'train_dataloader needs a sampler'),
+    *(({'train_dataloader.batch_size': size},
+       rf'train_dataloader\.batch_size must be an integer of at least 1, found {size!r}')
+      for size in (None, 0, 1.5, '2')),
+    (dict(auto_scale_lr=dict(base_batch_size=None)),
+     r'auto_scale_lr\.base_batch_size must be an integer of at least 1, found None'),
 ])
 def test_bad_configs_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
@@ -539,21 +566,40 @@ def test_written_configs_are_checked():
     with pytest.raises(UserError, match=r'train_dataloader\.sampler must be of type vpt_dense\.En'):
         ensemble_settings.place(cfg)
     assert place(**{'optim_wrapper.clip_grad': dict(type='value', clip_value=1.0)})
+    assert place(**{'optim_wrapper.clip_grad': 1.0})  # no dict: the optimizer's wrapper says so
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'decode_head.seeds': [0, 1, 2]},
+     r'model\.decode_head is one of the seeds \[0, 1, 2\], but .*prompt is one of .* \[0, 1\]'),
+    ({'backbone.prompt': dict(DEEP, _delete_=True)},
+     r'model\.decode_head is one of the seeds \[0, 1\], but .*backbone\.prompt is no ensemble'),
+    ({'auxiliary_head': [dict(type='mmseg.FCNHead')]},
+     r'model\.auxiliary_head is no ensemble, but model\.backbone\.prompt is one of the seeds'),
+])
+def test_all_parts_are_of_the_same_members(change, message):
+    cfg = place()
+    cfg.merge_from_dict({f'model.{key}': value for key, value in change.items()})
+    with pytest.raises(UserError, match=message):
+        ensemble_settings.place(cfg)
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
     (dict(prompt=dict(seeds=[])), 'seeds must be a list of whole numbers'),
     (dict(prompt=dict(prompt=None)), r'prompt\.prompt must be the config of a member, .* None'),
+    (dict(prompt=dict(num_tokens=7)), r"PromptEnsemble.* argument 'num_tokens'"),
     (dict(prompt=dict(prompt=dict(DEEP, num_tokens=0))), r'prompt\.num_tokens must be an integer'),
     (dict(prompt=dict(prompt=dict(type='vpt_dense.PromptEnsemble', seeds=[0], prompt=DEEP))),
      r'prompt\.prompt must be a prompt, found PromptEnsemble'),
+    (dict(prompt=dict(prompt=dict(type='vpt_dense.PixelPrompt', num_tokens=2, in_channels=4))),
+     r'prompt\.in_channels is 4, but the patch embedding takes images of 3'),
     (dict(adapters=[dict(type='vpt_dense.LoRA', rank=2)]), 'adapters: members of an ensemble'),
     (dict(trainable=[r'^prompt\.', 'bias$']), r'also trains .*bias, which the members'),
 ])
 def test_bad_backbones_are_refused(changes, message):
     prompt = dict(type='vpt_dense.PromptEnsemble', seeds=[0, 1], prompt=DEEP)
     prompt.update(changes.get('prompt', {}))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         tiny_vit(**{**changes, 'prompt': prompt})
 
 
@@ -574,7 +620,7 @@ def test_bad_heads_and_batches_are_refused(mmpretrain_scope):
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    (dict(batch_size=0), r'sampler\.batch_size must be a whole number of at least 1, found 0'),
+    (dict(batch_size=0), r'sampler\.batch_size must be an integer of at least 1, found 0'),
     (dict(seeds=[1, 1]), r'sampler\.seeds has 1 twice'),
     (dict(sampler=dict(type='InfiniteSampler', seed=1)), r'sampler\.sampler must be the config'),
 ])
@@ -633,6 +679,15 @@ def test_an_ensemble_is_made_of_deltas(members, tmp_path, capfd):
     # The state of a run made of it is that of an ensemble trained in one run.
     cfg = config.load(str(out.with_suffix('.py')))
     assert ensemble_settings.is_ensemble(cfg.model) and cfg.train_dataloader.batch_size == 4
+    # What it writes goes beside no member's run.
+    assert deltas.stored_config.parse(deltas.read(str(paths[0]))['meta']['cfg'], '').work_dir
+    assert not {'work_dir', 'load_from', 'resume'} & set(cfg)
+    # Nothing is written over: not a member whose name comes first by mistake.
+    before = paths[0].read_bytes()
+    for there in (paths[0], out.with_suffix('.other')):
+        done = run_tool(capfd, 'ensemble', there, *paths[1:])
+        assert done.code == 2 and 'is there already; name another OUT' in done.err
+    assert paths[0].read_bytes() == before
 
 
 def test_equal_deltas_make_one(members, tmp_path):
@@ -671,7 +726,12 @@ def _other_base(delta):
     delta['state_dict'][f'backbone.{KEY}'] = other.to_tensor()
 
 
+def _other_classes(delta):
+    delta['meta']['dataset_meta']['classes'] = delta['meta']['dataset_meta']['classes'][::-1]
+
+
 @pytest.mark.parametrize(('edit', 'message'), [
+    (_other_classes, "has other classes than .*, or in another order: 'flag' in place of 'wall'"),
     (_other_text, r'is not of the same model and method as .*: they differ in '
                   r'model\.backbone\.prompt\.num_tokens \(3 and 2\)'),
     (_no_prompt, 'has no prompt: only sets of prompts make an ensemble'),
@@ -683,6 +743,21 @@ def test_what_does_not_belong_together_is_refused(members, tmp_path, edit, messa
     odd = changed(paths[1], tmp_path / 'odd.safetensors', edit)
     with pytest.raises(UserError, match=message):
         assembly.assemble([str(paths[0]), odd])
+
+
+def test_members_may_have_been_trained_as_an_ensemble_cannot(members, tmp_path):
+    def edit(delta):
+        cfg = deltas.stored_config.parse(delta['meta']['cfg'], '')
+        cfg.model.train_cfg = dict(augments=dict(type='Mixup'))
+        cfg.custom_hooks = [dict(type='vpt_dense.ReportHook'),
+                            dict(type='vpt_dense.PromptStartHook', source='samples')]
+        delta['meta']['cfg'] = cfg.pretty_text
+
+    _, paths = members
+    pair = [changed(path, tmp_path / path.name, edit) for path in paths]
+    cfg = deltas.stored_config.parse(assembly.assemble(pair)['meta']['cfg'], '')
+    assert cfg.custom_hooks == [dict(type='vpt_dense.ReportHook')]
+    assert 'augments' not in cfg.model.train_cfg
 
 
 def test_members_share_what_is_neither_prompt_nor_head(members, tmp_path):

@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from utils import images, randomise, tiny_vit
 
 from vpt_dense import config
+from vpt_dense.image_prompts import PadPrompt
 from vpt_dense.image_prompts.base import MEAN, STD
 from vpt_dense.weights import deltas, load_pretrained
 
@@ -158,6 +159,13 @@ def test_maps_show_the_image_without_its_border(family, size):
         assert out.shape == plain(large[:, :, 32:-32, 32:-32])[strides.index(stride)].shape
 
 
+def test_a_border_is_cut_by_the_stride_of_each_side():
+    part = PadPrompt(width=16, img_size=(32, 64))
+    padded = torch.arange(16.0)[:, None] * 100 + torch.arange(12.0)  # 64 x 96 pixels
+    (cut,) = part.crop([padded[None, None]], [(4, 8)])
+    assert torch.equal(cut[0, 0], padded[4:12, 2:10])
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_border_that_cannot_be_cut_off_is_refused(family):
     cfg, strides = FAMILIES[family]
@@ -269,7 +277,15 @@ def test_the_preprocessors_statistics_reach_the_prompt(tmp_path):
         ('PadPrompt', dict(width=1.5), r'image_prompt\.width must be .* found 1\.5'),
         ('ConcatChannelPrompt', dict(num_channels=-1), r'image_prompt\.num_channels must be .* -1'),
         ('LoRVP', dict(rank=0), r'image_prompt\.rank must be an integer of at least 1, found 0'),
-        ('LoRVP', dict(mean=[0.0]), r'image_prompt\.mean must be 3 numbers, .* found \(0\.0,\)'),
+        ('LoRVP', dict(mean=[0.0]), r'image_prompt\.mean must be 3 numbers, .* found \[0\.0\]'),
+        ('LoRVP', dict(mean=0.5), r'image_prompt\.mean must be 3 numbers, .* found 0\.5'),
+        ('LoRVP', dict(mean='abc'), r"image_prompt\.mean must be 3 numbers, .* found 'abc'"),
+        ('PadPrompt', dict(width=8, mean=['a', 'b', 'c']),
+         r"image_prompt\.mean must be a number, found 'a'"),
+        ('PadPrompt', dict(width=8, std=[1, 0, 1]),
+         r'image_prompt\.std must be a number above 0, found 0'),
+        ('PadPrompt', dict(width=8, aligned='no'),
+         r"image_prompt\.aligned must be True or False, found 'no'"),
     ],
 )
 def test_bad_options_are_refused_by_name(kind, kwargs, message):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,12 @@ def test_the_classifier_is_found_by_its_shape(tmp_path):
 @pytest.mark.parametrize(('kwargs', 'message'), [
     (dict(mode='once'), r"head\.mode must be 'iterative' or 'frequency', found 'once'"),
     (dict(num_source_classes=2), r'head\.num_source_classes must be at least the 3 classes'),
+    (dict(num_source_classes=None), r'head\.num_source_classes must be an integer of .* None'),
+    (dict(num_classes=0), r'head\.num_classes must be an integer of at least 1, found 0'),
+    (dict(in_channels=2.0), r'head\.in_channels must be an integer of at least 1, found 2\.0'),
+    (dict(init_cfg=dict(type='Normal', layer='Linear')),
+     r"head\.init_cfg must be dict\(type='Pretrained', .* found \{'type': 'Normal'"),
+    (dict(init_cfg=dict(type='Pretrained')), r'head\.init_cfg must be dict\(.*, checkpoint='),
 ])  # fmt: skip
 def test_bad_options_are_refused_by_name(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -163,12 +170,41 @@ def test_the_frequencies_are_those_of_the_training_images(tmp_path, monkeypatch)
                 model.extract_feat(x)[-1]).argmax()] += 1
     assert len(seen) == 1 and torch.equal(seen[0], counts)
     assert counts.sum() == 12 and (counts.sum(1) == 4).all()
-    # Each of two processes counts half of the images.
+    # Each of two processes counts half of the images, and maps by what both have counted.
     monkeypatch.setattr(label_mapping_hook, 'get_world_size', lambda: 2)
+    own = []
+    monkeypatch.setattr(label_mapping_hook, 'all_reduce',
+                        lambda part: (own.append(part.clone()), part.copy_(counts)))
     for rank in (0, 1):
         monkeypatch.setattr(label_mapping_hook, 'get_rank', lambda rank=rank: rank)
         label_mapping_hook.LabelMappingHook().find(runner)
-    assert seen[1].sum() == seen[2].sum() == 6 and torch.equal(seen[1] + seen[2], counts)
+    assert own[0].sum() == own[1].sum() == 6 and torch.equal(own[0] + own[1], counts)
+    assert torch.equal(seen[1], counts) and torch.equal(seen[2], counts)
+
+
+@pytest.mark.parametrize(('epoch', 'iteration', 'finds'), [
+    (0, 0, True), (2, 20, True), (2, 25, False),
+    (2, 45, True), (3, 55, True), (2, 5, True), (3, 15, True),  # begun by more or fewer processes
+])  # fmt: skip
+def test_an_epoch_finds_its_mapping_unless_it_goes_on(monkeypatch, epoch, iteration, finds):
+    found = []
+    hook = label_mapping_hook.LabelMappingHook()
+    monkeypatch.setattr(hook, 'find', found.append)
+    runner = SimpleNamespace(model=SimpleNamespace(head=head()), epoch=epoch, iter=iteration,
+                             train_dataloader=range(10))
+    hook.before_train_epoch(runner)
+    assert found == [runner] * finds
+
+
+@pytest.mark.parametrize(('model', 'message'), [
+    (SimpleNamespace(head=torch.nn.Linear(2, 2)), r'LabelMappingHead as model\.head, found Linear'),
+    (SimpleNamespace(decode_head=None), r'LabelMappingHead as model\.head, found NoneType'),
+    (SimpleNamespace(head=head()), r"model\.head\.mode='iterative' .* train_cfg counts iterations"),
+], ids=str)  # fmt: skip
+def test_a_run_that_the_hook_does_not_fit_is_refused(model, message):
+    hook = label_mapping_hook.LabelMappingHook()
+    with pytest.raises(UserError, match=message):
+        hook.before_train(SimpleNamespace(model=model, iter=0, train_loop=None))
 
 
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):

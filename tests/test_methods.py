@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from methods import BACKBONES, ROWS, SIZES, TASKS, build, build_at_start
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from processes import run_two
 from torch import nn
@@ -66,6 +67,9 @@ def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
         assert not any(out.requires_grad for out in outs)
     assert {n for n, p in model.named_parameters() if p.grad is not None} == wanted
     dead = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
+    for n, p in parameters(model).items():  # of every block, where one parameter holds all
+        if is_added(n) and p.ndim > 2 and '.features.' not in n:  # AlexNet's ReLUs may be shut
+            dead += [f'{n}[{i}]' for i, own in enumerate(p.grad) if not own.any()]
     assert dead == []
 
 
@@ -95,6 +99,7 @@ def test_the_frozen_base_stays_in_eval_mode(name, family, task):
     assert model.train() is model and model.training
     frozen = any(not p.requires_grad for n, p in model.named_parameters() if not is_added(n))
     assert model.base_is_frozen == frozen
+    assert not any(map(is_added, model.frozen_names))  # a checkpoint holds them, trained or not
     for child, module in model.named_children():
         modes = {part.training for part in module.modules()}
         assert modes == {child in ADDED or not frozen}, child
@@ -280,6 +285,21 @@ def test_every_fragment_is_in_the_table():
     folder = CONFIGS / '_base_' / 'tuning'
     found = {str(p.relative_to(folder).with_suffix('')) for p in folder.rglob('*.py')}
     assert {name for name in found if not name.split('/')[-1].startswith('_')} == set(FRAGMENTS)
+
+
+@pytest.mark.parametrize('name', [name for name, row in ROWS.items() if row.fragments])
+def test_fragments_are_what_their_row_tests(name):
+    def method(tuning) -> dict:
+        parts = {k: tuning.get(k) or [] for k in ADDED}
+        kinds = {k: [part['type'] for part in (found if isinstance(found, list) else [found])]
+                 for k, found in parts.items()}
+        added = [rf'^{part}\.' for part in ADDED if kinds[part]]
+        return {**kinds, 'trainable': tuning.get('trainable', added),
+                **{k: tuning.get(k) for k in ('out_type', 'pool')}}
+
+    for fragment in ROWS[name].fragments:
+        cfg = Config.fromfile(CONFIGS / '_base_' / 'tuning' / f'{fragment}.py').to_dict()
+        assert method(cfg['tuning']) == method(ROWS[name].tuning), fragment
 
 
 # --- two processes ---------------------------------------------------------------------------

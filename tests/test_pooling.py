@@ -111,6 +111,24 @@ def test_without_a_prompt_it_is_the_mean_of_patches():
          r"pool='prompts' is for out_type='avg_tokens' or 'avg_featmap', out_type is 'cls_token'"),
         (dict(out_type='avg_tokens', pool='prompts'), r"pool='prompts' needs prompts, but there"),
         (dict(out_type='avg_featmap', pool='both'), r"pool='both' needs prompts, but there"),
+        (dict(out_type='avg_tokens', pool='prompts', prompt=dict(
+            **DEEP, layer_range=(0, 2), keep_outputs=False)),
+         r"pool='prompts' needs .* those of TokenPrompt are not .* behind block 3 of out_indices="),
+        (dict(out_type='avg_tokens', pool='both', prompt=dict(
+            **SHALLOW, layer_range=(0, 2), keep_outputs=False), out_indices=[1, 2]),
+         r"pool='both' needs .* behind block 2 of out_indices=\[1, 2\]"),
+        (dict(out_type='avg_tokens', pool='both', prompt=dict(**DEEP, layer_range=(2, None)),
+              out_indices=[1, 3]), r"pool='both' needs .* behind block 1 of out_indices=\[1, 3\]"),
+        (dict(out_type='avg_tokens', pool='both', prompt=dict(
+            type='vpt_dense.PrefixPrompt', num_tokens=5)),
+         r"pool='both' needs .* those of PrefixPrompt are not"),
+        (dict(out_type='avg_tokens', pool='both', trainable=[], prompt=dict(
+            type='vpt_dense.FoldedPrompt', layers=[3], num_tokens=5)),
+         r"pool='both' needs .* those of FoldedPrompt are not"),
+        (dict(out_type='avg_tokens', pool='both', prompt=dict(
+            type='vpt_dense.PromptEnsemble', seeds=[0, 1], prompt=dict(
+                type='vpt_dense.PrefixPrompt', num_tokens=5))),
+         r"pool='both' needs .* those of PromptEnsemble are not"),
     ],
 )  # fmt: skip
 def test_a_pool_that_cannot_be_fails_when_it_is_built(kwargs, message):
@@ -124,8 +142,14 @@ def test_pooled_prompts_are_not_folded():
         deltas._fold_prompt(model, 'run.pth')
 
 
-def test_prompts_that_end_before_the_pool_are_told():
-    prompt = dict(**DEEP, layer_range=(0, 2), keep_outputs=False)
-    model = tiny_vit(prompt=prompt, out_type='avg_tokens', pool='both')
-    with pytest.raises(ValueError, match=r"pool='both' needs prompts, but those of TokenPrompt"):
-        model(images(1, 3, 32, 32))
+@pytest.mark.parametrize(('prompt', 'out_indices'), [
+    (dict(**DEEP, layer_range=(0, 2), keep_outputs=False), [1]),
+    (dict(**DEEP, layer_range=(1, 2)), [1, 3]),
+    (dict(**SHALLOW, layer_range=(1, 2), keep_outputs=False), [1]),
+    (dict(**SHALLOW, layer_range=(3, None)), [3]),
+])  # fmt: skip
+def test_prompts_that_reach_the_pool_are_pooled(prompt, out_indices):
+    """Those that the check at the building lets pass are there."""
+    model = tiny_vit(
+        prompt=prompt, out_type='avg_tokens', pool='prompts', out_indices=out_indices)
+    assert all(out.isfinite().all() for out in randomise(model)(images(1, 3, 32, 32)))

@@ -91,6 +91,16 @@ def test_prototypes_are_class_means(layers, leaf, flowers, tmp_path):
     torch.testing.assert_close(tokens, wanted, rtol=0, atol=1e-5)
 
 
+def test_a_side_network_has_no_part_in_the_start(flowers, tmp_path):
+    cfg = prepare(tmp_path, flowers, dict(source='prototypes', layers='each'))
+    cfg.model.backbone.adapters = [dict(type='vpt_dense.SideNetwork')]
+    runner, tokens = start(cfg)
+    images, labels = training_images(cfg, runner.model)
+    with torch.no_grad():
+        wanted = cls_tokens(runner.model, images)[:, labels == 1].mean(1)
+    torch.testing.assert_close(tokens[:, 1], wanted, rtol=0, atol=1e-5)
+
+
 def test_samples_are_centres_of_patch_embeddings(flowers, tmp_path):
     cfg = prepare(tmp_path, flowers, dict(source='samples', seed=3))
     runner, tokens = start(cfg)
@@ -209,6 +219,7 @@ def test_segmentation_has_no_prototypes(tmp_path):
         (dict(source='classes'), r"PromptStartHook\.source must be 'prototypes' or 'samples'"),
         (dict(source='samples', layers=3), r"PromptStartHook\.layers must be 'one' or 'each'"),
         (dict(source='samples', max_images=0), r'max_images must be an integer of at least 1'),
+        (dict(source='samples', seed=-1), r'PromptStartHook\.seed must be an .* found -1'),
     ],
 )
 def test_bad_options_fail_when_it_is_built(kwargs, message):

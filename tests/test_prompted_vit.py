@@ -286,6 +286,11 @@ def test_initial_range_is_the_papers(patch, dims, project, bound):
         (dict(out_indices=-5), r'out_indices -5'),
         (dict(img_size=(32, 36)), r'img_size \(32, 36\) is not a multiple.*\(32, 32\)'),
         (dict(img_size=0), r'img_size must be a positive'),
+        (dict(img_size=None), r'img_size must be a positive .* found None'),
+        (dict(patch_size=True), r'patch_size must be a positive .* found True'),
+        (dict(out_indices=None), r'out_indices must be the index of a block .* found None'),
+        (dict(out_indices=[]), r'out_indices must be the index of a block .* found \[\]'),
+        (dict(frozen_dtype=[1]), r'frozen_dtype must be None or one of .* found \[1\]'),
         (dict(frozen_stages=2), r'frozen_stages=2.*trainable'),
     ],
 )

@@ -330,6 +330,9 @@ def test_all_stages_start_with_the_bound_of_the_first(dims):
     (dict(prompt=dict(type='vpt_dense.FoldedPrompt', layers=[0], num_tokens=1)),
      r'prompt: FoldedPrompt fits backbones of the families vit; SwinTransformer is a swin'),
     (dict(prompt=DEEP, prompts_as='keys'), r"prompts_as must be 'keys_values' or 'tokens'"),
+    (dict(out_indices=(0, -1)), r'out_indices must be .* integers from 0 to 3, found \(0, -1\)'),
+    (dict(out_indices=()), r'out_indices must be .* found \(\)'),
+    (dict(img_size=(64, 64, 64)), r'img_size must be a positive integer or a pair .* \(64, 64, 64'),
     (dict(memory='least'), r"memory must be 'default' or 'lean', found 'least'"),
     (dict(memory='lean', with_cp=True), r"memory='lean' and with_cp=True exclude each other"),
 ], ids=str)  # fmt: skip

@@ -302,16 +302,33 @@ def test_the_bias_of_residual_prompts_is_without_effect():
 
 @pytest.mark.parametrize(('kind', 'kwargs'), [
     ('E2VPTPrompt', dict(num_kv_tokens=3)), ('GatedPrompt', {}), ('ResidualPrompt', {}),
-    ('VAPTPrompt', dict(grid=(4, 4))), ('CVPT', {}),
+    ('VAPTPrompt', dict(grid=(4, 4))), ('CVPT', {}), ('LoRA', {}), ('AdaptFormer', {}),
+    ('RepAdapter', {}),
 ])  # fmt: skip
 def test_dropout_draws_masks_for_every_sample_while_training(kind, kwargs):
-    tuning = cvpt(dropout=0.5) if kind == 'CVPT' else prompt(kind, dropout=0.5, **kwargs)
+    tuning = (
+        prompt(kind, dropout=0.5, **kwargs) if kind.endswith('Prompt')
+        else dict(adapters=[dict(type=f'vpt_dense.{kind}', dropout=0.5)])
+    )
     model = randomise(tiny_vit(**tuning, memory='lean')).double().train()
     x = images(1, 3, 32, 32, dtype=torch.float64).expand(2, -1, -1, -1)
     one, other = model(x)[0]
     assert (one - other).abs().max() > 1e-3
     one, other = model.eval()(x)[0]
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('silent', ['up', 'kernels'])
+def test_vapt_drops_channels_and_hidden_units(silent):
+    part = randomise(VAPTPrompt(
+        num_tokens=P, embed_dims=D, num_layers=2, patch_size=(8, 8), grid=(4, 4), dropout=0.5))
+    for parameter in getattr(part, silent).parameters():
+        nn.init.zeros_(parameter)
+    x = images(1, 1 + 16, D).expand(2, -1, -1)
+    one, other = part.train()(x, 1, layout=TokenLayout(1, 0, (4, 4)))
+    assert not torch.equal(one, other)
+    one, other = part.eval()(x, 1, layout=TokenLayout(1, 0, (4, 4)))
+    assert torch.equal(one, other)
 
 
 def test_residual_prompts_of_the_layer_before_have_masks_of_their_own():
@@ -398,6 +415,20 @@ def test_prefix_starts_as_deep_prompts_on_swin():
         outs.append(model(x))
     assert [len(tokens) for tokens in sets.values()] == [1, 2]
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-10, atol=1e-10)
+    for parameter in model.prompt.parameters():
+        nn.init.constant_(parameter, math.nan)
+    model.init_weights()  # which starts the prompts of every stage
+    assert all(parameter.isfinite().all() for parameter in model.prompt.parameters())
+
+
+def test_prefix_starts_in_every_member_of_an_ensemble():
+    one = prompt('PrefixPrompt')['prompt']
+    model = tiny_vit(prompt=dict(type='vpt_dense.PromptEnsemble', seeds=[0, 1], prompt=one))
+    for parameter in model.prompt.parameters():
+        nn.init.constant_(parameter, math.nan)
+    model.init_weights()
+    first, second = (member.keys for member in model.prompt.members)
+    assert first.isfinite().all() and second.isfinite().all() and not torch.equal(first, second)
 
 
 def test_residual_prompts_on_swin_are_linked_within_a_stage():
@@ -641,6 +672,22 @@ ERRORS = {
     'vapt kernel': (prompt('VAPTPrompt', grid=(4, 2), kernel_size=3),
                     r'prompt\.kernel_size must be at most a side of prompt\.grid \(4, 2\), '
                     r'found 3'),
+    'vapt small': (prompt('VAPTPrompt', kernel_size=5),
+                   r'prompt\.kernel_size=5 needs images .*, found 4 x 4 patches'),
+    'vapt small ensemble': (dict(prompt=dict(
+        type='vpt_dense.PromptEnsemble', seeds=[0], **prompt('VAPTPrompt', kernel_size=5))),
+        r'prompt\.kernel_size=5 needs images .*, found 4 x 4 patches'),
+    'flag': (prompt('TokenPrompt', deep='no'), r"prompt\.deep must be True or False, found 'no'"),
+    'e2vpt flag': (prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=1),
+                   r'prompt\.shared_kv must be True or False, found 1'),
+    'infinite gate': (prompt('GatedPrompt', gate_init=math.inf),
+                      r'prompt\.gate_init must be a number, found inf'),
+    'mean': (prompt('PixelPrompt', start='image', mean=5),
+             r'prompt\.mean must hold a number for each of the 3 channels, found 5'),
+    'no mean': (prompt('PixelPrompt', start='image', mean=[]),
+                r'prompt\.mean must hold a number for each of the 3 channels, found \[\]'),
+    'std': (prompt('PixelPrompt', start='image', std=[1, 0, 1]),
+            r'prompt\.std must be a number above 0, found 0'),
     'vapt rank': (prompt('VAPTPrompt', hidden_dims=0),
                   r'prompt\.hidden_dims must be an integer of at least 1, found 0'),
     'e2vpt dims': (prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=False, project_dims=0),
@@ -650,6 +697,13 @@ ERRORS = {
     'cvpt dropout': (dict(adapters=[dict(type='vpt_dense.CVPT', dropout=2)]),
                      r'adapters\.dropout must be a number in \[0, 1\), found 2'),
 }
+
+
+def test_vapt_names_an_image_that_is_smaller_than_its_kernel():
+    model = tiny_vit(**prompt('VAPTPrompt', kernel_size=3))
+    model(images(1, 3, 24, 32))
+    with pytest.raises(ValueError, match=r'kernel_size=3 needs images .*, found 2 x 4 patches'):
+        model(images(1, 3, 16, 32))
 
 
 @pytest.mark.parametrize('name', ERRORS)

@@ -75,8 +75,14 @@ def check_numbers(seeds, jobs):
 
 
 def stop_politely():
-    """Lets SIGTERM do what Ctrl-C does: running trainings save a checkpoint and end."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Lets SIGTERM, and a terminal that closes, do what Ctrl-C does.
+
+    Running trainings save a checkpoint and end; else they would go on beside the next call's.
+    """
+    for name in ('SIGTERM', 'SIGHUP'):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
 
 
 def make_demo_data():

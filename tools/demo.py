@@ -19,6 +19,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import compare
 
+from vpt_dense import files
 from vpt_dense.errors import ArgumentParser, main
 
 ROOT, DATA = compare.ROOT, Path(compare.DATA)
@@ -53,9 +54,9 @@ def write_reports(rows, folder, command):
     from vpt_dense import params
 
     table = params.markdown_table(COLUMNS, [cells(row) for row in rows])
-    (folder / 'table.md').write_text(f'{table}\n\n`{command}`\n')
-    (folder / 'table.json').write_text(
-        json.dumps(dict(command=command, rows=rows), indent=1) + '\n')
+    files.write_text(folder / 'table.md', f'{table}\n\n`{command}`\n')
+    content = json.dumps(dict(command=command, rows=rows), indent=1)
+    files.write_text(folder / 'table.json', f'{content}\n')
 
 
 def load_model(method, work_dir):
@@ -140,16 +141,19 @@ def run():
     parser.add_argument('--all', action='store_true', help='all six methods')
     parser.add_argument('--methods', nargs='+', choices=METHODS, help='these methods')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo of the repository')
     parser.add_argument('--jobs', type=int, help='runs at a time (default: one per CPU, at most 4)')
     parser.add_argument('--amp', choices=['auto', 'on', 'off'], default='auto',
                         help='bfloat16 (auto: where the CPU computes in it natively)')
     parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
+    if args.work_dir:
+        args.work_dir = args.work_dir.absolute()
     os.chdir(ROOT)
+    args.work_dir = args.work_dir or Path('work_dirs/demo')
     compare.check_numbers(args.seeds, args.jobs)
     compare.stop_politely()
-    methods = list(METHODS) if args.all else args.methods or ['head', 'deep']
+    methods = list(METHODS if args.all else dict.fromkeys(args.methods or ['head', 'deep']))
     start = time.time()
     compare.make_demo_data()
     from vpt_dense import logging

@@ -18,6 +18,11 @@ def main() -> None:
                         help='deltas (tools/delta.py extract) or checkpoints of runs')
     parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     args = parser.parse_args()
+    config = Path(args.out).with_suffix('.py')
+    for path in (Path(args.out), config):
+        if path.exists():  # a member, if the first argument was forgotten, or somebody's config
+            raise errors.UserError(
+                f'{path} is there already; name another OUT.safetensors first, or remove it')
     from vpt_dense import files, logging
 
     logging.filter_warnings()
@@ -26,7 +31,6 @@ def main() -> None:
 
     ensemble = assembly.assemble(args.deltas)
     deltas.write(ensemble, args.out)
-    config = Path(args.out).with_suffix('.py')
     files.write_text(config, ensemble['meta']['cfg'])
     trainable = ensemble['meta']['counts']['trainable']
     print(f'{args.out}: {len(args.deltas)} members, {trainable:,} parameters beside the backbone, '

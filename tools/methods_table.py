@@ -67,7 +67,8 @@ def row(name, tasks):
         if file is None:
             counts.append('-')
             continue
-        tuning = Config.fromfile(file).to_dict()['tuning']
+        fragment = Config.fromfile(file).to_dict()
+        tuning = fragment['tuning']
         model = Config.fromfile(ROOT / 'configs/_base_/models' / model_file).to_dict()['model']
         try:
             backbone = build(model['backbone'], tuning, model['data_preprocessor'])
@@ -87,21 +88,24 @@ def row(name, tasks):
     if added or not where:
         patterns = ', '.join(f'`{part}`' for part in added).replace('|', '\\|')  # | ends a cell
         where.append(f'selection {patterns}' if added else 'nothing: the head alone')
+    hooks = [hook['type'] for hook in fragment.get('tuning_hooks', ())]
     folder_note = '' if tasks == 'both' else 'cls/'
     return [
-        f'`{folder_note}{name}`', '; '.join(where), ', '.join(fitting(tuning, parts)),
+        f'`{folder_note}{name}`', '; '.join(where), ', '.join(fitting(tuning, parts, hooks)),
         'both' if tasks == 'both' else 'classification', merges(parts, backbone), *counts,
     ]
 
 
-def fitting(tuning, parts):
+def fitting(tuning, parts, hooks):
     """The families of backbones that a method fits."""
+    from mmengine.registry import HOOKS
     from mmengine.registry import MODELS as REGISTRY
 
+    classes = [*map(REGISTRY.get, parts), *map(HOOKS.get, hooks)]
     found = []
     for label, backbone in FAMILIES.items():
         family = REGISTRY.get(backbone['type']).weights_family
-        if any(family not in REGISTRY.get(part).families for part in parts):
+        if any(family not in part.families for part in classes):
             continue
         # A pattern may match nothing there, an argument be unknown. Sizes, which may not fit these
         # small backbones, are left to the classes' word.

@@ -6,4 +6,7 @@ _base_ = [
     '../_base_/default_runtime.py',
     '../_base_/tuning/bias.py',
 ]
-model = dict(backbone=_base_.tuning)
+# And the norms of the outputs, of which the pretrained weights hold the last alone.
+model = dict(
+    backbone=dict(_base_.tuning, trainable=[*_base_.tuning.trainable, r'^norm\d\.'])
+)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters.adapter import zero_bottleneck
 from vpt_dense.adapters.base import Adapter
-from vpt_dense.arguments import check_count, check_dropout
+from vpt_dense.arguments import check_count, check_dropout, check_number
 from vpt_dense.registry import MODELS
 
 
@@ -37,6 +37,7 @@ class AdaptFormer(Adapter):
     ) -> None:
         super().__init__(backbone, init_cfg)
         check_count(hidden_dims, 'adapters.hidden_dims')
+        check_number(scale, 'adapters.scale', positive=True)
         check_dropout(dropout, 'adapters.dropout')
         self.branches = nn.ModuleList()
         for block in backbone.blocks():

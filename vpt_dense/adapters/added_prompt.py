@@ -7,6 +7,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
+from vpt_dense.arguments import check_flag
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 
@@ -33,6 +34,9 @@ class AddPrompt(Adapter):
 
     Attributes:
         tokens: The parameters, one for each block that they are added before.
+
+    Raises:
+        ValueError: If ``per_token`` or ``deep`` is no switch.
     """
 
     families = ('vit',)
@@ -49,7 +53,8 @@ class AddPrompt(Adapter):
         self.num_cls = backbone.num_extra_tokens
         self.grid = tuple(backbone.patch_resolution)
         self.interpolate_mode = backbone.interpolate_mode
-        self.per_token = per_token
+        self.per_token = check_flag(per_token, 'adapters.per_token')
+        check_flag(deep, 'adapters.deep')
         self.mergeable = not deep and isinstance(backbone.pre_norm, nn.Identity)
         patch = backbone.patch_embed.projection.kernel_size
         bound = math.sqrt(6 / (3 * math.prod(patch) + width))

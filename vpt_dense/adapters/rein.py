@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_count, check_number
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 
@@ -57,6 +57,7 @@ class Rein(Adapter):
             raise ValueError('adapters.num_tokens must be at least 2: the first token adds nothing')
         if rank is not None:
             check_count(rank, 'adapters.rank')
+        check_number(scale, 'adapters.scale')
         pixels = 3 * math.prod(backbone.patch_embed.projection.kernel_size)
         blocks = _blocks_that_are_read(backbone)
         self.tokens = nn.ModuleList(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, check_merge, names_of
-from vpt_dense.arguments import check_count, check_dropout
+from vpt_dense.arguments import check_count, check_dropout, check_number
 from vpt_dense.registry import MODELS
 
 
@@ -47,6 +47,7 @@ class RepAdapter(Adapter):
         super().__init__(backbone, init_cfg)
         check_count(rank, 'adapters.rank')
         check_count(groups, 'adapters.groups')
+        check_number(scale, 'adapters.scale', positive=True)
         check_dropout(dropout, 'adapters.dropout')
         linears = [linear for block in backbone.blocks() for linear in (block.qkv, block.fc1)]
         for size in {rank, *(linear.in_features for linear in linears)}:

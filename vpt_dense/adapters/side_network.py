@@ -37,8 +37,8 @@ class SideNetwork(Adapter):
         alpha: a, a parameter without dimensions.
 
     Raises:
-        ValueError: If the backbone puts out neither maps nor one vector an image, or takes images
-            of other than three channels.
+        ValueError: If the backbone puts out neither maps nor one vector an image, takes images of
+            other than three channels, or ``weights`` is no path.
     """
 
     def __init__(
@@ -52,6 +52,9 @@ class SideNetwork(Adapter):
             raise ValueError(
                 f'adapters: SideNetwork takes images of 3 channels, the backbone {channels}'
             )
+        if weights is not None and not isinstance(weights, str):
+            raise ValueError(
+                f'adapters.weights must be a path, an address or None, found {weights!r}')
         self.weights = weights
         self.features = _alexnet_features()
         self.out = nn.ModuleList()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mmpretrain.models import backbones
 from torch import Tensor
 
+from vpt_dense.arguments import check_stages
 from vpt_dense.backbones.convolutional import ConvolutionalBackbone
 from vpt_dense.registry import MODELS
 
@@ -34,7 +35,7 @@ class ConvNeXt(ConvolutionalBackbone, backbones.ConvNeXt):
             known format of a ConvNeXt; a tensor that is missing, left over or of another shape is
             an error (see :func:`vpt_dense.weights.compute`). The published weights hold the last
             norm alone: with several ``out_indices``, name the others in
-            ``init_cfg.allow_missing``. None: random, as mmpretrain's.
+            ``init_cfg.allow_missing`` and in ``trainable``. None: random, as mmpretrain's.
         **kwargs: As in :class:`mmpretrain.ConvNeXt`.
 
     Raises:
@@ -63,7 +64,8 @@ class ConvNeXt(ConvolutionalBackbone, backbones.ConvNeXt):
                 f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
                 r"same: name what trains, for instance trainable=[r'^stages\.3\.', r'^norm3\.']"
             )
-        self.check_stages([out_indices] if isinstance(out_indices, int) else out_indices, 4, True)
+        indices = [out_indices] if isinstance(out_indices, int) else out_indices
+        check_stages(indices, 4, from_end=True)
         front, in_channels = self.build_front(prompt, image_prompt, img_size, in_channels)
         if init_cfg is not None:  # else the parent's own
             kwargs['init_cfg'] = init_cfg
@@ -71,7 +73,7 @@ class ConvNeXt(ConvolutionalBackbone, backbones.ConvNeXt):
             arch=arch,
             in_channels=in_channels,
             # A list, since the parent writes the resolved negative indices into it.
-            out_indices=[out_indices] if isinstance(out_indices, int) else list(out_indices),
+            out_indices=list(indices),
             gap_before_final_norm=gap_before_final_norm,
             **kwargs,
         )

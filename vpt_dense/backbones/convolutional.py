@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vpt_dense.adapters import Block
+from vpt_dense.arguments import to_pair
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.image_prompts import ImagePrompt
 
@@ -14,21 +15,6 @@ class ConvolutionalBackbone(TunedBackbone):
 
     embed_dims: int
     depths: Sequence[int]
-
-    @staticmethod
-    def check_stages(indices: Sequence[int], stages: int, from_end: bool = False) -> None:
-        """Refuse ``out_indices`` that name no stage.
-
-        Raises:
-            ValueError: If one is no integer from 0 (``from_end``: from -``stages``) to ``stages``
-                - 1.
-        """
-        least = -stages if from_end else 0
-        if any(not isinstance(i, int) or not least <= i < stages for i in indices):
-            raise ValueError(
-                f'out_indices must be integers from {least} to {stages - 1}, found '
-                f'{list(indices)}'
-            )
 
     def build_front(
         self,
@@ -43,12 +29,8 @@ class ConvolutionalBackbone(TunedBackbone):
             The image prompt, and the channels of what it puts out.
         """
         if prompt is not None:
-            self.check_family('prompt', prompt.get('type'))
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
-            raise ValueError(
-                f'img_size must be a positive integer or a pair of them, found {img_size!r}')
-        front = self.build_image_prompt(image_prompt, size, in_channels)
+            self.check_part('prompt', prompt)
+        front = self.build_image_prompt(image_prompt, to_pair('img_size', img_size), in_channels)
         return front, in_channels + (0 if front is None else front.extra_channels)
 
     def blocks(self) -> list[Block]:

@@ -9,11 +9,12 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
+from vpt_dense.arguments import to_pair
 from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer, spread
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import what_to_recompute
-from vpt_dense.prompts import TokenLayout
+from vpt_dense.prompts import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
 from vpt_dense.tuning import is_added
 
@@ -107,8 +108,14 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
                 "same: name what trains, for instance trainable=[r'^layers\\.(10|11)\\.']"
             )
-        patch_hw = _to_pair('patch_size', patch_size)
-        image_hw = _to_pair('img_size', img_size)
+        indices = [out_indices] if isinstance(out_indices, int) else out_indices
+        is_list = isinstance(indices, Sequence) and not isinstance(indices, str)
+        if not is_list or not indices or not all(type(index) is int for index in indices):
+            raise ValueError(
+                f'out_indices must be the index of a block or a list of them, found {out_indices!r}'
+            )
+        patch_hw = to_pair('patch_size', patch_size)
+        image_hw = to_pair('img_size', img_size)
         sizes = list(zip(image_hw, patch_hw, strict=True))
         if any(image % patch for image, patch in sizes):
             nearest = tuple(max(round(image / patch), 1) * patch for image, patch in sizes)
@@ -126,7 +133,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             img_size=image_hw,
             patch_size=patch_hw,
             # A list, since the parent writes the resolved negative indices into it.
-            out_indices=[out_indices] if isinstance(out_indices, int) else list(out_indices),
+            out_indices=list(indices),
             init_cfg=init_cfg,
             **kwargs,
         )
@@ -160,13 +167,8 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 num_heads=self.arch_settings['num_heads'],
                 patch_size=patch_hw,
             )
+            self.check_part('prompt', prompt)
             built = MODELS.build(prompt, default_args=served)
-            channels = self.patch_embed.projection.in_channels
-            if getattr(built, 'in_channels', channels) != channels:
-                raise ValueError(
-                    f'prompt.in_channels is {built.in_channels}, but the patch embedding takes '
-                    f'images of {channels} channels'
-                )
         if prompts_as not in ('keys_values', 'tokens'):
             raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
         self.pool = self._check_pool(pool, built)
@@ -215,9 +217,6 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             One tensor for each of ``out_indices``, by ``out_type``: 'cls_token', 'avg_tokens' and
             'avg_featmap' (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + R + N, C). N
             counts patches: prompts are never among the outputs.
-
-        Raises:
-            ValueError: If ``pool`` needs prompts and none leave a block of ``out_indices``.
         """
         kind = x.device.type
         if self.frozen_dtype is not None and not torch.is_autocast_enabled(kind):
@@ -310,7 +309,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             x = torch.cat((x[:, :first], x[:, first + self.num_registers :]), dim=1)
         return super()._format_output(x, hw)
 
-    def _check_pool(self, pool: str | None, prompt: nn.Module | None) -> str | None:
+    def _check_pool(self, pool: str | None, prompt: Prompt | None) -> str | None:
         """What the outputs are a mean of; None: they are no mean."""
         averages = self.out_type in ('avg_tokens', 'avg_featmap')
         if pool not in (None, 'patches', 'prompts', 'both'):
@@ -322,19 +321,22 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 f'out_type is {self.out_type!r}')
         if pool in ('prompts', 'both') and prompt is None:
             raise ValueError(f'pool={pool!r} needs prompts, but there is no `prompt`')
+        if pool in ('prompts', 'both'):
+            without = [i for i in self.out_indices if not prompt.leaves(i)]
+            if without:
+                raise ValueError(
+                    f'pool={pool!r} needs prompts, but those of {type(prompt).__name__} are not '
+                    f'among the tokens behind block {without[0]} of out_indices='
+                    f"{self.out_indices}; take other blocks or prompts, or pool='patches'"
+                )
         return (pool or 'patches') if averages else None
 
     def _mean(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """The mean of some tokens of (B, F + P + N, C), (B, C)."""
         if self.pool == 'patches':
             tokens = layout.patches(x)
-        elif layout.num_prompts:
-            tokens = layout.prompts(x) if self.pool == 'prompts' else x[:, layout.num_first :]
         else:
-            raise ValueError(
-                f'pool={self.pool!r} needs prompts, but those of {type(self.prompt).__name__} do '
-                f'not leave every block of out_indices={self.out_indices} as tokens'
-            )
+            tokens = layout.prompts(x) if self.pool == 'prompts' else x[:, layout.num_first :]
         mean = tokens.mean(dim=1)
         return self.ln2(mean) if self.out_type == 'avg_featmap' else mean
 
@@ -391,7 +393,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
     def _hold_frozen_in(self, name: str) -> torch.dtype:
         """Turn the frozen weights of linear layers and convolutions into another type."""
         dtypes = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
-        if name not in dtypes:
+        if not isinstance(name, str) or name not in dtypes:
             raise ValueError(
                 f'frozen_dtype must be None or one of {sorted(dtypes)}, found {name!r}')
         frozen = [
@@ -438,11 +440,3 @@ def _mlp_parts(ffn: nn.Module) -> dict[str, nn.Module]:
         return dict(mlp=ffn, fc1=ffn.w12, fc2=ffn.w3)
     linears = [module for module in ffn.layers.modules() if isinstance(module, nn.Linear)]
     return dict(mlp=ffn.layers, fc1=linears[0], fc2=linears[-1])
-
-
-def _to_pair(key: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """Turn a size or a (height, width) into a pair of positive integers."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
-        raise ValueError(f'{key} must be a positive integer or a pair of them, found {size!r}')
-    return pair

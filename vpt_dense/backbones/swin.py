@@ -8,6 +8,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor
 
 from vpt_dense.adapters import Block
+from vpt_dense.arguments import check_stages, to_pair
 from vpt_dense.backbones.swin_block import PromptedShiftWindowMSA, PromptedSwinBlock
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import what_to_recompute
@@ -82,13 +83,15 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
                 f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
                 r"same: name what trains, for instance trainable=[r'^stages\.3\.', r'^norm3\.']"
             )
-        image_hw = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        arch = kwargs.get('arch')
+        stages = len(arch['depths']) if isinstance(arch, dict) and 'depths' in arch else 4
+        check_stages(kwargs.get('out_indices', (3,)), stages)
+        image_hw = to_pair('img_size', img_size)
         front = self.build_image_prompt(image_prompt, image_hw, in_channels)
         if front is not None:
             image_hw = tuple(n + 2 * front.border for n in image_hw)
             in_channels += front.extra_channels
-            patch_size = kwargs.get('patch_size', 4)
-            patch_hw = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+            patch_hw = to_pair('patch_size', kwargs.get('patch_size', 4))
             kwargs['patch_cfg'] = {**front.patch_cfg(patch_hw), **kwargs.get('patch_cfg', {})}
         super().__init__(img_size=image_hw, in_channels=in_channels, init_cfg=init_cfg, **kwargs)
         for block in (block for stage in self.stages for block in stage.blocks):
@@ -97,7 +100,7 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
             block.recompute = what_to_recompute(memory, with_cp)
         built = None
         if prompt is not None:
-            self.check_family('prompt', prompt.get('type') if isinstance(prompt, dict) else None)
+            self.check_part('prompt', prompt)
             built = StagePrompts(
                 prompt,
                 embed_dims=[stage.embed_dims for stage in self.stages],

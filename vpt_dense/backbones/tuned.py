@@ -5,11 +5,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vpt_dense.adapters import Block
+from vpt_dense.adapters import Adapter, Block
 from vpt_dense.image_prompts import ImagePrompt
+from vpt_dense.prompts import Prompt
 from vpt_dense.registry import MODELS
 from vpt_dense.tuning import ADDED, is_added, select_trainable
 from vpt_dense.weights.base import FrozenBase
+
+#: Key of a backbone's config -> what a part that is listed there must be.
+_PARTS = dict(prompt=Prompt, image_prompt=ImagePrompt, adapters=Adapter)
 
 
 class TunedBackbone(FrozenBase):
@@ -52,7 +56,7 @@ class TunedBackbone(FrozenBase):
         if config is None:
             return None
         served = dict(img_size=tuple(img_size), in_channels=in_channels)
-        self.check_family('image_prompt', config.get('type'))
+        self.check_part('image_prompt', config)
         return MODELS.build(config, default_args=served)
 
     def tune(
@@ -74,25 +78,24 @@ class TunedBackbone(FrozenBase):
             ValueError: If a part does not fit this family of backbones, or a pattern matches no
                 parameter; the message names the key.
         """
-        if isinstance(adapters, dict) or not all(isinstance(a, dict) for a in adapters or []):
+        is_list = isinstance(adapters or [], Sequence) and not isinstance(adapters, str)
+        if not is_list or not all(isinstance(config, dict) for config in adapters or []):
             raise ValueError(
                 f'adapters must be a list of dicts, one for each adapter, found {adapters!r}'
             )
-        if prompt is not None:
-            self.check_family('prompt', type(prompt))
         self.prompt = prompt
         self.image_prompt = image_prompt
         if image_prompt is not None:
             image_prompt.check_strides(self.map_strides())
         for config in adapters or ():
-            self.check_family('adapters', config.get('type'))
+            self.check_part('adapters', config)
         built = [MODELS.build(c, default_args=dict(backbone=self)) for c in adapters or ()]
         self.adapters = nn.ModuleList(built)
         if trainable is None:
             added = {name.split('.')[0] for name, _ in self.named_parameters() if is_added(name)}
             trainable = [rf'^{name}\.' for name in ADDED if name in added] or ['.*']
-        self.trainable = list(trainable) if not isinstance(trainable, str) else trainable
-        select_trainable(self, self.trainable)
+        select_trainable(self, trainable)
+        self.trainable = list(trainable)
         self.base_is_frozen = any(
             not parameter.requires_grad
             for name, parameter in self.named_parameters()
@@ -102,24 +105,32 @@ class TunedBackbone(FrozenBase):
         if prompt is not None:
             prompt.check(self)
 
-    def check_family(self, key: str, kind: type | str | None) -> None:
-        """Refuse a part of tuning that does not fit this family of backbones.
+    def check_part(self, key: str, config: dict) -> None:
+        """Refuse a part of tuning, before it is built, that does not belong into this backbone.
 
         Args:
-            key: Of the config, for messages.
-            kind: The part's class, or the name that it is registered by.
+            key: Of the backbone's config that the part is listed under.
+            config: Of the part.
 
         Raises:
-            ValueError: If it does not fit.
+            ValueError: If it is no config, of another key, or does not fit this family of
+                backbones; the message names the key.
         """
+        if not isinstance(config, dict) or 'type' not in config:
+            raise ValueError(f"{key} needs a dict with a 'type', found {config!r}")
+        kind = config['type']
         part = MODELS.get(kind) if isinstance(kind, str) else kind
         if part is None:
             return  # building it says so
-        families = getattr(part, 'families', ())
-        if self.weights_family not in families:
+        name = getattr(part, '__name__', kind)
+        right = [k for k, c in _PARTS.items() if isinstance(part, type) and issubclass(part, c)]
+        if key not in right:
+            way_out = f'list it under `{right[0]}`' if right else 'it is no method of tuning'
+            raise ValueError(f'{key}: {name} does not belong here; {way_out}')
+        if self.weights_family not in part.families:
             raise ValueError(
-                f'{key}: {part.__name__} fits backbones of the families '
-                f'{", ".join(families)}; {type(self).__name__} is a {self.weights_family}'
+                f'{key}: {name} fits backbones of the families '
+                f'{", ".join(part.families)}; {type(self).__name__} is a {self.weights_family}'
             )
 
     def init_weights(self) -> None:

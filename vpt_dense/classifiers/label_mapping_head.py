@@ -4,6 +4,7 @@ import torch
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor, nn
 
+from vpt_dense.arguments import check_count
 from vpt_dense.errors import UserError
 from vpt_dense.registry import MODELS
 from vpt_dense.weights import read_state_dict
@@ -48,12 +49,21 @@ class LabelMappingHead(ClsHead):
         **kwargs,
     ) -> None:
         super().__init__(init_cfg=init_cfg, **kwargs)
+        check_count(num_classes, 'head.num_classes')
+        check_count(in_channels, 'head.in_channels')
+        check_count(num_source_classes, 'head.num_source_classes')
         if mode not in ('iterative', 'frequency'):
             raise ValueError(f"head.mode must be 'iterative' or 'frequency', found {mode!r}")
         if num_source_classes < num_classes:
             raise ValueError(
                 f'head.num_source_classes must be at least the {num_classes} classes of the data, '
                 f'found {num_source_classes}'
+            )
+        is_file = isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
+        if init_cfg and not (is_file and 'checkpoint' in init_cfg):
+            raise ValueError(
+                "head.init_cfg must be dict(type='Pretrained', checkpoint=ADDRESS) or None, found "
+                f'{init_cfg!r}'
             )
         self.num_classes = num_classes
         self.mode = mode

@@ -136,7 +136,7 @@ def find_methods(pattern: str, wanted: Sequence[str] | None = None) -> list[str]
     for method in wanted or ():
         if method not in found:
             raise UserError(
-                f'--methods {method}: no config {pattern.format(method=method)}'
+                f'--methods {method}: no config {pattern.replace("{method}", method)}'
                 f'{suggest(method, found)}'
             )
     return list(dict.fromkeys(wanted or found))
@@ -172,7 +172,7 @@ class Comparison:
 
     def config_path(self, method: str) -> Path:
         """The path of a method's config."""
-        return Path(self.pattern.format(method=method))
+        return Path(self.pattern.replace('{method}', method))
 
     def config(self, method: str) -> 'Config':
         """A method's config, resolved."""
@@ -275,6 +275,11 @@ class Comparison:
         same = known is not None and known.get('fingerprint') == mark
         if same and 'metrics' in known:
             return known
+        if not (work_dir / RESULT).exists() and any(work_dir.glob('*.pth')):
+            raise UserError(
+                f'{work_dir} holds checkpoints of a run that was started otherwise; move it away '
+                'or take another --work-dir'
+            )
         if not same:
             for pattern in _PRODUCTS:
                 for file in work_dir.glob(pattern):

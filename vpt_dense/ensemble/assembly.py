@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
 from vpt_dense import params
@@ -42,11 +44,10 @@ def assemble(paths: Sequence[str]) -> dict:
     for path, checkpoint, cfg in zip(paths, checkpoints, configs, strict=True):
         _check_model(path, cfg.get('model') or {}, paths[0], configs[0].get('model') or {})
         _check_base(path, checkpoint['state_dict'], paths[0], checkpoints[0]['state_dict'])
+        _check_classes(path, checkpoint['meta'], paths[0], checkpoints[0]['meta'])
     cfg = configs[0]
-    cfg.pop('ensemble', None)  # a name that a config could have had
+    _forget_run(cfg)
     cfg.ensemble = dict(seeds=list(range(len(paths))))  # those of a further training
-    if cfg.get('optim_wrapper'):
-        cfg.optim_wrapper.clip_grad = None
     settings.place(cfg)
     with contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
         model = params.build_without_memory(cfg)
@@ -68,6 +69,22 @@ def assemble(paths: Sequence[str]) -> dict:
         members=[_told(checkpoint['meta']) for checkpoint in checkpoints],
     )
     return dict(state_dict=state, meta=meta)
+
+
+def _forget_run(cfg: Config) -> None:
+    """Leave out of a member's config what is of its run alone, or not for an ensemble's training.
+
+    What is left would send a test of the ensemble into the folder of the member's run.
+    """
+    for key in ('ensemble', 'work_dir', 'load_from', 'resume', 'experiment_name'):
+        cfg.pop(key, None)
+    if cfg.get('optim_wrapper'):
+        cfg.optim_wrapper.clip_grad = None
+    for key, node in settings.mixing(cfg):
+        del node[key.rpartition('.')[2]]
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [
+            hook for hook in cfg.custom_hooks if hook.get('type') != settings.START_HOOK]
 
 
 def _told(meta: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +148,19 @@ def _check_base(path: str, state: dict, first_path: str, first: dict) -> None:
         raise UserError(
             f'{path} builds on other pretrained weights than {first_path}: the SHA-256 of the '
             f'frozen tensors is {", ".join(found.values())}, not {", ".join(wanted.values())}'
+        )
+
+
+def _check_classes(path: str, meta: dict, first_path: str, first: dict) -> None:
+    """Members predict the same classes in the same order, as far as the files name them."""
+    found, wanted = (
+        list((each.get('dataset_meta') or {}).get('classes') or []) for each in (meta, first)
+    )
+    if found and wanted and found != wanted:
+        own, first_own = next(p for p in itertools.zip_longest(found, wanted) if p[0] != p[1])
+        raise UserError(
+            f'{path} has other classes than {first_path}, or in another order: {own!r} in place of '
+            f'{first_own!r}; only models of the same classes make an ensemble'
         )
 
 

@@ -1,13 +1,15 @@
 """What the ensembles of prompts, heads and necks share: members, each with its own seed."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from vpt_dense.engine.seeding import seeded
+from vpt_dense.engine.seeding import mix, seeded
 from vpt_dense.ensemble.settings import check_seeds
 from vpt_dense.registry import MODELS
 
@@ -62,8 +64,17 @@ class Members(BaseModule):
                 member.init_weights()
         self._is_init = True
 
-    def _seeded(self, step: str, seed: int):
-        return seeded('member', step, seed, self._kind)
+    @contextlib.contextmanager
+    def _seeded(self, step: str, seed: int) -> Iterator[None]:
+        key = ('member', step, seed, self._kind)
+        with seeded(*key):
+            if not torch.cuda.is_initialized():
+                yield
+                return
+            # The runner moves the model before it initialises it: CUDA's generator draws then.
+            with torch.random.fork_rng([torch.cuda.current_device()]):
+                torch.cuda.manual_seed(mix(*key)[2])
+                yield
 
     def split(self, batch: Sequence[Any] | Tensor) -> list:
         """Take a batch, laid out member by member, apart.

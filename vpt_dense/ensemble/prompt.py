@@ -22,8 +22,11 @@ class PromptEnsemble(Members, Prompt):
     Args:
         seeds: A whole number for each member, all different; what it starts with follows from it.
         prompt: Config of a member, any :class:`vpt_dense.prompts.Prompt`.
+        embed_dims: As of a member; filled in by the backbone, as are the next three.
+        num_layers: As of a member.
+        num_heads: As of a member.
+        patch_size: As of a member.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
-        **served: What the backbone fills in, for the members.
 
     Raises:
         ValueError: If an argument is wrong, or of a member's arguments one is.
@@ -33,9 +36,14 @@ class PromptEnsemble(Members, Prompt):
         self,
         seeds: Sequence[int],
         prompt: dict[str, Any],
+        embed_dims: int,
+        num_layers: int,
+        num_heads: int,
+        patch_size: Sequence[int],
         init_cfg: dict | None = None,
-        **served: Any,
     ) -> None:
+        served = dict(embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads,
+                      patch_size=patch_size)
         super().__init__('prompt.prompt', prompt, seeds, served, init_cfg)
         member = self.members[0]
         if not isinstance(member, Prompt) or isinstance(member, PromptEnsemble):
@@ -73,6 +81,7 @@ class PromptEnsemble(Members, Prompt):
                 f'trainable={backbone.trainable} also trains {shared[0]}, which the members of an '
                 r"ensemble share; take trainable=[r'^prompt\.']"
             )
+        self.members[0].check(backbone)
 
     def start_from(self, backbone: nn.Module) -> None:
         """See :meth:`Prompt.start_from`."""
@@ -115,6 +124,10 @@ class PromptEnsemble(Members, Prompt):
             return None
         keys, values = (torch.cat(same) for same in zip(*found, strict=True))
         return keys, values
+
+    def leaves(self, layer: int) -> bool:
+        """See :meth:`Prompt.leaves`."""
+        return self.members[0].leaves(layer)
 
     def is_discarded(self, layer: int) -> bool:
         """See :meth:`Prompt.is_discarded`."""

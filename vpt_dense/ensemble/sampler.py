@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from vpt_dense.arguments import check_count
 from vpt_dense.engine.seeding import Position, PositionSampler
 from vpt_dense.ensemble.settings import check_seeds
 from vpt_dense.registry import DATA_SAMPLERS
@@ -39,15 +40,12 @@ class EnsembleSampler(Sampler):
         dataset: Any,
         seed: int | None = None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                f'sampler.batch_size must be a whole number of at least 1, found {batch_size!r}')
         if not isinstance(sampler, dict) or 'seed' in sampler:
             raise ValueError(
                 'sampler.sampler must be the config of a sampler without seed, which would be '
                 f'that of all members; found {sampler!r}'
             )
-        self.batch_size = batch_size
+        self.batch_size = check_count(batch_size, 'sampler.batch_size')
         seeds = check_seeds(seeds, 'sampler.seeds')
         self.members = [PositionSampler(dict(sampler), dataset, seed) for seed in seeds]
 

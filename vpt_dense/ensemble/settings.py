@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from vpt_dense.arguments import check_count
 from vpt_dense.errors import UserError
 
 PROMPT, SAMPLER = 'vpt_dense.PromptEnsemble', 'vpt_dense.EnsembleSampler'
@@ -16,6 +17,8 @@ PARTS = {
     'auxiliary_head': ('vpt_dense.EnsembleDecodeHead', 'head'),
     'head': ('vpt_dense.EnsembleClsHead', 'head'),
 }
+#: The hook that starts a single set of prompts from the training images.
+START_HOOK = 'vpt_dense.PromptStartHook'
 
 
 def check_seeds(seeds: Sequence[int], key: str) -> list[int]:
@@ -49,7 +52,8 @@ def place(cfg: Config) -> None:
     Nothing happens without ``ensemble``; a config that has been through this is checked again.
 
     Raises:
-        UserError: If there is no prompt, or something would make one member depend on the others.
+        UserError: If there is no prompt, the model's parts are not of the same members, or
+            something would make one member depend on the others.
     """
     settings = cfg.pop('ensemble', None)
     model = cfg.get('model') or {}
@@ -62,6 +66,7 @@ def place(cfg: Config) -> None:
             raise UserError(str(error)) from error
         wrap(model, seeds)
         _place_in_loader(cfg, seeds)
+    _check_parts(model)
     if is_ensemble(model):
         _check_independence(cfg)
 
@@ -70,6 +75,20 @@ def is_ensemble(model: dict) -> bool:
     """Whether the config of a model is one of an ensemble."""
     prompt = (model.get('backbone') or {}).get('prompt')
     return isinstance(prompt, dict) and prompt.get('type') == PROMPT
+
+
+def mixing(cfg: Config) -> list[tuple[str, dict]]:
+    """What mixes the images of a batch: the dotted key of each such setting, and its dict."""
+    model = cfg.get('model') or {}
+    places = {
+        'model.train_cfg.augments': model.get('train_cfg'),
+        'model.data_preprocessor.batch_augments': model.get('data_preprocessor'),
+        'data_preprocessor.batch_augments': cfg.get('data_preprocessor'),
+    }
+    return [
+        (key, node) for key, node in places.items()
+        if isinstance(node, dict) and node.get(key.rpartition('.')[2])
+    ]
 
 
 def wrap(model: dict, seeds: list[int]) -> None:
@@ -105,25 +124,49 @@ def _place_in_loader(cfg: Config, seeds: list[int]) -> None:
         raise UserError(
             'ensemble: train_dataloader needs a sampler and a batch_size, no batch_sampler'
         )
-    size = loader.get('batch_size', 1)
+    try:
+        size = check_count(loader.get('batch_size', 1), 'train_dataloader.batch_size')
+        scale = cfg.get('auto_scale_lr')
+        if isinstance(scale, dict) and 'base_batch_size' in scale:
+            base = check_count(scale['base_batch_size'], 'auto_scale_lr.base_batch_size')
+            scale['base_batch_size'] = base * len(seeds)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     loader['sampler'] = dict(type=SAMPLER, sampler=loader['sampler'], seeds=seeds, batch_size=size)
     loader['batch_size'] = size * len(seeds)
-    if cfg.get('auto_scale_lr'):
-        cfg.auto_scale_lr.base_batch_size *= len(seeds)
+
+
+def _check_parts(model: dict) -> None:
+    """Prompt, neck and heads have the same members; a config that is written out may be changed."""
+    seeds = model['backbone']['prompt'].get('seeds') if is_ensemble(model) else None
+    for key, (kind, _) in PARTS.items():
+        part = model.get(key)
+        for each in part if isinstance(part, (list, tuple)) else [part] if part else []:
+            several = isinstance(each, dict) and each.get('type') == kind
+            found = each.get('seeds') if several else None
+            if found != seeds:
+                told = 'no ensemble' if found is None else f'one of the seeds {found}'
+                wanted = 'no ensemble' if seeds is None else f'one of the seeds {seeds}'
+                raise UserError(
+                    f'model.{key} is {told}, but model.backbone.prompt is {wanted}; set '
+                    'ensemble=dict(seeds=[...]) in a config without ensembles, it makes both'
+                )
 
 
 def _check_independence(cfg: Config) -> None:
     """Members must not meet: not in a norm of gradients, in a mixed image or in a batch."""
     clip = (cfg.get('optim_wrapper') or {}).get('clip_grad')
-    if clip and clip.get('type', 'norm') == 'norm':
+    if isinstance(clip, dict) and clip.get('type', 'norm') == 'norm':
         raise UserError(
             'optim_wrapper.clip_grad clips the norm over all members of an ensemble, so that one '
             "would slow down the others; take clip_grad=None or clip_grad=dict(type='value', ...)"
         )
-    if (cfg.model.get('train_cfg') or {}).get('augments'):
+    for key, _ in mixing(cfg):
+        raise UserError(f'{key} mixes images of different members of an ensemble; leave it out')
+    if any(hook.get('type') == START_HOOK for hook in cfg.get('custom_hooks') or []):
         raise UserError(
-            'model.train_cfg.augments mixes images of different members of an ensemble; leave '
-            'it out'
+            f'custom_hooks: {START_HOOK} starts one set of prompts, not those of an ensemble; '
+            'train the members one by one and join them with tools/ensemble.py'
         )
     loader = cfg.get('train_dataloader') or {}
     sampler = loader.get('sampler') or {}

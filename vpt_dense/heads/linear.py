@@ -30,6 +30,9 @@ class LinearHead(SmallLoss, BaseDecodeHead):
         log_accuracy (bool): See :class:`vpt_dense.heads.setr.ClassifyFirst`. Default: True.
         **kwargs: As in :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`, without
             ``channels`` and ``input_transform``.
+
+    Raises:
+        ValueError: If there is not one index for each of ``in_channels``.
     """
 
     def __init__(
@@ -40,6 +43,12 @@ class LinearHead(SmallLoss, BaseDecodeHead):
         **kwargs,
     ) -> None:
         several = not isinstance(in_channels, int)
+        lengths = [len(x) if isinstance(x, Sequence) else None for x in (in_channels, in_index)]
+        if lengths[0] != lengths[1]:
+            raise ValueError(
+                'decode_head.in_channels and in_index must be two integers or two lists of one '
+                f'length, found {in_channels!r} and {in_index!r}'
+            )
         super().__init__(
             in_channels=in_channels,
             in_index=in_index,

@@ -3,11 +3,12 @@
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from vpt_dense import params
 from vpt_dense.engine.seeding import Position, seeded
+from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
 
 
@@ -19,19 +20,32 @@ class LabelMappingHook(Hook):
     the source classes that are predicted are counted for each target class. This is done before
     training, or before every epoch if the head's ``mode`` is 'iterative'; a run that is resumed
     goes on with the mapping of its checkpoint until the next epoch begins.
+
+    Raises:
+        UserError: When training begins, if there is no such head, or none of the epochs that
+            'iterative' needs.
     """
 
     priority = 'VERY_HIGH'  # before the first iteration of anything else
 
     def before_train(self, runner: Runner) -> None:
         """Find the mapping that the whole training keeps."""
-        if self._head(runner).mode == 'frequency' and runner.iter == 0:
+        mode = self._head(runner).mode
+        if mode == 'iterative' and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise UserError(
+                "model.head.mode='iterative' finds the mapping before every epoch, but train_cfg "
+                "counts iterations; set train_cfg.type='EpochBasedTrainLoop', or "
+                "model.head.mode='frequency'"
+            )
+        if mode == 'frequency' and runner.iter == 0:
             self.find(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Find the mapping of an epoch; not in the middle of one, where a run was resumed."""
-        begins = runner.iter % len(runner.train_dataloader) == 0
-        if self._head(runner).mode == 'iterative' and begins:
+        length = len(runner.train_dataloader)
+        # The loop's rule: other numbers are those of a run that had another number of processes.
+        in_the_middle = 0 < runner.iter - runner.epoch * length < length
+        if self._head(runner).mode == 'iterative' and not in_the_middle:
             self.find(runner)
 
     @torch.no_grad()
@@ -72,4 +86,12 @@ class LabelMappingHook(Hook):
 
     @staticmethod
     def _head(runner: Runner) -> torch.nn.Module:
-        return params.unwrap(runner.model).head
+        from vpt_dense.classifiers import LabelMappingHead
+
+        head = getattr(params.unwrap(runner.model), 'head', None)
+        if not isinstance(head, LabelMappingHead):
+            raise UserError(
+                'custom_hooks: LabelMappingHook needs a vpt_dense.LabelMappingHead as model.head, '
+                f'found {type(head).__name__}; leave the hook out, or set model.head.type'
+            )
+        return head

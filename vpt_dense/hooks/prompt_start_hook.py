@@ -33,11 +33,11 @@ class PromptStartHook(Hook):
       of X. Wang et al., "Revisiting the Power of Prompt for Visual Tuning", ICML 2024,
       https://arxiv.org/abs/2402.02382. It asks for no labels.
 
-    The tokens come from the backbone without its prompt, in eval mode. The images are those of
-    ``train_dataloader``, loaded as ``val_dataloader`` says (its transforms, batch size and
-    workers): without augmentation. Every process looks at its share of the images, and all start
-    from the same prompts. Nothing is done when a run is resumed or begins with ``load_from``, and
-    the generators of random numbers are left as they were.
+    The tokens come from the backbone without its prompt and side network, in eval mode. The images
+    are those of ``train_dataloader``, loaded as ``val_dataloader`` says (its transforms, batch size
+    and workers): without augmentation. Every process looks at its share of the images, and all
+    start from the same prompts. Nothing is done when a run is resumed or begins with
+    ``load_from``, and the generators of random numbers are left as they were.
 
     Args:
         source: 'prototypes' or 'samples'.
@@ -55,6 +55,7 @@ class PromptStartHook(Hook):
         UserError: When training begins and the prompt, the backbone or the model does not fit.
     """
 
+    families = ('vit',)  # the backbones that it fits, as for prompts
     priority = 'HIGH'  # behind what starts the backbone and what checks the data
 
     def __init__(
@@ -69,6 +70,9 @@ class PromptStartHook(Hook):
                 )
         if max_images is not None:
             check_count(max_images, 'PromptStartHook.max_images')
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(
+                f'PromptStartHook.seed must be an integer of at least 0, found {seed!r}')
         self.source = source
         self.layers = layers
         self.max_images = max_images
@@ -78,10 +82,14 @@ class PromptStartHook(Hook):
         """Overwrite the start of ``model.backbone.prompt.tokens``."""
         if runner.iter > 0 or runner._has_loaded:
             return
+        from vpt_dense.adapters import SideNetwork  # takes mmpretrain, and every run imports hooks
+
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         prompt = self._check(model)
         plain = copy.deepcopy(model.backbone).eval().requires_grad_(False)
         plain.prompt, plain.keys_values_layers = None, []
+        # It mixes into the outputs that the task asks for, and these are others.
+        plain.adapters = nn.ModuleList(a for a in plain.adapters if not isinstance(a, SideNetwork))
         plain.out_type, plain.pool = 'cls_token' if plain.with_cls_token else 'raw', None
         sets = range(prompt.start, prompt.start + len(prompt.tokens))
         with seeding.seeded('prompt start', self.seed), torch.no_grad():
@@ -100,7 +108,7 @@ class PromptStartHook(Hook):
         backbone = model.backbone
         prompt = getattr(backbone, 'prompt', None)
         where = f'PromptStartHook(source={self.source!r})'
-        if not isinstance(prompt, TokenPrompt) or backbone.weights_family != 'vit':
+        if not isinstance(prompt, TokenPrompt) or backbone.weights_family not in self.families:
             found = 'None' if prompt is None else type(prompt).__name__
             raise UserError(
                 f'{where} starts a TokenPrompt of a vision transformer; model.backbone is '

@@ -22,7 +22,7 @@ class ViTStartHook(Hook):
       little, as in trained models: A. Trockman, J. Z. Kolter, "Mimetic Initialization of
       Self-Attention Layers", ICML 2023, arXiv 2305.09828, with their factors.
 
-    Does nothing when a run is resumed.
+    Does nothing when a run is resumed or begins with ``load_from``.
 
     Args:
         num_images (int): Training images for the statistics.
@@ -43,7 +43,7 @@ class ViTStartHook(Hook):
         Args:
             runner (mmengine.runner.Runner): At iteration 0, else nothing is done.
         """
-        if runner.iter > 0:
+        if runner.iter > 0 or runner._has_loaded:
             return
         # Here, since every run imports this module, and mmpretrain takes seconds.
         from mmpretrain.models.utils import build_2d_sincos_position_embedding
@@ -86,7 +86,7 @@ def whiten(projection, images, eps, generator):
     kept = len(variances)
     turn = torch.linalg.qr(
         torch.randn(outputs, outputs, generator=generator, dtype=torch.double))[0][:, :kept]
-    weight = turn @ torch.diag((variances + eps).rsqrt()) @ directions.T
+    weight = turn.to(patches.device) @ torch.diag((variances + eps).rsqrt()) @ directions.T
     projection.weight.copy_(weight.reshape(projection.weight.shape))
     projection.bias.copy_(-weight @ mean)
 

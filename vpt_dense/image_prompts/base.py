@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from vpt_dense.arguments import check_number
+
 #: ImageNet's mean and standard deviation, in the 0..255 of our data preprocessors.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -34,7 +36,8 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
         families: The backbones that it fits, by their ``weights_family``.
 
     Raises:
-        ValueError: If there is not one mean and standard deviation for each channel.
+        ValueError: If there is not one mean and one standard deviation above 0 for each channel;
+            the message names the key.
     """
 
     border = 0
@@ -54,12 +57,15 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
         self.img_size = tuple(img_size)
         self.in_channels = in_channels
         for name, given, usual in (('mean', mean, MEAN), ('std', std, STD)):
-            values = tuple(usual if given is None else given)
-            if len(values) != in_channels:
+            values = usual if given is None else given
+            is_list = isinstance(values, Sequence) and not isinstance(values, str)
+            if not is_list or len(values) != in_channels:
                 raise ValueError(
                     f'image_prompt.{name} must be {in_channels} numbers, one for each channel of '
-                    f'the images, found {values}'
+                    f'the images, found {values!r}'
                 )
+            for value in values:
+                check_number(value, f'image_prompt.{name}', positive=name == 'std')
             values = torch.tensor(values, dtype=torch.float32)[:, None, None]
             self.register_buffer(name, values, persistent=False)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_count, check_flag
 from vpt_dense.image_prompts.base import ImagePrompt, resize
 from vpt_dense.registry import MODELS
 
@@ -54,7 +54,7 @@ class PadPrompt(ImagePrompt):
     ) -> None:
         super().__init__(img_size, in_channels, mean, std, init_cfg)
         self.border = p = check_count(width, 'image_prompt.width')
-        self.aligned = aligned
+        self.aligned = check_flag(aligned, 'image_prompt.aligned')
         height, length = self.img_size
         self.top_bottom = nn.Parameter(torch.rand(1, in_channels, 2 * p, length + 2 * p))
         self.left_right = nn.Parameter(torch.rand(1, in_channels, height, 2 * p))

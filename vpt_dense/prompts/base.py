@@ -118,6 +118,16 @@ class Prompt(BaseModule, metaclass=ABCMeta):
         """
         return None
 
+    def leaves(self, layer: int) -> bool:
+        """Tell whether prompts are among the tokens behind a block, where none are discarded.
+
+        Asked by backbones that can pool them.
+
+        Args:
+            layer: Index of the block.
+        """
+        return True
+
     def is_discarded(self, layer: int) -> bool:
         """Tell whether tokens enter a block and what it puts out at their places is discarded.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_count, check_flag
 from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.registry import MODELS
 
@@ -54,6 +54,7 @@ class E2VPTPrompt(TokenPrompt):
             deep=True, stage=stage, **kwargs,
         )  # fmt: skip
         check_count(num_kv_tokens, 'prompt.num_kv_tokens')
+        check_flag(shared_kv, 'prompt.shared_kv')
         first, stop = stage or (0, num_layers)
         self.own = range(max(self.start, first), min(self.stop, stop))
         shape = (len(self.own), num_heads, num_kv_tokens, embed_dims // num_heads)

@@ -73,6 +73,10 @@ class FoldedPrompt(Prompt):
         index = self.layers.index(layer)
         return self.keys[index : index + 1], self.values[index : index + 1]
 
+    def leaves(self, layer: int) -> bool:
+        """See :meth:`Prompt.leaves`: there are no tokens."""
+        return False
+
     def is_discarded(self, layer: int) -> bool:
         """See :meth:`Prompt.is_discarded`."""
         return layer in self.layers

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vpt_dense.arguments import check_number
 from vpt_dense.prompts.base import TokenLayout
 from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.registry import MODELS
@@ -60,8 +61,7 @@ class GatedPrompt(TokenPrompt):
             num_tokens, embed_dims, num_layers, patch_size, num_heads,
             project_dims=project_dims, dropout=dropout, init_cfg=init_cfg,
         )  # fmt: skip
-        if isinstance(gate_init, bool) or not isinstance(gate_init, (int, float)):
-            raise ValueError(f'prompt.gate_init must be a number, found {gate_init!r}')
+        check_number(gate_init, 'prompt.gate_init')
         self.gates = nn.Parameter(torch.full((num_layers - 1,), float(gate_init)))
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_count, check_number
 from vpt_dense.image_prompts.base import MEAN, STD
 from vpt_dense.prompts.base import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
@@ -77,11 +77,20 @@ class PixelPrompt(Prompt):
             nn.init.normal_(self.pixels)
         else:
             mean, std = (
-                torch.tensor(_per_channel(key, value, in_channels))
-                for key, value in (('mean', mean or MEAN), ('std', std or STD))
+                torch.tensor(_per_channel(key, usual if value is None else value, in_channels))
+                for key, value, usual in (('mean', mean, MEAN), ('std', std, STD))
             )
             with torch.no_grad():
                 self.pixels.uniform_().mul_(255).sub_(mean).div_(std)
+
+    def check(self, backbone: nn.Module) -> None:
+        """See :meth:`Prompt.check`: the patch embedding takes images of as many channels."""
+        channels = backbone.patch_embed.projection.in_channels
+        if self.in_channels != channels:
+            raise ValueError(
+                f'prompt.in_channels is {self.in_channels}, but the patch embedding takes '
+                f'images of {channels} channels'
+            )
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Embed the pixels, (1, P, C)."""
@@ -104,8 +113,9 @@ class PixelPrompt(Prompt):
 
 def _per_channel(key: str, values: Sequence[float], channels: int) -> list:
     """Values of all channels, shaped (channels, 1, 1)."""
-    if len(values) != channels:
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or len(values) != channels:
         raise ValueError(
             f'prompt.{key} must hold a number for each of the {channels} channels, found {values!r}'
         )
-    return [[[float(value)]] for value in values]
+    return [[[float(check_number(value, f'prompt.{key}', key == 'std'))]] for value in values]

@@ -118,6 +118,10 @@ class PrefixPrompt(Prompt):
         index = layer - self.own.start
         return self.keys[index : index + 1], self.values[index : index + 1]
 
+    def leaves(self, layer: int) -> bool:
+        """See :meth:`Prompt.leaves`: there are no tokens."""
+        return False
+
     def is_discarded(self, layer: int) -> bool:
         """See :meth:`Prompt.is_discarded`."""
         return self.start <= layer < self.stop

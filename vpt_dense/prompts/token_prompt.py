@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_dropout
+from vpt_dense.arguments import check_dropout, check_flag
 from vpt_dense.prompts.base import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
 
@@ -89,6 +89,8 @@ class TokenPrompt(Prompt):
                 f'found {project_dims!r}'
             )
         check_dropout(dropout, 'prompt.dropout')
+        for key, value in dict(deep=deep, keep_outputs=keep_outputs, shared=shared).items():
+            check_flag(value, f'prompt.{key}')
         if shared and not deep:
             raise ValueError('prompt.shared=True needs prompt.deep=True')
         self.start, self.stop = resolve_range(layer_range, num_layers)
@@ -155,6 +157,10 @@ class TokenPrompt(Prompt):
             or self._inserts(layer + 1)
             or (layer + 1 == self.stop and not self.keep_outputs)
         )
+
+    def leaves(self, layer: int) -> bool:
+        """See :meth:`Prompt.leaves`."""
+        return self.start <= layer and (layer < self.stop or self.keep_outputs)
 
     def _inserts(self, layer: int) -> bool:
         return self.start <= layer < self.stop if self.deep else layer == self.start

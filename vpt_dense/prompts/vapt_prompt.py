@@ -75,6 +75,7 @@ class VAPTPrompt(Prompt):
                 f'found {kernel_size}'
             )
         check_dropout(dropout, 'prompt.dropout')
+        self.kernel_size = kernel_size
         self.map_size = tuple(side - kernel_size + 1 for side in grid)
         self.dropout = dropout
         bound = math.sqrt(6 / (3 * math.prod(patch_size) + embed_dims))
@@ -94,6 +95,17 @@ class VAPTPrompt(Prompt):
         self.down = nn.Linear(embed_dims, hidden_dims, bias=False)
         self.up = nn.Linear(hidden_dims, embed_dims, bias=False)
 
+    def check(self, backbone: nn.Module) -> None:
+        """See :meth:`Prompt.check`: its images must not be smaller than the kernel."""
+        self._check_grid(backbone.patch_resolution)
+
+    def _check_grid(self, grid: Sequence[int]) -> None:
+        if min(grid) < self.kernel_size:
+            raise ValueError(
+                f'prompt.kernel_size={self.kernel_size} needs images of as many patches on each '
+                f'side, found {grid[0]} x {grid[1]} patches; take larger images or a smaller kernel'
+            )
+
     def forward(
         self,
         x: Tensor,
@@ -101,9 +113,14 @@ class VAPTPrompt(Prompt):
         prepared: object = None,
         layout: TokenLayout | None = None,
     ) -> Tensor:
-        """See :meth:`Prompt.forward`."""
+        """See :meth:`Prompt.forward`.
+
+        Raises:
+            ValueError: If the image has fewer rows or columns of patches than the kernel.
+        """
         if layer == 0:
             return self.tokens
+        self._check_grid(layout.grid)
         patches = self.norms[layer - 1](layout.patches(x))  # (B, h * w, C)
         maps = patches.transpose(1, 2).unflatten(2, layout.grid)  # (B, C, h, w)
         # Each channel has the same kernel: far quicker than the channels as a batch.

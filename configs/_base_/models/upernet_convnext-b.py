@@ -14,7 +14,8 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='pretrain/convnext_base_22k_224.pth',
-            allow_missing=[r'^norm[0-2]\.'],  # of the first three stages: at their start
+            # Those of the first three stages are new: the leaf lists them in `trainable`.
+            allow_missing=[r'^norm[0-2]\.'],
         ),
     ),
     neck=None,
