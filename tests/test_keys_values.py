@@ -184,6 +184,21 @@ def test_cached_values_are_computed_once():
     assert calls == list(range(LAYERS))
 
 
+def test_dropout_of_an_adapter_is_not_cached():
+    """Masks of adapters in train mode are drawn for every batch, whatever the prompt's mode."""
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
+    lora = dict(type='vpt_dense.LoRA', rank=2, dropout=0.5)
+    model = randomise(tiny_vit(prompt=prompt, adapters=[lora])).eval()
+    calls = []
+    model.prompt.register_forward_pre_hook(lambda _, args: calls.append(args[1]))
+    with torch.no_grad():
+        model(images(1, 3, 32, 32))
+        model.adapters.train()
+        for _ in range(2):
+            model(images(1, 3, 32, 32))
+    assert calls == [*range(LAYERS)] * 3
+
+
 @pytest.mark.parametrize('backend', [
     'aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('training', [False, True])

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, MODELS
 from processes import run_two
 from sklearn.cluster import KMeans
@@ -13,6 +14,7 @@ from torch import distributed
 from utils import CONFIGS, in_scope, randomise
 
 from vpt_dense import config, files, tooling
+from vpt_dense.engine.runner import Runner
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import PromptStartHook
 from vpt_dense.weights.base import KEY
@@ -205,6 +207,20 @@ def test_what_cannot_be_is_told_in_one_line(hook, options, message, flowers, tmp
     assert '\n' not in str(error.value)
 
 
+def test_an_unfit_backbone_is_told_before_data_are_read(flowers, tmp_path):
+    cfg = prepare(tmp_path, flowers, dict(source='samples'))
+    cfg.model.backbone = dict(
+        type='vpt_dense.SwinTransformer', img_size=32, window_size=2, pad_small_map=True,
+        arch=dict(embed_dims=32, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2]),
+        prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=2, deep=True))
+    cfg.model.head.in_channels = 256
+    cfg.train_dataloader.dataset.data_root = 'absent'
+    forget_runs()
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(UserError, match=r'model\.backbone is SwinTransformer, its prompt Stage'):
+        runner.train()
+
+
 def test_segmentation_has_no_prototypes(tmp_path):
     data = tiny_seg_folder(tmp_path / 'ade')
     hook = dict(type=HOOK, source='prototypes')
@@ -230,7 +246,7 @@ def test_bad_options_fail_when_it_is_built(kwargs, message):
 # --- runs ------------------------------------------------------------------------------------
 
 
-class Starts(PromptStartHook):
+class Starts(Hook):
     """Keeps what the prompts were when training began."""
 
     priority = 'LOW'

@@ -20,7 +20,7 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vpt_dense import files, logging, preemption
+from vpt_dense import files, logging, params, preemption
 from vpt_dense.engine import checkpoints, distributed, loops, seeding
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import accumulation_hook
@@ -164,7 +164,13 @@ class Runner(_Runner):
         return super().build_train_loop(loop)
 
     def train(self) -> nn.Module:
-        """Train; three hooks that are no choice see to it that a resumed run misses nothing."""
+        """Train; three hooks that are no choice see to it that a resumed run misses nothing.
+
+        A hook with a method ``check_model(model)`` may refuse the model before data are read.
+        """
+        for hook in self.hooks:
+            if hasattr(hook, 'check_model'):
+                hook.check_model(params.unwrap(self.model))
         if not any(isinstance(hook, SeedHook) for hook in self.hooks):
             self.register_hook(SeedHook())
             self.register_hook(accumulation_hook.AccumulationHook())

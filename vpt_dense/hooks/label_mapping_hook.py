@@ -30,7 +30,7 @@ class LabelMappingHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the mapping that the whole training keeps."""
-        mode = self._head(runner).mode
+        mode = self.check_model(params.unwrap(runner.model)).mode
         if mode == 'iterative' and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise UserError(
                 "model.head.mode='iterative' finds the mapping before every epoch, but train_cfg "
@@ -45,7 +45,7 @@ class LabelMappingHook(Hook):
         length = len(runner.train_dataloader)
         # The loop's rule: other numbers are those of a run that had another number of processes.
         in_the_middle = 0 < runner.iter - runner.epoch * length < length
-        if self._head(runner).mode == 'iterative' and not in_the_middle:
+        if self.check_model(params.unwrap(runner.model)).mode == 'iterative' and not in_the_middle:
             self.find(runner)
 
     @torch.no_grad()
@@ -55,7 +55,8 @@ class LabelMappingHook(Hook):
         Args:
             runner: With a classifier whose head is a ``LabelMappingHead``.
         """
-        model, head = params.unwrap(runner.model), self._head(runner)
+        model = params.unwrap(runner.model)
+        head = self.check_model(model)
         loader = runner.train_dataloader
         indices = range(get_rank(), len(loader.dataset), get_world_size())
         key = 'label mapping', runner.seed, runner.epoch
@@ -85,10 +86,18 @@ class LabelMappingHook(Hook):
         )  # fmt: skip
 
     @staticmethod
-    def _head(runner: Runner) -> torch.nn.Module:
+    def check_model(model: torch.nn.Module) -> torch.nn.Module:
+        """Return the head.
+
+        Args:
+            model: Not wrapped.
+
+        Raises:
+            UserError: If its head is no ``LabelMappingHead``.
+        """
         from vpt_dense.classifiers import LabelMappingHead
 
-        head = getattr(params.unwrap(runner.model), 'head', None)
+        head = getattr(model, 'head', None)
         if not isinstance(head, LabelMappingHead):
             raise UserError(
                 'custom_hooks: LabelMappingHook needs a vpt_dense.LabelMappingHead as model.head, '

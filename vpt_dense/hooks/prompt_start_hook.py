@@ -52,7 +52,7 @@ class PromptStartHook(Hook):
 
     Raises:
         ValueError: If an argument is out of its range.
-        UserError: When training begins and the prompt, the backbone or the model does not fit.
+        UserError: Before training, if the prompt, the backbone or the model does not fit.
     """
 
     families = ('vit',)  # the backbones that it fits, as for prompts
@@ -85,7 +85,7 @@ class PromptStartHook(Hook):
         from vpt_dense.adapters import SideNetwork  # takes mmpretrain, and every run imports hooks
 
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        prompt = self._check(model)
+        prompt = self.check_model(model)
         plain = copy.deepcopy(model.backbone).eval().requires_grad_(False)
         plain.prompt, plain.keys_values_layers = None, []
         # It mixes into the outputs that the task asks for, and these are others.
@@ -103,8 +103,15 @@ class PromptStartHook(Hook):
             f"layers='{self.layers}')"
         )
 
-    def _check(self, model: nn.Module) -> TokenPrompt:
-        """Return the prompt, or say why it cannot start from images."""
+    def check_model(self, model: nn.Module) -> TokenPrompt:
+        """Return the prompt, or say why it cannot start from images.
+
+        Args:
+            model: Not wrapped.
+
+        Raises:
+            UserError: If the prompt, the backbone or the model does not fit.
+        """
         backbone = model.backbone
         prompt = getattr(backbone, 'prompt', None)
         where = f'PromptStartHook(source={self.source!r})'
