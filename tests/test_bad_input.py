@@ -575,3 +575,43 @@ def test_the_traceback_only_when_asked_for(tmp_path, asked):
     assert done.stderr.splitlines()[-1].startswith('error: config ')
     assert ('Traceback (most recent call last)' in done.stderr) == asked
     assert (len(done.stderr.splitlines()) == 1) == (not asked)
+
+
+FAILS = """
+import sys
+sys.path.insert(0, {packages!r})
+import foreign
+from vpt_dense import errors, own
+
+errors.main({name}.fail)
+"""
+
+
+@pytest.mark.parametrize('package, packages', [
+    ('vpt_dense', 'vpt_dense/.venv/lib/site-packages'),  # the README's own clone
+    ('my vpt_dense copy', 'my vpt_dense copy/.venv/vpt_dense'),
+    ('Prüfung/vpt_dense ß', 'Prüfung/vpt_dense ß/.venv'),
+    ('lib/site-packages', 'lib/site-packages'),  # vpt_dense is installed beside the others
+    ('x', 'vpt_dense/vpt_dense/others'),
+])
+def test_the_users_error_is_the_one_that_the_package_raises(tmp_path, package, packages):
+    """The exit code does not hang on what the folders of a checkout are called."""
+    own, others = tmp_path / package / 'vpt_dense', tmp_path / packages
+    own.mkdir(parents=True)
+    others.mkdir(parents=True, exist_ok=True)
+    for name in ('__init__', 'version', 'errors', 'preemption'):
+        shutil.copy(ROOT / f'vpt_dense/{name}.py', own)
+    for file in (own / 'own.py', others / 'foreign.py'):
+        file.write_text('def fail():\n    raise ValueError("no such width")\n')
+    found = []
+    for name in ('own', 'foreign'):
+        done = subprocess.run(
+            [sys.executable, '-c', FAILS.format(packages=str(others), name=name)],
+            capture_output=True, text=True, encoding='utf-8', cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': str(tmp_path / package), 'PYTHONUTF8': '1'},
+        )
+        found.append((done.returncode, done.stderr))
+    assert found == [
+        (2, 'error: no such width\n'),
+        (1, 'error: ValueError: no such width (traceback with --traceback)\n'),
+    ]

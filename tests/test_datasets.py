@@ -373,10 +373,11 @@ FAULTS = {
 @pytest.mark.parametrize('fault', FAULTS)
 def test_check_finds_every_fault(fault, tmp_path):
     spoil, line = FAULTS[fault]
-    spoil(make_seg_folder(tmp_path))
+    root = tmp_path / 'two channels'  # what a path says is no reason
+    spoil(make_seg_folder(root))
     in_scope('mmseg')
     cfg = config.load(
-        SEGFOLDER, {'dataset.data_root': str(tmp_path), 'dataset.classes': ['road', 'pothole']}
+        SEGFOLDER, {'dataset.data_root': str(root), 'dataset.classes': ['road', 'pothole']}
     )
     report = checks.check_config(cfg)
     assert not report['ok']

@@ -13,6 +13,9 @@ from typing import NoReturn
 
 from vpt_dense import preemption
 
+#: The package's own folder. A checkout of the same name holds other code too: its `.venv`.
+_PACKAGE = os.path.join(os.path.dirname(__file__), '')
+
 #: Exit code of a tool that was asked for something impossible.
 USER_ERROR = 2
 
@@ -184,7 +187,7 @@ def _being_built(error: BaseException) -> str | None:
 
 def _raised_in_package(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and f'{os.sep}vpt_dense{os.sep}' in frames[-1].filename
+    return bool(frames) and frames[-1].filename.startswith(_PACKAGE)
 
 
 def explain(error: BaseException) -> str:

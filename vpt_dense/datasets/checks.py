@@ -188,6 +188,10 @@ def _read_image(path: str) -> tuple[tuple[int, int], str]:
         return array.shape[1::-1], f'{bands} x {8 * array.dtype.itemsize} bit'
 
 
+class _SeveralChannels(ValueError):
+    """A mask of colours."""
+
+
 def read_mask(path: str) -> np.ndarray:
     """Reads a label mask in the file's own depth.
 
@@ -207,7 +211,7 @@ def read_mask(path: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's PNG reader raises SyntaxError
         raise ValueError(f'mask {path} cannot be read: {_reason(error)}') from error
     if mask.ndim != 2:
-        raise ValueError(
+        raise _SeveralChannels(
             f'mask {path} has {mask.shape[-1]} channels; a mask has one channel of class ids '
             '(convert colours to ids first)'
         )
@@ -238,11 +242,11 @@ def _look(sample: tuple[str, str | int | None]) -> _File:
         return file
     try:
         mask = read_mask(mask_path)
+    except _SeveralChannels as error:
+        file.multi_channel = str(error)
+        return file
     except (ValueError, Image.DecompressionBombError) as error:
-        if 'channels' in str(error):
-            file.multi_channel = str(error)
-        else:
-            file.mask_error = _reason(error)
+        file.mask_error = _reason(error)
         return file
     if mask.dtype.itemsize <= 2 and mask.dtype.kind == 'u':
         counts = np.bincount(mask.ravel())  # ten times faster than unique, which sorts
