@@ -635,9 +635,10 @@ def test_extract_from_a_foreign_whole_checkpoint(capfd, runs, whole, tmp_path):
     found = files.read(out)
     assert set(found['state_dict']) == set(run_delta['state_dict'])
     assert all(torch.equal(found['state_dict'][n], t) for n, t in run_delta['state_dict'].items())
-    done = run_tool(capfd, 'delta', 'extract', tmp_path / 'bare.pth', out, '--config', leaf)
+    done = run_tool(capfd, 'delta', 'extract', tmp_path / 'bare.pth', out, '--config', leaf,
+                    '--force')
     assert 'bare.pth holds no state_dict' in done.err
-    done = run_tool(capfd, 'delta', 'extract', plain, out)
+    done = run_tool(capfd, 'delta', 'extract', plain, out, '--force')
     assert re.search(r'plain\.pth holds no config; name its config file', done.err)
 
 

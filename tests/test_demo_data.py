@@ -114,7 +114,10 @@ def test_folder_has_the_layout_and_is_made_once(tmp_path):
     before = path.stat().st_mtime_ns
     assert not write_folder(out, *small(0))
     assert path.stat().st_mtime_ns == before
-    assert write_folder(out, *small(1))  # another seed replaces it
+    with pytest.raises(FileExistsError, match='another version, seed or size.*--force'):
+        write_folder(out, *small(1))
+    assert path.stat().st_mtime_ns == before
+    assert write_folder(out, *small(1), force=True)
     assert json.loads((out / 'meta.json').read_text())['seed'] == 1
     assert [entry.name for entry in out.parent.iterdir()] == ['digits']
 

@@ -686,7 +686,7 @@ def test_an_ensemble_is_made_of_deltas(members, tmp_path, capfd):
     before = paths[0].read_bytes()
     for there in (paths[0], out.with_suffix('.other')):
         done = run_tool(capfd, 'ensemble', there, *paths[1:])
-        assert done.code == 2 and 'is there already; name another OUT' in done.err
+        assert done.code == 2 and 'is there already; name another, or overwrite' in done.err
     assert paths[0].read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """Deltas pushed to and pulled from a hub: a small one of our own, on this machine."""
 
 import base64
+import dataclasses
 import json
 import re
 import threading
@@ -146,6 +147,36 @@ def test_push_and_pull_give_the_same_file(capfd, server, delta, tmp_path):
         assert done.code == 0, done
         assert out.read_bytes() == delta.read_bytes()
         out.unlink()
+
+
+def test_what_is_pushed_knows_nothing_of_the_run_and_its_machine(
+    capfd, server, delta, tmp_path, monkeypatch
+):
+    """Who tested by the pulled config wrote into a folder of the training's name."""
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path.parent / 'somebody'  # outside the current folder
+    content = deltas.read(str(delta))
+    record = dataclasses.replace(
+        Base.from_tensor(content['state_dict'][f'backbone.{KEY}']), checkpoint=f'{home}/vit.pth')
+    content['state_dict'][f'backbone.{KEY}'] = record.to_tensor()
+    content['meta']['bases'] = {'backbone.': record.__dict__}
+    content['meta']['cfg'] = (
+        f"model = dict(backbone=dict(init_cfg=dict(checkpoint='{home}/vit.pth')))\n"
+        f"data = ['{tmp_path}/data/ade', 'data/other']\n"
+        f"work_dir = '{home}/work'\nload_from = 'x.pth'\nresume = True\n")
+    deltas.write(content, delta)
+    assert run_tool(capfd, 'delta', 'push', delta, 'me/vit').code == 0
+    assert run_tool(capfd, 'delta', 'pull', 'me/vit', 'pulled.safetensors').code == 0
+    pushed = server.repos['me/vit']['main']
+    assert not any(str(tmp_path.parent).encode() in text for text in pushed.values())
+    pulled = deltas.read('pulled.safetensors')
+    assert pulled['meta']['cfg'].encode() == pushed['config.py']
+    cfg = deltas.stored_config.parse(pulled['meta']['cfg'], '')
+    assert set(cfg) == {'model', 'data'} and cfg.data == ['data/ade', 'data/other']
+    assert cfg.model.backbone.init_cfg.checkpoint == 'vit.pth'
+    assert Base.from_tensor(pulled['state_dict'][f'backbone.{KEY}']).checkpoint == 'vit.pth'
+    assert pulled['meta']['bases']['backbone.']['checkpoint'] == 'vit.pth'
+    assert str(home) in deltas.read(str(delta))['meta']['cfg']  # the user's own stays
 
 
 def test_model_card(server, delta):

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from vpt_dense import errors, logging
+from vpt_dense import errors, logging, outputs
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +21,10 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='path of a config file')
-    parser.add_argument('--out-dir', help='write them here (default: work_dirs/browse/CONFIG)')
+    parser.add_argument(
+        '--out-dir', help='write them here (default: work_dirs/browse/CONFIG_SPLIT)'
+    )
+    outputs.add_force_option(parser)
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train')
     parser.add_argument('--number', type=int, default=20, help='how many images (default: 20)')
     parser.add_argument(
@@ -80,6 +83,11 @@ def main() -> None:
     args = parse_args()
     if args.number < 1:
         raise errors.UserError(f'--number must be at least 1, not {args.number}')
+    out_dir = None
+    if args.out_dir or not has_screen():
+        name = f'{Path(args.config).stem}_{args.split}'
+        out_dir = Path(args.out_dir or Path('work_dirs/browse') / name)
+        outputs.check_free([out_dir], args.force)
     logging.filter_warnings()
 
     from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
@@ -102,9 +110,7 @@ def main() -> None:
         visualizer.alpha = 0.5  # of the mask: mmseg's 0.8 hides the image
     set_random_seed(cfg.get('randomness', {}).get('seed') or 0)
 
-    out_dir = None
-    if args.out_dir or not has_screen():
-        out_dir = Path(args.out_dir or Path('work_dirs/browse') / Path(args.config).stem)
+    if out_dir:
         out_dir.mkdir(parents=True, exist_ok=True)
     count = min(args.number, len(dataset))
     for i in track(range(count), description=args.split, console=Console(stderr=True)):

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vpt_dense import errors
+from vpt_dense import errors, outputs
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,6 +21,10 @@ def parse_args() -> argparse.Namespace:
         new.add_argument('--traceback', action='store_true', help='show the traceback of an error')
         return new
 
+    def target(new: argparse.ArgumentParser, name: str, text: str) -> None:
+        new.add_argument('out', metavar=name, help=text)
+        outputs.add_force_option(new)
+
     def sources(new: argparse.ArgumentParser) -> None:
         new.add_argument('--config', help='config of the training (default: the one in the file)')
         new.add_argument(
@@ -31,18 +35,18 @@ def parse_args() -> argparse.Namespace:
 
     extract = command('extract', 'checkpoint -> delta')
     extract.add_argument('checkpoint', help='whole checkpoint, or one of a run')
-    extract.add_argument('out', metavar='OUT.safetensors', help='the delta to write')
+    target(extract, 'OUT.safetensors', 'the delta to write')
     sources(extract)
     merge = command('merge', 'delta + pretrained weights -> whole checkpoint')
     merge.add_argument('delta', help='delta, or checkpoint of a run')
-    merge.add_argument('out', metavar='OUT.pth', help='the checkpoint to write')
+    target(merge, 'OUT.pth', 'the checkpoint to write')
     sources(merge)
     fold = command(
         'fold', 'delta -> checkpoint for deployment: adapters in the weights, prompts as keys and '
         'values',
     )
     fold.add_argument('delta', help='delta or checkpoint')
-    fold.add_argument('out', metavar='OUT.pth', help='the checkpoint to write; OUT.py: its config')
+    target(fold, 'OUT.pth', 'the checkpoint to write; OUT.py: its config')
     sources(fold)
     info = command('info', 'what is in a file')
     info.add_argument('file', help='delta or checkpoint')
@@ -56,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     push.add_argument('--private', action='store_true', help='make a new repository private')
     pull = command('pull', 'download a delta from the Hugging Face hub')
     pull.add_argument('repo_id', metavar='OWNER/NAME', help='repository')
-    pull.add_argument('out', metavar='OUT.safetensors', help='the delta to write')
+    target(pull, 'OUT.safetensors', 'the delta to write')
     pull.add_argument('--revision', help='branch, tag or commit (default: main)')
     return parser.parse_args()
 
@@ -64,6 +68,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run one command."""
     args = parse_args()
+    check_out(args)
     from vpt_dense import files, logging
 
     logging.filter_warnings()
@@ -74,11 +79,9 @@ def main() -> None:
         deltas.write(deltas.extract(args.checkpoint, args.config, args.base), args.out)
         report(args.out)
     elif args.command == 'merge':
-        check_ending(args.out)
         files.write(deltas.merge(args.delta, args.base, args.config), args.out)
         report(args.out)
     elif args.command == 'fold':
-        check_ending(args.out)
         checkpoint, text = deltas.fold(args.delta, args.base, args.config)
         files.write(checkpoint, args.out)
         files.write_text(Path(args.out).with_suffix('.py'), text)
@@ -97,14 +100,23 @@ def main() -> None:
         report(args.out)
 
 
-def check_ending(path: str) -> None:
-    """Refuse a name that would be read as another kind of file.
+def check_out(args: argparse.Namespace) -> None:
+    """Refuse a name that belongs to another kind of file, or to a file that is there.
 
     Raises:
-        UserError: If it does not end in .pth.
+        UserError: If it is one.
     """
-    if Path(path).suffix != '.pth':
-        raise errors.UserError(f'{path}: a whole checkpoint is a .pth file, give it that ending')
+    if 'out' not in args:
+        return
+    out, whole = Path(args.out), args.command in ('merge', 'fold')
+    if whole and out.suffix != '.pth':
+        raise errors.UserError(f'{out}: a whole checkpoint is a .pth file, give it that ending')
+    if not whole and out.suffix != '.safetensors':
+        raise errors.UserError(f'{out}: deltas are .safetensors files, give it that ending')
+    written = [out, *([out.with_suffix('.py')] if args.command == 'fold' else [])]
+    given = vars(args)
+    read = [given[name] for name in ('checkpoint', 'delta', 'config', 'base') if given.get(name)]
+    outputs.check_free(written, args.force, read)
 
 
 def report(path: str) -> None:

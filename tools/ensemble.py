@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from vpt_dense import errors
+from vpt_dense import errors, outputs
 
 
 def main() -> None:
@@ -16,13 +16,12 @@ def main() -> None:
         'out', metavar='OUT.safetensors', help='the ensemble to write; OUT.py: its config')
     parser.add_argument('deltas', nargs='+', metavar='DELTA',
                         help='deltas (tools/delta.py extract) or checkpoints of runs')
+    outputs.add_force_option(parser)
     parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     args = parser.parse_args()
     config = Path(args.out).with_suffix('.py')
-    for path in (Path(args.out), config):
-        if path.exists():  # a member, if the first argument was forgotten, or somebody's config
-            raise errors.UserError(
-                f'{path} is there already; name another OUT.safetensors first, or remove it')
+    # It may be a member, if the first argument was forgotten, or somebody's config.
+    outputs.check_free((args.out, config), args.force, args.deltas)
     from vpt_dense import files, logging
 
     logging.filter_warnings()

@@ -9,6 +9,7 @@ from functools import partial
 
 from rich.progress import track
 
+from vpt_dense import outputs
 from vpt_dense.datasets import digits, formula
 from vpt_dense.datasets.folder import write_folder
 from vpt_dense.errors import ArgumentParser, UserError, main
@@ -31,7 +32,7 @@ KINDS = {
 }
 
 
-def make(kind, out, seed=0, size=96, workers=None):
+def make(kind, out, seed=0, size=96, workers=None, force=False):
     """Makes a data set if it is not there yet and says what was done.
 
     Args:
@@ -40,6 +41,7 @@ def make(kind, out, seed=0, size=96, workers=None):
         seed (int): Seed of the data set.
         size (int): Height and width of the images, pixels.
         workers (int | None): Number of processes, default: one per CPU.
+        force (bool): Replace another version or seed of it.
     """
     sample, splits, version = KINDS[kind]
     meta = dict(name=kind, version=version, seed=seed, size=size, splits=splits)
@@ -47,6 +49,7 @@ def make(kind, out, seed=0, size=96, workers=None):
         written = write_folder(
             out, partial(sample, seed, size), splits, meta,
             track=partial(track, description=f'making {out}'), workers=workers or os.cpu_count(),
+            force=force,
         )
     except FileExistsError as error:
         raise UserError(str(error)) from error
@@ -63,12 +66,13 @@ def run():
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--size', type=int, default=96, help='height and width in pixels')
     parser.add_argument('--workers', type=int, help='processes (default: one per CPU)')
+    outputs.add_force_option(parser)
     parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     if args.seed < 0 or args.size < 48:
         raise UserError(f'--seed must be 0 or more and --size 48 or more, found {args.seed} and '
                         f'{args.size}')
-    make(args.kind, args.out, args.seed, args.size, args.workers)
+    make(args.kind, args.out, args.seed, args.size, args.workers, args.force)
 
 
 if __name__ == '__main__':

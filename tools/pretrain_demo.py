@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from vpt_dense import outputs
 from vpt_dense.errors import ArgumentParser, UserError, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,8 +53,10 @@ def run():
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/vit-demo_formula'))
     parser.add_argument('--out', type=Path,
                         default=ROOT / 'pretrain/vit-demo_formula.safetensors')
+    outputs.add_force_option(parser)
     parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
+    outputs.check_free([args.out], args.force)  # the repository has its own there
 
     start = time.time()
     subprocess.run([sys.executable, ROOT / 'tools/make_dataset.py', 'formula', 'data/formula'],

@@ -1,7 +1,6 @@
 """Print a config as a run uses it: bases merged, options applied, classes resolved."""
 
-
-from vpt_dense import errors
+from vpt_dense import errors, outputs
 
 
 def main() -> None:
@@ -15,9 +14,12 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override settings')  # fmt: skip
     parser.add_argument('--save-path', metavar='FILE', help='write it to a .py or .json file too')
+    outputs.add_force_option(parser)
     parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     args = parser.parse_args()
 
+    if args.save_path:
+        outputs.check_free([args.save_path], args.force, [args.config])
     cfg = config.load(args.config, args.cfg_options)
     if args.save_path:
         cfg.dump(args.save_path)

@@ -1,7 +1,7 @@
 """Test a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``; see ``tools/dist_test.sh`` too."""
 
 
-from vpt_dense import errors
+from vpt_dense import errors, outputs
 
 
 def main() -> None:
@@ -11,6 +11,7 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file, or a folder whose last one is taken')
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
+    outputs.add_force_option(parser)
     parser.add_argument(
         '--tta',
         action='store_true',
@@ -20,6 +21,8 @@ def main() -> None:
     tooling.add_common_options(parser)
     args = parser.parse_args()
 
+    if args.show_dir:
+        outputs.check_free([args.show_dir], args.force)
     tooling.say(f'loading {args.config} ...')
     cfg = tooling.load(args)
     cfg.resume, cfg.load_from = False, tooling.find_checkpoint(args.checkpoint, cfg.work_dir)

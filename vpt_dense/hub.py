@@ -1,5 +1,6 @@
 """Deltas on the Hugging Face hub: pushed with a model card, pulled and checked."""
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -8,7 +9,7 @@ from typing import Any
 
 from vpt_dense import files, params
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
+from vpt_dense.weights import deltas, stored_config
 from vpt_dense.weights.base import KEY, Base
 
 #: The delta in a repository, and its config beside it.
@@ -19,7 +20,8 @@ CONFIG_FILE = 'config.py'
 def push(path: str, repo_id: str, private: bool = False) -> str:
     """Upload a delta with its config and a model card, in one commit.
 
-    The repository is made if it is absent. The token is that of ``hf auth login`` or of
+    Absolute paths stay at home: of those outside the current folder the name goes up. The
+    repository is made if it is absent. The token is that of ``hf auth login`` or of
     ``HF_TOKEN``; the hub that of ``HF_ENDPOINT``.
 
     Args:
@@ -35,8 +37,12 @@ def push(path: str, repo_id: str, private: bool = False) -> str:
     """
     delta = _read(path)
     _check_name(repo_id)
+    changed = _leave_home(delta, path)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, DELTA_FILE).write_bytes(Path(path).expanduser().read_bytes())
+        if changed:
+            deltas.write(delta, str(Path(folder, DELTA_FILE)))
+        else:
+            Path(folder, DELTA_FILE).write_bytes(Path(path).expanduser().read_bytes())
         Path(folder, CONFIG_FILE).write_text(delta['meta']['cfg'], encoding='utf-8')
         Path(folder, 'README.md').write_text(card(delta, repo_id), encoding='utf-8')
         try:
@@ -146,6 +152,31 @@ python tools/delta.py merge {DELTA_FILE} whole.pth  # --base PATH: where the bas
 `{DELTA_FILE}` is also taken wherever a checkpoint is (`tools/test.py`, `load_from`, mmseg's
 `init_model`), together with a config, for instance `{CONFIG_FILE}` of this repository.
 """
+
+
+def _leave_home(delta: dict, path: str) -> bool:
+    """Take out of a delta, in place, what is of its run and machine; return whether anything is."""
+    meta, state = delta['meta'], delta['state_dict']
+    cfg = stored_config.parse(meta['cfg'], path)
+    before = cfg.to_dict()
+    stored_config.forget_run(cfg, _place)
+    changed = cfg.to_dict() != before
+    if changed:
+        meta['cfg'] = cfg.pretty_text
+    for name in [name for name in state if name.endswith(KEY)]:
+        record = Base.from_tensor(state[name])
+        if os.path.isabs(record.checkpoint):
+            record = dataclasses.replace(record, checkpoint=_place(record.checkpoint), path='')
+            state[name] = record.to_tensor()
+            meta.setdefault('bases', {})[name.removesuffix(KEY)] = dataclasses.asdict(record)
+            changed = True
+    return changed
+
+
+def _place(path: str) -> str:
+    """What others are told of an absolute path."""
+    inside = Path(path).is_relative_to(Path.cwd())
+    return os.path.relpath(path) if inside else Path(path).name
 
 
 def _read(path: str) -> dict:

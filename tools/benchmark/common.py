@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vpt_dense import outputs
 from vpt_dense.errors import ArgumentParser, UserError
 
 #: Of this process, on Linux.
@@ -31,7 +32,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     line.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
     line.add_argument('--dtype', choices=list(DTYPES), default='float32',
                       help='of autocast; float32 is without')
-    line.add_argument('--json', type=Path, metavar='FILE', help='also write all figures here')
+    line.add_argument('--json', type=outputs.new_file, metavar='FILE',
+                      help='also write all figures here')
     line.add_argument('--traceback', action='store_true', help='full traceback on errors')
     return line
 

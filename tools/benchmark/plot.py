@@ -12,6 +12,7 @@ import json
 import statistics
 from pathlib import Path
 
+from vpt_dense import outputs
 from vpt_dense.errors import ArgumentParser, UserError, main
 
 SCRIPTS = {'train_step': 'training step', 'forward': 'forward pass'}
@@ -199,10 +200,12 @@ def run() -> None:
     parser.add_argument('files', nargs='+', type=Path, metavar='FILE',
                         help='JSON of train_step.py and forward.py')
     parser.add_argument('--out', type=Path, required=True, help='.svg, .png or .pdf')
+    outputs.add_force_option(parser)
     parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     if args.out.suffix not in ('.svg', '.png', '.pdf'):
         raise UserError(f'--out {args.out}: must end in .svg, .png or .pdf')
+    outputs.check_free([args.out], args.force, args.files)
     files = [read(path) for path in args.files]
     for path, file in zip(args.files, files, strict=True):
         if file['setting'] != files[0]['setting']:

@@ -13,6 +13,7 @@ from pathlib import Path
 import common
 import torch
 
+from vpt_dense import outputs
 from vpt_dense.errors import ArgumentParser, UserError, main
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/demo/setr_deep_digits.py'
@@ -43,7 +44,8 @@ def run() -> None:
     line.add_argument('--batch', type=int, default=4)
     line.add_argument('--dtype', choices=['bfloat16', 'float16'], default='bfloat16')
     line.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
-    line.add_argument('--json', type=Path, metavar='FILE', help='also write all figures here')
+    line.add_argument('--json', type=outputs.new_file, metavar='FILE',
+                      help='also write all figures here')
     line.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = line.parse_args()
     common.check(argparse.Namespace(rounds=2, **vars(args)))

@@ -336,7 +336,7 @@ class Comparison:
         if not (isinstance(init_cfg, dict) and init_cfg.get('checkpoint')):
             file = Path(checkpoint)
         else:
-            call_tool([self.tools / 'delta.py', 'extract', checkpoint, file])
+            call_tool([self.tools / 'delta.py', 'extract', checkpoint, file, '--force'])
         return file.stat().st_size / 1e6
 
     # --- cost --------------------------------------------------------------------------------

@@ -44,12 +44,13 @@ def write_folder(
     meta: dict,
     track: Callable | None = None,
     workers: int = 1,
+    force: bool = False,
 ) -> bool:
     """Writes `images/SPLIT/*.png`, `annotations/SPLIT/*.png` and `meta.json`.
 
     Everything is written beside the target and renamed at the end: the folder is there as a
     whole or not at all. Nothing happens where the same data set is there already; another version
-    or seed of it is replaced, anything else is left alone.
+    or seed of it is replaced if that is wanted, anything else is left alone.
 
     Args:
         out: Folder to make.
@@ -59,12 +60,14 @@ def write_folder(
         meta: What identifies the data set, see :func:`is_complete`; must have a 'name'.
         track: Wraps the iterable of finished images and takes `total=`, for a progress bar.
         workers: Number of processes.
+        force: Replace another version or seed of this data set.
 
     Returns:
         Whether anything was written.
 
     Raises:
-        FileExistsError: If `out` holds something else than an older version of this data set.
+        FileExistsError: If `out` holds something else, or another version or seed of this data set
+            that is not to be replaced.
     """
     out = Path(out).absolute()
     if is_complete(out, meta):
@@ -78,6 +81,11 @@ def write_folder(
             raise FileExistsError(
                 f'{out} is not empty and is not a {meta["name"]} data set made by this tool; '
                 'name another folder or remove it'
+            )
+        if not force:
+            raise FileExistsError(
+                f'{out} is a {found} data set of another version, seed or size; name another '
+                'folder, or replace it with --force'
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))

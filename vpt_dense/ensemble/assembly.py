@@ -72,12 +72,9 @@ def assemble(paths: Sequence[str]) -> dict:
 
 
 def _forget_run(cfg: Config) -> None:
-    """Leave out of a member's config what is of its run alone, or not for an ensemble's training.
-
-    What is left would send a test of the ensemble into the folder of the member's run.
-    """
-    for key in ('ensemble', 'work_dir', 'load_from', 'resume', 'experiment_name'):
-        cfg.pop(key, None)
+    """Leave out of a member's config what is of its run, or not for an ensemble's training."""
+    cfg.pop('ensemble', None)
+    stored_config.forget_run(cfg)
     if cfg.get('optim_wrapper'):
         cfg.optim_wrapper.clip_grad = None
     for key, node in settings.mixing(cfg):

@@ -487,7 +487,8 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
 
     Returns:
         A whole checkpoint, and the text of the config that loads it: the backbone has no adapters,
-        and a :class:`vpt_dense.prompts.FoldedPrompt` for its prompt if it had one.
+        and a :class:`vpt_dense.prompts.FoldedPrompt` for its prompt if it had one; nothing of the
+        training's run is in it, and paths are as seen from the current folder.
 
     Raises:
         UserError: If there is nothing of both, or something cannot be folded or merged; the message
@@ -524,6 +525,7 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
         )
     cfg.model.backbone.trainable = []
     cfg.model.backbone.init_cfg = None
+    stored_config.forget_run(cfg)
     meta = {**checkpoint['meta'], 'cfg': cfg.pretty_text}
     for key in ('format', 'bases', 'method', 'counts'):
         meta.pop(key, None)

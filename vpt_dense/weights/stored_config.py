@@ -6,7 +6,9 @@ OpenMMLab registries are let through.
 """
 
 import ast
+import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.config import Config
@@ -15,6 +17,9 @@ from vpt_dense.errors import UserError
 
 #: A registered name, with or without the scope that it is looked up in.
 _TYPE = re.compile(r'((vpt_dense|mmengine|mmcv|mmseg|mmpretrain)\.)?[A-Za-z_]\w*')
+
+#: What a config says of one run: a test by a config that keeps it writes into that run's folder.
+_RUN = ('work_dir', 'load_from', 'resume', 'experiment_name')
 
 
 def parse(text: object, path: str, everything: bool = False) -> Config:
@@ -69,6 +74,29 @@ def _value(node: ast.expr) -> Any:
     except ValueError as error:
         line = getattr(node, 'lineno', 0)
         raise ValueError(f'line {line}: {ast.unparse(node)[:60]}') from error
+
+
+def forget_run(cfg: Config, place: Callable[[str], str] = os.path.relpath) -> None:
+    """Leave out of a config, in place, what is of one run or of one machine alone.
+
+    Args:
+        cfg: A whole config.
+        place: What an absolute path becomes; by default the path from the current folder.
+    """
+    for key in _RUN:
+        cfg.pop(key, None)
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, dict):
+            for key in node:
+                node[key] = visit(node[key])
+        elif isinstance(node, (list, tuple)):
+            return type(node)(visit(item) for item in node)
+        elif isinstance(node, str) and os.path.isabs(node):
+            return place(node)
+        return node
+
+    visit(cfg._cfg_dict)
 
 
 def _check_types(node: Any) -> None:
