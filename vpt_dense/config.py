@@ -10,9 +10,11 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
+from vpt_dense import ignore_index
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
+from vpt_dense.tree import DATALOADERS, heads, leaf_datasets, walk
 
 #: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
 KEYS = frozenset(
@@ -30,8 +32,6 @@ KEYS = frozenset(
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
 _READ_ELSEWHERE = 'test_pipeline'
-
-DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
@@ -217,21 +217,10 @@ def _uses(cfg: Config, name: str) -> str:
         for child in value:
             places += [
                 place
-                for place, _ in _walk(cfg.get('model', {}), 'model')
+                for place, _ in walk(cfg.get('model', {}), 'model')
                 if place.endswith(f'.{child}')
             ]
     return ', '.join(sorted(places, key=len)[:3]) or 'see tools/print_config.py'
-
-
-def _walk(node: Any, place: str) -> Iterator[tuple[str, dict]]:
-    """All dicts below a node of the config with their dotted places, outermost first."""
-    if isinstance(node, dict):
-        yield place, node
-        for key, child in node.items():
-            yield from _walk(child, f'{place}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for index, child in enumerate(node):
-            yield from _walk(child, f'{place}.{index}')
 
 
 def _get(cfg: Config, key: str) -> Any:
@@ -253,6 +242,7 @@ def resolve(cfg: Config) -> None:
       ``classes`` and ``palette`` become its metainfo.
     - The number of classes of every head is that of ``dataset.classes``, or of the class folders
       found on disk for a ``vpt_dense.ImageFolder``.
+    - ``ignore_index`` of the data: see :func:`vpt_dense.ignore_index.place`.
     - ``mean`` and ``std`` of a prompt made of pixels, where it leaves them None, are those of the
       data preprocessor.
     - ``num_tokens='classes'`` of a prompt becomes the number of classes of the head.
@@ -279,6 +269,7 @@ def resolve(cfg: Config) -> None:
         for node in (preprocessor, cfg.get('data_preprocessor') or {}):
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
+    ignore_index.place(cfg)
     _place_pixel_statistics(cfg.get('model') or {})
     _place_number_of_classes(cfg.get('model') or {})
     hooks = cfg.pop('tuning_hooks', None)
@@ -422,35 +413,6 @@ def _replace(value: Any, old: int, new: int) -> Any:
     return new if value == old else value
 
 
-def leaf_datasets(dataloader: dict | None) -> list[dict]:
-    """The config dicts of a dataloader's data sets, inside wrappers such as RepeatDataset."""
-    found, open_nodes = [], [(dataloader or {}).get('dataset')]
-    while open_nodes:
-        node = open_nodes.pop()
-        if not isinstance(node, dict):
-            continue
-        inner = [node[key] for key in ('dataset', 'datasets') if node.get(key)]
-        if inner:
-            for child in inner:
-                open_nodes.extend(child if isinstance(child, (list, tuple)) else [child])
-        else:
-            found.append(node)
-    return found
-
-
-def heads(model: dict | None) -> list[dict]:
-    """The config dicts of a model's heads: decode head, auxiliary heads, classification head.
-
-    Of an ensemble's heads it is that of a member.
-    """
-    model = model or {}
-    found = []
-    for name in ('decode_head', 'auxiliary_head', 'head'):
-        part = model.get(name)
-        found.extend(part if isinstance(part, (list, tuple)) else [part] if part else [])
-    return [head['head'] if isinstance(head.get('head'), dict) else head for head in found]
-
-
 def _classes(cfg: Config) -> list[str] | None:
     """The names of the classes as the config gives them, or as the folders on disk do."""
     common = cfg.get('dataset') or {}
@@ -501,7 +463,7 @@ def _adapt_to_machine(cfg: Config) -> None:
     swaps = (('SyncBN', 'vpt_dense.CPUSyncBN'), ('AmpOptimWrapper', 'vpt_dense.AmpOptimWrapper'))
     renamed = {new: old for old, new in swaps} if cuda else dict(swaps)
     for root in ('model', 'optim_wrapper'):
-        for _, node in _walk(cfg.get(root), root):
+        for _, node in walk(cfg.get(root), root):
             kind = node.get('type')
             if isinstance(kind, str) and kind in renamed:
                 node['type'] = renamed[kind]

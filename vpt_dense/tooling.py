@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from vpt_dense import config, logging, preflight
+from vpt_dense import config, ignore_index, logging, preflight
 from vpt_dense.errors import UserError
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     if 'decode_head' in model:
         hook = dict(type='SegVisualizationHook', draw=True, interval=1)
         visualizer = dict(
-            type='SegLocalVisualizer',
+            type='vpt_dense.SegLocalVisualizer',
+            ignore_index=(cfg.get('visualizer') or {}).get('ignore_index', ignore_index.DEFAULT),
             alpha=0.6,
             vis_backends=[dict(type='LocalVisBackend')],
             save_dir=folder,

@@ -222,6 +222,25 @@ def read_mask(path: str) -> np.ndarray:
     return mask
 
 
+def label_table(reduce_zero_label: bool, label_map: dict[int, int] | None) -> np.ndarray:
+    """What mmseg makes of the labels in a file before anything sees them.
+
+    Args:
+        reduce_zero_label: 0 becomes 255 and every other label but 255 one less.
+        label_map: {label after that: new label}.
+
+    Returns:
+        (256,) uint8: the label that training sees, by the one in the file.
+    """
+    table = np.arange(256, dtype=np.uint8)
+    if reduce_zero_label:
+        table[:255] -= 1  # 0 becomes 255: bytes go round
+    new = np.arange(256, dtype=np.uint8)
+    for old, label in (label_map or {}).items():
+        new[old] = label
+    return new[table]
+
+
 def _reason(error: Exception) -> str:
     """The last line of an exception, without the file name that Pillow repeats."""
     if isinstance(error, Image.UnidentifiedImageError):
@@ -627,11 +646,12 @@ def _check_mmseg(dataset, name: str, track: Track) -> dict:
     if not pairs:
         suffixes = _suffixes(dataset.img_suffix)
         raise UserError(f'{name}: no image in {img_dir} (looked for {suffixes})')
-    shift = 1 if dataset.reduce_zero_label else 0
-    names = dataset.METAINFO['classes'] if dataset.label_map else dataset.metainfo.get('classes')
-    ignored = {255, dataset.ignore_index} | ({0} if shift else set())
-    ignored |= {old + shift for old, new in (dataset.label_map or {}).items() if new == 255}
-    by_id = {i + shift: n for i, n in enumerate(names)} if names else None
+    table = label_table(dataset.reduce_zero_label, dataset.label_map).tolist()
+    ignored = {i for i, label in enumerate(table) if label == dataset.ignore_index}
+    names = dataset.metainfo.get('classes')
+    by_id = None
+    if names:
+        by_id = {i: names[label] for i, label in enumerate(table) if label < len(names)}
     return check_segmentation(
         pairs,
         name=name,

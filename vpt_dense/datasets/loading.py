@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from vpt_dense.datasets.checks import read_mask
+from vpt_dense.datasets.checks import label_table, read_mask
 from vpt_dense.registry import TRANSFORMS
 
 
@@ -85,7 +85,7 @@ class LoadMask(BaseTransform):
         if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
             raise ValueError(
                 f'mask {path} has ids from {mask.min()} to {mask.max()}; class ids are 0 to 254, '
-                'and 255 is ignored'
+                'and 255 is ignored (dataset.ignore_index)'
             )
         shape = tuple(results.get('ori_shape', mask.shape))[:2]
         if mask.shape != shape:
@@ -94,13 +94,9 @@ class LoadMask(BaseTransform):
                 '(if they are transposed: the image is turned by an EXIF tag)'
             )
         mask = mask.astype(np.uint8, copy=False)
-        if results.get('reduce_zero_label'):
-            mask = mask - (mask != 255)  # 0 becomes 255 too: bytes go round
-        if results.get('label_map'):
-            table = np.arange(256, dtype=np.uint8)
-            for old, new in results['label_map'].items():
-                table[old] = new
-            mask = cv2.LUT(mask, table)
+        changes = results.get('reduce_zero_label', False), results.get('label_map')
+        if any(changes):
+            mask = cv2.LUT(mask, label_table(*changes))
         results['gt_seg_map'] = mask
         results['seg_fields'].append('gt_seg_map')
         return results

@@ -24,7 +24,8 @@ class SegFolder(BaseDataset):
             ``seg_map_path`` the images have no masks (to predict only).
         img_suffix: What an image's name ends in; the rest must equal the mask's name.
         seg_map_suffix: What a mask's name ends in.
-        ignore_index: The label that loss and metric leave out. 0 to 255.
+        ignore_index: The label that is left out, 0 to 255; said in a config, heads, losses, metrics
+            and pipelines follow (:func:`vpt_dense.ignore_index.place`).
         reduce_zero_label: Whether label 0 is left out too and 1 becomes the first class, as in
             ADE20K.
         **kwargs: See ``mmengine.dataset.BaseDataset``.

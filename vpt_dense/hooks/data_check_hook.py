@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -55,19 +56,26 @@ class DataCheckHook(Hook):
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check a validation batch."""
-        self._check(runner.model, runner.val_dataloader.dataset, data_batch, 'val')
+        self._check(runner.model, runner.val_dataloader.dataset, data_batch, 'val',
+                    runner.val_evaluator)
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check a test batch."""
-        self._check(runner.model, runner.test_dataloader.dataset, data_batch, 'test')
+        self._check(runner.model, runner.test_dataloader.dataset, data_batch, 'test',
+                    runner.test_evaluator)
 
-    def _check(self, model: nn.Module, dataset: Any, data_batch: Any, split: str) -> None:
+    def _check(
+        self, model: nn.Module, dataset: Any, data_batch: Any, split: str,
+        evaluator: Evaluator | None = None,
+    ) -> None:
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
         parts = list(_heads(model))
         if not samples or not parts:
             return
         num_classes = parts[0][1].num_classes
-        ignore_index = getattr(parts[0][1], 'ignore_index', 255)
+        # Of who reads the labels: the loss, or a metric.
+        readers = [*getattr(evaluator, 'metrics', []), parts[0][1]]
+        ignore_index = next((r.ignore_index for r in readers if hasattr(r, 'ignore_index')), 255)
         labelled = None
         for sample in _flatten(samples):
             if 'gt_sem_seg' in sample:
@@ -143,9 +151,13 @@ def _check_mask(sample: Any, num_classes: int, ignore_index: int) -> bool:
         shift = 1 if sample.metainfo.get('reduce_zero_label') else 0
         found = (high if high >= num_classes else low) + shift
         ignored = f'0 and {ignore_index} are' if shift else f'{ignore_index} is'
+        hint = ''
+        if ignore_index == 0 and high == num_classes:
+            hint = ('; if label 1 is the first class, say dataset.reduce_zero_label=True in place '
+                    'of ignore_index=0')
         raise UserError(
             f'{path}: label id {found}, but there are {num_classes} classes (ids {shift} to '
-            f'{num_classes - 1 + shift}; {ignored} ignored)'
+            f'{num_classes - 1 + shift}; {ignored} ignored){hint}'
         )
     return True
 

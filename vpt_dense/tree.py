@@ -1,0 +1,69 @@
+"""Walking through a config: data sets inside wrappers, heads inside ensembles."""
+
+from collections.abc import Iterator
+from typing import Any
+
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def walk(node: Any, place: str) -> Iterator[tuple[str, dict]]:
+    """All dicts below a node of the config with their dotted places, outermost first."""
+    if isinstance(node, dict):
+        yield place, node
+        for key, child in node.items():
+            yield from walk(child, f'{place}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from walk(child, f'{place}.{index}')
+
+
+def placed_datasets(dataloader: dict | None, place: str) -> list[tuple[str, dict]]:
+    """(dotted place, config dict) of a dataloader's data sets, inside wrappers, in their order."""
+
+    def unwrap(node: Any, place: str) -> Iterator[tuple[str, dict]]:
+        if not isinstance(node, dict):
+            return
+        inner = [key for key in ('dataset', 'datasets') if node.get(key)]
+        if not inner:
+            yield place, node
+        for key in inner:
+            child = node[key]
+            if isinstance(child, (list, tuple)):
+                for index, each in enumerate(child):
+                    yield from unwrap(each, f'{place}.{key}.{index}')
+            else:
+                yield from unwrap(child, f'{place}.{key}')
+
+    return list(unwrap((dataloader or {}).get('dataset'), f'{place}.dataset'))
+
+
+def leaf_datasets(dataloader: dict | None) -> list[dict]:
+    """The config dicts of a dataloader's data sets, inside wrappers such as RepeatDataset."""
+    return [dataset for _, dataset in placed_datasets(dataloader, '')]
+
+
+def heads(model: dict | None) -> list[dict]:
+    """The config dicts of a model's heads: decode head, auxiliary heads, classification head.
+
+    Of an ensemble's heads it is that of a member.
+    """
+    return [head for _, head in placed_heads(model)]
+
+
+def placed_heads(model: dict | None, place: str = 'model') -> list[tuple[str, dict]]:
+    """(dotted place, config dict) of a model's heads, see :func:`heads`."""
+    model = model or {}
+    found = []
+    for name in ('decode_head', 'auxiliary_head', 'head'):
+        part = model.get(name)
+        several = isinstance(part, (list, tuple))
+        for index, head in enumerate(part if several else [part] if part else []):
+            where = f'{place}.{name}.{index}' if several else f'{place}.{name}'
+            inner = isinstance(head.get('head'), dict)  # of an ensemble
+            found.append((f'{where}.head', head['head']) if inner else (where, head))
+    return found
+
+
+def kind_of(node: dict) -> str:
+    """The name of a config's class without its scope."""
+    return str(node.get('type')).rpartition('.')[2]
