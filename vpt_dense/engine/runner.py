@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from vpt_dense import files, logging, params, preemption
-from vpt_dense.engine import checkpoints, distributed, loops, seeding
+from vpt_dense.engine import checkpoints, distributed, loops, resuming, seeding
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import accumulation_hook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
@@ -83,7 +83,8 @@ class Runner(_Runner):
       is bounded, and a ``CheckpointHook`` is :class:`vpt_dense.hooks.CheckpointHook`.
     - Resuming without a checkpoint is an error, not a fresh start; in place of a damaged one the
       newest that is whole is taken, and said so.
-    - Resuming is exact: a resumed run ends where the uninterrupted one does.
+    - Resuming is exact: a resumed run ends where the uninterrupted one does. What has changed in
+      the config is told, holds, or is refused (:mod:`vpt_dense.engine.resuming`).
     - Checkpoints leave out the frozen tensors that come from pretrained weights, and find them
       again when they are loaded (:mod:`vpt_dense.weights.deltas`).
     - Errors in data pipelines name the file.
@@ -178,8 +179,14 @@ class Runner(_Runner):
         return super().train()
 
     def resume(self, *args, **kwargs) -> None:
-        """Go on from a checkpoint, with its seed; arguments as in mmengine."""
+        """Go on from a checkpoint, with its seed; arguments as in mmengine.
+
+        See :mod:`vpt_dense.engine.resuming` for settings that have changed.
+        """
+        self._resume = True
         super().resume(*args, **kwargs)
+        resuming.place(self, self._resumed)
+        del self._resumed
         sampler = getattr(self.train_dataloader.batch_sampler, 'sampler', None)
         if isinstance(sampler, seeding.PositionSampler):
             sampler.reseed(self.common_seed)
@@ -209,6 +216,10 @@ class Runner(_Runner):
             UserError: If it does not, or if the file is damaged.
         """
         checkpoint = checkpoints.read(filename, map_location)
+        if self._resume:
+            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            resuming.adapt(self, checkpoint, filename)
+            self._resumed = checkpoint
         model = self.model.module if is_model_wrapper(self.model) else self.model
         if isinstance(model, BaseTTAModel):
             model = model.module
@@ -256,6 +267,7 @@ class Runner(_Runner):
             'cfg': self._config_text,
             'seed': self.seed,
             'experiment_name': self.experiment_name,
+            'run_size': resuming.describe_run(self),
             'time': time.strftime('%Y%m%d_%H%M%S'),
             'mmengine_version': mmengine.__version__,
             'vpt_dense_version': __version__,
@@ -268,6 +280,9 @@ class Runner(_Runner):
         )
         if save_optimizer:
             checkpoint['optimizer'] = _to_cpu(self.optim_wrapper.state_dict())
+            checkpoint[resuming.OPTIMIZER_OF] = resuming.describe_optimizer(
+                model, self.optim_wrapper
+            )
             checkpoint.update(begun)
         if save_param_scheduler and self.param_schedulers is not None:
             checkpoint['param_schedulers'] = _states(self.param_schedulers)
