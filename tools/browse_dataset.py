@@ -15,8 +15,6 @@ from vpt_dense import errors, logging, outputs
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    from mmengine.config import DictAction
-
     parser = errors.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -27,10 +25,7 @@ def parse_args() -> argparse.Namespace:
     outputs.add_force_option(parser)
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train')
     parser.add_argument('--number', type=int, default=20, help='how many images (default: 20)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='overrides'
-    )
-    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
+    parser.add_config_options()
     return parser.parse_args()
 
 

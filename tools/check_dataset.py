@@ -16,17 +16,12 @@ from vpt_dense import errors, logging
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    from mmengine.config import DictAction
-
     parser = errors.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('source', metavar='CONFIG|FOLDER', help='a config file or a data folder')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='overrides'
-    )
+    parser.add_config_options()
     parser.add_argument('--json', action='store_true', help='print everything, as JSON')
-    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     return parser.parse_args()
 
 

@@ -23,17 +23,9 @@ DATA = 'data/digits'
 
 
 def parse_args():
-    from vpt_dense import logging, tooling
+    from vpt_dense import logging
 
     logging.filter_warnings()
-
-    class Options(tooling._Options):
-        """Keeps what was written too, for the tools that are called."""
-
-        def __call__(self, parser, namespace, values, option_string=None):
-            namespace.options = values
-            super().__call__(parser, namespace, values, option_string)
-
     parser = ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog='Memory is that of the whole process on a CPU, of tensors on a GPU. Time on a '
@@ -55,10 +47,7 @@ def parse_args():
     phase.add_argument('--no-measure', action='store_true', help='leave out time and memory')
     phase.add_argument('--measure-only', action='store_true',
                        help='train nothing: measure, and make the table of the runs that there are')
-    add('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE', default={},
-        help='override settings of all configs')
-    add('--traceback', action='store_true', help='full traceback on errors')
-    parser.set_defaults(options=[])
+    parser.add_config_options('override settings of all configs')
     args = parser.parse_args()
     check_numbers(args.seeds, args.jobs)
     if args.steps < 1:
@@ -137,7 +126,7 @@ def run():
     methods = find_methods(args.pattern, args.methods)
     jobs, threads, amp = plan(methods, args.seeds, args.jobs, args.amp, folder)
     comparison = Comparison(
-        args.pattern, folder, ROOT / 'tools', amp, threads, args.options, args.cfg_options)
+        args.pattern, folder, ROOT / 'tools', amp, threads, args.cfg_options or [])
     if args.measure_only:
         results, failures = comparison.finished(methods, args.seeds), {}
     else:

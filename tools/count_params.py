@@ -11,8 +11,6 @@ from vpt_dense import errors, logging
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    from mmengine.config import DictAction
-
     parser = errors.ArgumentParser(
         description=__doc__,
         epilog='The columns of the parts hold trainable parameters; "deployed" and "deployed MB" '
@@ -23,13 +21,7 @@ def parse_args() -> argparse.Namespace:
         'libraries and the gaps of the allocator come on top.',
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='path of a config file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='overrides, applied to every config',
-    )
+    parser.add_config_options('override settings of all configs')
     parser.add_argument(
         '--memory',
         action='store_true',
@@ -39,7 +31,6 @@ def parse_args() -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print everything, as JSON')
     form.add_argument('--markdown', action='store_true', help='print the table as Markdown')
-    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     return parser.parse_args()
 
 

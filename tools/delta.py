@@ -17,9 +17,7 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        new = commands.add_parser(name, help=text, description=text)
-        new.add_argument('--traceback', action='store_true', help='show the traceback of an error')
-        return new
+        return commands.add_parser(name, help=text, description=text)
 
     def target(new: argparse.ArgumentParser, name: str, text: str) -> None:
         new.add_argument('out', metavar=name, help=text)

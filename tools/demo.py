@@ -145,7 +145,6 @@ def run():
     parser.add_argument('--jobs', type=int, help='runs at a time (default: one per CPU, at most 4)')
     parser.add_argument('--amp', choices=['auto', 'on', 'off'], default='auto',
                         help='bfloat16 (auto: where the CPU computes in it natively)')
-    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     if args.work_dir:
         args.work_dir = args.work_dir.absolute()

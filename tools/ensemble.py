@@ -17,7 +17,6 @@ def main() -> None:
     parser.add_argument('deltas', nargs='+', metavar='DELTA',
                         help='deltas (tools/delta.py extract) or checkpoints of runs')
     outputs.add_force_option(parser)
-    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     args = parser.parse_args()
     config = Path(args.out).with_suffix('.py')
     # It may be a member, if the first argument was forgotten, or somebody's config.

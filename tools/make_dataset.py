@@ -67,7 +67,6 @@ def run():
     parser.add_argument('--size', type=int, default=96, help='height and width in pixels')
     parser.add_argument('--workers', type=int, help='processes (default: one per CPU)')
     outputs.add_force_option(parser)
-    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     if args.seed < 0 or args.size < 48:
         raise UserError(f'--seed must be 0 or more and --size 48 or more, found {args.seed} and '

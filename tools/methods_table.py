@@ -143,7 +143,6 @@ def run():
     parser = errors.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--update', type=Path, metavar='FILE',
                         help=f"put it between the lines '{BEGIN}' and '{END}' of a file")
-    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     if args.update is None:
         print(table())

@@ -54,7 +54,6 @@ def run():
     parser.add_argument('--out', type=Path,
                         default=ROOT / 'pretrain/vit-demo_formula.safetensors')
     outputs.add_force_option(parser)
-    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     outputs.check_free([args.out], args.force)  # the repository has its own there
 

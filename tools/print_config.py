@@ -4,18 +4,14 @@ from vpt_dense import errors, outputs
 
 
 def main() -> None:
-    from mmengine.config import DictAction
-
     from vpt_dense import config
 
     parser = errors.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('key', nargs='?', help='print only this part, e.g. model.backbone')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings')  # fmt: skip
+    parser.add_config_options()
     parser.add_argument('--save-path', metavar='FILE', help='write it to a .py or .json file too')
     outputs.add_force_option(parser)
-    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     args = parser.parse_args()
 
     if args.save_path:

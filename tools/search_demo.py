@@ -59,7 +59,6 @@ def run():
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/search'))
     parser.add_argument('--methods', nargs='+', choices=GRID, default=list(GRID))
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
-    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     os.chdir(demo.ROOT)
     amp = runs.has_fast_bfloat16()

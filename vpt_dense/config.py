@@ -3,14 +3,14 @@
 import ast
 import copy
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
-from vpt_dense import ignore_index
+from vpt_dense import ignore_index, options
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
@@ -34,12 +34,13 @@ KEYS = frozenset(
 _READ_ELSEWHERE = 'test_pipeline'
 
 
-def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
+def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None) -> Config:
     """Read a config file for a run.
 
     Args:
         path: The config file.
-        cfg_options: Dotted key -> value, as ``--cfg-options`` gives them.
+        cfg_options: Dotted key -> value; or ``KEY=VALUE`` arguments, see
+            :mod:`vpt_dense.options`.
 
     Returns:
         The config, checked and resolved (see :func:`resolve`), without the files' variables.
@@ -53,12 +54,11 @@ def load(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
     if 'pretrained' in cfg:
         place_pretrained(cfg, _model_of_bases(Path(path)))
     if cfg_options:
+        if not isinstance(cfg_options, Mapping):
+            cfg_options = options.read(cfg, cfg_options)
         for key in cfg_options:
             _check_option(cfg, key)
-        try:
-            cfg.merge_from_dict(cfg_options)
-        except (KeyError, TypeError) as error:
-            raise UserError(f'--cfg-options: {error.args[0]}') from error
+            options.place(cfg, {key: cfg_options[key]})
         if any(key.startswith('custom_imports') for key in cfg_options):  # it was read too early
             _import(cfg)
     wanted = {
@@ -184,6 +184,8 @@ def _check_option(cfg: Config, key: str) -> None:
                 )
             node = node[int(part)]
             continue
+        if node is None:
+            return  # becomes a dict
         if not isinstance(node, dict):
             raise UserError(f'--cfg-options {key}: {place} is {node!r}, it has no {part}')
         if part not in node:

@@ -8,8 +8,8 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from vpt_dense import preemption
 
@@ -28,11 +28,39 @@ class UserError(ValueError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, whose errors are one line like all others, for use under :func:`main`."""
+    """argparse's, with ``--traceback``, for use under :func:`main`: errors are one line."""
+
+    #: Whether ``--traceback`` was given to the tool that runs; None: nothing is parsed yet.
+    traceback: bool | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_argument(
+            '--traceback', action=_Traceback, nargs=0, default=argparse.SUPPRESS,
+            help='show the traceback of an error',
+        )  # fmt: skip
+
+    def add_config_options(self, help: str = 'override settings') -> None:
+        """Add ``--cfg-options``: a list of ``KEY=VALUE``, which ``config.load`` reads."""
+        self.add_argument(
+            '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help=help
+        )
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """See :class:`argparse.ArgumentParser`."""
+        ArgumentParser.traceback = bool(ArgumentParser.traceback)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise a :class:`UserError`."""
         raise UserError(f'{message}; see {self.prog} --help')
+
+
+class _Traceback(argparse.Action):
+    def __call__(self, *args: Any) -> None:
+        ArgumentParser.traceback = True
 
 
 def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -44,8 +72,8 @@ def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def main(function: Callable[[], object]) -> NoReturn:
     """Run a tool and exit; after an error with one line ``error: ...`` on stderr.
 
-    ``--traceback`` on the command line shows the traceback as well (the tool's parser must accept
-    the option). Whether asked or not, it goes to the log file of the run if there is one.
+    ``--traceback`` on the command line shows the traceback as well. Whether asked or not, it goes
+    to the log file of the run if there is one.
 
     The exit code is 0 when all went well; :data:`USER_ERROR` (2, as argparse has it) where the
     command, the config, the data or a file is wrong; 1 for what nobody foresaw, and when memory
@@ -56,6 +84,7 @@ def main(function: Callable[[], object]) -> NoReturn:
     """
     # Registered before anything that the tool imports registers its own: so this one runs last.
     atexit.register(_skip_finalization)
+    ArgumentParser.traceback = None
     try:
         function()
     except KeyboardInterrupt:
@@ -69,7 +98,9 @@ def main(function: Callable[[], object]) -> NoReturn:
         if preemption.received() and _distributed_has_started():
             _end(preemption.EXIT_CODE)  # another process has left, and this one has lost it
         trace = traceback.format_exc()
-        asked = '--traceback' in sys.argv
+        asked = ArgumentParser.traceback
+        if asked is None:  # it ended before it looked at its command line
+            asked = '--traceback' in sys.argv
         if asked:
             print(trace, file=sys.stderr, end='')
         log_file = _to_log_file(trace)

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config, ignore_index, logging, preflight
-from vpt_dense.errors import UserError
+from vpt_dense.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
     from vpt_dense.engine.runner import Runner
@@ -20,34 +20,14 @@ if TYPE_CHECKING:
 _PACKAGES = ('mmseg', 'mmpretrain')
 
 
-class _Options(DictAction):
-    """mmengine's ``KEY=VALUE`` options, whose parser fails without saying at what."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Parse; see :class:`argparse.Action`."""
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (AssertionError, ValueError) as error:
-            raise UserError(
-                f'{option_string} {" ".join(values)}: KEY=VALUE was expected, a list as '
-                f'KEY=[a,b] ({error})'
-            ) from error
-
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def add_common_options(parser: ArgumentParser) -> None:
     """Add the options that training and testing share."""
     add = parser.add_argument
     add(
         '--work-dir',
         help='folder for logs and results (default: work_dir of the config, or work_dirs/<config>)',
     )
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=_Options,
-        metavar='KEY=VALUE',
-        help='override settings, e.g. model.backbone.prompt.num_tokens=50',
-    )
+    parser.add_config_options('override settings, e.g. model.backbone.prompt.num_tokens=50')
     add(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -55,7 +35,6 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help='what started the processes',
     )
     add('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
-    add('--traceback', action='store_true', help='show the traceback of an error')
 
 
 def say(message: str) -> None:

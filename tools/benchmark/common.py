@@ -34,7 +34,6 @@ def parser(description: str) -> argparse.ArgumentParser:
                       help='of autocast; float32 is without')
     line.add_argument('--json', type=outputs.new_file, metavar='FILE',
                       help='also write all figures here')
-    line.add_argument('--traceback', action='store_true', help='full traceback on errors')
     return line
 
 

@@ -201,7 +201,6 @@ def run() -> None:
                         help='JSON of train_step.py and forward.py')
     parser.add_argument('--out', type=Path, required=True, help='.svg, .png or .pdf')
     outputs.add_force_option(parser)
-    parser.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = parser.parse_args()
     if args.out.suffix not in ('.svg', '.png', '.pdf'):
         raise UserError(f'--out {args.out}: must end in .svg, .png or .pdf')

@@ -46,7 +46,6 @@ def run() -> None:
     line.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
     line.add_argument('--json', type=outputs.new_file, metavar='FILE',
                       help='also write all figures here')
-    line.add_argument('--traceback', action='store_true', help='full traceback on errors')
     args = line.parse_args()
     common.check(argparse.Namespace(rounds=2, **vars(args)))
     if args.batch < 1:

@@ -392,7 +392,6 @@ def main() -> None:
     add('--window', type=float, default=0.5, help='seconds of training within which it is killed')
     add('--processes', type=int, choices=[1, 2], help='only runs of so many processes')
     add('--stock', action='store_true', help="mmengine's own saving and resuming")
-    add('--traceback', action='store_true', help='show the traceback of an error')
     args = parser.parse_args()
 
     settings = [s for s in SETTINGS if args.processes in (None, s.processes)]

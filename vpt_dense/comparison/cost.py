@@ -102,15 +102,12 @@ def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    from mmengine.config import DictAction
-
     parser = errors.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('config', help='config file')
     parser.add_argument('out', type=Path, metavar='OUT.json', help='gets the figures')
     parser.add_argument('--steps', type=int, default=10, help='steps that are timed')
     parser.add_argument('--amp', action='store_true', help='mixed precision in training')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
-    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
+    parser.add_config_options()
     return parser.parse_args()
 
 

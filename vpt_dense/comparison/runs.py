@@ -153,7 +153,6 @@ class Comparison:
         amp: Mixed precision.
         threads: Of a run.
         options: Overrides of the configs, ``KEY=VALUE`` as on the command line.
-        parsed_options: The same, as :func:`vpt_dense.config.load` takes them.
         labels: Method -> what it is called in what is printed; others by their own name.
     """
 
@@ -163,7 +162,6 @@ class Comparison:
     amp: bool = False
     threads: int = 1
     options: Sequence[str] = ()
-    parsed_options: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -178,7 +176,7 @@ class Comparison:
         """A method's config, resolved."""
         from vpt_dense import config
 
-        return config.load(str(self.config_path(method)), dict(self.parsed_options) or None)
+        return config.load(str(self.config_path(method)), self.options)
 
     def work_dir(self, method: str, seed: int) -> Path:
         """The folder of a run."""
