@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,7 +135,8 @@ def runs_and_tables(compare, folder):
         assert record['scores'] == ' '.join(map(str, scores))
         assert cells[row['method']] == report.cells(row)
         assert cells[row['method']][1] == f'{row["mean"]:.2f} ± {row["std"]:.2f}'
-        assert int(cells[row['method']][3].replace(',', '')) == own
+        assert cells[row['method']][2] == '0 1'
+        assert int(cells[row['method']][4].replace(',', '')) == own
     assert 'Failed: none, seed 0: ' in (out / 'table.md').read_text()
     picture = (out / 'scatter.svg').read_text()
     assert '<!-- deep -->' in picture and '<!-- shallow -->' in picture
@@ -154,12 +156,22 @@ def another_seed_and_another_setting(compare, folder):
     row, = json.loads((folder / 'out/table.json').read_text())['rows']
     assert row['std'] is row['train_ms'] is None
     assert '| - | - | - |' in (folder / 'out/table.md').read_text()
-    # The same folder with another setting is another run: nothing of the old one may be resumed.
+    # With another setting it is another run: nothing of the old one may be resumed, nor be lost.
+    kept = {path: path.read_bytes() for path in (folder / 'out/deep_seed2').glob('*.*')}
     setting = ('--cfg-options', 'optim_wrapper.optimizer.lr=0.5')
-    outcome, calls = compare('--seeds', 2, '--methods', 'deep', '--no-measure', *setting)
-    assert (outcome.code, calls) == (0, ['train', 'test', 'delta'])
-    log = (folder / 'out/deep_seed2/output.log').read_text()
-    assert 'resuming' not in log and 'lr: 5.0000e-01' in log.partition('lr: 1.0000e-03')[2]
+    compared = []
+    for expected in (['train', 'test', 'delta'], []):
+        outcome, calls = compare('--seeds', 2, '--methods', 'deep', '--no-measure', *setting)
+        assert (outcome.code, calls) == (0, expected)
+        compared.append(outcome.out)
+    other, = (folder / 'out').glob('deep_seed2_*')
+    log = (other / 'output.log').read_text()
+    assert 'resuming' not in log and 'lr: 5.0000e-01' in log
+    assert f'deep_seed2 is a run of other settings or data; this one is in {other.name}' in (
+        ' '.join(compared[1].split()))
+    assert {path: path.read_bytes() for path in kept} == kept
+    outcome, calls = compare('--seeds', 2, '--methods', 'deep', '--no-measure')
+    assert (outcome.code, calls) == (0, [])
 
 
 def measure_only_takes_finished_runs(compare, folder):
@@ -178,7 +190,8 @@ def an_interrupted_run_goes_on(compare, folder):
     run = folder / 'out/deep_seed1'
     done = json.loads((run / 'run.json').read_text())
     # As a run is left that was killed behind its first checkpoint.
-    (run / 'run.json').write_text(json.dumps(dict(fingerprint=done['fingerprint'])))
+    mark = {key: done[key] for key in ('fingerprint', 'data')}
+    (run / 'run.json').write_text(json.dumps(mark))
     for name in ('summary.json', 'test.json', 'iter_2.pth', 'tuned.safetensors'):
         (run / name).unlink()
     (run / 'last_checkpoint').write_text(str(run / 'iter_1.pth'))
@@ -190,7 +203,8 @@ def an_interrupted_run_goes_on(compare, folder):
     assert again['train_seconds'] is None  # of a part only
     assert again['metrics'] == done['metrics'] and again['fingerprint'] == done['fingerprint']
 
-    (run / 'run.json').write_text(json.dumps(dict(fingerprint=done['fingerprint'])))
+    mark = {key: done[key] for key in ('fingerprint', 'data')}
+    (run / 'run.json').write_text(json.dumps(mark))
     (run / 'test.json').unlink()
     outcome, calls = compare('--seeds', 1, '--methods', 'deep', '--no-measure')
     assert (outcome.code, calls) == (0, ['test', 'delta'])  # training had ended
@@ -234,6 +248,47 @@ def test_runs_of_others_are_left_alone(compare, folder, tmp_path):
     assert outcome.code == 2 and not calls and other.read_bytes() == b'of another'
     assert re.search('error: 1 of 1 failed; deep, seed 0: .*deep_seed0 holds checkpoints of a run',
                      outcome.err)
+
+
+def test_what_a_run_must_agree_with(folder, tmp_path):
+    """Settings and data; a run of others keeps its folder, and what was downloaded changes none."""
+    shutil.copytree(folder / 'data', tmp_path / 'data')
+
+    def comparison(**kwargs):
+        options = {'dataset.data_root': str(tmp_path / 'data'), **kwargs.pop('options', {})}
+        return runs.Comparison(
+            str(folder / 'tiny_{method}.py'), tmp_path / 'out', ROOT / 'tools',
+            parsed_options=options, **kwargs)
+
+    first = comparison()
+    mark, place = first.fingerprint('deep', 0), first.work_dir('deep', 0)
+    assert place == tmp_path / 'out/deep_seed0'
+    place.mkdir(parents=True)
+    (place / 'run.json').write_text(json.dumps(dict(mark, metrics={})))
+    assert comparison().work_dir('deep', 0) == place
+    others = [comparison(amp=True), comparison(options={'optim_wrapper.optimizer.lr': 0.5})]
+    for file, change in (
+        ('images/training/000.jpg', lambda file: file.write_bytes(b'another')),
+        ('annotations/validation/000.png', lambda file: os.utime(file, (0, 0))),
+        ('images/validation/001.jpg', Path.unlink),
+        ('images/training/002.jpg', Path.touch),
+    ):
+        change(tmp_path / 'data' / file)
+        others.append(comparison())
+        assert others[-1].fingerprint('deep', 0)['fingerprint'] == mark['fingerprint']
+        others[-1].work_dir('deep', 0)  # it has looked at the data
+    found = [other.work_dir('deep', 0) for other in others]
+    assert len(set(found)) == len(found) and place not in found
+    assert all(re.fullmatch('deep_seed0_[0-9a-f]{8}', path.name) for path in found)
+    assert comparison().finished(['deep'], [0]) == []
+    # Data that were not there yet when the run began have been downloaded by it.
+    (place / 'run.json').write_text(json.dumps(dict(mark, data=None)))
+    assert comparison().work_dir('deep', 0) == place
+    shutil.rmtree(tmp_path / 'data')
+    assert comparison().fingerprint('deep', 0)['data'] is None
+    # A damaged record says nothing about its folder.
+    (place / 'run.json').write_text('{')
+    assert comparison().work_dir('deep', 0) != place
 
 
 def test_patterns(tmp_path):
@@ -296,7 +351,23 @@ def test_summary():
     assert first['std'] == pytest.approx(np.std(scores['a'], ddof=1))
     assert (second['mean'], second['std'], second['train_ms']) == (30.0, None, None)
     assert first['train_seconds'] == 1.5 and first['train_ms'] == 2.0 and 'steps' not in first
-    assert report.cells(second)[1:2] == ['30.00'] and report.cells(second)[-1] == '-'
+    assert report.cells(second)[1:3] == ['30.00 †', '0'] and report.cells(second)[-1] == '-'
+
+
+def test_means_of_fewer_seeds_are_marked(tmp_path):
+    results = [result('a', seed, 20.0 + seed) for seed in (0, 1, 2)] + [result('b', 1, 40.0)]
+    rows = report.summarise(results, 'mIoU', ['a', 'b'])
+    report.write(rows, 'mIoU', tmp_path, dict(command='x'), {})
+    report.draw(rows, 'mIoU', tmp_path / 'a.svg')
+    table = (tmp_path / 'table.md').read_text()
+    assert '| a | 21.00 ± 1.00 | 0 1 2 |' in table and '| b | 40.00 † | 1 |' in table
+    assert '†: lacks seeds that other rows have' in table
+    assert '<!-- b † -->' in (tmp_path / 'a.svg').read_text()
+    content = json.loads((tmp_path / 'table.json').read_text())
+    assert [row['marked'] for row in content['rows']] == [False, True]
+    rows = report.summarise(results[:1], 'mIoU', ['a'])
+    report.write(rows, 'mIoU', tmp_path, dict(command='x'), {})
+    assert '†' not in (tmp_path / 'table.md').read_text()
 
 
 def test_choice_of_the_metric():

@@ -15,6 +15,7 @@ from vpt_dense.errors import UserError, suggest
 COLUMNS = {
     'method': 'method',
     'score': '',  # the metric's name
+    'seeds': 'seeds',
     'trainable': 'trainable',
     'backbone_trainable': 'of these in the backbone',
     'disk_megabytes': 'on disk, MB',
@@ -22,6 +23,8 @@ COLUMNS = {
     'test_ms': 'testing, ms/image',
     'peak_megabytes': 'peak memory, MB',
 }
+#: Behind the score of a row that has not all the seeds of the others.
+MARK = ' †'
 #: Of the points (M. Okabe and K. Ito's, which the colour-blind can tell apart).
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKS = 'os^Dv'
@@ -72,7 +75,8 @@ def summarise(
 
     Returns:
         One row a method: ``method``, ``mean``, ``std`` (sample standard deviation; None for one
-        seed), ``scores`` and ``seeds`` in one order, the counts of its first result,
+        seed), ``scores`` and ``seeds`` in one order, ``marked`` (whether seeds lack that other rows
+        have), the counts of its first result,
         ``disk_megabytes`` (mean), ``train_seconds`` (mean of the runs that know it, else None),
         and ``train_ms``, ``test_ms``, ``peak_megabytes`` (None if not measured).
     """
@@ -94,13 +98,14 @@ def summarise(
             train_seconds=statistics.mean(seconds) if seconds else None,
             **{key: cost.get(key) for key in ('train_ms', 'test_ms', 'peak_megabytes')},
         ))
-    return rows
+    all_seeds = {seed for row in rows for seed in row['seeds']}
+    return [{**row, 'marked': set(row['seeds']) != all_seeds} for row in rows]
 
 
 def format_score(row: Mapping[str, Any], digits: int = 1) -> str:
-    """Mean and spread of a row."""
+    """Mean and spread of a row, with a mark if its seeds are not those of the others."""
     spread = '' if row['std'] is None else f' ± {row["std"]:.{digits}f}'
-    return f'{row["mean"]:.{digits}f}{spread}'
+    return f'{row["mean"]:.{digits}f}{spread}{MARK if row["marked"] else ""}'
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -110,7 +115,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         return '-' if row[key] is None else format(row[key], form)
 
     return [
-        row['method'], format_score(row, 2), f'{row["trainable"]:,}',
+        row['method'], format_score(row, 2), ' '.join(map(str, row['seeds'])),
+        f'{row["trainable"]:,}',
         f'{row["backbone_trainable"]:,}', number('disk_megabytes', ',.2f'),
         number('train_ms', ',.2f'), number('test_ms', ',.2f'), number('peak_megabytes', ',.0f'),
     ]
@@ -144,11 +150,14 @@ def write(
     from vpt_dense.params import markdown_table
 
     text = [markdown_table(headings(metric), [cells(row) for row in rows]), f'`{notes["command"]}`']
+    if any(row['marked'] for row in rows):
+        text.append(f'{MARK.strip()}: lacks seeds that other rows have, do not compare with those.')
     if notes.get('cost'):
         text.append(notes['cost'])
     text += [f'Failed: {name}: {error}' for name, error in failures.items()]
     stream = io.StringIO()
-    keys = ['method', 'mean', 'std', *[key for key in COLUMNS if key not in ('method', 'score')]]
+    others = [key for key in COLUMNS if key not in ('method', 'score', 'seeds')]
+    keys = ['method', 'mean', 'std', *others]
     writer = csv.writer(stream, lineterminator='\n')
     writer.writerow([*keys, 'seeds', 'scores'])
     for row in rows:
@@ -190,7 +199,7 @@ def draw(rows: Sequence[Mapping[str, Any]], metric: str, out: Path) -> None:
         colour = _COLOURS[index % len(_COLOURS)]
         axes.errorbar(x, y, spread, color=colour, marker=_MARKS[index % len(_MARKS)],
                       markersize=5, capsize=2)
-        points.append((row['method'], x, y, spread, colour))
+        points.append((row['method'] + MARK * row['marked'], x, y, spread, colour))
     axes.set(xlabel='trainable parameters beside the head (0: the head alone)',
              ylabel=f'{metric} (test)')
     axes.grid(color='0.9')

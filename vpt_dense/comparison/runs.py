@@ -1,5 +1,6 @@
 """Training and testing methods x seeds through the tools, each once, and measuring their cost."""
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -29,8 +30,6 @@ EPOCH = re.compile(r'Epoch\(train\)\s*\[\s*(\d+)\]')
 
 #: In a run's folder; it says which run the folder is of and, at the end, what came of it.
 RESULT = 'run.json'
-#: What a run leaves that another run in its folder must not find.
-_PRODUCTS = ('*.pth', 'last_checkpoint', '*.json', '*.safetensors')
 
 Failures = dict[tuple[str, int | None], str]
 
@@ -148,7 +147,8 @@ class Comparison:
 
     Attributes:
         pattern: Path of the configs, with ``{method}``.
-        folder: Gets a folder ``METHOD_seedSEED`` a run, and ``cost``.
+        folder: Gets a folder ``METHOD_seedSEED`` a run, and ``cost``. A run whose folder holds one
+            of other settings or data has a folder of its own, ``METHOD_seedSEED_MARK``.
         tools: The folder of train.py, test.py and delta.py.
         amp: Mixed precision.
         threads: Of a run.
@@ -165,8 +165,9 @@ class Comparison:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Nothing has been asked to stop yet."""
+        """Nothing has been asked to stop yet, no data have been looked at."""
         self._stop = threading.Event()
+        self._data_marks: dict[tuple[Path, ...], str | None] = {}
 
     def config_path(self, method: str) -> Path:
         """The path of a method's config."""
@@ -179,28 +180,31 @@ class Comparison:
         return config.load(str(self.config_path(method)), self.options)
 
     def work_dir(self, method: str, seed: int) -> Path:
-        """The folder of a run."""
-        return self.folder / f'{method}_seed{seed}'
+        """The folder of a run; nothing in it is of another."""
+        mark = self.fingerprint(method, seed)
+        return _own(self.folder / f'{method}_seed{seed}', f'/{RESULT}', mark)
 
-    def fingerprint(self, method: str, seed: int) -> str:
+    def fingerprint(self, method: str, seed: int) -> dict[str, str | None]:
         """What a run must agree with to count as this run.
 
         Returns:
-            sha256 over seed, precision, the resolved config, the pretrained weights, and
-            ``meta.json`` of the data's folder where it has one.
+            ``fingerprint``: sha256 over seed, precision, the resolved config and the pretrained
+            weights. ``data``: sha256 over names, sizes and times of change of all files of the
+            data sets; None if there are none yet, as with data that the training downloads.
         """
         from vpt_dense.preflight import pretrained
 
         cfg = self.config(method)
         digest = hashlib.sha256(f'{seed} {self.amp}'.encode())
         digest.update(cfg.pretty_text.encode())
-        files = [Path(path).expanduser() for _, path in pretrained(cfg.model, 'model')]
-        files += [root / 'meta.json' for root in dict.fromkeys(_data_roots(cfg))]
-        for file in files:
+        for file in (Path(path).expanduser() for _, path in pretrained(cfg.model, 'model')):
             if file.is_file():
                 state = file.stat()
                 digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
-        return digest.hexdigest()
+        places = tuple(dict.fromkeys(_data_places(cfg)))
+        if self._data_marks.get(places) is None:  # data do not change while methods are compared
+            self._data_marks[places] = _data_digest(places)
+        return dict(fingerprint=digest.hexdigest(), data=self._data_marks[places])
 
     # --- training and testing ----------------------------------------------------------------
 
@@ -256,11 +260,11 @@ class Comparison:
             task: The bar.
 
         Returns:
-            ``method``, ``seed``, ``fingerprint``, ``metrics`` (test split), ``val_metrics`` (the
-            last validation; None without one), counts of parameters, ``tuned_megabytes``
-            (counted) and ``disk_megabytes`` (of the file that was written) in 10^6 bytes,
-            ``train_seconds`` (None for a run that was interrupted), ``amp``, ``threads``,
-            ``versions``.
+            ``method``, ``seed``, ``fingerprint``, ``data``, ``metrics`` (test split),
+            ``val_metrics`` (the last validation; None without one), counts of parameters,
+            ``tuned_megabytes`` (counted) and ``disk_megabytes`` (of the file that was written) in
+            10^6 bytes, ``train_seconds`` (None for a run that was interrupted), ``amp``,
+            ``threads``, ``versions``.
 
         Raises:
             UserError: If training or testing fails.
@@ -268,22 +272,23 @@ class Comparison:
         from vpt_dense import files, params
 
         work_dir = self.work_dir(method, seed)
-        mark = self.fingerprint(method, seed)
+        label = f'{self.labels.get(method, method)}, seed {seed}'
+        if work_dir.name != f'{method}_seed{seed}':
+            progress.console.print(
+                f'{label}: {method}_seed{seed} is a run of other settings or data; this one is in '
+                f'{work_dir.name}', highlight=False, markup=False,
+            )
         known = _read(work_dir / RESULT)
-        same = known is not None and known.get('fingerprint') == mark
-        if same and 'metrics' in known:
+        if known is not None and 'metrics' in known:
             return known
         if not (work_dir / RESULT).exists() and any(work_dir.glob('*.pth')):
             raise UserError(
                 f'{work_dir} holds checkpoints of a run that was started otherwise; move it away '
                 'or take another --work-dir'
             )
-        if not same:
-            for pattern in _PRODUCTS:
-                for file in work_dir.glob(pattern):
-                    file.unlink()
-            files.write_text(work_dir / RESULT, json.dumps(dict(fingerprint=mark)) + '\n')
-        label = f'{self.labels.get(method, method)}, seed {seed}'
+        if known is None:
+            mark = json.dumps(self.fingerprint(method, seed))
+            files.write_text(work_dir / RESULT, f'{mark}\n')
         loop = self.config(method).train_cfg
         epochs = 'max_epochs' in loop
         progress.update(
@@ -298,7 +303,7 @@ class Comparison:
         arguments = [self.config_path(method), '--work-dir', work_dir]
         options = ['--cfg-options', *self.options] if self.options else []
         summary_file = work_dir / 'summary.json'  # written when training has ended
-        if not (same and summary_file.is_file()):
+        if not summary_file.is_file():
             call_tool([
                 self.tools / 'train.py', *arguments, '--seed', seed,
                 *(['--amp'] if self.amp else []), '--resume', 'if-any', *options,
@@ -310,7 +315,8 @@ class Comparison:
         counts = test['params']
         parts = {name: (n['trainable'], n['total']) for name, n in counts['parts'].items()}
         result = dict(
-            method=method, seed=seed, fingerprint=mark, metrics=test['metrics'],
+            # Asked for again: the training may have downloaded the data.
+            method=method, seed=seed, **self.fingerprint(method, seed), metrics=test['metrics'],
             val_metrics=(summary['last'] or {}).get('metrics'),
             trainable=counts['trainable'], total=counts['total'], percent=counts['percent'],
             backbone_trainable=params.backbone_trainable(parts),
@@ -361,13 +367,13 @@ class Comparison:
             for method in methods:
                 label = f'{self.labels.get(method, method)}: measuring'
                 progress.update(task, description=label)
-                file = self.folder / 'cost' / f'{method}.json'
                 try:
                     cfg = self.config(method)
                     text = f'{self.amp} {steps} {threads} {_machine()} {cfg.pretty_text}'
-                    mark = hashlib.sha256(text.encode()).hexdigest()
+                    mark = dict(fingerprint=hashlib.sha256(text.encode()).hexdigest())
+                    file = Path(f'{_own(self.folder / "cost" / method, ".json", mark)}.json')
                     found = _read(file)
-                    if found is None or found.get('fingerprint') != mark:
+                    if found is None:
                         file.parent.mkdir(parents=True, exist_ok=True)
                         call(
                             ['-m', 'vpt_dense.comparison.cost', self.config_path(method), file,
@@ -375,7 +381,7 @@ class Comparison:
                              *(['--cfg-options', *self.options] if self.options else [])],
                             file.with_suffix('.log'), threads, stop=self._stop,
                         )
-                        found = {**_read(file), 'fingerprint': mark}
+                        found = {**_read(file), **mark}
                         files.write_text(file, json.dumps(found, indent=1) + '\n')
                     costs[method] = found
                 except Exception as error:
@@ -393,17 +399,36 @@ class Comparison:
             for method in methods:
                 known = _read(self.work_dir(method, seed) / RESULT)
                 if known and 'metrics' in known:
-                    if known['fingerprint'] == self.fingerprint(method, seed):
-                        results.append(known)
+                    results.append(known)
         return results
 
 
 def _read(file: Path) -> dict | None:
-    """A JSON file's content; None if it is not there or broken."""
+    """A JSON file's content; None if it is not there, empty if it is broken."""
     try:
         return json.loads(file.read_text(encoding='utf-8'))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except FileNotFoundError:
         return None
+    except json.JSONDecodeError:
+        return {}
+
+
+def _own(place: Path, record: str, mark: Mapping[str, str | None]) -> Path:
+    """A place, or one beside it if it holds something that was made otherwise.
+
+    Args:
+        place: The first choice.
+        record: Ending of the file that says what is there.
+        mark: What must be so; the data's may be None there, if the run has downloaded them.
+    """
+    known = _read(Path(f'{place}{record}'))
+    if known is None or all(
+        known.get(key) == value or (key == 'data' and key in known and known[key] is None)
+        for key, value in mark.items()
+    ):
+        return place
+    digest = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
+    return place.with_name(f'{place.name}_{digest[:8]}')
 
 
 def _machine() -> str:
@@ -414,13 +439,39 @@ def _machine() -> str:
     return f'{gpu} torch {torch.__version__}'
 
 
-def _data_roots(cfg: 'Config') -> Iterator[Path]:
+def _data_places(cfg: 'Config') -> Iterator[Path]:
+    """The files and folders that the data sets of a config read."""
     from vpt_dense.config import DATALOADERS, leaf_datasets
 
     for loader in DATALOADERS:
         for leaf in leaf_datasets(cfg.get(loader)):
-            if leaf.get('data_root'):
-                yield Path(leaf['data_root'])
+            root, prefix = Path(leaf.get('data_root') or ''), leaf.get('data_prefix') or {}
+            parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
+            inside = [part for part in (*parts, leaf.get('ann_file')) if part]
+            if inside or leaf.get('data_root'):
+                yield from (root / part for part in inside or [''])
+                yield root / 'meta.json'  # what made the data
+
+
+def _data_digest(places: Sequence[Path]) -> str | None:
+    """sha256 over names, sizes and times of change of files and of those in folders."""
+    found, seen = [], set()
+    for place in places:
+        if place.is_file():
+            found.append(place)
+        for folder, folders, names in os.walk(place, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # links may lead in circles
+                folders.clear()
+                continue
+            seen.add(real)
+            found += [Path(folder, name) for name in names]
+    digest = hashlib.sha256()
+    for file in sorted(found):
+        with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
+            state = file.stat()
+            digest.update(f'{file} {state.st_size} {state.st_mtime_ns}\n'.encode())
+    return digest.hexdigest() if found else None
 
 
 @functools.lru_cache
