@@ -255,10 +255,10 @@ def test_what_a_run_must_agree_with(folder, tmp_path):
     shutil.copytree(folder / 'data', tmp_path / 'data')
 
     def comparison(**kwargs):
-        options = {'dataset.data_root': str(tmp_path / 'data'), **kwargs.pop('options', {})}
+        options = [f'dataset.data_root={tmp_path}/data', *kwargs.pop('options', ())]
         return runs.Comparison(
-            str(folder / 'tiny_{method}.py'), tmp_path / 'out', ROOT / 'tools',
-            parsed_options=options, **kwargs)
+            str(folder / 'tiny_{method}.py'), tmp_path / 'out', ROOT / 'tools', options=options,
+            **kwargs)
 
     first = comparison()
     mark, place = first.fingerprint('deep', 0), first.work_dir('deep', 0)
@@ -266,7 +266,7 @@ def test_what_a_run_must_agree_with(folder, tmp_path):
     place.mkdir(parents=True)
     (place / 'run.json').write_text(json.dumps(dict(mark, metrics={})))
     assert comparison().work_dir('deep', 0) == place
-    others = [comparison(amp=True), comparison(options={'optim_wrapper.optimizer.lr': 0.5})]
+    others = [comparison(amp=True), comparison(options=['optim_wrapper.optimizer.lr=0.5'])]
     for file, change in (
         ('images/training/000.jpg', lambda file: file.write_bytes(b'another')),
         ('annotations/validation/000.png', lambda file: os.utime(file, (0, 0))),
