@@ -27,7 +27,7 @@ KEYS = frozenset(
     'model_wrapper_cfg find_unused_parameters sync_bn activation_checkpointing compile '
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
-    'dataset ensemble pretrained tta tta_model tta_pipeline tuning_hooks'.split()
+    'dataset ensemble new_heads pretrained tta tta_model tta_pipeline tuning_hooks'.split()
 )
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.

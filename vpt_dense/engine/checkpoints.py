@@ -27,20 +27,58 @@ def read(path: str, map_location: Any = 'cpu') -> dict:
     return checkpoint
 
 
-def load_strict(model: nn.Module, checkpoint: dict, path: str) -> None:
+#: The top-level key that has a training take all of `load_from` but the heads.
+NEW_HEADS = 'new_heads'
+#: What stands before the names of what is taken then.
+_NOT_OF_HEADS = ('backbone.', 'neck.')
+
+
+def leave_out_heads(model: nn.Module, checkpoint: dict) -> tuple[str, ...]:
+    """Take out of a checkpoint, in place, all that is not of the backbone and the neck.
+
+    The neck goes too, whole, unless every tensor of it fits.
+
+    Args:
+        model: The model, unwrapped, that shall start with what is left.
+        checkpoint: As :func:`read` returns it.
+
+    Returns:
+        The parts of the model that start anew, by the beginnings of their names.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    shapes = {name.removeprefix('module.'): tensor.shape for name, tensor in state.items()}
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    necks = [{n: s for n, s in side.items() if n.startswith('neck.')} for side in (shapes, wanted)]
+    kept = _NOT_OF_HEADS if necks[0] == necks[1] else _NOT_OF_HEADS[:1]
+    for name in list(state):
+        if not name.removeprefix('module.').startswith(kept):
+            del state[name]
+    parts = dict.fromkeys(f'{name.split(".")[0]}.' for name in wanted if not name.startswith(kept))
+    return tuple(parts)
+
+
+def load_strict(
+    model: nn.Module,
+    checkpoint: dict,
+    path: str,
+    new: tuple[str, ...] = (),
+    way: str = 'use the config that it was trained with',
+) -> None:
     """Load weights that must fit the model exactly.
 
     Args:
         model: The model, unwrapped.
         checkpoint: As :func:`read` returns it.
         path: For messages.
+        new: Beginnings of the names that the checkpoint need not have.
+        way: Out of a misfit of the heads alone, for the message.
 
     Raises:
         UserError: If a key is missing or left over or has another shape; the first few are named.
     """
     state = checkpoint.get('state_dict', checkpoint)
     state = {name.removeprefix('module.'): value for name, value in state.items()}
-    wanted = model.state_dict()
+    wanted = {n: value for n, value in model.state_dict().items() if not n.startswith(new)}
     missing = [
         name for name in wanted if name not in state and not name.endswith('num_batches_tracked')
     ]
@@ -59,15 +97,19 @@ def load_strict(model: nn.Module, checkpoint: dict, path: str) -> None:
             if not misfits:
                 raise
             problems = [_some('of another shape', misfits)]
-            raise _misfit(path, model, problems) from error
+            raise _misfit(path, model, problems, misfits, way) from error
         return
-    raise _misfit(path, model, problems)
+    raise _misfit(path, model, problems, missing + unexpected, way)
 
 
-def _misfit(path: str, model: nn.Module, problems: list[str]) -> UserError:
+def _misfit(
+    path: str, model: nn.Module, problems: list[str], names: list[str], way: str
+) -> UserError:
+    if any(name.startswith('backbone.') for name in names):
+        way = 'use the config that it was trained with'
     return UserError(
         f'checkpoint {path} is not of this {type(model).__name__}: '
-        f'{"; ".join(filter(None, problems))}; use the config that it was trained with'
+        f'{"; ".join(filter(None, problems))}; {way}'
     )
 
 

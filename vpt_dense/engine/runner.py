@@ -91,6 +91,7 @@ class Runner(_Runner):
     """
 
     _contents = ''  # what was said last about what checkpoints hold
+    _trains = False
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up the processes; with gloo when there is no CUDA."""
@@ -169,6 +170,12 @@ class Runner(_Runner):
 
         A hook with a method ``check_model(model)`` may refuse the model before data are read.
         """
+        self._trains = True
+        if self._starts_heads() and not self._load_from and not self._resume:
+            raise UserError(
+                f'{checkpoints.NEW_HEADS} is True, but load_from names no checkpoint that the rest '
+                f'of the model could come from; set load_from, or leave {checkpoints.NEW_HEADS} out'
+            )
         for hook in self.hooks:
             if hasattr(hook, 'check_model'):
                 hook.check_model(params.unwrap(self.model))
@@ -177,6 +184,13 @@ class Runner(_Runner):
             self.register_hook(accumulation_hook.AccumulationHook())
             self.register_hook(MissedValidationHook())
         return super().train()
+
+    def _starts_heads(self) -> bool:
+        """Whether `load_from` gives this training all but its heads."""
+        wanted = self.cfg.get(checkpoints.NEW_HEADS, False)
+        if not isinstance(wanted, bool):
+            raise UserError(f'{checkpoints.NEW_HEADS} is {wanted!r}; it must be True or False')
+        return wanted and self._trains and not self._resume
 
     def resume(self, *args, **kwargs) -> None:
         """Go on from a checkpoint, with its seed; arguments as in mmengine.
@@ -210,7 +224,7 @@ class Runner(_Runner):
     def load_checkpoint(
         self, filename: str, map_location: str | Callable = 'cpu', **kwargs
     ) -> dict:
-        """Load a checkpoint into the model; it must fit exactly.
+        """Load a checkpoint into the model; it must fit exactly, but for heads that start anew.
 
         Raises:
             UserError: If it does not, or if the file is damaged.
@@ -224,10 +238,17 @@ class Runner(_Runner):
         if isinstance(model, BaseTTAModel):
             model = model.module
         deltas.complete(model, checkpoint, filename)
+        new = checkpoints.leave_out_heads(model, checkpoint) if self._starts_heads() else ()
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        checkpoints.load_strict(model, checkpoint, filename)
+        way = 'use the config that it was trained with'
+        if self._trains:
+            instead = 'in place of --resume' if self._resume else ''
+            way += (f', or start the heads anew and take all else of it: {checkpoints.NEW_HEADS}='
+                    f'True beside load_from {instead}').rstrip()  # fmt: skip
+        checkpoints.load_strict(model, checkpoint, filename, new, way)
         self._has_loaded = True
-        self.logger.info(f'loaded {filename}')
+        parts = ', '.join(name.rstrip('.') for name in new)
+        self.logger.info(f'loaded {filename}{parts and f"; new: {parts}"}')
         return checkpoint
 
     @functools.cached_property

@@ -68,6 +68,9 @@ _SIZES = {
     'convnext': 'model.backbone.arch and stem_patch_size',
 }
 
+#: What a state dict holds in place of frozen tensors (weights.base.KEY, which builds on this).
+_REDUCED = 'frozen_base'
+
 
 class Converted(NamedTuple):
     """Pretrained weights as a backbone takes them.
@@ -150,6 +153,12 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     """
     options = _options(backbone, checkpoint, keys)
     source, wrappings = read_source(checkpoint)
+    if any(name.rpartition('.')[2] == _REDUCED for name in source):
+        raise UserError(
+            f'{checkpoint} holds only what a run has tuned (a checkpoint or a delta), and is no '
+            'file of pretrained weights; name it in load_from, with new_heads=True for another '
+            'task, or complete it with tools/delta.py merge'
+        )
     layout, prefix = _recognise(source, checkpoint, options.get('prefix'))
     family = backbone.weights_family
     if layout.family != family:
