@@ -1,10 +1,13 @@
-"""Prompts as keys and values: equal to prompts as tokens, and never out of date at test time."""
+"""Prompts as keys and values: equal to prompts as tokens, whatever changes between forwards."""
 
 import copy
+import threading
 
 import pytest
 import torch
-from test_prompted_vit import LAYERS, VARIANTS, build
+import torch.nn.utils.parametrize
+import torch.nn.utils.prune
+from test_prompted_vit import VARIANTS, build
 from utils import images, randomise, tiny_vit
 
 from vpt_dense.backbones.attention import attention
@@ -91,13 +94,20 @@ def test_dropout_draws_masks_for_every_sample():
     torch.testing.assert_close(one, other)
 
 
-def test_only_what_is_read_is_computed():
+@pytest.mark.parametrize('watched', [None, 'layers.3', 'layers.3.ffn', 'ln1'])
+def test_only_what_is_read_is_computed(watched):
+    """A classifier reads the class token of the last block; a hook there reads all of them."""
     model = build('deep', out_type='cls_token').eval()
-    model.layers[-1].register_forward_hook(lambda _, args, out: shapes.append(out.shape))
-    model.layers[-2].register_forward_hook(lambda _, args, out: shapes.append(out.shape))
-    shapes = []
-    model(images(2, 3, 32, 32))
-    assert shapes == [(2, 17, 64), (2, 1, 64)]  # 16 patches and cls; no prompts
+    lengths = []
+    for layer in model.layers[-2:]:  # not a hook
+        run = layer.ln2.forward
+        layer.ln2.forward = lambda x, run=run: lengths.append(x.shape[1]) or run(x)
+    alone = model(images(2, 3, 32, 32))[0]
+    if watched is not None:
+        model.get_submodule(watched).register_forward_hook(lambda *_: None)
+        lengths.clear()
+        torch.testing.assert_close(model(images(2, 3, 32, 32))[0], alone)
+    assert lengths == [17, 1 if watched is None else 17]  # 16 patches and cls; no prompts
 
 
 def test_no_graph_before_the_first_prompted_block():
@@ -109,94 +119,163 @@ def test_no_graph_before_the_first_prompted_block():
     assert kept == [False, False, True, True]
 
 
+def scale(by):
+    def hook(module, args, out):
+        return by * out
+    return hook
+
+
+class Scaled(torch.nn.Module):
+    """A parametrization with a buffer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('by', torch.tensor(2.0))
+
+    def forward(self, weight):
+        return self.by * weight
+
+
+def step(model, **kwargs):
+    model(X)[0].square().sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, **kwargs).step()
+
+
+def prune(model):
+    torch.nn.utils.prune.random_unstructured(model.layers[1].attn.qkv, 'weight', 0.5)
+    forget = model(X)
+    model.layers[1].attn.qkv.weight_mask.data.copy_(1 - model.layers[1].attn.qkv.weight_mask)
+    return forget
+
+
+def parametrize(model):
+    torch.nn.utils.parametrize.register_parametrization(model.prompt, 'tokens', Scaled())
+    forget = model(X)
+    model.prompt.parametrizations.tokens[0].by.data.fill_(-1)
+    return forget
+
+
+def hook_on_and_off(model):
+    handle = model.layers[1].attn.qkv.register_forward_hook(scale(3))
+    forget = model(X)
+    handle.remove()
+    model.layers[2].ln1.register_forward_pre_hook(lambda module, args: (args[0] ** 2,))
+    return forget
+
+
+def replace_at_the_same_address(model):
+    own = model.prompt.tokens.detach()
+    model.prompt.tokens = torch.nn.Parameter(own.neg_())
+
+
+X = images(2, 3, 32, 32, dtype=torch.float64)
+#: What changes between two forwards, and leaves no trace where one might look for it.
 CHANGES = {
-    'load_state_dict': lambda model, other: model.load_state_dict(other.state_dict()),
-    'optimizer step': lambda model, other: step(model),
-    'copy_': lambda model, other: change(model.prompt.tokens),
-    'frozen weight': lambda model, other: change(model.layers[1].attn.qkv.weight),
-    'frozen norm': lambda model, other: change(model.layers[1].ln1.bias),
-    'half and back': lambda model, other: model.bfloat16().float(),
-    'double and a change': lambda model, other: (model.double(), change(model.prompt.tokens),
-                                                 model.float()),
-    'a swap of .data, then eval()': lambda model, other: swap(model, other),
+    'load_state_dict': lambda model: model.load_state_dict(
+        {n: -t for n, t in model.state_dict().items()}),
+    'optimizer step': step,
+    'fused optimizer': lambda model: step(model, fused=True),
+    'in inference mode': lambda model: torch.inference_mode()(model.prompt.tokens.data.mul_)(-1),
+    'p.data.copy_': lambda model: model.prompt.tokens.data.copy_(-model.prompt.tokens),
+    'frozen p.data.mul_': lambda model: model.layers[1].attn.qkv.weight.data.mul_(-1),
+    'norm p.data.add_': lambda model: model.layers[1].ln1.bias.data.add_(1),
+    'another parameter': replace_at_the_same_address,
+    'pruning': prune,
+    'parametrization': parametrize,
+    'hook on the norm': lambda model: model.layers[1].ln1.register_forward_hook(scale(2)),
+    'hook on qkv': lambda model: model.layers[1].attn.qkv.register_forward_hook(scale(2)),
+    'hook on and off': hook_on_and_off,
+    'eps': lambda model: setattr(model.layers[1].ln1, 'eps', 0.5),
+    'scale of LoRA': lambda model: setattr(model.adapters[0].updates[1], 'scale', 5.0),
 }
 
 
-def change(parameter):
-    with torch.no_grad():
-        parameter.mul_(-1)
-
-
-def step(model):
-    model.train()(images(1, 3, 32, 32))[0].square().sum().backward()
-    torch.optim.SGD([model.prompt.tokens], lr=1.0).step()
-    model.eval()
-
-
-def swap(model, other):
-    """What mmengine's EMAHook does before a validation, which then calls eval()."""
-    for own, new in zip(model.parameters(), other.parameters(), strict=True):
-        own.data.copy_(new.data)
-    model.eval()
-
-
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize('name', CHANGES)
-def test_cache_is_never_stale(name, mode):
-    x = images(2, 3, 32, 32)
-    model = build('project').eval()
-    with mode():
-        before = model(x)[0]
-        assert len(model._keys_values) == LAYERS
-        torch.testing.assert_close(model(x)[0], before, rtol=0, atol=0)
-    CHANGES[name](model, randomise(build('project'), seed=5))
-    expected = copy.deepcopy(model)
-    expected._keys_values.clear()
-    with mode():
-        after = model(x)[0]
-        assert not torch.equal(after, before)
-        torch.testing.assert_close(after, expected(x)[0], rtol=0, atol=0)
+@pytest.mark.parametrize('change', CHANGES)
+def test_nothing_is_kept_between_two_forwards(change, mode):
+    """Whatever has changed, prompts as keys and values are what they are as tokens."""
+    lora = [dict(type='vpt_dense.LoRA', rank=2)] if 'LoRA' in change else None
+    before, after = [], []
+    for prompts_as in ('keys_values', 'tokens'):
+        prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=5, deep=True)
+        model = tiny_vit(
+            prompt=prompt, adapters=lora, prompts_as=prompts_as, trainable=['prompt', 'adapters']
+            if lora else ['prompt'])
+        model = randomise(model).double().eval()
+        with mode():
+            before.append(model(X)[0])
+        with torch.inference_mode(mode is torch.inference_mode and change in ('pruning', 'eps')):
+            torch.manual_seed(0)
+            CHANGES[change](model)
+        with mode():
+            after.append(model(X)[0])
+    torch.testing.assert_close(*before, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*after, rtol=1e-12, atol=1e-12)
+    assert (after[0] - before[0]).abs().max() > 1e-4
 
 
-def test_cache_knows_autocast_and_is_left_out_of_training():
-    x = images(2, 3, 32, 32)
-    model = build('deep').eval()
+def test_functional_call_and_vmap():
+    model = build('project').double().eval()
+    others = torch.stack([model.prompt.tokens.detach() * k for k in (1, -1, 3)])
+
+    def run(tokens):
+        return torch.func.functional_call(model, {'prompt.tokens': tokens}, X)[0]
+
     with torch.no_grad():
-        exact = model(x)[0]
-        with torch.autocast('cpu', torch.bfloat16):
-            model(x)
-            assert model._keys_values[1][1][0].dtype == torch.bfloat16
-        torch.testing.assert_close(model(x)[0], exact, rtol=0, atol=0)
-    model(x)[0].sum().backward()  # with a graph in spite of the filled cache
-    assert model.prompt.tokens.grad.abs().sum() > 0
-    model.train()
-    assert not model._keys_values
-    assert not any('keys_values' in key for key in model.state_dict())
+        first = model(X)[0]
+        found = [run(tokens) for tokens in others]
+        together = torch.func.vmap(run)(others)
+        torch.testing.assert_close(model(X)[0], first, rtol=0, atol=0)
+        for tokens, out in zip(others, found, strict=True):
+            model.prompt.tokens.copy_(tokens)
+            torch.testing.assert_close(out, model(X)[0], rtol=0, atol=0)
+    torch.testing.assert_close(together, torch.stack(found), rtol=1e-12, atol=1e-12)
+    assert (found[0] - found[1]).abs().max() > 1e-3
 
 
-def test_cached_values_are_computed_once():
+def test_a_thread_in_autocast_does_not_touch_another():
+    """The second thread runs a whole forward while the first one is inside of its own."""
     model = build('deep').eval()
-    calls = []
-    model.prompt.register_forward_pre_hook(lambda _, args: calls.append(args[1]))
-    with torch.inference_mode():
-        for _ in range(3):
-            model(images(2, 3, 32, 32))
-    assert calls == list(range(LAYERS))
+    x = X.float()
+
+    def forward(autocast):
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            return model(x)[0]
+
+    def meanwhile(module, args):
+        if threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=lambda: inside.append(forward(True)))
+            other.start()
+            other.join()
+
+    exact, half = forward(False), forward(True)
+    model.layers[1].register_forward_pre_hook(meanwhile)
+    inside = []
+    for _ in range(2):
+        torch.testing.assert_close(forward(False), exact, rtol=0, atol=0)
+        torch.testing.assert_close(inside.pop(), half, rtol=0, atol=0)
+    assert (half - exact).abs().max() > 1e-4
 
 
-def test_dropout_of_an_adapter_is_not_cached():
-    """Masks of adapters in train mode are drawn for every batch, whatever the prompt's mode."""
-    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
-    lora = dict(type='vpt_dense.LoRA', rank=2, dropout=0.5)
-    model = randomise(tiny_vit(prompt=prompt, adapters=[lora])).eval()
-    calls = []
-    model.prompt.register_forward_pre_hook(lambda _, args: calls.append(args[1]))
+def test_an_average_of_weights_is_what_is_validated(mmseg_scope):
+    """mmengine's EMAHook swaps .data before a validation and back after it."""
+    model = build('deep').double().eval()
+    averaged = randomise(copy.deepcopy(model), seed=5)
     with torch.no_grad():
-        model(images(1, 3, 32, 32))
-        model.adapters.train()
         for _ in range(2):
-            model(images(1, 3, 32, 32))
-    assert calls == [*range(LAYERS)] * 3
+            for source in (averaged, model):
+                torch.testing.assert_close(
+                    shown(model, source), copy.deepcopy(source)(X)[0], rtol=0, atol=0)
+
+
+def shown(model, source):
+    kept = [p.detach().clone() for p in model.parameters()]
+    for own, new in zip(model.parameters(), source.parameters(), strict=True):
+        own.data.copy_(new.data)
+    out = model(X)[0]
+    for own, old in zip(model.parameters(), kept, strict=True):
+        own.data.copy_(old)
+    return out
 
 
 @pytest.mark.parametrize('backend', [

@@ -236,18 +236,16 @@ def grads(model, outs):
 
 
 @method
-def test_what_is_kept_for_testing_is_never_stale(name):
+def test_nothing_is_kept_between_two_forwards(name):
     first, second = (images(2, 3, 32, 40, seed=i, dtype=torch.float64) for i in (0, 1))
     model = build(name).eval()
-    wanted = [model(x)[0].detach() for x in (first, second)]  # with a graph nothing is kept
+    wanted = [model(x)[0].detach() for x in (first, second)]
     with torch.no_grad():
         outs = [model(x)[0] for x in (first, second)]
         torch.testing.assert_close(outs, wanted, rtol=1e-12, atol=1e-12)
-        fixed = name.split('-')[0] in ('prefix', 'e2vpt', 'residual')
-        assert list(model._keys_values) == (model.keys_values_layers if fixed else [])
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.mul_(-1)
+                parameter.data.mul_(-1)  # unseen by its count of changes
         changed = model(first)[0]
     assert (changed - wanted[0]).abs().max() > 1e-3
     torch.testing.assert_close(changed, model(first)[0].detach(), rtol=1e-12, atol=1e-12)
@@ -515,8 +513,9 @@ def test_vapt_starts_with_zeros_behind_the_first_block():
     torch.testing.assert_close(model(x), tokens(x), rtol=1e-10, atol=1e-10)
     sum(out.square().sum() for out in model(x)).backward()
     moved = {n for n, p in model.prompt.named_parameters() if p.grad.abs().sum() > 0}
-    mixes = {f'mixes.{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')}
-    assert moved == {'tokens'} | mixes  # the rest moves as soon as these have
+    # Biases shift all channels of a token alike, which the norm takes away up to rounding.
+    moved -= {f'mixes.{i}.bias' for i in range(3)}
+    assert moved == {'tokens', *(f'mixes.{i}.weight' for i in range(3))}  # the rest moves after them
     with torch.no_grad():
         for parameter in model.prompt.parameters():
             parameter -= 1e-3 * parameter.grad.sign()

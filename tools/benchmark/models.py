@@ -20,8 +20,7 @@ WAYS = {
     'reference': 'the reference algorithm (reference.py)',
     'mmseg': "mmseg's own ViT with prompts as tokens (mmseg_vit.py)",
     'tokens': "prompts_as='tokens': all tokens through everything, PyTorch's attention",
-    'ours': 'prompts as keys and values; at test time these are computed once',
-    'uncached': 'ours, keys and values of the prompts computed for every batch',
+    'ours': 'prompts as keys and values',
     'lean': "ours with memory='lean'",
     'with_cp': 'ours with with_cp=True',
     'frozen': "ours with frozen_dtype='bfloat16', which autocasts to bfloat16",
@@ -32,16 +31,15 @@ WAYS = {
     'head-only': 'no prompts, nothing of the backbone trains',
     'full': 'no prompts, all of the backbone trains',
 }
-#: Those that differ in a training step, and those that differ at test time.
-TRAINING = tuple(way for way in WAYS if way != 'uncached')
-TEST = ('p0', 'reference', 'mmseg', 'tokens', 'uncached', 'ours', 'frozen', 'cls')
+#: Those that differ at test time.
+TEST = ('p0', 'reference', 'mmseg', 'tokens', 'ours', 'frozen', 'cls')
 COLUMNS = ['pixels', 'batch', 'prompts', 'way']
 #: Those that know no prompts and are measured once for all numbers of them.
 WITHOUT_PROMPTS = ('p0', 'head-only', 'full')
 
 
 def parser(
-    description: str, default: list[str], ways: Iterable[str] = TRAINING
+    description: str, default: list[str], ways: Iterable[str] = tuple(WAYS)
 ) -> argparse.ArgumentParser:
     """A command line with the options of the backbones.
 

@@ -3,7 +3,7 @@
 from vpt_dense.adapters.adapter import BottleneckAdapter
 from vpt_dense.adapters.adaptformer import AdaptFormer
 from vpt_dense.adapters.added_prompt import AddPrompt
-from vpt_dense.adapters.base import Adapter, Block, merge_adapters
+from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
 from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.rein import Rein
@@ -12,6 +12,6 @@ from vpt_dense.adapters.side_network import SideNetwork
 from vpt_dense.adapters.ssf import SSF
 
 __all__ = [
-    'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'LoRA',
-    'Rein', 'RepAdapter', 'SideNetwork', 'merge_adapters',
+    'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
+    'LoRA', 'Rein', 'RepAdapter', 'SideNetwork', 'merge_adapters',
 ]

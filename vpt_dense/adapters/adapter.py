@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter
+from vpt_dense.adapters.base import Adapter, Change
 from vpt_dense.arguments import check_count
 from vpt_dense.registry import MODELS
 
@@ -58,7 +58,7 @@ class BottleneckAdapter(Adapter):
             self.bottlenecks.append(bottleneck)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Change):
     """U GELU(D z), (..., C) to (..., C)."""
 
     def __init__(self, dims: int, hidden: int) -> None:

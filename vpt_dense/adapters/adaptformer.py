@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from vpt_dense.adapters.adapter import zero_bottleneck
-from vpt_dense.adapters.base import Adapter
+from vpt_dense.adapters.base import Adapter, Change
 from vpt_dense.arguments import check_count, check_dropout, check_number
 from vpt_dense.registry import MODELS
 
@@ -46,7 +46,7 @@ class AdaptFormer(Adapter):
             self.branches.append(branch)
 
 
-class Branch(nn.Module):
+class Branch(Change):
     """s U dropout(ReLU(D x)), (..., C) to (..., C)."""
 
     def __init__(self, dims: int, hidden: int, scale: float, dropout: float) -> None:

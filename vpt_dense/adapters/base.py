@@ -45,6 +45,14 @@ class Block(NamedTuple):
     fc2: nn.Linear
 
 
+class Change(nn.Module):
+    """A part of an adapter whose methods are hooks on modules of the backbone.
+
+    By its class backbones tell what changes a module, which concerns prompts too, from what
+    watches it.
+    """
+
+
 class Adapter(BaseModule, metaclass=ABCMeta):
     """Changes what the blocks of a frozen backbone compute.
 
@@ -52,8 +60,8 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     the config), makes its parameters for that backbone, and acts in one of two ways:
 
     - it registers forward hooks on modules of the backbone when it is built. The hooks are methods
-      of its own modules, so that copies of the backbone (EMA) have hooks of their own; the names of
-      the backbone's parameters stay what they were;
+      of its own modules, each a :class:`Change`, so that copies of the backbone (EMA) have hooks of
+      their own; the names of the backbone's parameters stay what they were;
     - it overrides one of :meth:`before_block`, :meth:`after_attention`, :meth:`after_block` and
       :meth:`after_backbone`, which every backbone calls.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, check_merge, find_linears, names_of
+from vpt_dense.adapters.base import Adapter, Change, check_merge, find_linears, names_of
 from vpt_dense.arguments import check_count, check_dropout, check_number
 from vpt_dense.registry import MODELS
 
@@ -100,7 +100,7 @@ def _check_parts(parts: Sequence[str], linears: dict[str, nn.Linear], backbone: 
         )
 
 
-class LowRank(nn.Module):
+class LowRank(Change):
     """A linear map of low rank, (..., in) to (..., out), which starts at zero."""
 
     #: Outputs of the layer before and behind those that it updates.

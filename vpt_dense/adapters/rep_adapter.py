@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, check_merge, names_of
+from vpt_dense.adapters.base import Adapter, Change, check_merge, names_of
 from vpt_dense.arguments import check_count, check_dropout, check_number
 from vpt_dense.registry import MODELS
 
@@ -76,7 +76,7 @@ class RepAdapter(Adapter):
             update.handle.remove()
 
 
-class GroupedLowRank(nn.Module):
+class GroupedLowRank(Change):
     """s (B dropout(A u + a) + b), (..., C) to (..., C).
 
     Attributes:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, check_merge, names_of, output_norms
+from vpt_dense.adapters.base import Adapter, Change, check_merge, names_of, output_norms
 from vpt_dense.registry import MODELS
 
 
@@ -56,7 +56,7 @@ class SSF(Adapter):
             affine.handle.remove()
 
 
-class Affine(nn.Module):
+class Affine(Change):
     """gamma * y + beta for every channel, the last dimension or that of a map (B, C, H, W)."""
 
     def __init__(self, dims: int, is_map: bool) -> None:

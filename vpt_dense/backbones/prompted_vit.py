@@ -9,9 +9,11 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
+from vpt_dense.adapters.base import output_norms
 from vpt_dense.arguments import to_pair
 from vpt_dense.backbones.attention import attention
-from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer, spread
+from vpt_dense.backbones.beside import is_watched
+from vpt_dense.backbones.encoder_layer import PromptedAttention, PromptedEncoderLayer, spread
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import what_to_recompute
 from vpt_dense.prompts import Prompt, TokenLayout
@@ -51,8 +53,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             there are any, else everything. While anything but these is frozen, everything but
             these stays in eval mode (dropout, stochastic depth).
         prompts_as: 'keys_values' (default): blocks whose outputs at prompt positions are thrown
-            away compute nothing but keys and values for their prompts, which is exact; at test
-            time the keys and values of prompts that do not depend on the input are computed once.
+            away compute nothing but keys and values for their prompts, which is exact.
             'tokens': prompts pass through every block like other tokens, for comparison.
             :attr:`keys_values_layers` and ``print(model)`` tell which blocks are meant.
         memory: 'default': what backward needs is kept. 'lean': two tensors (B, N, C) a block are
@@ -154,6 +155,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             nn.init.normal_(self.register_tokens, std=1e-6)  # as in DINOv2
         for layer in self.layers:
             layer.attn.scaled_dot_product_attention = attention
+            layer.attn.__class__ = PromptedAttention
             layer.__class__ = PromptedEncoderLayer  # same parameters, more ways to run
             layer.recompute = what_to_recompute(memory, with_cp)
             for module in layer.modules():
@@ -178,7 +180,6 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             if prompts_as == 'keys_values' and built is not None and built.is_discarded(i)
             and i not in read
         ]
-        self._keys_values: dict[int, tuple] = {}
         self.tune(built, front, adapters, trainable)
         for i, layer in enumerate(self.layers):
             layer.adapters, layer.index = tuple(self.adapters), i
@@ -252,7 +253,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         num_prompts = 0
         outs = []
         prepared = None
-        if self.prompt is not None and not self._caches_all():
+        if self.prompt is not None:
             prepared = self.prompt.prepare(self._embed)
         copies = 1 if self.prompt is None else self.prompt.copies
         for i, layer in enumerate(self.layers):
@@ -265,14 +266,14 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 x = adapter.before_block(x, i, layout)
             arguments = {}
             if i in self.keys_values_layers:
-                arguments = self._prompt_arguments(x, i, prepared, layout)
+                arguments = dict(
+                    prompts=self.prompt(x, i, prepared, layout),
+                    keys_values=self.prompt.keys_values(i),
+                )
                 if num_prompts:  # those of earlier blocks end here
                     x = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
                     layout = TokenLayout(first, num_prompts := 0, patch_resolution)
-                # The last block's outputs at patches are not read by a classifier.
-                arguments['only_first'] = (
-                    i == self.num_layers - 1 and self.out_type == 'cls_token'
-                )
+                arguments['only_first'] = self._reads_only_cls(i)
             elif self.prompt is not None:
                 tokens = self.prompt(x, i, prepared, layout)
                 if tokens is not None:
@@ -303,11 +304,16 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         return outs
 
     def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """As upstream, which knows no registers; all its types but 'raw' are without them."""
-        if self.num_registers and self.out_type == 'featmap':
-            first = self.num_extra_tokens
-            x = torch.cat((x[:, :first], x[:, first + self.num_registers :]), dim=1)
+        """As upstream, which knows no registers and cannot shape maps of no images."""
+        if self.out_type == 'featmap':
+            patches = x[:, self.num_extra_tokens + self.num_registers :]
+            return patches.unflatten(1, hw).permute(0, 3, 1, 2)
         return super()._format_output(x, hw)
+
+    def _reads_only_cls(self, i: int) -> bool:
+        """Whether nobody, hooks neither, reads what a block puts out at other places."""
+        last = i == self.num_layers - 1 and self.out_type == 'cls_token'
+        return last and not is_watched((self.layers[i], *output_norms(self)))
 
     def _check_pool(self, pool: str | None, prompt: Prompt | None) -> str | None:
         """What the outputs are a mean of; None: they are no mean."""
@@ -339,39 +345,6 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             tokens = layout.prompts(x) if self.pool == 'prompts' else x[:, layout.num_first :]
         mean = tokens.mean(dim=1)
         return self.ln2(mean) if self.out_type == 'avg_featmap' else mean
-
-    def _may_cache(self) -> bool:
-        """Whether keys and values of prompts hold for the next batch too."""
-        random = self.prompt.training or self.adapters.training  # dropout
-        fixed = not self.prompt.depends_on_input and not random
-        return fixed and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-    def _caches_all(self) -> bool:
-        """Whether every block takes its prompts from the cache."""
-        return len(self.keys_values_layers) == self.num_layers and self._may_cache()
-
-    def _prompt_arguments(self, x: Tensor, i: int, prepared: object, layout: TokenLayout) -> dict:
-        """What a block gets for prompts whose outputs are discarded; from the cache if it may."""
-        layer = self.layers[i]
-        if not self._may_cache():
-            tokens = self.prompt(x, i, prepared, layout)
-            return dict(prompts=tokens, keys_values=self.prompt.keys_values(i))
-        sources = [*self.prompt.parameters(), *self.prompt.buffers(), *self.adapters.parameters(),
-                   *layer.ln1.parameters(), *layer.attn.qkv.parameters()]
-        if any(source.is_inference() for source in sources):  # they do not count their changes
-            tokens = self.prompt(x, i, prepared, layout)
-            return dict(prompts=tokens, keys_values=self.prompt.keys_values(i))
-        kind = x.device.type
-        state = (
-            x.device, x.dtype,
-            torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-            *((source.data_ptr(), source._version, source.dtype) for source in sources),
-        )
-        if i not in self._keys_values or self._keys_values[i][0] != state:
-            # Not as inference tensors, which a later forward outside could not use.
-            with torch.inference_mode(False), torch.no_grad():
-                self._keys_values[i] = (state, self.prompt_keys_values(x, i))
-        return dict(keys_values=self._keys_values[i][1])
 
     def prompt_keys_values(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Compute all keys and values of the prompts of a block whose outputs are discarded.
@@ -412,26 +385,12 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             parameter.data = parameter.data.to(dtypes[name])
         return dtypes[name]
 
-    def _apply(self, fn, *args, **kwargs):
-        """Also forgets cached keys and values: ``.to()`` may reuse memory at its old address."""
-        self._keys_values.clear()
-        return super()._apply(fn, *args, **kwargs)
-
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         if self.prompt is None:
             return ''
         layers = self.keys_values_layers
         return f'prompts as keys and values in layers {layers}' if layers else 'prompts as tokens'
-
-    def train(self, mode: bool = True) -> 'PromptedVisionTransformer':
-        """Switch the mode; what surrounds the prompt stays in eval mode while it is frozen.
-
-        Cached keys and values are forgotten: hooks that swap weights through ``.data``, as
-        mmengine's EMA does, leave no other trace than the switch that follows.
-        """
-        self._keys_values.clear()
-        return super().train(mode)
 
 
 def _mlp_parts(ffn: nn.Module) -> dict[str, nn.Module]:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from vpt_dense.adapters import Block
 from vpt_dense.arguments import check_stages, to_pair
-from vpt_dense.backbones.swin_block import PromptedShiftWindowMSA, PromptedSwinBlock
+from vpt_dense.backbones.swin_block import (
+    PromptedShiftWindowMSA,
+    PromptedSwinBlock,
+    PromptedWindowMSA,
+)
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import what_to_recompute
 from vpt_dense.prompts import StagePrompts, TokenLayout
@@ -97,6 +101,7 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
         for block in (block for stage in self.stages for block in stage.blocks):
             block.__class__ = PromptedSwinBlock  # same parameters, more ways to run
             block.attn.__class__ = PromptedShiftWindowMSA
+            block.attn.w_msa.__class__ = PromptedWindowMSA
             block.recompute = what_to_recompute(memory, with_cp)
         built = None
         if prompt is not None:
@@ -197,7 +202,8 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
                 tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
                 x, num_prompts = torch.cat((tokens, layout.patches(x)), dim=1), tokens.shape[1]
             layout = TokenLayout(0, num_prompts, hw_shape)
-        x = block(x, hw_shape, num_prompts, prompts, keys_values)
+        x = block(
+            x, hw_shape, num_prompts=num_prompts, prompts=prompts, keys_values=keys_values)
         for adapter in self.adapters:
             x = adapter.after_block(x, i, layout)
         return x, num_prompts

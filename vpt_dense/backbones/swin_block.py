@@ -3,10 +3,89 @@
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones.swin_transformer import SwinBlock
-from mmpretrain.models.utils import ShiftWindowMSA
+from mmpretrain.models.utils import ShiftWindowMSA, WindowMSA
 from torch import Tensor
 
+from vpt_dense.backbones.beside import beside, quietly
 from vpt_dense.backbones.tuned_block import TunedBlock
+
+
+class PromptedWindowMSA(WindowMSA):
+    """mmpretrain's attention in windows, with prompts of their images; they have no place there."""
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        batch: int = 1,
+        prompts: Tensor | None = None,
+        keys_values: tuple[Tensor, Tensor] | None = None,
+        num_out: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Compute attention.
+
+        Args:
+            x: Windows, W an image, image by image, (B * W, n, C).
+            mask: Of the shift, (W, n, n).
+            batch: B.
+            prompts: Normalised prompts, (b, P, C), b being B or 1.
+            keys_values: Further keys and values, each (b, heads, P', C / heads).
+            num_out: How many of the first prompts have a query; b is B then.
+
+        Returns:
+            (B * W, n, C); with ``num_out`` also what the prompts become, (B, num_out, C), the mean
+            over the windows of their image. Without prompts it is the parent's output, bit for bit.
+        """
+        if prompts is None and keys_values is None:
+            return super().forward(x, mask)
+        qkv, projected = beside(self.qkv, x, prompts)
+        # (B, W, heads, n, d)
+        queries, keys, values = (
+            each.unflatten(0, (batch, len(x) // batch)) for each in self._split_heads(qkv))
+        further = []  # (b, 1, heads, P, d)
+        if prompts is not None:
+            asked, *made = (each[:, None] for each in self._split_heads(projected))
+            further.append(made)
+            if num_out:
+                asked = self._in_windows(asked[..., :num_out, :], queries)
+                queries = torch.cat((asked, queries), dim=-2)
+        if keys_values is not None:
+            further.append([tensor[:, None] for tensor in keys_values])
+        keys, values = (
+            torch.cat([*(self._in_windows(each, own) for each in extra), own], dim=-2)
+            for own, *extra in zip((keys, values), *further, strict=True)
+        )  # (B, W, heads, P + P' + n, d)
+
+        bias = self._bias(mask).to(queries.dtype)  # (1 or W, heads, n, n)
+        bias = F.pad(bias, (keys.shape[-2] - x.shape[1], 0, num_out, 0))
+        bias = bias.expand(keys.shape[1], -1, -1, -1).flatten(0, 1)[None]
+        out = F.scaled_dot_product_attention(
+            *(tensor.flatten(1, 2) for tensor in (queries, keys, values)),
+            attn_mask=bias,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            scale=self.scale,
+        ).reshape(queries.shape)
+        out = out.transpose(2, 3).flatten(-2)  # (B, W, num_out + n, C)
+        windows = self.proj_drop(self.proj(out[:, :, num_out:].flatten(0, 1)))
+        if not num_out:
+            return windows
+        return windows, self.proj_drop(quietly(self.proj, out[:, :, :num_out].mean(1)))
+
+    def _split_heads(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """(b, n, 3 C) to queries, keys and values, each (b, heads, n, d)."""
+        return tokens.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    def _in_windows(prompts: Tensor, windows: Tensor) -> Tensor:
+        """Give every window of a batch the same (b, 1, heads, P, d)."""
+        return prompts.to(windows.dtype).expand(*windows.shape[:2], -1, -1, -1)
+
+    def _bias(self, mask: Tensor | None) -> Tensor:
+        """Relative position bias and mask, (1 or W, heads, n, n)."""
+        length = self.window_size[0] * self.window_size[1]
+        table = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = table.unflatten(0, (length, length)).permute(2, 0, 1)[None]
+        return bias if mask is None else bias + mask[:, None]
 
 
 class PromptedShiftWindowMSA(ShiftWindowMSA):
@@ -42,8 +121,7 @@ class PromptedShiftWindowMSA(ShiftWindowMSA):
         """
         if not num_prompts and prompts is None and keys_values is None:
             return super().forward(query, hw_shape)
-        msa, size, (height, width) = self.w_msa, self.window_size, hw_shape
-        batch, _, channels = query.shape
+        size, (height, width), batch = self.window_size, hw_shape, len(query)
         shift = self.shift_size
         if min(hw_shape) <= size and not self.pad_small_map:  # the parent's rule
             shift = 0
@@ -57,61 +135,26 @@ class PromptedShiftWindowMSA(ShiftWindowMSA):
         padded = x.shape[1:3]
         if shift:
             x = x.roll((-shift, -shift), (1, 2))
-        windows = self.window_partition(x, size).reshape(batch, -1, size**2, channels)
-        # (B, W, heads, size^2, d), W windows an image
-        queries, keys, values = self._split_heads(windows)
-
-        further = []  # (b, 1, heads, P, d)
+        mask = self.get_attn_mask(tuple(padded), size, shift, x.device)
+        windows = self.window_partition(x, size).flatten(1, 2)  # (B * W, size^2, C)
+        own = query[:, :num_prompts]
+        if num_prompts and prompts is not None:
+            prompts = torch.cat((own, prompts.expand(batch, -1, -1)), dim=1)
+        elif num_prompts:
+            prompts = own
+        out = self.w_msa(
+            windows, mask=mask, batch=batch, prompts=prompts, keys_values=keys_values,
+            num_out=num_prompts,
+        )
         if num_prompts:
-            own = self._split_heads(query[:, None, :num_prompts])
-            queries = torch.cat((self._in_windows(own[0], queries), queries), dim=-2)
-            further.append(own[1:])
-        if prompts is not None:
-            further.append(self._split_heads(prompts[:, None])[1:])
-        if keys_values is not None:
-            further.append([tensor[:, None] for tensor in keys_values])
-        keys, values = (
-            torch.cat([*(self._in_windows(each, own) for each in extra), own], dim=-2)
-            for own, *extra in zip((keys, values), *further, strict=True)
-        )  # (B, W, heads, P + P' + P'' + size^2, d)
-
-        bias = self._bias(padded, shift, windows.device).to(queries.dtype)  # (1 or W, heads, ...)
-        bias = F.pad(bias, (keys.shape[-2] - size**2, 0, num_prompts, 0))
-        bias = bias.expand(windows.shape[1], -1, -1, -1).flatten(0, 1)[None]
-        out = F.scaled_dot_product_attention(
-            *(tensor.flatten(1, 2) for tensor in (queries, keys, values)),
-            attn_mask=bias,
-            dropout_p=msa.attn_drop.p if msa.training else 0.0,
-            scale=msa.scale,
-        ).reshape_as(queries)
-        out = out.transpose(2, 3).flatten(-2)  # (B, W, P + size^2, C)
-
-        x = out[:, :, num_prompts:].reshape(-1, size, size, channels)
-        x = self.window_reverse(x, *padded, size)
+            out, own = out
+        x = self.window_reverse(out.unflatten(1, (size, size)), *padded, size)
         if shift:
             x = x.roll((shift, shift), (1, 2))
         x = x[:, :height, :width].flatten(1, 2)
         if num_prompts:
-            x = torch.cat((out[:, :, :num_prompts].mean(1), x), dim=1)
-        return self.drop(msa.proj_drop(msa.proj(x)))
-
-    def _split_heads(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Tokens (b, w, n, C) to their queries, keys and values, each (b, w, heads, n, d)."""
-        qkv = self.w_msa.qkv(tokens).unflatten(-1, (3, self.w_msa.num_heads, -1))
-        return qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
-
-    @staticmethod
-    def _in_windows(prompts: Tensor, windows: Tensor) -> Tensor:
-        """Give every window of a batch the same (b, 1, heads, P, d)."""
-        return prompts.to(windows.dtype).expand(*windows.shape[:2], -1, -1, -1)
-
-    def _bias(self, padded: torch.Size, shift: int, device: torch.device) -> Tensor:
-        """Relative position bias and mask, (1 or W, heads, size^2, size^2)."""
-        msa, length = self.w_msa, self.window_size**2
-        table = msa.relative_position_bias_table[msa.relative_position_index.flatten()]
-        bias = table.unflatten(0, (length, length)).permute(2, 0, 1)[None]
-        mask = self.get_attn_mask(tuple(padded), self.window_size, shift, device)
-        return bias if mask is None else bias + mask[:, None]
+            x = torch.cat((own, x), dim=1)
+        return self.drop(x)
 
 
 class PromptedSwinBlock(TunedBlock, SwinBlock):
@@ -148,9 +191,10 @@ class PromptedSwinBlock(TunedBlock, SwinBlock):
         prompts: Tensor | None,
         keys_values: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        if prompts is not None:
-            prompts = self.norm1(prompts)
-        return self.attn(self.norm1(x), hw_shape, num_prompts, prompts, keys_values) + x
+        tokens, prompts = beside(self.norm1, x, prompts)
+        out = self.attn(
+            tokens, hw_shape, num_prompts=num_prompts, prompts=prompts, keys_values=keys_values)
+        return out + x
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.ffn(self.norm2(x), identity=x)

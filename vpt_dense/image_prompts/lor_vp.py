@@ -1,9 +1,11 @@
 """A learnt image of low rank that is added to every image."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from vpt_dense.arguments import check_count
 from vpt_dense.image_prompts.base import ImagePrompt, resize
@@ -54,6 +56,7 @@ class LoRVP(ImagePrompt):
 
     def forward(self, images: Tensor) -> Tensor:
         """See :meth:`ImagePrompt.forward`."""
-        with torch.autocast(images.device.type, enabled=False):
+        kind = images.device.type  # 'meta' has no autocast
+        with torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext():
             added = resize((self.left @ self.right)[None], images.shape[2:])  # (1, C, H, W)
             return images + (255 * added / self.std).to(images.dtype)

@@ -41,8 +41,8 @@ class Prompt(BaseModule, metaclass=ABCMeta):
 
     Attributes:
         families: The backbones that it fits, by their ``weights_family``; others refuse it.
-        depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not may be
-            computed once for all inputs.
+        depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not have
+            keys and values that can be stored in their place (``tools/delta.py fold``).
         copies: How often the backbone repeats the tokens of the images, all after all, before
             block :attr:`first_layer` (:class:`vpt_dense.ensemble.prompt.PromptEnsemble`).
         first_layer: The first block that prompts may enter.
