@@ -185,7 +185,7 @@ CONFIG_CASES = [
     ('workers-negative', ['train_dataloader.num_workers=-1'], '',
      r'train_dataloader.num_workers is -1; it must be an integer, 0 or more'),
     ('dataset-type-of-one-split', ['train_dataloader.dataset.type=SegFolder'], '',
-     r"every data set takes dataset.type, which is 'ADE20KDataset'; set that"),
+     r"unknown type 'SegFolder'.*did you mean 'vpt_dense.SegFolder'"),
     ('transform-type', ['train_dataloader.dataset.pipeline.0.type=LoadImage'], '',
      r"did you mean 'LoadImageFromFile'"),
     ('crop-size-0', ['train_dataloader.dataset.pipeline.2.crop_size=(0,0)'], '',

@@ -11,7 +11,7 @@ from tool_helpers import write_leaf
 from torch._utils import ExceptionWrapper
 from utils import CONFIGS
 
-from vpt_dense import config, params, preflight
+from vpt_dense import config, params, preflight, tree
 from vpt_dense.engine import checkpoints
 from vpt_dense.errors import UserError, explain, main
 
@@ -46,7 +46,7 @@ def segmentation(**dataset) -> Config:
 def test_classes_are_set_once():
     cfg = segmentation(data_root='d', classes=['a', 'b'], palette=[[0, 0, 0], [1, 1, 1]], extra=3)
     config.resolve(cfg)
-    leaves = [leaf for name in config.DATALOADERS for leaf in config.leaf_datasets(cfg[name])]
+    leaves = [leaf for name in config.DATALOADERS for leaf in tree.leaf_datasets(cfg[name])]
     assert len(leaves) == 4
     for leaf in leaves:
         assert (leaf.data_root, leaf.extra, leaf.data_prefix) == ('d', 3, 'a')

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
-from vpt_dense import ignore_index, options
-from vpt_dense.datasets.checks import find_classes
+from vpt_dense import data_config, ignore_index, options
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import DATALOADERS, heads, leaf_datasets, walk
+from vpt_dense.tree import DATALOADERS, heads, walk
 
 #: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
 KEYS = frozenset(
@@ -65,13 +64,6 @@ def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None
         key: value for key, value in (cfg_options or {}).items() if key.endswith('num_classes')
     }
     resolve(cfg)
-    for key, value in (cfg_options or {}).items():
-        split, _, last = key.partition('.dataset.')
-        if split in DATALOADERS and last in (cfg.get('dataset') or {}) and _get(cfg, key) != value:
-            raise UserError(
-                f'--cfg-options {key}: every data set takes dataset.{last}, which is '
-                f'{cfg.dataset[last]!r}; set that'
-            )
     for key, value in wanted.items():
         if _get(cfg, key) != value:
             raise UserError(
@@ -240,10 +232,10 @@ def resolve(cfg: Config) -> None:
 
     - ``pretrained``, a backbone of ``configs/_base_/backbones``, goes into ``model``, see
       :func:`place_pretrained`.
-    - ``dataset``: what every split has in common goes into the data set of every dataloader;
-      ``classes`` and ``palette`` become its metainfo.
-    - The number of classes of every head is that of ``dataset.classes``, or of the class folders
-      found on disk for a ``vpt_dense.ImageFolder``.
+    - ``dataset``: what every split has in common goes into the data sets of every dataloader, which
+      may say otherwise: see :func:`vpt_dense.data_config.place`.
+    - The number of classes of every head is that of the training data: of ``dataset.classes``, or
+      of the class folders found on disk for a ``vpt_dense.ImageFolder``.
     - ``ignore_index`` of the data: see :func:`vpt_dense.ignore_index.place`.
     - ``mean`` and ``std`` of a prompt made of pixels, where it leaves them None, are those of the
       data preprocessor.
@@ -259,11 +251,7 @@ def resolve(cfg: Config) -> None:
         UserError: If classes and palette disagree, or the folders of classes do.
     """
     place_pretrained(cfg)
-    common = cfg.get('dataset') or {}
-    classes = _classes(cfg)
-    for name in DATALOADERS:
-        for leaf in leaf_datasets(cfg.get(name)):
-            _merge_common(leaf, common, classes)
+    classes = data_config.place(cfg)
     if classes is not None:
         for head in heads(cfg.get('model')):
             head['num_classes'] = len(classes)
@@ -413,49 +401,6 @@ def _replace(value: Any, old: int, new: int) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(new if item == old else item for item in value)
     return new if value == old else value
-
-
-def _classes(cfg: Config) -> list[str] | None:
-    """The names of the classes as the config gives them, or as the folders on disk do."""
-    common = cfg.get('dataset') or {}
-    classes = common.get('classes') or (common.get('metainfo') or {}).get('classes')
-    if classes is None:
-        return _class_folders(cfg)
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise UserError(f'dataset.classes must be a list of names, not {classes!r}')
-    repeated = sorted({name for name in classes if list(classes).count(name) > 1})
-    if repeated:
-        raise UserError(f'dataset.classes names {repeated[0]!r} twice')
-    palette = common.get('palette')
-    if palette is not None and len(palette) != len(classes):
-        raise UserError(
-            f'dataset.palette has {len(palette)} colours for the {len(classes)} of '
-            'dataset.classes; give one [R, G, B] for each, or leave palette out'
-        )
-    return list(classes)
-
-
-def _class_folders(cfg: Config) -> list[str] | None:
-    """The classes of an image folder, if it is there: printing a config needs no data."""
-    for leaf in leaf_datasets(cfg.get('train_dataloader')):
-        merged = {**leaf, **(cfg.get('dataset') or {})}
-        root = merged.get('data_root')
-        if merged.get('type') == 'vpt_dense.ImageFolder' and root and Path(root, 'train').is_dir():
-            return find_classes(root)
-    return None
-
-
-def _merge_common(leaf: dict, common: dict, classes: list[str] | None) -> None:
-    for key, value in common.items():
-        if key in ('classes', 'palette', 'metainfo'):
-            leaf['metainfo'] = leaf.get('metainfo') or ConfigDict()
-            leaf['metainfo'].update(value if key == 'metainfo' else {key: value})
-        elif isinstance(value, dict) and isinstance(leaf.get(key), dict):
-            leaf[key] = Config._merge_a_into_b(value, leaf[key])
-        else:
-            leaf[key] = value
-    if classes is not None and not (leaf.get('metainfo') or {}).get('classes'):
-        leaf['metainfo'] = ConfigDict(leaf.get('metainfo') or {}, classes=list(classes))
 
 
 def _adapt_to_machine(cfg: Config) -> None:

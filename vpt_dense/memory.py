@@ -27,8 +27,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vpt_dense.config import leaf_datasets
 from vpt_dense.errors import UserError
+from vpt_dense.tree import leaf_datasets
 
 #: Transforms after which every image has one size: the argument that tells it, and whether that
 #: is (width, height), as OpenCV has it.

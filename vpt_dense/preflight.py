@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from vpt_dense.config import architecture, heads, leaf_datasets
+from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
@@ -19,7 +19,9 @@ from vpt_dense.datasets.checks import (
     list_class_files,
     pair_files,
 )
+from vpt_dense.datasets.listing import read_names
 from vpt_dense.errors import UserError, suggest
+from vpt_dense.tree import heads, leaf_datasets
 
 #: Suffixes (images, masks) that a data set class takes when the config does not say.
 _SUFFIXES = {
@@ -335,7 +337,12 @@ def check_dataset(dataset: dict, split: str) -> None:
         _check_segmentation(dataset, split, Path(root or ''), prefix)
     elif kind == 'ImageFolder':
         classes = (dataset.get('metainfo') or {}).get('classes') or find_classes(root)
-        list_class_files(Path(root, prefix or 'train'), classes)
+        list_class_files(Path(root, prefix or 'train'), classes, _ann_file(dataset, root))
+
+
+def _ann_file(dataset: dict, root: str | Path) -> str | None:
+    """The path of a data set's list of names, if it has one."""
+    return str(Path(root, dataset['ann_file'])) if dataset.get('ann_file') else None
 
 
 def _check_segmentation(dataset: dict, split: str, root: Path, prefix: dict) -> None:
@@ -345,16 +352,17 @@ def _check_segmentation(dataset: dict, split: str, root: Path, prefix: dict) -> 
     for folder, key in ((images, 'img_path'), (masks, 'seg_map_path')):
         if not folder.is_dir():
             raise UserError(f'data of {split}: no folder {folder} (data_prefix.{key})')
-    if dataset.get('ann_file'):
-        listing = root / dataset['ann_file']
-        if not listing.is_file():
-            raise UserError(f'data of {split}: no file {listing} (dataset.ann_file)')
-        return
+    listing = _ann_file(dataset, root)
+    if listing and kind != 'SegFolder':  # mmseg's takes any name, and fails when it is read
+        read_names(listing)
     if kind not in _SUFFIXES:
         return
     image_suffix = dataset.get('img_suffix', _SUFFIXES[kind][0])
     mask_suffix = dataset.get('seg_map_suffix', _SUFFIXES[kind][1])
-    pairs, _ = pair_files(str(images), str(masks), image_suffix, mask_suffix)
+    pairs, _ = pair_files(
+        str(images), str(masks), image_suffix, mask_suffix, listing,
+        ignore_list_suffix=kind == 'SegFolder',
+    )
     lacking = [image for image, mask in pairs if mask is None]
     if len(lacking) == len(pairs):
         raise UserError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, ignore_index, logging, preflight
+from vpt_dense import config, ignore_index, logging, preflight, tree
 from vpt_dense.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def use_tta(cfg: Config) -> None:
     for key in ('tta_model', 'tta_pipeline'):
         if not cfg.get(key):
             raise UserError(f'--tta: the config has no {key}; add it, or test without --tta')
-    for dataset in config.leaf_datasets(cfg.test_dataloader):
+    for dataset in tree.leaf_datasets(cfg.test_dataloader):
         dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 

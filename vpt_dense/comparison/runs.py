@@ -441,7 +441,7 @@ def _machine() -> str:
 
 def _data_places(cfg: 'Config') -> Iterator[Path]:
     """The files and folders that the data sets of a config read."""
-    from vpt_dense.config import DATALOADERS, leaf_datasets
+    from vpt_dense.tree import DATALOADERS, leaf_datasets
 
     for loader in DATALOADERS:
         for leaf in leaf_datasets(cfg.get(loader)):

@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vpt_dense.datasets.listing import read_names, select, select_labelled
 from vpt_dense.errors import UserError
+from vpt_dense.tree import leaf_datasets
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.ppm', '.pgm')
 MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.pgm', '.gif')
@@ -80,6 +82,8 @@ def pair_files(
     ann_dir: str | None,
     img_suffix: str | Sequence[str] = IMAGE_SUFFIXES,
     seg_map_suffix: str | Sequence[str] = MASK_SUFFIXES,
+    ann_file: str | None = None,
+    ignore_list_suffix: bool = True,
 ) -> tuple[list[tuple[str, str | None]], list[str]]:
     """Pairs images with the masks of the same name.
 
@@ -88,17 +92,23 @@ def pair_files(
         ann_dir: Folder of masks, or None where there are none.
         img_suffix: What an image's name ends in.
         seg_map_suffix: What a mask's name ends in.
+        ann_file: List of the images that are taken; none: all.
+        ignore_list_suffix: Whether names in it may have a suffix.
 
     Returns:
-        [(image, mask or None if it has none)] sorted by image, and the masks without an image.
+        [(image, mask or None if it has none)] sorted by image, or in the order of the list, and the
+        masks without an image (of those only that no list leaves out).
 
     Raises:
-        UserError: A folder is absent or there is no image.
+        UserError: A folder is absent, there is no image, or the list is wrong.
     """
     images = list_files(img_dir, img_suffix)
     if not images:
         raise UserError(f'no image in {img_dir} (looked for {_suffixes(img_suffix)})')
     masks = list_files(ann_dir, seg_map_suffix) if ann_dir else {}
+    if ann_file:
+        stems = select(ann_file, img_dir, images, ignore_list_suffix)
+        return [(images[stem], masks.get(stem)) for stem in stems], []
     pairs = [(path, masks.get(stem)) for stem, path in images.items()]
     return pairs, [path for stem, path in masks.items() if stem not in images]
 
@@ -524,18 +534,22 @@ def check_folder(folder: str | os.PathLike, track: Track = _no_bar) -> dict:
     )
 
 
-def list_class_files(folder: str | os.PathLike, classes: Sequence[str]) -> list[tuple[str, int]]:
+def list_class_files(
+    folder: str | os.PathLike, classes: Sequence[str], ann_file: str | None = None
+) -> list[tuple[str, int]]:
     """Lists the images of one split of an image folder.
 
     Args:
         folder: Holds one sub-folder for each class; a class may be absent.
         classes: Class names; the position is the label.
+        ann_file: List of the images that are taken; none: all.
 
     Returns:
-        [(path, label)], by class and name.
+        [(path, label)], by class and name, or in the order of the list.
 
     Raises:
-        UserError: The folder is absent, has a sub-folder that is no class, or has no image.
+        UserError: The folder is absent, has a sub-folder that is no class, or has no image; or the
+            list is wrong.
     """
     if not os.path.isdir(folder):
         raise UserError(f'no folder {folder}; an image folder is {folder}/<class>/*.jpg')
@@ -555,7 +569,7 @@ def list_class_files(folder: str | os.PathLike, classes: Sequence[str]) -> list[
             ]
     if not samples:
         raise UserError(f'no image in {folder}/<class>/ (looked for {", ".join(IMAGE_SUFFIXES)})')
-    return samples
+    return select_labelled(ann_file, str(folder), samples) if ann_file else samples
 
 
 def dataset_configs(cfg: dict) -> dict[str, dict]:
@@ -565,27 +579,21 @@ def dataset_configs(cfg: dict) -> dict[str, dict]:
         cfg: A whole config.
 
     Returns:
-        {'train', 'val', 'test' (and 'train 2' for a second one of a ConcatDataset): config of the
+        {'train', 'val', 'test' (and 'train 2' for a second part of a ConcatDataset): config of the
         data set}. A test set that reads the same as the validation set is left out.
     """
 
-    def unwrap(dataset: dict) -> list[dict]:
-        if 'dataset' in dataset:
-            return unwrap(dataset['dataset'])
-        if 'datasets' in dataset:
-            return [inner for one in dataset['datasets'] for inner in unwrap(one)]
-        return [dataset]
+    def read(datasets: list[dict]) -> list[dict]:
+        return [{k: v for k, v in d.items() if k not in ('pipeline', 'test_mode')}
+                for d in datasets]  # fmt: skip
 
-    found: dict[str, dict] = {}
+    found: dict[str, list[dict]] = {}
     for split in ('train', 'val', 'test'):
-        loader = cfg.get(f'{split}_dataloader')
-        for i, dataset in enumerate(unwrap(loader['dataset']) if loader else []):
-            plain = {k: v for k, v in dataset.items() if k not in ('pipeline', 'test_mode')}
-            known = [{k: v for k, v in d.items() if k not in ('pipeline', 'test_mode')}
-                     for d in found.values()]  # fmt: skip
-            if plain not in known:
-                found[split if i == 0 else f'{split} {i + 1}'] = dataset
-    return found
+        parts = leaf_datasets(cfg.get(f'{split}_dataloader'))
+        if parts and not any(read(parts) == read(other) for other in found.values()):
+            found[split] = parts
+    return {split if i == 0 else f'{split} {i + 1}': dataset
+            for split, parts in found.items() for i, dataset in enumerate(parts)}  # fmt: skip
 
 
 def check_config(cfg, track: Track = _no_bar) -> dict:
@@ -637,6 +645,8 @@ def _check_mmseg(dataset, name: str, track: Track) -> dict:
     if hasattr(dataset, 'list_pairs'):
         pairs, extra = dataset.list_pairs()
     else:
+        if dataset.ann_file:
+            read_names(dataset.ann_file)
         data = dataset.load_data_list()
         pairs = [(d['img_path'], d.get('seg_map_path')) for d in data]
         masks = list_files(ann_dir, dataset.seg_map_suffix).values() if ann_dir else []

@@ -17,23 +17,32 @@ class ImageFolder(BaseDataset):
         data_root: Folder with the splits.
         data_prefix: The split: 'train', 'val' or 'test'.
         metainfo: ``classes``; found in ``data_root``/train if left out.
+        ann_file: A text file, relative to ``data_root``, with the names of the images to take, one
+            a line, relative to the split's folder ('rose/a.jpg'; 'rose/a' and 'rose/a.jpg 2',
+            with the label behind, too). Without it all.
         **kwargs: See ``mmpretrain.datasets.BaseDataset``.
 
     Raises:
-        UserError: A folder is absent or empty, or the split has a class that is not among the
-            classes.
+        UserError: A folder is absent or empty, the split has a class that is not among the
+            classes, or ``ann_file`` is absent, empty, or has a name twice or one that is no image.
     """
 
     def __init__(
-        self, data_root: str, data_prefix: str = 'train', metainfo: dict | None = None, **kwargs
+        self,
+        data_root: str,
+        data_prefix: str = 'train',
+        metainfo: dict | None = None,
+        ann_file: str = '',
+        **kwargs,
     ) -> None:
         metainfo = dict(metainfo or {})
         metainfo.setdefault('classes', find_classes(data_root))
         super().__init__(
-            ann_file='', data_root=data_root, data_prefix=data_prefix, metainfo=metainfo, **kwargs
+            ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, metainfo=metainfo,
+            **kwargs,
         )
 
     def load_data_list(self) -> list[dict]:
         """Lists [dict(img_path, gt_label)]."""
-        samples = list_class_files(self.img_prefix, self.CLASSES)
+        samples = list_class_files(self.img_prefix, self.CLASSES, self.ann_file)
         return [dict(img_path=path, gt_label=label) for path, label in samples]

@@ -28,11 +28,14 @@ class SegFolder(BaseDataset):
             and pipelines follow (:func:`vpt_dense.ignore_index.place`).
         reduce_zero_label: Whether label 0 is left out too and 1 becomes the first class, as in
             ADE20K.
+        ann_file: A text file, relative to ``data_root``, with the names of the images to take, one
+            a line, relative to the folder of images, with or without suffix. Without it all.
         **kwargs: See ``mmengine.dataset.BaseDataset``.
 
     Raises:
         UserError: The classes are not given, the palette has another length, a folder is absent or
-            empty, or an image has no mask.
+            empty, an image has no mask, or ``ann_file`` is absent, empty, or has a name twice or
+            one that is no image.
     """
 
     METAINFO: dict = {}
@@ -45,6 +48,7 @@ class SegFolder(BaseDataset):
         seg_map_suffix: str | Sequence[str] = MASK_SUFFIXES,
         ignore_index: int = 255,
         reduce_zero_label: bool = False,
+        ann_file: str = '',
         **kwargs,
     ) -> None:
         metainfo = dict(metainfo or {})
@@ -66,12 +70,16 @@ class SegFolder(BaseDataset):
         metainfo |= dict(label_map=None, reduce_zero_label=reduce_zero_label)
         if data_prefix is None:
             data_prefix = dict(img_path='images', seg_map_path='annotations')
-        super().__init__(metainfo=metainfo, data_prefix=dict(data_prefix), **kwargs)
+        super().__init__(
+            ann_file=ann_file, metainfo=metainfo, data_prefix=dict(data_prefix), **kwargs
+        )
 
     def list_pairs(self) -> tuple[list[tuple[str, str | None]], list[str]]:
         """Lists [(image, its mask or None)] and the masks without an image."""
         masks = self.data_prefix.get('seg_map_path')
-        return pair_files(self.data_prefix['img_path'], masks, self.img_suffix, self.seg_map_suffix)
+        return pair_files(
+            self.data_prefix['img_path'], masks, self.img_suffix, self.seg_map_suffix, self.ann_file
+        )
 
     def load_data_list(self) -> list[dict]:
         """Lists the samples in the form of mmseg's transforms."""

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from vpt_dense.arguments import check_count
-from vpt_dense.config import leaf_datasets
 from vpt_dense.engine import seeding
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import TokenPrompt
 from vpt_dense.registry import HOOKS
+from vpt_dense.tree import leaf_datasets
 
 #: Patches that a k-means looks at, about.
 _PATCHES = 20_000

@@ -331,15 +331,24 @@ def _datasets(runner: Runner) -> list[tuple[str, Any]]:
 
 
 def _describe_data(dataset: Any) -> str:
+    """Return where the images of a data set are and how many; of one in parts, each part's."""
     number = f'{len(dataset):,} images'
-    # RepeatDataset and its like hold the data set they draw from.
-    while hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
+    parts = getattr(dataset, 'datasets', None)
+    if parts is not None:  # ConcatDataset
+        return f'{number}: {" + ".join(map(_describe_data, parts))}'
+    inner = getattr(dataset, 'dataset', None)
+    if inner is not None:  # RepeatDataset and its like hold the data set they draw from
+        told = _describe_data(inner)
+        return told if len(inner) == len(dataset) else f'{type(dataset).__name__}, {number}: {told}'
     where = [getattr(dataset, 'data_root', None), getattr(dataset, 'ann_file', None)]
     prefix = getattr(dataset, 'data_prefix', None) or {}
     # mmengine has joined root and prefix already; images are what one looks for.
     path = prefix.get('img_path') or next((place for place in where if place), None)
-    return ', '.join([type(dataset).__name__, *([str(path)] if path else []), number])
+    listed = getattr(dataset, 'ann_file', None)
+    told = [str(path)] if path else []
+    if listed and listed != path:
+        told.append(f'listed in {listed}')
+    return ', '.join([type(dataset).__name__, *told, number])
 
 
 def _weights(runner: Runner) -> str:

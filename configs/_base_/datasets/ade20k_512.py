@@ -1,5 +1,6 @@
 # ADE20K scene parsing (SceneParse150), crops of 512x512; docs/datasets.md says where to get it.
-# `dataset` is what all splits have in common; a leaf that changes it changes every split.
+# `dataset` is what all splits have in common; a leaf that changes it changes every split, but for
+# what the data set of a dataloader says itself.
 dataset = dict(type='ADE20KDataset', data_root='data/ade/ADEChallengeData2016')
 crop_size = (512, 512)
 train_pipeline = [
