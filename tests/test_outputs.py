@@ -1,16 +1,25 @@
 """What tools and runs write: nothing that is there already is overwritten or deleted unasked."""
 
+import contextlib
+import json
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mmengine import Config
+from test_checkpoints import train
 from test_deltas import classifier, save_base
-from tool_helpers import run_tool
+from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT
 
-from vpt_dense import files
+from vpt_dense import files, outputs
+from vpt_dense.errors import UserError
 from vpt_dense.weights import deltas, stored_config
 
 
@@ -102,3 +111,156 @@ def test_a_folded_config_knows_nothing_of_the_training(capfd, tmp_path, monkeypa
         # From here the data are still found.
         assert found.test_dataloader.dataset.data_root == '../data'
         assert found.test_dataloader.dataset.data_prefix.img_path == 'images/validation'
+
+
+# --- work folders ----------------------------------------------------------------------------
+
+HOLD = """
+import os, sys, time
+from vpt_dense import outputs
+lock = outputs.FolderLock(sys.argv[1])
+if sys.argv[2:] and os.fork() == 0:  # as a loader worker, which lives on for seconds
+    os.close(1)
+    time.sleep(30)
+    os._exit(0)
+print('held', flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def hold():
+    """Have another process lock a folder; call what is returned to kill it."""
+    holders = []
+
+    def start(folder: Path, *options: str) -> subprocess.Popen:
+        folder.mkdir(exist_ok=True)
+        holder = subprocess.Popen(
+            [sys.executable, '-c', HOLD, folder, *options], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        holders.append(holder)
+        return holder
+
+    yield start
+    for holder in holders:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(holder.pid, signal.SIGKILL)
+        holder.communicate()
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path, hold):
+    for options in ([], ['with a worker']):
+        holder = hold(tmp_path, *options)
+        assert holder.stdout.readline() == 'held\n'
+        told = (f'work_dir {tmp_path} is in use by process {holder.pid} on {socket.gethostname()}, '
+                'since .*; wait for it to end, or take another --work-dir')
+        for _ in range(2):  # having looked does not free it
+            with pytest.raises(UserError, match=told):
+                outputs.FolderLock(tmp_path)
+        holder.kill()
+        holder.wait()
+        lock = outputs.FolderLock(tmp_path)
+        assert f'process {os.getpid()} on' in (tmp_path / outputs.LOCK).read_text()
+        del lock
+
+
+def test_a_process_holds_a_folder_until_all_in_it_let_go(tmp_path, hold):
+    first, second = outputs.FolderLock(tmp_path), outputs.FolderLock(tmp_path / '.')
+    del first
+    _, err = hold(tmp_path).communicate()
+    assert f'is in use by process {os.getpid()} on' in err
+    del second
+    assert hold(tmp_path).stdout.readline() == 'held\n'
+
+
+def test_where_there_are_no_locks_that_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise OSError(37, 'No locks available')
+
+    monkeypatch.setattr(outputs.fcntl, 'lockf', refuse)
+    assert outputs.FolderLock(tmp_path)
+    assert 'run.lock cannot be locked (No locks available)' in capsys.readouterr().err
+
+
+def test_nobody_enters_a_folder_in_which_a_run_is_live(capfd, tmp_path, hold):
+    leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
+    work = tmp_path / 'work'
+    assert run_tool(capfd, 'train', leaf).code == 0
+    holder = hold(work)  # what has ended has let go
+    assert holder.stdout.readline() == 'held\n'
+    (work / 'leaf.py').write_text("the live run's")
+    before = sorted(work.rglob('*'))
+    for tool, more in (('train', []), ('train', ['--resume']), ('test', [work / 'iter_2.pth'])):
+        done = run_tool(capfd, tool, leaf, *more)
+        assert done.code == 2 and len(done.err.strip().splitlines()) == 1, done.err
+        assert f'work_dir {work} is in use by process {holder.pid} on ' in done.err
+    assert sorted(work.rglob('*')) == before
+    assert (work / 'leaf.py').read_text() == "the live run's"
+    other = ['--work-dir', tmp_path / 'other']
+    assert run_tool(capfd, 'test', leaf, work / 'iter_2.pth', *other).code == 0
+
+
+REPORT = dict(custom_hooks=[dict(type='vpt_dense.ReportHook')])
+
+
+def test_a_finished_run_is_kept_when_another_trains_in_its_folder(tmp_path):
+    train(tmp_path, 3, hook=dict(save_best='a', rule='greater'), **REPORT)
+    own = {
+        'params.json', 'evaluations.json', 'summary.json', 'last_checkpoint', 'best_a_iter_2.pth',
+        *(f'iter_{i}.pth' for i in (1, 2, 3)),
+    }  # fmt: skip
+    kept = {name: (tmp_path / name).read_bytes() for name in own}
+    # One may start from what lies there, too.
+    second = train(tmp_path, 2, load_from=str(tmp_path / 'iter_3.pth'), **REPORT)
+    aside = tmp_path / f'before_{second.timestamp}'
+    assert {file.name: file.read_bytes() for file in aside.iterdir()} == kept
+    assert not {'iter_3.pth', 'best_a_iter_2.pth'} & {file.name for file in tmp_path.iterdir()}
+    log = next(Path(second.log_dir).glob('*.log')).read_text()
+    assert f'of an earlier run, now in {aside}: params.json, evaluations.json' in log
+    # What goes on stays where it is, and what other runs have left as well.
+    train(tmp_path, 3, resume=True, **REPORT)
+    assert {file.name for file in tmp_path.glob('before_*')} == {aside.name}
+    records = json.loads((tmp_path / 'evaluations.json').read_text())
+    assert [record['iter'] for record in records] == [1, 2, 3]
+
+
+def test_results_of_several_tests_are_kept(capfd, tmp_path):
+    leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
+    work = tmp_path / 'work'
+    assert run_tool(capfd, 'train', leaf).code == 0
+    params = (work / 'params.json').read_bytes()
+    found = []
+    for i in (1, 2):
+        more = ['--cfg-options', 'model.backbone.prompt.dropout=0.3']
+        done = run_tool(capfd, 'test', leaf, work / f'iter_{i}.pth', *more)
+        assert (done.code, done.err) == (0, '')
+        found.append((work / 'test.json').read_bytes())
+    aside, = work.glob('before_*')
+    assert [file.name for file in aside.iterdir()] == ['test.json']
+    assert (aside / 'test.json').read_bytes() == found[0] != found[1]
+    assert (work / 'params.json').read_bytes() == params
+
+
+def test_evaluations_of_another_run_are_not_taken(tmp_path):
+    """They lay beside the checkpoint, of the same iterations."""
+    for name in ('one', 'two'):
+        train(tmp_path / name, 2, hook=dict(save_best='a', rule='greater'), **REPORT)
+    meta = {name: files.read(tmp_path / name / 'iter_2.pth')['meta'] for name in ('one', 'two')}
+    records = {name: json.loads((tmp_path / name / 'evaluations.json').read_text())
+               for name in ('one', 'two')}
+    for name in meta:
+        assert {record['run_id'] for record in records[name]} == {meta[name]['run_id']}
+        summary = json.loads((tmp_path / name / 'summary.json').read_text())
+        assert summary['run_id'] == meta[name]['run_id'] and summary['earlier_run_ids'] == []
+    assert meta['one']['run_id'] != meta['two']['run_id']
+    shutil.copy(tmp_path / 'one/evaluations.json', tmp_path / 'two')
+    train(tmp_path / 'two', 3, resume=True, **REPORT)
+    found = json.loads((tmp_path / 'two/evaluations.json').read_text())
+    # Nothing of the other run; the validation of iteration 2 has been made up for, as it lacked.
+    after = files.read(tmp_path / 'two/iter_3.pth')['meta']
+    assert [(r['iter'], r['run_id']) for r in found] == [
+        (2, meta['two']['run_id']), (3, after['run_id'])]
+    assert after['earlier_run_ids'] == [meta['two']['run_id']]
+    train(tmp_path / 'two', 4, resume=True, **REPORT)
+    found = json.loads((tmp_path / 'two/evaluations.json').read_text())
+    assert [record['iter'] for record in found] == [2, 3, 4]

@@ -150,7 +150,7 @@ def find_last(folder: str | Path, warn: Callable[[str], None] = _warn) -> str:
     faults = []
     named, lost = _follow(folder, faults)
     elsewhere = {named.parent} - {Path()} if named else set()  # out_dir of the checkpoint hook
-    numbered, best = _list({folder, *elsewhere})
+    numbered, best = list_in({folder, *elsewhere})
     if named and not lost:
         numbered = {named: 0, **numbered}  # the first to be tried
     found = _choose(numbered, best, faults, lost)
@@ -180,7 +180,7 @@ def verify(path: str) -> None:
     try:
         files.verify(path)
     except UserError as error:
-        numbered, best = _list({Path(path).expanduser().parent})
+        numbered, best = list_in({Path(path).expanduser().parent})
         found = _choose(numbered, best, [], True)
         beside = f'; the newest good one beside it is {found}' if found else ''
         raise UserError(f'{error}{beside}') from error
@@ -209,7 +209,7 @@ def _follow(folder: Path, faults: list[str]) -> tuple[Path | None, bool]:
     return named, False
 
 
-def _list(folders: set[Path]) -> tuple[dict[Path, int], dict[Path, int]]:
+def list_in(folders: set[Path]) -> tuple[dict[Path, int], dict[Path, int]]:
     """Numbered checkpoints and best ones with their numbers, highest first."""
     found = ({}, {})
     for file in (file for folder in folders for file in folder.glob('*.pth')):

@@ -1,14 +1,16 @@
 """mmengine's runner, safe with files and at home on machines without a GPU."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import mmengine
 import torch
 from mmengine.dataset import Compose
+from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
@@ -20,7 +22,7 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vpt_dense import files, logging, params, preemption
+from vpt_dense import files, logging, outputs, params, preemption
 from vpt_dense.engine import checkpoints, distributed, loops, resuming, seeding
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import accumulation_hook
@@ -87,6 +89,7 @@ class Runner(_Runner):
       the config is told, holds, or is refused (:mod:`vpt_dense.engine.resuming`).
     - Checkpoints leave out the frozen tensors that come from pretrained weights, and find them
       again when they are loaded (:mod:`vpt_dense.weights.deltas`).
+    - A ``work_dir`` in which another process runs is refused.
     - Errors in data pipelines name the file.
     """
 
@@ -98,6 +101,47 @@ class Runner(_Runner):
         if self.distributed and not torch.cuda.is_available():
             distributed.set_up_cpu(self.launcher)
         super().setup_env(env_cfg)
+        self._lock_work_dir()
+
+    _lock: outputs.FolderLock | None = None  # of the first process
+    _locked = False
+
+    def _lock_work_dir(self) -> None:
+        """See to it that no other process writes to ``work_dir``.
+
+        Raises:
+            UserError: In all processes, if another run does.
+        """
+        refused = [None]
+        if get_rank() == 0:
+            try:
+                self._lock = outputs.FolderLock(self._work_dir)
+            except UserError as error:
+                refused = [str(error)]
+        broadcast_object_list(refused)
+        if refused[0]:
+            raise UserError(refused[0])
+        self._locked = True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock for as long as something runs."""
+        if not self._locked:  # this runner has trained, validated or tested before
+            self._lock_work_dir()
+        try:
+            yield
+        finally:
+            self._lock, self._locked = None, False
+
+    def val(self) -> dict:
+        """Validate, alone in ``work_dir``."""
+        with self._alone():
+            return super().val()
+
+    def test(self) -> dict:
+        """Test, alone in ``work_dir``."""
+        with self._alone():
+            return super().test()
 
     def build_logger(self, *args, **kwargs):
         """Build the logger; its console stays quiet while the rest is built."""
@@ -183,7 +227,8 @@ class Runner(_Runner):
             self.register_hook(SeedHook())
             self.register_hook(accumulation_hook.AccumulationHook())
             self.register_hook(MissedValidationHook())
-        return super().train()
+        with self._alone():
+            return super().train()
 
     def _starts_heads(self) -> bool:
         """Whether `load_from` gives this training all but its heads."""

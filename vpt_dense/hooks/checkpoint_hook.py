@@ -6,10 +6,12 @@ from collections import deque
 from pathlib import Path
 
 from mmengine.dist import is_main_process, master_only
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.runner import Runner
 
-from vpt_dense import files
+from vpt_dense import files, outputs
+from vpt_dense.engine import checkpoints
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.registry import HOOKS
 
@@ -24,7 +26,9 @@ class CheckpointHook(_CheckpointHook):
     - After a resume it knows what is kept, from whichever file the run goes on and wherever its
       folder was moved to.
     - The best checkpoint holds the state of the schedules too, so that one can go on from it.
-    - What killed processes left unfinished is removed when training starts.
+    - What killed processes left unfinished is removed when training starts. Checkpoints of an
+      earlier run that this one, not going on there, would write over go into a folder
+      ``before_TIME``.
 
     :class:`vpt_dense.engine.runner.Runner` takes it wherever a config says ``CheckpointHook``.
     """
@@ -50,6 +54,14 @@ class CheckpointHook(_CheckpointHook):
         # Another run's checkpoint says nothing about what is in this folder.
         start = runner._load_from if runner._resume else None
         resumed = bool(start) and Path(start).resolve().parent == folder.resolve()
+        if not resumed and is_main_process() and isinstance(self.file_backend, LocalBackend):
+            now = runner.epoch if self.by_epoch else runner.iter
+            earlier = [
+                file for found in checkpoints.list_in({folder}) for file, step in found.items()
+                if step > now
+            ]  # what this run could write over
+            pointer = Path(runner.work_dir, 'last_checkpoint')
+            outputs.put_aside([*earlier, pointer], folder, runner)
         self._outdated: list[str] = hub.get_info('outdated_ckpts', []) if resumed else []
         self.keep_ckpt_ids: deque[int] = deque(
             step for step in kept if resumed and (folder / self.filename_tmpl.format(step)).exists()

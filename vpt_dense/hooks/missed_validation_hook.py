@@ -22,6 +22,12 @@ class MissedValidationHook(Hook):
 
     priority = 'LOWEST'  # the other hooks must be ready to train: best checkpoint, reports
 
+    _run_id: str | None = None
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Learn whose checkpoint it is: evaluations of others do not count."""
+        self._run_id = (checkpoint.get('meta') or {}).get('run_id')
+
     def before_train(self, runner: Runner) -> None:
         """Validate if need be."""
         if not runner._resume or runner.val_loop is None or not _is_due(runner):
@@ -30,7 +36,10 @@ class MissedValidationHook(Hook):
         done = [False]
         if runner.rank == 0 and path.is_file():
             records = json.loads(path.read_text(encoding='utf-8'))
-            done = [any(record['iter'] == runner.iter for record in records)]
+            done = [any(
+                record['iter'] == runner.iter and record.get('run_id') == self._run_id
+                for record in records
+            )]
         broadcast_object_list(done)
         if not done[0]:
             runner.logger.info('making up for the validation at iteration %d', runner.iter)

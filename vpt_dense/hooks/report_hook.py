@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from vpt_dense import files, logging, params
+from vpt_dense import files, logging, outputs, params
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.memory import resident_peak
 from vpt_dense.registry import HOOKS
@@ -26,6 +27,8 @@ from vpt_dense.version import __version__
 # The metrics that a run is judged by when its CheckpointHook has no `save_best`; and their names
 # in a sentence.
 HEADLINES = {'mIoU': 'mIoU', 'accuracy/top1': 'accuracy'}
+#: What runs leave in a work folder; logs and pictures have folders of their own.
+RECORDS = ('params.json', 'evaluations.json', 'summary.json', 'test.json', 'val.json')
 FRAMEWORKS = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'timm')
 
 
@@ -37,13 +40,17 @@ class ReportHook(Hook):
     shows INFO again (:func:`vpt_dense.logging.loud`). Beside every evaluation: the metric with
     the number of trainable parameters. In ``work_dir``, each file replaced as a whole:
 
-    - ``params.json``: :func:`vpt_dense.params.report`; written before anything trains.
+    - ``params.json``: :func:`vpt_dense.params.report` of a training; before anything trains.
     - ``evaluations.json``: every validation of the training: iteration (epoch), metrics and
       results by class. A resumed run continues the file from the iteration it resumes at.
     - ``summary.json``, when training ends: config, method, metric, best and last validation,
       parameters, wall time, peak memory, versions, seed.
     - ``test.json`` or ``val.json``, when only that is run: config, method, checkpoint, metrics,
       results by class, parameters, versions.
+
+    What an earlier run has left there, and would be replaced, goes into a folder ``before_TIME``.
+    Every start of a process has an id, ``run_id``: the evaluations that it makes and the
+    checkpoints that it writes have it, so that nothing takes those of another run.
 
     The counts are also scalars of the visualizer (``params/prompt_trainable``, ...).
     """
@@ -55,6 +62,9 @@ class ReportHook(Hook):
         """Start with nothing reported."""
         self.report: dict[str, Any] = {}
         self.evaluations: list[dict[str, Any]] = []
+        self.run_id = uuid.uuid4().hex
+        self.earlier: list[str | None] = []  # of those that the run goes on from; None: unknown
+        self.loaded: str | None = None  # of the checkpoint that was loaded
         self.start_time = 0.0
         self.start_iter = 0
         self.peak_cuda = 0  # bytes
@@ -70,14 +80,17 @@ class ReportHook(Hook):
             return
         self.start_time = time.time()
         self.report = params.report(runner.model)
-        _write_json(_in_work_dir(runner, 'params.json'), self.report)
         runner.visualizer.add_scalars(_scalars(self.report))
         logging.loud(runner.logger)
         runner.logger.info('%s\n\n%s\n', _describe(runner), params.parts_table(runner.model))
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Take over the evaluations before the iteration that training resumes at."""
+        """Write the counts; take over the evaluations before the iteration that it resumes at."""
+        if not outputs.goes_on(runner):
+            folder = Path(runner.work_dir)
+            outputs.put_aside([folder / name for name in RECORDS], folder, runner)
+        _write_json(_in_work_dir(runner, 'params.json'), self.report)
         self.start_iter = runner.iter
         if self.start_iter:
             # Resumed, so the file lies beside the checkpoint, which may be another work_dir.
@@ -85,7 +98,26 @@ class ReportHook(Hook):
             path = Path(folder, 'evaluations.json')
             if path.is_file():
                 records = json.loads(path.read_text(encoding='utf-8'))
-                self.evaluations = [r for r in records if r['iter'] <= self.start_iter]
+                self.evaluations = [
+                    r for r in records
+                    if r['iter'] <= self.start_iter and r.get('run_id') in self.earlier
+                ]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Learn whose checkpoint it is."""
+        meta = checkpoint.get('meta') or {}
+        self.loaded = meta.get('run_id')
+        self.earlier = [*meta.get('earlier_run_ids', []), self.loaded] if runner._resume else []
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Say whose checkpoint it is."""
+        *earlier, own = self._ids(checkpoint['meta']['iter'])
+        checkpoint['meta'].update(run_id=own, earlier_run_ids=earlier)
+
+    def _ids(self, iteration: int) -> list[str | None]:
+        """Of all that have trained up to an iteration; the last one has made the weights."""
+        resumed_here = self.earlier and iteration == self.start_iter
+        return self.earlier if resumed_here else [*self.earlier, self.run_id]
 
     def _after_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         if torch.cuda.is_initialized():
@@ -96,6 +128,7 @@ class ReportHook(Hook):
         """Write the results of a validation and prepare its line."""
         if isinstance(runner._train_loop, BaseLoop):
             record = _position(runner) | {
+                'run_id': self._ids(runner.iter)[-1],
                 'metrics': metrics,
                 'per_class': _classes(runner._val_loop),
             }
@@ -133,7 +166,7 @@ class ReportHook(Hook):
         if self.evaluations:
             name, sign = _judged_by(runner, self.evaluations[-1]['metrics'])
             slim = [
-                {key: value for key, value in record.items() if key != 'per_class'}
+                {key: value for key, value in record.items() if key not in ('per_class', 'run_id')}
                 for record in self.evaluations
             ]
             last = slim[-1]
@@ -141,6 +174,8 @@ class ReportHook(Hook):
             best = max(scored, key=lambda r: sign * r['metrics'][name], default=None)
         summary = {
             **_identity(runner),
+            'run_id': self.run_id,
+            'earlier_run_ids': self.earlier,
             'metric': name,
             'best': best,
             'last': last,
@@ -161,11 +196,14 @@ class ReportHook(Hook):
         result = {
             **_identity(runner),
             'checkpoint': runner._load_from,
+            'run_id': self.loaded,
             'metrics': metrics,
             'per_class': _classes(runner._val_loop if split == 'val' else runner._test_loop),
             'params': self.report,
         }
-        _write_json(_in_work_dir(runner, f'{split}.json'), result)
+        path = Path(runner.work_dir, f'{split}.json')
+        outputs.put_aside([path], path.parent, runner)
+        _write_json(str(path), result)
 
     def _headline(self, runner: Runner, metrics: dict[str, Any] | None) -> str:
         trainable = f'{self.report["trainable"]:,} trainable'
