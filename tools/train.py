@@ -43,7 +43,7 @@ def main() -> None:
             cfg.resume, cfg.load_from = True, tooling.find_checkpoint(path, cfg.work_dir)
             tooling.say(f'resuming from {cfg.load_from}')
             break
-    tooling.start(cfg, 'train', cfg.load_from).train()
+    tooling.start(cfg, 'train', cfg.get('load_from')).train()
 
 
 if __name__ == '__main__':

@@ -1,16 +1,15 @@
 """Reading a config: parsed, checked for typos, and what is said once put where it is needed."""
 
-import ast
 import copy
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
-from vpt_dense import data_config, ignore_index, options
+from vpt_dense import config_files, data_config, ignore_index, options
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, heads, walk
@@ -48,7 +47,7 @@ def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None
         UserError: If the file is absent or broken, or a key in it or in ``cfg_options`` is not
             one that anything reads.
     """
-    cfg = _parse(path)
+    cfg = config_files.parse(path)
     _check_keys(cfg, path)
     if 'pretrained' in cfg:
         place_pretrained(cfg, _model_of_bases(Path(path)))
@@ -75,20 +74,6 @@ def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None
     return cfg
 
 
-def _parse(path: str) -> Config:
-    file = Path(path)
-    if not file.is_file():
-        names = [p.name for p in file.parent.glob('*.py')] if file.parent.is_dir() else []
-        raise UserError(f'config {path}: no such file{suggest(file.name, names)}')
-    try:
-        return Config.fromfile(path)
-    except SyntaxError as error:
-        raise UserError(f'config {path}: {error.msg} (line {error.lineno})') from error
-    except Exception as error:
-        reason = str(error.args[0]) if error.args else type(error).__name__
-        raise UserError(f'config {path}: {" ".join(reason.split())}') from error
-
-
 def _import(cfg: Config) -> None:
     try:
         import_modules_from_strings(**cfg.custom_imports)
@@ -102,56 +87,23 @@ def _import(cfg: Config) -> None:
 def _check_keys(cfg: Config, path: str) -> None:
     """Refuse a top-level key that nothing reads: the runner would ignore it without a word."""
     unknown = [key for key in cfg if key not in KEYS]
-    if not path.endswith('.py'):
-        unread = unknown
-    else:
-        files = [(file, *_names(file)) for file in _files(Path(path))]
-        read_anywhere = set().union(*(read for _, _, read in files))
-        # A config that a run has written is without bases and holds no other variable.
-        read_anywhere.add(_READ_ELSEWHERE)
-        unread = [key for key in unknown if key not in read_anywhere]
-        leaf, assigned, read = files[0]
-        for key in assigned - read - KEYS - {'_base_'}:
-            if key in read_anywhere and any(key in names for _, names, _ in files[1:]):
-                raise UserError(
-                    f"config {leaf}: '{key}' is a variable of a base config that was used up "
-                    'there: setting it here changes nothing; set the keys that it went into '
-                    f'({_uses(cfg, key)})'
-                )
+    files = [(file, *config_files.names(file)) for file in config_files.walk(Path(path))]
+    read_anywhere = set().union(*(read for _, _, read in files))
+    # A config that a run has written is without bases and holds no other variable.
+    read_anywhere.add(_READ_ELSEWHERE)
+    unread = [key for key in unknown if key not in read_anywhere]
+    leaf, assigned, read = files[0]
+    for key in assigned - read - KEYS - {'_base_'}:
+        if key in read_anywhere and any(key in names for _, names, _ in files[1:]):
+            raise UserError(
+                f"config {leaf}: '{key}' is a variable of a base config that was used up "
+                'there: setting it here changes nothing; set the keys that it went into '
+                f'({_uses(cfg, key)})'
+            )
     if unread:
         key = unread[0]
         hint = suggest(key, KEYS)
         raise UserError(f"config {path}: nothing reads the top-level key '{key}'{hint}")
-
-
-def _files(path: Path, seen: set[Path] | None = None) -> Iterator[Path]:
-    """The config file and, depth first, all its bases."""
-    seen = set() if seen is None else seen
-    if path.resolve() in seen:
-        return
-    seen.add(path.resolve())
-    yield path
-    for node in ast.parse(path.read_text(encoding='utf-8')).body:
-        targets = getattr(node, 'targets', [])
-        if len(targets) == 1 and getattr(targets[0], 'id', None) == '_base_':
-            bases = ast.literal_eval(node.value)
-            for base in [bases] if isinstance(bases, str) else bases:
-                if '::' not in base and base.endswith('.py'):
-                    yield from _files(path.parent / base, seen)
-
-
-def _names(path: Path) -> tuple[set[str], set[str]]:
-    """Names that a config file assigns and names that it reads, ``_base_.x`` included."""
-    assigned, read = set(), set()
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Name):
-            (assigned if isinstance(node.ctx, ast.Store) else read).add(node.id)
-        elif isinstance(node, ast.Attribute) and getattr(node.value, 'id', None) == '_base_':
-            read.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if '{{' in node.value:  # '{{_base_.x}}' and '{{ x }}'
-                read.update(node.value.replace('_base_.', ' ').strip('{} ').split())
-    return assigned, read
 
 
 def _check_option(cfg: Config, key: str) -> None:
@@ -357,19 +309,11 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
 
 def _model_of_bases(path: Path) -> dict:
     """``model`` as the base config has it that ``pretrained`` goes over; empty: none has it."""
-    for node in ast.parse(path.read_text(encoding='utf-8')).body if path.suffix == '.py' else ():
-        targets = getattr(node, 'targets', [])
-        if len(targets) != 1 or getattr(targets[0], 'id', None) != '_base_':
-            continue
-        bases = ast.literal_eval(node.value)
-        files = [path.parent / base for base in ([bases] if isinstance(bases, str) else bases)
-                 if '::' not in base]
-        parsed = [(file, Config.fromfile(file)) for file in files]
-        both = [file for file, cfg in parsed if 'pretrained' in cfg and 'model' in cfg]
-        if both:  # a leaf of a leaf
-            return _model_of_bases(both[0])
-        return next((cfg.model for _, cfg in parsed if 'model' in cfg), {})
-    return {}
+    parsed = [(file, config_files.parse(str(file))) for file in config_files.bases(path)]
+    both = [file for file, cfg in parsed if 'pretrained' in cfg and 'model' in cfg]
+    if both:  # a leaf of a leaf
+        return _model_of_bases(both[0])
+    return next((cfg.model for _, cfg in parsed if 'model' in cfg), {})
 
 
 def _overlay(new: dict, old: dict, untouched: dict | None) -> None:

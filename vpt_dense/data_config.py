@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
+from vpt_dense import config_files
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, leaf_datasets, placed_datasets, walk
@@ -182,14 +183,13 @@ def _join(path: tuple[str, ...]) -> str:
 
 def _layers(path: Path, above: tuple[ast.AST, ...] = ()) -> Iterator[_Layer]:
     """The files of a config that say something of dataloaders, the deepest first."""
-    tree = ast.parse(path.read_text(encoding='utf-8') if path.suffix == '.py' else '')
-    for base in Config._get_base_files(str(path)):
-        if '::' not in base:
-            yield from _layers(path.parent / base, (*above, tree))
+    tree = config_files.statements(path)
+    for base in config_files.bases(path):
+        yield from _layers(base, (*above, tree))
     names = {getattr(target, 'id', None) for node in tree.body if isinstance(node, ast.Assign)
              for target in node.targets}  # fmt: skip
-    if not above or path.suffix != '.py' or names & set(DATALOADERS):
-        yield _Layer(Config.fromfile(path, import_custom_modules=False), above)
+    if not above or names & set(DATALOADERS):
+        yield _Layer(config_files.parse(str(path)), above)
 
 
 def _says(tree: ast.AST, names: tuple[str, ...]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import mmengine
 import torch
 from mmengine.dataset import Compose
-from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.dist import broadcast_object_list, get_rank, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
@@ -295,6 +295,12 @@ class Runner(_Runner):
         parts = ', '.join(name.rstrip('.') for name in new)
         self.logger.info(f'loaded {filename}{parts and f"; new: {parts}"}')
         return checkpoint
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the config beside the logs, as Python whatever it came as: JSON has no tuples."""
+        name = Path(self.cfg.filename).stem if self.cfg.filename else self.timestamp
+        files.write_text(Path(self.work_dir, f'{name}.py'), self.cfg.pretty_text)
 
     @functools.cached_property
     def _config_text(self) -> str:

@@ -1,0 +1,245 @@
+"""The files of a config: the one that was named and all that it is based on, in three styles.
+
+Python with ``_base_``, JSON and YAML, in any mixture; and Python with ``with read_base():``, the
+style that mmengine calls lazy, where classes stand in place of their names.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import inspect
+import logging
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mmengine
+from mmengine import registry as mmengine_registry
+from mmengine.config import Config
+
+from vpt_dense.errors import UserError, suggest
+
+SUFFIXES = ('.py', '.json', '.yaml', '.yml')
+
+#: Arguments of transforms that must be tuples, which JSON does not have and YAML hides.
+_PAIRS = ('crop_size', 'scale', 'scale_factor', 'ratio_range')
+
+
+def parse(path: str) -> Config:
+    """Merge a config file and its bases.
+
+    Args:
+        path: The config file.
+
+    Returns:
+        All their keys, variables too, as plain data: a class is its name in a registry.
+
+    Raises:
+        UserError: If a file is absent, broken or its own base; the message names it.
+    """
+    files = walk(Path(path))
+    try:
+        # Left to itself mmengine takes an import above `_base_` for the other style, without bases.
+        cfg = Config.fromfile(path, lazy_import=False if _has_base(files[0]) else None)
+        scope = cfg.get('default_scope')
+        pairs = any(file.suffix != '.py' for file in files)
+        content = {
+            key: _plain(value, scope, pairs)
+            for key, value in cfg.items()
+            if key not in cfg._imported_names
+        }
+        return Config(content, cfg_text=cfg.text, filename=path)
+    except Exception as error:
+        known = {str(file.resolve()) for file in files}
+        places = [
+            f'{frame.filename}, line {frame.lineno}: '
+            for frame in traceback.extract_tb(error.__traceback__)
+            if str(Path(frame.filename).resolve()) in known
+        ]
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        if places and not isinstance(error, (UserError, NameError)):
+            reason = f'{type(error).__name__}: {reason}'
+        reason = f'{places[-1] if places else ""}{" ".join(reason.split())}'
+        raise UserError(f'config {path}: {reason}') from error
+
+
+def walk(path: Path, asked_by: tuple[Path, ...] = ()) -> list[Path]:
+    """A config file and, depth first, all its bases.
+
+    Args:
+        path: The file.
+        asked_by: The files that led to it.
+
+    Raises:
+        UserError: If one is absent, broken or its own base.
+    """
+    if not path.is_file():
+        folder = path.parent
+        there = list(folder.iterdir()) if folder.is_dir() else []
+        hint = suggest(path.name, [file.name for file in there if file.suffix in SUFFIXES])
+        if asked_by:
+            raise UserError(f'config {asked_by[-1]}: its base {path.resolve()} is no file{hint}')
+        raise UserError(f'config {path}: no such file{hint}')
+    if path.suffix not in SUFFIXES:
+        raise UserError(f'config {path}: the name of a config ends in {", ".join(SUFFIXES)}')
+    if asked_by and _has_base(path) and _is_lazy(asked_by[-1]):
+        raise UserError(
+            f'config {asked_by[-1]}: its base {path} has _base_, which a config that is read by '
+            'read_base() cannot take; write _base_ in both'
+        )
+    same = [file.resolve() for file in asked_by]
+    if path.resolve() in same:
+        circle = [*asked_by[same.index(path.resolve()) :], path]
+        raise UserError(f'config {asked_by[0]}: bases in a circle: {" -> ".join(map(str, circle))}')
+    found = [path]
+    for base in bases(path):
+        found += [file for file in walk(base, (*asked_by, path)) if file not in found]
+    return found
+
+
+def bases(path: Path) -> list[Path]:
+    """The files that a config file names as its bases.
+
+    Raises:
+        UserError: If the file is broken or names a package that is not there.
+    """
+    try:
+        if _is_lazy(path):
+            modules = Config._get_base_modules(_tree(path).body)
+            return [_module_file(module, path) for module in modules]
+        with _substituted(path) as copy:
+            names = Config._get_base_files(copy)
+        return [_base_file(name, path) for name in names]
+    except UserError:
+        raise
+    except Exception as error:  # of Python, JSON, YAML and the evaluation of `_base_`
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f'config {path}: {reason[0]}') from error
+
+
+def names(path: Path) -> tuple[set[str], set[str]]:
+    """Names that a config file assigns and names that it reads, ``_base_.x`` included."""
+    text = path.read_text(encoding='utf-8')
+    read = set(re.findall(r'\{\{\s*_base_\.(\w+)', text))
+    assigned = set()
+    for node in ast.walk(statements(path)):
+        if isinstance(node, ast.Name):
+            (assigned if isinstance(node.ctx, ast.Store) else read).add(node.id)
+        elif isinstance(node, ast.Attribute) and getattr(node.value, 'id', None) == '_base_':
+            read.add(node.attr)
+    if path.suffix != '.py':
+        for key, anchor in re.findall(r'^(\w+) *: *&(\w+)', text, re.MULTILINE):
+            if re.search(rf'\*{anchor}\b', text):  # YAML's way to say something once
+                read.add(key)
+    return assigned, read
+
+
+def statements(path: Path) -> ast.Module:
+    """The statements of a config file; the keys of JSON and YAML are assignments too."""
+    if path.suffix == '.py':
+        return _tree(path)
+    with _substituted(path) as copy:
+        content = mmengine.load(copy)
+    return ast.parse('\n'.join(f'{k} = {v!r}' for k, v in content.items() if k.isidentifier()))
+
+
+@contextlib.contextmanager
+def _substituted(path: Path) -> Iterator[str]:
+    """A copy of a file in which mmengine's ``{{ ... }}`` are replaced as it replaces them."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = str(Path(folder, f'config{path.suffix}'))
+        Config._substitute_predefined_vars(str(path.absolute()), copy)
+        logging.disable(logging.INFO)  # it will be told when the config is parsed
+        try:
+            Config._substitute_env_variables(copy, copy)
+        finally:
+            logging.disable(logging.NOTSET)
+        Config._pre_substitute_base_vars(copy, copy)
+        if path.suffix != '.py' and not isinstance(mmengine.load(copy), dict):
+            raise UserError(f'config {path}: it holds no keys and values')
+        yield copy
+
+
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding='utf-8'))
+    except SyntaxError as error:
+        raise UserError(f'config {path}: {error.msg} (line {error.lineno})') from error
+
+
+def _has_base(path: Path) -> bool:
+    """Whether a Python file assigns ``_base_``."""
+    return path.suffix == '.py' and any(
+        getattr(target, 'id', None) == '_base_'
+        for node in _tree(path).body
+        for target in getattr(node, 'targets', ())
+    )
+
+
+def _is_lazy(path: Path) -> bool:
+    """Whether a Python file gets its bases by ``with read_base():``."""
+    return path.suffix == '.py' and any(isinstance(node, ast.With) for node in _tree(path).body)
+
+
+def _base_file(name: str, path: Path) -> Path:
+    if '::' not in name:
+        return path.parent / name
+    try:
+        return Path(Config._get_cfg_path(name, str(path))[0])
+    except (ImportError, OSError, ValueError, AssertionError) as error:
+        package, _, rest = name.partition('::')
+        spec = importlib.util.find_spec(package)
+        file = Path(spec.origin).parent / '.mim/configs' / rest if spec and spec.origin else None
+        if file and file.is_file():  # mmengine knows its package by another name than pip
+            raise UserError(
+                f'config {path}: mmengine does not find the base {name}; write its path, {file}'
+            ) from error
+        raise UserError(f'config {path}: there is no base {name} ({error})') from error
+
+
+def _module_file(module: str, path: Path) -> Path:
+    """The file that ``from MODULE import`` means below ``with read_base():``."""
+    level = len(module) - len(module.lstrip('.'))
+    parts = module[level:].split('.')
+    if level:
+        folder = path.parent.joinpath(*['..'] * (level - 1))
+    else:
+        spec = importlib.util.find_spec(parts.pop(0))
+        if spec is None or not spec.origin:
+            raise UserError(f'config {path}: there is no package for the base {module}')
+        folder = Path(spec.origin).parent
+    return folder.joinpath(*parts).with_suffix('.py')
+
+
+def _plain(node: Any, scope: str | None, pairs: bool) -> Any:
+    """A copy with names in place of classes and, if asked for, tuples in place of ``_PAIRS``."""
+    if isinstance(node, dict):
+        found = {key: _plain(value, scope, pairs) for key, value in node.items()}
+        if pairs and 'type' in found:
+            for key in _PAIRS:
+                value = found.get(key)
+                if isinstance(value, list) and all(isinstance(n, (int, float)) for n in value):
+                    found[key] = tuple(value)
+        return found
+    if type(node) in (list, tuple):
+        return type(node)(_plain(item, scope, pairs) for item in node)
+    if inspect.isclass(node) or inspect.isfunction(node):
+        return _registered_name(node, scope) or f'{node.__module__}.{node.__qualname__}'
+    return node
+
+
+def _registered_name(wanted: Any, default_scope: str | None) -> str | None:
+    """The name that a config without classes would give to one."""
+    roots = [
+        item for item in vars(mmengine_registry).values()
+        if isinstance(item, mmengine_registry.Registry)
+    ]  # fmt: skip
+    for registry in [child for root in roots for child in (root, *root.children.values())]:
+        for name, known in registry.module_dict.items():
+            if known is wanted:
+                bare = registry.scope in ('mmengine', default_scope)
+                return name if bare else f'{registry.scope}.{name}'
+    return None
