@@ -515,7 +515,7 @@ def test_vapt_starts_with_zeros_behind_the_first_block():
     moved = {n for n, p in model.prompt.named_parameters() if p.grad.abs().sum() > 0}
     # Biases shift all channels of a token alike, which the norm takes away up to rounding.
     moved -= {f'mixes.{i}.bias' for i in range(3)}
-    assert moved == {'tokens', *(f'mixes.{i}.weight' for i in range(3))}  # the rest moves after them
+    assert moved == {'tokens', *(f'mixes.{i}.weight' for i in range(3))}  # then the rest
     with torch.no_grad():
         for parameter in model.prompt.parameters():
             parameter -= 1e-3 * parameter.grad.sign()
