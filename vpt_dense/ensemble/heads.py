@@ -140,7 +140,15 @@ class EnsembleClsHead(_Heads):
             feats: Features, each (k * B, C).
             data_samples: Of the B images; None: new ones.
         """
-        return self.members[0]._get_predictions(self(feats), data_samples)
+        found = []
+        for member, own in zip(self.members, self.features(feats), strict=True):
+            samples = data_samples and [sample and sample.clone() for sample in data_samples]
+            found.append(member.predict(own, samples))
+        for i, sample in enumerate(data_samples or found[0]):
+            score = sum(each[i].pred_score for each in found) / len(found)
+            found[0][i] = (sample or found[0][i]).set_pred_score(score).set_pred_label(
+                score.argmax(dim=0, keepdim=True).detach())
+        return found[0]
 
 
 @MODELS.register_module()

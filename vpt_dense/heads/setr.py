@@ -10,12 +10,14 @@ from abc import ABCMeta, abstractmethod
 
 import torch
 from mmseg.models import decode_heads
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss, accuracy
 from mmseg.models.losses.cross_entropy_loss import cross_entropy
 from mmseg.models.utils import Upsample, resize
 from torch import Tensor, nn
 
 from vpt_dense.heads.losses import upsampled_cross_entropy
+from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
 
 
@@ -25,6 +27,9 @@ class ClassifyFirst(metaclass=ABCMeta):
     A loss that is one plain ``CrossEntropyLoss`` is computed from the scores before their last
     upsampling, see :func:`vpt_dense.heads.losses.upsampled_cross_entropy`. With class weights, a
     sampler or other losses the upsampled scores are handed on as in mmseg.
+
+    A subclass with a ``forward``, ``cls_seg`` or ``loss_by_feat`` of its own gets them called where
+    mmseg calls them: what they replace is computed mmseg's way.
 
     Args:
         log_accuracy (bool): Report `acc_seg`, the pixel accuracy of every training batch in per
@@ -46,7 +51,20 @@ class ClassifyFirst(metaclass=ABCMeta):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, H, W)."""
+        if not self.upsamples_last():
+            return super().forward(inputs)  # mmseg's
         return self.last_upsampling()(self.small_scores(inputs))
+
+    def upsamples_last(self) -> bool:
+        """Whether the scores are :meth:`small_scores`, upsampled."""
+        linear = (
+            type(self.conv_seg) is nn.Conv2d and self.conv_seg.kernel_size == (1, 1)
+            and (self.dropout is None or type(self.dropout) is nn.Dropout2d)
+        )
+        return (
+            linear and are_of(ClassifyFirst, self, 'forward')
+            and are_of(BaseDecodeHead, self, 'cls_seg')
+        )
 
     def loss(self, inputs: tuple[Tensor, ...], batch_data_samples: list, train_cfg: dict) -> dict:
         """Compute the losses, see :meth:`loss_by_feat`.
@@ -57,7 +75,8 @@ class ClassifyFirst(metaclass=ABCMeta):
             train_cfg: Not used.
         """
         plain = self._plain_cross_entropy()
-        if plain is None:
+        ours = self.upsamples_last() and are_of(ClassifyFirst, self, 'loss_by_feat')
+        if plain is None or not ours:
             return super().loss(inputs, batch_data_samples, train_cfg)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
         scores, upsampling = self.small_scores(inputs), self.last_upsampling()

@@ -5,6 +5,7 @@ from mmseg.models.utils import Upsample
 from torch import Tensor
 
 from vpt_dense.heads.setr import ClassifyFirst
+from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
 
 
@@ -20,6 +21,10 @@ class SmallLoss(ClassifyFirst):
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, h, w)."""
         return self.small_scores(inputs)
+
+    def upsamples_last(self) -> bool:
+        """See :meth:`ClassifyFirst.upsamples_last`."""
+        return are_of(SmallLoss, self, 'forward')
 
     def small_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`ClassifyFirst.small_scores`."""

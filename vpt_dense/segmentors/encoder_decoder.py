@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpt_dense.errors import suggest
 from vpt_dense.heads.setr import ClassifyFirst
+from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
 
 _TEST_KEYS = ('mode', 'crop_size', 'stride', 'windows_per_batch')
@@ -212,11 +213,12 @@ class EncoderDecoder(segmentors.EncoderDecoder):
             one is the window's.
         """
         predicts_plainly = (
-            type(self).encode_decode is segmentors.EncoderDecoder.encode_decode
-            and type(self.decode_head).predict is BaseDecodeHead.predict
-            and type(self.decode_head).predict_by_feat is BaseDecodeHead.predict_by_feat
+            are_of(segmentors.EncoderDecoder, self, 'encode_decode')
+            and isinstance(self.decode_head, BaseDecodeHead)
+            and are_of(BaseDecodeHead, self.decode_head, 'predict', 'predict_by_feat')
         )
-        upsamples_last = type(self.decode_head).forward is ClassifyFirst.forward
+        upsamples_last = (
+            isinstance(self.decode_head, ClassifyFirst) and self.decode_head.upsamples_last())
         size = torch.Size((rows.window, columns.window))  # this type tells mmseg's heads: a window
         windows = [(i, y, x) for i in range(len(inputs)) for y in rows.starts
                    for x in columns.starts]

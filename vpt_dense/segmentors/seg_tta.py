@@ -7,6 +7,7 @@ from mmengine.structures import PixelData
 from mmseg.models import segmentors
 from torch import Tensor, nn
 
+from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
 from vpt_dense.segmentors.encoder_decoder import EncoderDecoder
 
@@ -26,7 +27,11 @@ class SegTTAModel(segmentors.SegTTAModel):
     Different from mmseg: images of a batch may differ in size; a data sample is that of an
     image's first version, without ``seg_logits`` (mmseg leaves those of the last version there);
     the sum is float32 at least; a model with a single channel gets its sigmoid once, not twice.
-    ``merge_preds`` is not used.
+
+    Where a subclass, of this class or of the segmentor, has a method of its own in place of one
+    that this way leaves out (``merge_preds``; ``predict``, ``slide_inference``,
+    ``postprocess_result``, ...), mmseg's way is taken: one version after the other passes the
+    segmentor's ``test_step``, and :meth:`merge_preds` merges them.
 
     Args:
         module (dict | nn.Module): A :class:`vpt_dense.segmentors.EncoderDecoder`.
@@ -55,10 +60,40 @@ class SegTTAModel(segmentors.SegTTAModel):
             A data sample for each image, with ``pred_sem_seg`` (1, height, width) at the original
             size.
         """
+        if not self._is_ours():
+            return super().test_step(data)
         probabilities, samples = self.average(data)
         for scores, sample in zip(probabilities, samples, strict=True):
             sample.set_data(dict(pred_sem_seg=PixelData(data=self.module.classify(scores))))
         return samples
+
+    def _is_ours(self) -> bool:
+        """Whether every method that :meth:`average` does without is the one that it stands for."""
+        left_out = ('test_step', 'forward', '_run_forward', 'predict', 'inference',
+                    'slide_inference', 'postprocess_result')
+        return (
+            are_of(SegTTAModel, self, 'merge_preds')
+            and are_of(EncoderDecoder, self.module, *left_out)
+        )
+
+    def merge_preds(self, data_samples_list: list[list]) -> list:
+        """Merge the predictions of all versions of each image.
+
+        Args:
+            data_samples_list: For each image the data samples of its versions, with ``seg_logits``
+                (classes, height, width); probabilities if there is but one channel.
+
+        Returns:
+            As :meth:`test_step`.
+        """
+        for versions in data_samples_list:
+            maps = [sample.seg_logits.data for sample in versions]
+            dtype = torch.promote_types(maps[0].dtype, torch.float32)
+            total = sum(
+                each.to(dtype).softmax(dim=0) if len(each) > 1 else each.to(dtype) for each in maps)
+            labels = self.module.classify(total / len(maps))
+            versions[0].set_data(dict(pred_sem_seg=PixelData(data=labels)))
+        return [versions[0] for versions in data_samples_list]
 
     def average(self, data: dict[str, list[list[Any]]]) -> tuple[list[Tensor], list]:
         """Average the probabilities of all versions of the images.
