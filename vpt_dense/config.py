@@ -179,6 +179,13 @@ def _get(cfg: Config, key: str) -> Any:
 # --- what is said once -----------------------------------------------------------------------
 
 
+def is_ours(cfg: Config) -> bool:
+    """Whether a config names a class of this package or imports it."""
+    names = [str(node.get('type')) for _, node in walk(cfg._cfg_dict, '')]
+    names += [str(name) for name in (cfg.get('custom_imports') or {}).get('imports') or ()]
+    return any(name.startswith('vpt_dense.') for name in names)
+
+
 def resolve(cfg: Config) -> None:
     """Put what a config says once into all the places that need it, in place.
 
@@ -186,6 +193,7 @@ def resolve(cfg: Config) -> None:
       :func:`place_pretrained`.
     - ``dataset``: what every split has in common goes into the data sets of every dataloader, which
       may say otherwise: see :func:`vpt_dense.data_config.place`.
+    - ``test_pipeline``, which mmseg's inference reads, is that of ``test_dataloader``.
     - The number of classes of every head is that of the training data: of ``dataset.classes``, or
       of the class folders found on disk for a ``vpt_dense.ImageFolder``.
     - ``ignore_index`` of the data: see :func:`vpt_dense.ignore_index.place`.
@@ -204,6 +212,7 @@ def resolve(cfg: Config) -> None:
     """
     place_pretrained(cfg)
     classes = data_config.place(cfg)
+    data_config.place_test_pipeline(cfg)
     if classes is not None:
         for head in heads(cfg.get('model')):
             head['num_classes'] = len(classes)

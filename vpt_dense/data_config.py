@@ -67,6 +67,24 @@ def place(cfg: Config) -> list[str] | None:
     return classes
 
 
+def place_test_pipeline(cfg: Config) -> None:
+    """Make ``test_pipeline``, which mmseg's inference reads, that of ``test_dataloader``, in place.
+
+    There a ``LoadImageFromFile`` comes before ``vpt_dense.LoadBands``, which normalises what that
+    has read: mmseg's inferencers look for it.
+    """
+    tests = leaf_datasets(cfg.get('test_dataloader'))
+    for dataset in tests:
+        pipeline = dataset.get('pipeline')
+        kinds = [kind_of(transform) for transform in pipeline or ()]
+        if 'LoadBands' in kinds and not any(kind.startswith('LoadImage') for kind in kinds):
+            reader = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='cv2')
+            at = kinds.index('LoadBands')
+            dataset['pipeline'] = [*pipeline[:at], ConfigDict(reader), *pipeline[at:]]
+    if tests and tests[0].get('pipeline'):
+        cfg.test_pipeline = copy.deepcopy(tests[0]['pipeline'])
+
+
 def _normal(dataset: dict, where: str) -> ConfigDict:
     """A copy with ``classes`` and ``palette`` where data sets take them: in ``metainfo``."""
     dataset = ConfigDict(copy.deepcopy(dict(dataset)))
@@ -186,9 +204,7 @@ def _layers(path: Path, above: tuple[ast.AST, ...] = ()) -> Iterator[_Layer]:
     tree = config_files.statements(path)
     for base in config_files.bases(path):
         yield from _layers(base, (*above, tree))
-    names = {getattr(target, 'id', None) for node in tree.body if isinstance(node, ast.Assign)
-             for target in node.targets}  # fmt: skip
-    if not above or names & set(DATALOADERS):
+    if not above or config_files.names(path)[0] & set(DATALOADERS):
         yield _Layer(config_files.parse(str(path)), above)
 
 

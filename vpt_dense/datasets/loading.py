@@ -18,7 +18,8 @@ class LoadBands(BaseTransform):
     because mmengine's data preprocessor takes 1 or 3 bands only: set ``model.data_preprocessor`` to
     ``mean=None, std=None`` and ``bgr_to_rgb=False`` (mmseg) or ``to_rgb=False`` (mmpretrain).
 
-    Reads ``img_path``; adds ``img`` (H, W, bands) float32, ``img_shape`` and ``ori_shape``.
+    Reads ``img_path``, or ``img`` as OpenCV reads it (``IMREAD_UNCHANGED``) where it is loaded
+    already; adds ``img`` (H, W, bands) float32, ``img_shape`` and ``ori_shape``.
 
     Args:
         mean: One figure a band, in the file's units (0 to 65535 for 16 bits). Their number is the
@@ -39,12 +40,22 @@ class LoadBands(BaseTransform):
         self.std = np.asarray(std, np.float32)
 
     def transform(self, results: dict) -> dict:
-        """Loads ``results['img_path']``."""
-        path = results['img_path']
-        img = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        """Loads ``results['img_path']`` or takes ``results['img']``."""
+        path = results.get('img_path', 'that was given')
+        img = results.get('img')
+        if img is None:
+            img = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        elif 'img_path' not in results and img.ndim == 3 and img.shape[2] == 3:
+            # mmpretrain's inferencers: of a path or of an array, they do not say.
+            if img.dtype == np.uint8:
+                raise ValueError(
+                    'LoadBands: the image may have been read as 3 bands of 8 bits, whatever the '
+                    'file holds; give the inferencer an array of its values in another type '
+                    '(cv2.imread(path, cv2.IMREAD_UNCHANGED).astype("float32"))'
+                )
         if img is None:
             raise ValueError(f'image {path} cannot be read')
-        img = img.reshape(*img.shape[:2], -1)  # (H, W, bands)
+        img = img.reshape(*img.shape[:2], -1).copy()  # (H, W, bands)
         if img.shape[2] != len(self.mean):
             raise ValueError(
                 f'image {path} has {img.shape[2]} bands, LoadBands expects {len(self.mean)}'

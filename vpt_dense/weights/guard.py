@@ -9,8 +9,14 @@ Our tools import this module, and so does reading any config of ours (``custom_i
 building a backbone of ours. What is left: an inferencer that is given a checkpoint and no config,
 in a program that has imported nothing of vpt_dense, reads the file as mmengine does. Such programs
 should ``import vpt_dense.weights.guard`` first.
+
+The same places see to it that a config of ours means there what it means to our tools: mmengine's
+``Runner.from_cfg`` resolves it (:func:`vpt_dense.config.resolve`); and heads that a checkpoint does
+not fit are refused where mmengine would leave them at their random start with a warning.
 """
 
+import copy
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -19,7 +25,9 @@ from urllib.parse import urlparse
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.runner import checkpoint as _mmengine
+from torch import nn
 
 from vpt_dense import files
 from vpt_dense.errors import UserError
@@ -99,7 +107,58 @@ def _fromstring(text: str, file_format: str) -> Config:
         ) from error
 
 
+def _load_state_dict(
+    module: nn.Module, state_dict: dict, strict: bool = False, logger: Any = None
+) -> None:
+    """In place of mmengine's, which inferencers call without ``strict``.
+
+    Raises:
+        UserError: If a model with parts of ours would keep random heads.
+    """
+    if not strict and any(type(m).__module__.startswith('vpt_dense.') for m in module.modules()):
+        own = module.state_dict()
+        wrong = [
+            f'{name} is {tuple(state_dict[name].shape)}, the model has {tuple(own[name].shape)}'
+            for name in own if name in state_dict and not name.startswith('backbone.')
+            and state_dict[name].shape != own[name].shape
+        ]  # fmt: skip
+        for head in ('decode_head.', 'head.'):
+            if any(name.startswith(head) for name in state_dict):
+                wrong += [
+                    f'it lacks {name}' for name in own
+                    if name.startswith(head) and name not in state_dict
+                    and not name.endswith('num_batches_tracked')
+                ]  # fmt: skip
+        if wrong:
+            raise UserError(
+                f'the checkpoint does not fit the model of the config: {wrong[0]} '
+                f'({len(wrong)} tensors); name the config that the run has written into its '
+                'work_dir: config files get their number of classes when our tools resolve them '
+                '(in Python: vpt_dense.config.load(path))'
+            )
+    _mmengine_load_state_dict(module, state_dict, strict, logger)
+
+
+def _init_runner(self: Runner, *args: Any, cfg: Any = None, **kwargs: Any) -> None:
+    """In place of ``Runner.__init__``, which ``Runner.from_cfg`` calls with the parts of a config.
+
+    ``from_cfg`` itself may have been looked up before the config was read, which imports this.
+    """
+    from vpt_dense import config
+
+    if isinstance(cfg, Config) and config.is_ours(cfg):
+        parts = [key for key, value in kwargs.items() if value is cfg.get(key)]
+        cfg = copy.deepcopy(cfg)
+        config.resolve(cfg)
+        kwargs.update((key, cfg.get(key)) for key in parts)
+    _mmengine_init_runner(self, *args, cfg=cfg, **kwargs)
+
+
 if Config.fromstring is not _fromstring:
     _mmengine_fromstring, Config.fromstring = Config.fromstring, staticmethod(_fromstring)
+    _mmengine_load_state_dict = _mmengine.load_state_dict
+    _mmengine_init_runner = Runner.__init__
+_mmengine.load_state_dict = _load_state_dict
+Runner.__init__ = functools.wraps(_mmengine_init_runner)(_init_runner)
 _mmengine._safe_torch_load = _load_file  # files of the object stores
 _mmengine.load_url = load_url  # http(s), and the model zoos that lead there
