@@ -1,5 +1,6 @@
 """Loading configs: what is said once reaches every place that needs it; the machine is heeded."""
 
+import sys
 from pathlib import Path
 from subprocess import CalledProcessError
 
@@ -11,9 +12,11 @@ from tool_helpers import write_leaf
 from torch._utils import ExceptionWrapper
 from utils import CONFIGS
 
-from vpt_dense import config, params, preflight, tree
+from vpt_dense import config, hub, params, preflight, tree
 from vpt_dense.engine import checkpoints
+from vpt_dense.engine.runner import NamingPipeline
 from vpt_dense.errors import UserError, explain, main
+from vpt_dense.weights import reading
 
 SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob('[!_]*/[!_]*.py'))
 
@@ -185,6 +188,24 @@ def test_the_exit_code_says_whose_error_it_is(error, code, capsys):
     with pytest.raises(SystemExit) as leave:
         main(tool)
     assert leave.value.code == code
+
+
+@pytest.mark.parametrize('error, told', [(ImportError, False), (NameError, False), (OSError, True)])
+def test_a_transform_that_is_broken_is_not_the_images_fault(error, told):
+    def broken(data):
+        raise error('x')
+
+    steps = NamingPipeline([broken])
+    with pytest.raises(UserError if told else error):
+        steps(dict(img_path='a.png'))
+
+
+def test_a_package_that_is_not_there_is_not_the_networks_fault(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(ImportError):
+        hub.pull('a/b', 'x.safetensors')
+    with pytest.raises(ImportError):
+        reading.read_state_dict('hf://a/b')
 
 
 def test_what_a_constructor_refuses_is_the_configs_fault(mmseg_scope, capsys):

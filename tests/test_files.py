@@ -232,6 +232,42 @@ def test_checksums_are_compared_once(tmp_path, monkeypatch):
     assert not hashed
 
 
+def _raises(error):
+    def load(*args, **kwargs):
+        raise error
+
+    return load
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        AttributeError("'tuple' object has no attribute '__module__'"),  # an older torch
+        TypeError('load() got an unexpected argument'),
+        ModuleNotFoundError("No module named 'x'"),
+        MemoryError(),
+        RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes'),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize('legacy', [False, True])
+def test_a_reader_that_fails_is_not_the_files_fault(tmp_path, monkeypatch, error, legacy):
+    path = tmp_path / 'iter_1.pth'
+    torch.save({'a': torch.ones(1)}, path, _use_new_zipfile_serialization=not legacy)
+    monkeypatch.setattr(torch, 'load', _raises(error))
+    with pytest.raises(type(error)) as caught:
+        files.read(path)
+    assert caught.value is error
+
+
+def test_a_torch_without_what_we_call_is_not_the_files_fault(tmp_path, monkeypatch):
+    path = tmp_path / 'iter_1.pth'
+    torch.save({'a': torch.ones(1)}, path)
+    monkeypatch.delattr(torch.serialization, 'safe_globals')
+    with pytest.raises(AttributeError, match='safe_globals'):
+        files.read(path)
+
+
 # --- writing that fails ----------------------------------------------------------------------
 
 

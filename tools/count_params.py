@@ -121,6 +121,8 @@ def main() -> None:
             if args.memory:
                 reports[path]['memory'] = memory.estimate(cfg)
         except Exception as error:
+            if not errors.is_plain(error):
+                raise
             raise errors.UserError(f'config {path}: {errors.explain(error)}') from error
     if args.json:
         json.dump(reports, sys.stdout, indent=2)

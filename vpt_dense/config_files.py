@@ -20,7 +20,7 @@ import mmengine
 from mmengine import registry as mmengine_registry
 from mmengine.config import Config
 
-from vpt_dense.errors import UserError, suggest
+from vpt_dense.errors import UserError, is_programs, suggest
 
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
@@ -53,6 +53,8 @@ def parse(path: str) -> Config:
         }
         return Config(content, cfg_text=cfg.text, filename=path)
     except Exception as error:
+        if is_programs(error) and not isinstance(error, (ImportError, NameError)):
+            raise
         known = {str(file.resolve()) for file in files}
         places = [
             f'{frame.filename}, line {frame.lineno}: '

@@ -216,6 +216,19 @@ def _being_built(error: BaseException) -> str | None:
     return found
 
 
+def is_programs(error: BaseException) -> bool:
+    """Whether the program or its installation failed, and not the file that it was reading.
+
+    What readers of files raise about a damaged one differs by library and version; a name that is
+    not there, a module that cannot be imported and memory that ran out say nothing about the file.
+    """
+    if isinstance(error, (AttributeError, TypeError)):
+        return _raised_in_package(error)
+    return isinstance(error, (ImportError, NameError, MemoryError)) or (
+        isinstance(error, RuntimeError) and 'memory' in str(error) and 'alloc' in str(error).lower()
+    )
+
+
 def _raised_in_package(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(_PACKAGE)

@@ -10,6 +10,7 @@ neither torch's archives nor safetensors notice every flipped bit by themselves.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, is_programs
 
 #: The one switch that lets a file execute code when it is read: set to 1 in the environment.
 ALLOW_PICKLE = 'VPT_DENSE_ALLOW_PICKLE'
@@ -277,6 +278,8 @@ def verify(path: str | Path) -> None:
         try:
             _verify_archive(file)
         except Exception as error:  # zipfile raises whatever it meets in a damaged file
+            if is_programs(error):
+                raise
             raise _damaged(path, error) from error
     else:  # a plain pickle of an old torch, without checksums; or zeros, as power failures leave
         read(path)
@@ -313,13 +316,13 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
                 "model's state dict, as .safetensors if its publisher has it (OpenAI's CLIP: "
                 'timm://vit_base_patch16_clip_quickgelu_224.openai)'
             )
-        from vpt_dense.unpickling import SAFE_GLOBALS
-
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(file, map_location=map_location, weights_only=True)
+        return _load(file, map_location)
     except UserError:
         raise
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
+        if is_programs(error):
+            raise
+        _check_reader()
         # The format before the present two, a tar archive, cannot be read without running code.
         if not isinstance(error, pickle.UnpicklingError) and 'legacy .tar' not in str(error):
             raise _damaged(path, error) from error
@@ -333,6 +336,21 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
             f'({_reason(error)}); get its tensors as .safetensors, or, if you trust whoever wrote '
             f'it with all that you may do on this machine, set {ALLOW_PICKLE}=1'
         ) from error
+
+
+def _load(file: Path | BinaryIO, map_location: Any) -> Any:
+    from vpt_dense.unpickling import SAFE_GLOBALS
+
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def _check_reader() -> None:
+    """Read a file that is sound: where that fails, the reader is at fault and raises."""
+    sound = io.BytesIO()
+    torch.save({'x': torch.zeros(1)}, sound)
+    sound.seek(0)
+    _load(sound, 'cpu')
 
 
 def _is_archive(file: Path) -> bool:

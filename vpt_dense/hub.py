@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt_dense import files, params
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, is_programs
 from vpt_dense.weights import deltas, stored_config
 from vpt_dense.weights.base import KEY, Base
 
@@ -45,15 +45,17 @@ def push(path: str, repo_id: str, private: bool = False) -> str:
             Path(folder, DELTA_FILE).write_bytes(Path(path).expanduser().read_bytes())
         Path(folder, CONFIG_FILE).write_text(delta['meta']['cfg'], encoding='utf-8')
         Path(folder, 'README.md').write_text(card(delta, repo_id), encoding='utf-8')
-        try:
-            from huggingface_hub import HfApi
+        from huggingface_hub import HfApi
 
+        try:
             api = HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
             api.create_repo(repo_id, private=private or None, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message='Upload a vpt_dense delta'
             )
         except Exception as error:  # what its network stack raises depends on its version
+            if is_programs(error):
+                raise
             raise _failed(f'cannot push to {repo_id}', error) from error
     return str(commit.commit_url)
 
@@ -72,13 +74,15 @@ def pull(repo_id: str, out: str, revision: str | None = None) -> None:
     if Path(out).suffix != '.safetensors':
         raise UserError(f'{out}: deltas are .safetensors files, give it that ending')
     _check_name(repo_id)
-    try:
-        from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download
 
+    try:
         found = hf_hub_download(
             repo_id, DELTA_FILE, revision=revision, endpoint=os.environ.get('HF_ENDPOINT')
         )
     except Exception as error:  # as above
+        if is_programs(error):
+            raise
         raise _failed(f'cannot pull {DELTA_FILE} from {repo_id}', error) from error
     try:
         _read(found)

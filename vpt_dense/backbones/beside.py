@@ -3,9 +3,15 @@
 from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from vpt_dense.adapters import Change
+
+#: Hooks that are on every module.
+_EVERYWHERE = (
+    torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks,
+    torch_module._global_backward_pre_hooks, torch_module._global_backward_hooks,
+)  # fmt: skip
 
 
 def beside(
@@ -76,7 +82,7 @@ def is_watched(modules: Iterable[nn.Module]) -> bool:
 def is_plain(linear: nn.Module) -> bool:
     """Whether weight and bias say all of a linear layer: none of its kin, and no hook on it."""
     hooked = _hooks_of(linear) or linear._backward_hooks or linear._backward_pre_hooks
-    return type(linear) is nn.Linear and not hooked and not _has_any_global_hook()
+    return type(linear) is nn.Linear and not hooked and not any(_EVERYWHERE)
 
 
 def _is_adapters(hook: Callable) -> bool:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from vpt_dense import files, logging, outputs, params, preemption
 from vpt_dense.engine import checkpoints, distributed, loops, resuming, seeding
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, is_programs
 from vpt_dense.hooks import accumulation_hook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.seed_hook import SeedHook
@@ -57,7 +57,7 @@ class NamingPipeline(Compose):
             raise
         except Exception as error:
             files = [data[key] for key in ('img_path', 'seg_map_path') if data.get(key)]
-            if not files:
+            if not files or is_programs(error):
                 raise
             reason = ' '.join(str(error).split()) or type(error).__name__
             reason = reason if len(reason) < 200 else f'{reason[:200]}...'

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vpt_dense import files
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, is_programs
 
 #: Keys under which training code wraps the tensors, undone from the outside in. The earlier one
 #: counts where there are several: a teacher is what DINO evaluates, and not its student.
@@ -164,6 +164,8 @@ def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
         try:
             return Path(hf_hub_download(filename=candidate, **request))
         except Exception as error:  # what its network stack raises depends on its version
+            if is_programs(error):
+                raise
             if type(error).__name__ != 'RemoteEntryNotFoundError':
                 raise _unreachable(address, error, 'copy the cache of such a machine (HF_HOME)') \
                     from error
@@ -181,6 +183,8 @@ def _from_web(address: str) -> Path:
     try:
         return download(address)
     except Exception as error:  # of urllib, of sockets
+        if is_programs(error):
+            raise
         raise _unreachable(address, error, 'put it into TORCH_HOME/hub/checkpoints') from error
 
 
@@ -203,6 +207,8 @@ def _mmengine(address: str) -> Any:
     except KeyError as error:
         raise UserError(f'{address}: mmengine knows no weights of this name') from error
     except Exception as error:  # of urllib, of a storage's client
+        if is_programs(error):
+            raise
         raise _unreachable(address, error, 'name that file') from error
 
 
