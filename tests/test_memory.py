@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 from utils import CONFIGS, ROOT, TINY_ARCH, in_scope, tiny_setr_overrides
 
-from vpt_dense import config, memory
+from vpt_dense import config, memory, recomputing
 from vpt_dense.errors import UserError
 
 #: Larger than 64x64, up to which PyTorch's upsampling copies what it gets.
@@ -39,6 +39,7 @@ CASES = {
         'model.backbone.with_cp': True,
         'optim_wrapper.clip_grad': dict(max_norm=1.0, _delete_=True)}),
     'lean': ('setr_vit-l_deep-bias', {'model.backbone.memory': 'lean'}),
+    'recomputed': ('setr_vit-l_deep', {'activation_checkpointing': ['backbone.layers']}),
     'amp': ('setr_vit-l_deep', AMP),
     'amp-lean-frozen-half': ('setr_vit-l_deep', {
         **AMP, 'model.backbone.memory': 'lean', 'model.backbone.frozen_dtype': 'bfloat16'}),
@@ -102,6 +103,7 @@ def measure(cfg) -> dict[str, int]:
     """
     in_scope(cfg.default_scope)
     model = MODELS.build(cfg.model).train()
+    recomputing.turn_on(model, cfg.get('activation_checkpointing', []))
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
     held = [*model.parameters(), *model.buffers()]
@@ -323,6 +325,7 @@ watcher = threading.Thread(target=watch)
 watcher.start()
 with DefaultScope.overwrite_default_scope(cfg.default_scope):
     model = MODELS.build(cfg.model).train()
+    recomputing.turn_on(model, cfg.get('activation_checkpointing', []))
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     for _ in range(2):
         image = torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8)

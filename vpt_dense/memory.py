@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vpt_dense import recomputing
 from vpt_dense.errors import UserError
 from vpt_dense.tree import leaf_datasets
 
@@ -90,6 +91,7 @@ def estimate(cfg: Config) -> dict[str, Any]:
         with FakeTensorMode(allow_non_fake_inputs=True), _Storages() as storages:
             with torch.device(device):  # `.to()` does not work on fake parameters
                 model = MODELS.build(cfg.model).train()
+            recomputing.turn_on(model, cfg.get(recomputing.KEY) or ())
             model.data_preprocessor.to(device)  # it moves the batch there
             optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
             size, size_from = image_size(cfg, model)

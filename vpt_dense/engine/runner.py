@@ -22,14 +22,18 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vpt_dense import files, logging, outputs, params, preemption
+from vpt_dense import files, logging, outputs, params, preemption, recomputing
 from vpt_dense.engine import checkpoints, distributed, loops, resuming, seeding
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.hooks import accumulation_hook
+from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.seed_hook import SeedHook
 from vpt_dense.version import __version__
 from vpt_dense.weights import deltas
+
+# mmengine's runner calls it by this name.
+mmengine.runner.runner.turn_on_activation_checkpointing = recomputing.turn_on
 
 
 class NamingPipeline(Compose):
@@ -89,6 +93,8 @@ class Runner(_Runner):
       the config is told, holds, or is refused (:mod:`vpt_dense.engine.resuming`).
     - Checkpoints leave out the frozen tensors that come from pretrained weights, and find them
       again when they are loaded (:mod:`vpt_dense.weights.deltas`).
+    - ``activation_checkpointing`` works where no input of a module requires a gradient
+      (:mod:`vpt_dense.recomputing`).
     - A ``work_dir`` in which another process runs is refused.
     - Errors in data pipelines name the file.
     """
@@ -210,8 +216,9 @@ class Runner(_Runner):
         return super().build_train_loop(loop)
 
     def train(self) -> nn.Module:
-        """Train; three hooks that are no choice see to it that a resumed run misses nothing.
+        """Train, with four hooks that are no choice.
 
+        Three see to it that a resumed run misses nothing, one names what trains without a gradient.
         A hook with a method ``check_model(model)`` may refuse the model before data are read.
         """
         self._trains = True
@@ -227,6 +234,7 @@ class Runner(_Runner):
             self.register_hook(SeedHook())
             self.register_hook(accumulation_hook.AccumulationHook())
             self.register_hook(MissedValidationHook())
+            self.register_hook(GradientHook())
         with self._alone():
             return super().train()
 
