@@ -171,3 +171,23 @@ def test_wheel_holds_the_whole_package(tmp_path):
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
     assert wheel.name.startswith(f'{config["metadata"]["name"].replace("-", "_")}-')
+
+
+@pytest.mark.parametrize('first', ['', 'import mmpretrain\n'])
+def test_mmpretrain_beside_pycocotools_and_new_transformers(tmp_path, first):
+    """Its multimodal models, imported with both, do not take the others with them."""
+    if int(importlib.metadata.version('transformers').partition('.')[0]) < 5:
+        pytest.skip('the multimodal models can be imported')
+    (tmp_path / 'pycocotools').mkdir()
+    info = tmp_path / 'pycocotools-2.0.11.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: pycocotools\nVersion: 2.0.11\n')
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import vpt_dense\n{first}'
+        'from mmengine.registry import DATASETS, MODELS\n'
+        'model = MODELS.build(dict(type="vpt_dense.ResNet", depth=18))\n'
+        'DATASETS.get("vpt_dense.ImageFolder")\n'
+        'try: MODELS.build(dict(type="mmpretrain.BlipCaption"))\n'
+        'except ImportError as error: print(type(model).__name__, error)'
+    )
+    assert re.search(r'^ResNet .* requires extra multi-modal dependencies', run_python(code), re.M)

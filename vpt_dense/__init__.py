@@ -5,6 +5,7 @@ its scoped name (``type='vpt_dense.PromptedVisionTransformer'``); :mod:`vpt_dens
 the module that holds it.
 """
 
+from vpt_dense import multimodal  # noqa: F401 - before anything imports mmpretrain
 from vpt_dense.version import __version__
 
 __all__ = ['__version__']
