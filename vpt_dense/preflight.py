@@ -292,7 +292,11 @@ def check_counting(cfg: Config) -> None:
         return
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]
-    parts = {f'param_scheduler.{i}': part for i, part in enumerate(schedulers)}
+    parts = {
+        f'param_scheduler.{i}': part for i, part in enumerate(schedulers)
+        # Those that follow a metric are stepped by validations; these bounds alone are counted.
+        if 'ReduceOnPlateau' not in str(part.get('type')) or {'begin', 'end'} & set(part)
+    }  # fmt: skip
     parts['default_hooks.checkpoint'] = (cfg.get('default_hooks') or {}).get('checkpoint')
     parts['log_processor'] = {'by_epoch': False, **(cfg.get('log_processor') or {})}
     for place, part in parts.items():

@@ -3,12 +3,43 @@
 from itertools import islice
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop as _EpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as _IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import DataLoader
 
 from vpt_dense.engine import seeding
+from vpt_dense.errors import UserError
+
+
+def check_loader(loader: DataLoader, by_epoch: bool) -> None:
+    """A training needs batches, and epochs an end.
+
+    Args:
+        loader: Of the training.
+        by_epoch: Whether the loop counts epochs.
+
+    Raises:
+        UserError: If there is no batch, or no end.
+    """
+    sampler = getattr(loader.batch_sampler, 'sampler', None)
+    if getattr(sampler, 'is_infinite', hasattr(sampler, 'skip')):
+        if by_epoch:
+            kind = type(getattr(sampler, 'sampler', sampler)).__name__
+            raise UserError(
+                f'train_dataloader.sampler: an epoch of the {kind} never ends, but train_cfg '
+                'counts epochs (EpochBasedTrainLoop); use DefaultSampler, or IterBasedTrainLoop'
+            )
+    elif len(loader) == 0:
+        images = len(loader.dataset) if sampler is None else len(sampler)
+        raise UserError(
+            f'train_dataloader.batch_size is {loader.batch_size}, but a process has {images} '
+            f'images ({len(loader.dataset)} in all, {get_world_size()} processes) and '
+            'drop_last=True leaves out batches that are not full: nothing would train; lower it, '
+            'or set train_dataloader.drop_last=False'
+        )
 
 
 class EpochBasedTrainLoop(_EpochBasedTrainLoop):
@@ -16,6 +47,10 @@ class EpochBasedTrainLoop(_EpochBasedTrainLoop):
 
     mmengine would begin that epoch again, so that a resumed run sees some images more often.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_loader(self.dataloader, by_epoch=True)
 
     def run_epoch(self) -> None:
         """Train for an epoch, or for what is left of it."""
@@ -57,6 +92,7 @@ class IterBasedTrainLoop(_IterBasedTrainLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_loader(self.dataloader, by_epoch=False)
         self.dataloader_iterator = _Batches(self.dataloader)
 
 

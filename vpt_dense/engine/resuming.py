@@ -75,7 +75,7 @@ def describe_optimizer(model: nn.Module, optim_wrapper: OptimWrapper | OptimWrap
     """
     known = {id(p): name for name, p in params.unwrap(model).named_parameters()}
     found = {}
-    for key, wrapper in _wrappers(optim_wrapper).items():
+    for key, wrapper in wrappers(optim_wrapper).items():
         parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
         names = {
             i: known.get(id(p), f'parameter {i}')
@@ -85,7 +85,8 @@ def describe_optimizer(model: nn.Module, optim_wrapper: OptimWrapper | OptimWrap
     return found
 
 
-def _wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
+def wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
+    """The wrappers of single optimizers by their names; where there is one, it is ''."""
     several = isinstance(optim_wrapper, OptimWrapperDict)
     return dict(optim_wrapper.items()) if several else {'': optim_wrapper}
 
@@ -121,7 +122,16 @@ def adapt(runner: Runner, checkpoint: dict, path: str) -> None:
     _check_optimizer(runner, checkpoint, old, new, path)
     for line in _compare(runner, checkpoint['meta'], old, new):
         runner.logger.warning(f'resuming: {line}')
-    same = _same_schedules(runner.param_schedulers, checkpoint.get('param_schedulers'))
+    now = describe_optimizer(runner.model, runner.optim_wrapper)
+    then = checkpoint.pop(OPTIMIZER_OF, now)
+    single = '' in now
+    states = checkpoint.get('optimizer')
+    states = {'': states} if single and states else states
+    same = _same_schedules(runner.param_schedulers, checkpoint.get('param_schedulers')) and all(
+        _same_starts(group, source)
+        for key, wrapper in wrappers(runner.optim_wrapper).items() if states
+        for group, source in _pairs(wrapper, states[key], then[key]['names'], now[key]['names'])
+    )  # fmt: skip
     if not same:
         checkpoint.pop('param_schedulers', None)
     if 'optimizer' not in checkpoint:
@@ -129,13 +139,9 @@ def adapt(runner: Runner, checkpoint: dict, path: str) -> None:
             f'{path} holds no state of the optimizer (momentum and the like): that starts anew'
         )
         return
-    now = describe_optimizer(runner.model, runner.optim_wrapper)
-    then = checkpoint.pop(OPTIMIZER_OF, now)
-    single = '' in now
-    states = {'': checkpoint['optimizer']} if single else checkpoint['optimizer']
     fitted = {
         key: _fit(wrapper, states[key], then[key]['names'], now[key]['names'], same)
-        for key, wrapper in _wrappers(runner.optim_wrapper).items()
+        for key, wrapper in wrappers(runner.optim_wrapper).items()
     }
     checkpoint['optimizer'] = fitted[''] if single else fitted
 
@@ -192,7 +198,8 @@ def _replay(runner: Runner, epoch_length: int) -> None:
                 if not scheduler.by_epoch or (epoch_length and step % epoch_length == 0):
                     scheduler.step()
         for scheduler in schedulers[-1:]:
-            rates = sorted(set(scheduler.get_last_value()))
+            groups = scheduler.optimizer.param_groups
+            rates = sorted({group[scheduler.param_name] for group in groups})
             runner.logger.warning(
                 f'resuming: {scheduler.param_name} goes on by the schedule of this config, at '
                 f'iteration {runner.iter}: {", ".join(f"{rate:.4g}" for rate in rates)}'
@@ -206,14 +213,46 @@ def _lists(schedulers: list | dict | None) -> list[list]:
 
 
 def _same_schedules(new: list | dict | None, old: list | dict | None) -> bool:
-    """Whether a checkpoint's schedules are those of this config, the rates they start from too."""
+    """Whether a checkpoint's schedules are those of this config.
+
+    One that follows a metric goes on to do so: its settings in ``old`` become those of this config.
+    """
     new, old = ([part for parts in _lists(side) for part in parts] for side in (new, old))
-    states = [[s if isinstance(s, dict) else s.state_dict() for s in side] for side in (new, old)]
+    states = [[s.state_dict() for s in new], old]
+    for theirs, state in zip(old, states[0], strict=False):
+        if 'monitor' in state and all(state[k] == theirs.get(k) for k in ('monitor', 'rule')):
+            theirs.update({key: value for key, value in state.items() if key not in _MOVING})
     fixed = [
         [{key: value for key, value in s.items() if key not in _MOVING} for s in side]
         for side in states
     ]
     return fixed[0] == fixed[1]
+
+
+def _pairs(
+    wrapper: OptimWrapper, state: dict, then: dict[int, str], now: dict[int, str]
+) -> list[tuple[dict, dict]]:
+    """The groups of a new optimizer, copied, each with that of a checkpoint: of the same parameter.
+
+    Args:
+        wrapper: This run's.
+        state: The checkpoint's.
+        then: Names of the parameters in ``state`` by their numbers.
+        now: Names in ``wrapper`` by their numbers.
+    """
+    sources = {then[i]: group for group in state['param_groups'] for i in group['params']
+               if i in then}  # fmt: skip
+    pairs = []
+    for group in wrapper.state_dict()['param_groups']:
+        first = next((now[i] for i in group['params'] if i in now), None)
+        pairs.append((dict(group), sources.get(first, {})))
+    return pairs
+
+
+def _same_starts(group: dict, source: dict) -> bool:
+    """Whether a group starts from the rates that it did; one in which nothing trains does."""
+    keys = [key for key in group if key.startswith('initial_')]
+    return not source or all(group[key] == source.get(key) for key in keys)
 
 
 def _fit(
@@ -222,33 +261,28 @@ def _fit(
     """An optimizer's state of a checkpoint as one of this config.
 
     Args:
-        wrapper: This run's.
-        state: The checkpoint's.
-        then: Names of the parameters in ``state`` by their numbers.
-        now: Names in ``wrapper`` by their numbers.
+        wrapper: As in :func:`_pairs`.
+        state: Likewise.
+        then: Likewise.
+        now: Likewise.
         same: Whether the schedules are the same; then the rates are those of the checkpoint.
 
     Returns:
         ``state`` with the numbers, the groups and the settings of ``wrapper``.
     """
-    own = wrapper.state_dict()
     numbers = {name: i for i, name in now.items()}
-    groups = [dict(group) for group in own['param_groups']]
-    sources = {then[i]: group for group in state['param_groups'] for i in group['params']
-               if i in then}  # fmt: skip
-    pairs = [(group, sources.get(now.get(next((i for i in group['params'] if i in now), None))))
-             for group in groups]  # fmt: skip
-    fitted = {**state, 'param_groups': groups}
+    pairs = _pairs(wrapper, state, then, now)
+    fitted = {**state, 'param_groups': [group for group, _ in pairs]}
     fitted['state'] = {numbers[then[i]]: s for i, s in state['state'].items() if i in then}
     base = copy.copy(wrapper.base_param_settings)  # the rate that is logged where there are many
     if base is not None:
         fitted['base_param_settings'] = base
-        pairs.append((base, state.get('base_param_settings')))
+        pairs.append((base, state.get('base_param_settings', {})))
     else:
         fitted.pop('base_param_settings', None)
     for group, source in pairs if same else ():
         scheduled = [key.removeprefix('initial_') for key in group if key.startswith('initial_')]
-        group.update({key: source[key] for key in scheduled if source and key in source})
+        group.update({key: source[key] for key in scheduled if key in source})
     return fitted
 
 

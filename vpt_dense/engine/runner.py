@@ -13,21 +13,24 @@ from mmengine.dataset import Compose
 from mmengine.dist import broadcast_object_list, get_rank, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
-from mmengine.registry import DATASETS
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, MODEL_WRAPPERS
 from mmengine.runner import BaseLoop, save_checkpoint
 from mmengine.runner import Runner as _Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmengine.utils import apply_to
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from vpt_dense import files, logging, outputs, params, preemption, recomputing
 from vpt_dense.engine import checkpoints, distributed, loops, resuming, seeding
 from vpt_dense.errors import UserError, is_programs
-from vpt_dense.hooks import accumulation_hook
+from vpt_dense.hooks import accumulation_hook, plateau_hook
 from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
+from vpt_dense.hooks.monitor_hook import MonitorHook
 from vpt_dense.hooks.seed_hook import SeedHook
 from vpt_dense.version import __version__
 from vpt_dense.weights import deltas
@@ -156,15 +159,26 @@ class Runner(_Runner):
         return logger
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes; without device ids when there is no CUDA."""
-        plain = model_wrapper_cfg is None and not is_model_wrapper(model)
-        if plain and self.distributed and not torch.cuda.is_available():
-            return MMDistributedDataParallel(
-                module=model,
-                device_ids=None,
-                broadcast_buffers=False,
-                find_unused_parameters=self.cfg.get('find_unused_parameters', False),
-            )
+        """Wrap the model for several processes; without device ids when there is no CUDA.
+
+        Raises:
+            UserError: If ``sync_bn`` asks for batch norm that needs CUDA.
+        """
+        if self.distributed and not is_model_wrapper(model) and not torch.cuda.is_available():
+            if self.cfg.get('sync_bn'):
+                raise UserError(
+                    "sync_bn makes batch norm over processes that needs CUDA; say norm_cfg=dict("
+                    "type='SyncBN') in the model, which becomes vpt_dense.CPUSyncBN here"
+                )
+            if model_wrapper_cfg is None:  # mmengine's settings
+                model_wrapper_cfg = dict(
+                    broadcast_buffers=False,
+                    find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+                )
+            kind = model_wrapper_cfg.get('type', 'MMDistributedDataParallel')
+            found = MODEL_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+            if found is not None and issubclass(found, DistributedDataParallel):
+                model_wrapper_cfg = {**model_wrapper_cfg, 'device_ids': None}
         return super().wrap_model(model_wrapper_cfg, model)
 
     @staticmethod
@@ -215,10 +229,36 @@ class Runner(_Runner):
                 )
         return super().build_train_loop(loop)
 
-    def train(self) -> nn.Module:
-        """Train, with four hooks that are no choice.
+    def build_param_scheduler(self, scheduler: object) -> list | dict:
+        """Build schedules; those that follow a metric work in loops over iterations too."""
+        return plateau_hook.build(self, scheduler, super().build_param_scheduler)
 
-        Three see to it that a resumed run misses nothing, one names what trains without a gradient.
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scale the learning rate by the images of an optimizer step / ``base_batch_size``.
+
+        mmengine's rule counts batch and processes; with ``accumulative_counts`` a step takes the
+        gradients of as many batches.
+        """
+        if not (auto_scale_lr and auto_scale_lr.get('enable')):
+            return
+        wrappers = resuming.wrappers(optim_wrapper).values()
+        counts = {wrapper._accumulative_counts for wrapper in wrappers}
+        if len(counts) > 1:
+            raise UserError(
+                'auto_scale_lr: the optimizers of optim_wrapper accumulate different numbers of '
+                'batches (accumulative_counts); set enable=False and their rates by hand'
+            )
+        (count,) = counts
+        base = auto_scale_lr['base_batch_size'] / count
+        super().scale_lr(optim_wrapper, {**auto_scale_lr, 'base_batch_size': base})
+        if count > 1:
+            self.logger.info(f'{count} batches are accumulated, which the scaling takes in')
+
+    def train(self) -> nn.Module:
+        """Train, with hooks that are no choice.
+
+        They see to it that a resumed run misses nothing, that nothing waits for a metric that is not
+        there, and name what trains without a gradient.
         A hook with a method ``check_model(model)`` may refuse the model before data are read.
         """
         self._trains = True
@@ -235,6 +275,8 @@ class Runner(_Runner):
             self.register_hook(accumulation_hook.AccumulationHook())
             self.register_hook(MissedValidationHook())
             self.register_hook(GradientHook())
+            self.register_hook(MonitorHook())
+            self.register_hook(plateau_hook.PlateauHook())
         with self._alone():
             return super().train()
 

@@ -7,6 +7,8 @@ from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.invalid_loss_hook import InvalidLossHook
 from vpt_dense.hooks.label_mapping_hook import LabelMappingHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
+from vpt_dense.hooks.monitor_hook import MonitorHook
+from vpt_dense.hooks.plateau_hook import PlateauHook
 from vpt_dense.hooks.preemption_hook import PreemptionHook
 from vpt_dense.hooks.prompt_start_hook import PromptStartHook
 from vpt_dense.hooks.report_hook import ReportHook
@@ -21,6 +23,8 @@ __all__ = [
     'InvalidLossHook',
     'LabelMappingHook',
     'MissedValidationHook',
+    'MonitorHook',
+    'PlateauHook',
     'PreemptionHook',
     'PromptStartHook',
     'ReportHook',

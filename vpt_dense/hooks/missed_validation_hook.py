@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 from mmengine.dist import broadcast_object_list
-from mmengine.hooks import Hook
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
+from vpt_dense.hooks.plateau_hook import FOLLOWED_AT, follow_metrics
 from vpt_dense.registry import HOOKS
 
 
@@ -15,35 +16,59 @@ class MissedValidationHook(Hook):
     """Validates after a resume if that was due at the checkpoint's iteration and did not happen.
 
     Checkpoints are saved before the validation of the same iteration; a run that is stopped in
-    between would go on without it, and miss its best checkpoint perhaps.
+    between would go on without it, and miss its best checkpoint perhaps. What follows a metric
+    (early stopping, ``ReduceOnPlateau``) gets the results that it had seen.
     ``evaluations.json`` beside the checkpoint tells whether it happened.
     :class:`vpt_dense.engine.runner.Runner` adds this hook to every training.
     """
 
     priority = 'LOWEST'  # the other hooks must be ready to train: best checkpoint, reports
 
-    _run_id: str | None = None
+    _run_ids: tuple[str | None, ...] = (None,)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Learn whose checkpoint it is: evaluations of others do not count."""
-        self._run_id = (checkpoint.get('meta') or {}).get('run_id')
+        meta = checkpoint.get('meta') or {}
+        self._run_ids = (*meta.get('earlier_run_ids', ()), meta.get('run_id'))
 
     def before_train(self, runner: Runner) -> None:
-        """Validate if need be."""
-        if not runner._resume or runner.val_loop is None or not _is_due(runner):
+        """Validate if need be; else tell the recorded results to what follows a metric."""
+        if not runner._resume or runner.val_loop is None:
             return
         path = Path(runner._load_from).parent / 'evaluations.json'
-        done = [False]
+        told = [[]]
         if runner.rank == 0 and path.is_file():
-            records = json.loads(path.read_text(encoding='utf-8'))
-            done = [any(
-                record['iter'] == runner.iter and record.get('run_id') == self._run_id
-                for record in records
-            )]
-        broadcast_object_list(done)
-        if not done[0]:
+            told = [json.loads(path.read_text(encoding='utf-8'))]
+        broadcast_object_list(told)
+        records = [
+            record for record in told[0]
+            if record['iter'] <= runner.iter and record.get('run_id') in self._run_ids
+        ]  # fmt: skip
+        for hook in runner.hooks:
+            if isinstance(hook, EarlyStoppingHook):
+                _count(hook, records, runner)
+        if not _is_due(runner):
+            return
+        done = [record for record in records if record['iter'] == runner.iter]
+        if not done:
             runner.logger.info('making up for the validation at iteration %d', runner.iter)
             runner.val_loop.run()
+        elif runner.message_hub.get_info(FOLLOWED_AT) != runner.iter:
+            # The checkpoint was saved before that validation.
+            for scheduler in follow_metrics(runner.param_schedulers):
+                scheduler.step(done[-1]['metrics'])
+
+
+def _count(hook: EarlyStoppingHook, records: list[dict], runner: Runner) -> None:
+    """Bring early stopping, which is no part of a checkpoint, to where it was."""
+    stop = False
+    for record in records:
+        score = record['metrics'].get(hook.monitor)
+        if score is not None:
+            stop, _ = hook._check_stop_condition(score)
+    if stop:
+        runner.train_loop.stop_training = True
+        runner.logger.info('early stopping has ended this run, at iteration %d', runner.iter)
 
 
 def _is_due(runner: Runner) -> bool:
