@@ -156,6 +156,17 @@ def test_schedule_wastes_no_epoch(flowers, tmp_path):
     assert min(rates) > 0
 
 
+@pytest.mark.parametrize('batch, counts', [(8, 1), (4, 2), (2, 4)])
+def test_the_rate_follows_the_images_of_a_step(flowers, tmp_path, batch, counts):
+    options = {'train_dataloader.batch_size': batch, 'optim_wrapper.accumulative_counts': counts}
+    cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'),
+                      tiny_folder(tmp_path, flowers, **options))  # fmt: skip
+    runner = tooling.start(cfg, 'train', None)
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(wrapper, runner.auto_scale_lr)
+    assert wrapper.get_lr()['lr'] == [8 / 256]
+
+
 class Snapshot(Hook):
     """Keeps the parameters as they are when training begins, after their initialisation."""
 

@@ -16,7 +16,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODEL_WRAPPERS
-from mmengine.runner import BaseLoop, save_checkpoint
+from mmengine.runner import BaseLoop, LogProcessor, save_checkpoint
 from mmengine.runner import Runner as _Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmengine.utils import apply_to
@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from vpt_dense import files, logging, outputs, params, preemption, recomputing
-from vpt_dense.engine import checkpoints, distributed, loops, resuming, seeding
+from vpt_dense.engine import checkpoints, distributed, log_processor, loops, resuming, seeding
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.hooks import accumulation_hook, plateau_hook
 from vpt_dense.hooks.gradient_hook import GradientHook
@@ -299,6 +299,12 @@ class Runner(_Runner):
         sampler = getattr(self.train_dataloader.batch_sampler, 'sampler', None)
         if isinstance(sampler, seeding.PositionSampler):
             sampler.reseed(self.common_seed)
+
+    def build_log_processor(self, log_processor_cfg: dict) -> LogProcessor:
+        """Build the log processor; of several processes it logs the means."""
+        if isinstance(log_processor_cfg, LogProcessor):
+            return log_processor_cfg
+        return log_processor.build(log_processor_cfg)
 
     def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
         """Register a hook; in place of mmengine's ``CheckpointHook``, ours."""

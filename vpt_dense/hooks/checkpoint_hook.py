@@ -5,6 +5,7 @@ import pickle
 from collections import deque
 from pathlib import Path
 
+import numpy as np
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
@@ -106,7 +107,13 @@ class CheckpointHook(_CheckpointHook):
         step = runner.epoch if self.by_epoch else runner.iter
         meta = dict(epoch=runner.epoch, iter=runner.iter)
         if 'auto' in self.key_indicators:
-            self._init_rule(self.rules, [next(iter(metrics))])
+            numbers = [key for key, value in metrics.items() if np.ndim(value) == 0]
+            if not numbers:
+                raise UserError(
+                    "save_best='auto' of the CheckpointHook: the validation gives no number, but "
+                    f'{", ".join(metrics) or "nothing"}'
+                )
+            self._init_rule(self.rules, numbers[:1])
         better = []
         for key, rule in zip(self.key_indicators, self.rules, strict=True):
             if key not in metrics:

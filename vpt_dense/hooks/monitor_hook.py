@@ -1,7 +1,9 @@
 """Metrics that hooks and schedules follow, looked for before they are waited for."""
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
@@ -81,6 +83,11 @@ def _check(wanted: dict[str, str], names: Collection[str]) -> None:
                 f'{place}: the validation gives no {name!r}, but {", ".join(names) or "nothing"}'
                 f'{suggest(name, names)}'
             )
+        if isinstance(names, dict) and np.ndim(names[name]):
+            raise UserError(
+                f'{place}: {name} is an array of shape {tuple(np.shape(names[name]))}, and only a number '
+                'is better or worse than another'
+            )
 
 
 def _names(metric: BaseMetric) -> list[str] | None:
@@ -95,7 +102,7 @@ def _names(metric: BaseMetric) -> list[str] | None:
     return [f'{metric.prefix}/{name}' if metric.prefix else name for name in names]
 
 
-def _try(runner: Runner) -> list[str]:
+def _try(runner: Runner) -> dict[str, Any]:
     """What the evaluator gives for the first image of the validation."""
     from mmengine.runner.loops import _update_losses
 
@@ -108,8 +115,8 @@ def _try(runner: Runner) -> list[str]:
         with torch.no_grad():
             outputs, losses = _update_losses(model.val_step(batch), {})
         loop.evaluator.process(data_samples=outputs, data_batch=batch)
-        names = list(loop.evaluator.evaluate(1))
-        return [*names, *losses, 'val_loss'] if losses else names
+        metrics = loop.evaluator.evaluate(1)
+        return {**metrics, **losses, 'val_loss': 0.0} if losses else metrics
     finally:
         runner.logger.setLevel(level)
         model.train(was_training)

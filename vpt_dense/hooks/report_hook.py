@@ -133,6 +133,7 @@ class ReportHook(Hook):
                 'per_class': _classes(runner._val_loop),
             }
             self.evaluations.append(record)
+            runner.visualizer.add_scalars(_by_class(metrics, runner._val_loop), step=runner.iter)
         else:
             self._write_result(runner, 'val', metrics)
         self._line = self._headline(runner, metrics)
@@ -233,6 +234,17 @@ def _classes(loop: BaseLoop) -> list[dict[str, Any]] | None:
     return list(rows.values()) or None
 
 
+def _by_class(metrics: dict[str, Any] | None, loop: BaseLoop) -> dict[str, float]:
+    """Return the outcomes that are a number a class as scalars; backends take no arrays."""
+    classes = (loop.evaluator.dataset_meta or {}).get('classes') or ()
+    return {
+        f'{name}/{label}': float(number)
+        for name, value in (metrics or {}).items()
+        if np.shape(value) == (len(classes),)
+        for label, number in zip(classes, value, strict=True)
+    }
+
+
 def _in_work_dir(runner: Runner, name: str) -> str:
     return os.path.join(runner.work_dir, name)
 
@@ -263,7 +275,7 @@ def _judged_by(runner: Runner, metrics: dict[str, Any]) -> tuple[str | None, int
 def _is_number(value: Any) -> bool:
     """Say whether a metric is a finite number; numpy's floating scalars are not all floats."""
     try:
-        return math.isfinite(value)
+        return np.ndim(value) == 0 and math.isfinite(value)
     except TypeError:
         return False
 
