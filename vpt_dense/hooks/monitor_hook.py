@@ -85,8 +85,8 @@ def _check(wanted: dict[str, str], names: Collection[str]) -> None:
             )
         if isinstance(names, dict) and np.ndim(names[name]):
             raise UserError(
-                f'{place}: {name} is an array of shape {tuple(np.shape(names[name]))}, and only a number '
-                'is better or worse than another'
+                f'{place}: {name} is an array of shape {tuple(np.shape(names[name]))}, and only a '
+                'number is better or worse than another'
             )
 
 
