@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from methods import BACKBONES, ROWS, TASKS, build
 from mmengine import Config
 from mmengine.registry import MODELS
@@ -50,6 +51,51 @@ CASES = [
 def gap(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> float:
     """The largest distance, relative to the outputs."""
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
+
+
+def computed(model):
+    torch.nn.utils.prune.identity(model.layers[2].attn.qkv, 'weight')
+
+
+@pytest.mark.parametrize(('last', 'options', 'spoil', 'told'), [
+    (dict(type='vpt_dense.SSF'), dict(patch_cfg=dict(bias=False)), None, 'has no bias'),
+    (dict(type='vpt_dense.RepAdapter', rank=2),
+     dict(layer_cfgs=[dict(), dict(), dict(), dict(qkv_bias=False)]), None, 'has no bias'),
+    (dict(type='vpt_dense.AddPrompt', deep=True), {}, None, 'is no linear map'),
+    (dict(type='vpt_dense.AddPrompt'), {}, None, ''),
+    (dict(type='vpt_dense.RepAdapter', rank=2), {}, computed, 'qkv.weight is computed'),
+])
+@pytest.mark.parametrize('first', ['lora', 'ssf', 'rep', 'add'])
+def test_all_are_merged_or_none(first, last, options, spoil, told):
+    model = randomise(tiny_vit(adapters=[ADAPTERS[first], last], **options)).double().eval()
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    if told and spoil:
+        spoil(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        outs = model(x)[0]
+        for _ in range(2):
+            if told:
+                with pytest.raises(ValueError, match=told):
+                    merge_adapters(model)
+                assert len(model.adapters) == 2
+            else:
+                merge_adapters(model)
+                assert not len(model.adapters) and not model.layers[0].adapters
+            torch.testing.assert_close(model(x)[0], outs, rtol=1e-9, atol=1e-9)
+    if told:
+        torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ADAPTERS)
+def test_an_adapter_is_merged_once(name):
+    model = randomise(tiny_vit(adapters=[ADAPTERS[name]])).double().eval()
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        outs = model(x)[0]
+        for _ in range(2):
+            model.adapters[0].merge(model)
+            torch.testing.assert_close(model(x)[0], outs, rtol=1e-9, atol=1e-9)
 
 
 def check_merge(make, x: torch.Tensor) -> None:

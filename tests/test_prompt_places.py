@@ -131,12 +131,37 @@ def test_merged_into_the_position_embedding(per_token, size):
     torch.testing.assert_close(plain(x)[0], before, rtol=0, atol=1e-12 if size[0] == 32 else 1e-5)
 
 
-@pytest.mark.parametrize('kwargs', [dict(deep=True), dict(pre_norm=True)], ids=str)
+@pytest.mark.parametrize('per_token', [True, False])
+@pytest.mark.parametrize(('layer_range', 'deep', 'blocks'), [
+    ((2, None), False, [2]), ((1, 3), True, [1, 2]), ((-1, None), True, [3]), ((0, 1), True, [0]),
+])
+def test_added_before_the_blocks_of_a_range(layer_range, deep, blocks, per_token):
+    add = dict(**ADD, deep=deep, per_token=per_token, layer_range=layer_range)
+    model = randomise(tiny_vit(adapters=[add], out_type='raw')).double().eval()
+    plain = tiny_vit(out_type='raw').double().eval()
+    plain.load_state_dict(
+        {n: t for n, t in model.state_dict().items() if not n.startswith('adapters')})
+    for block, tokens in zip(blocks, model.adapters[0].tokens, strict=True):
+        plain.layers[block].register_forward_pre_hook(
+            lambda _, args, tokens=tokens: (args[0] + tokens,))
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(model(x)[0], plain(x)[0], rtol=1e-12, atol=1e-12)
+    assert f'blocks={blocks[0]}..{blocks[-1]}' in repr(model.adapters[0])
+
+
+def test_a_range_of_no_block_is_refused():
+    with pytest.raises(ValueError, match=r'adapters.layer_range must be a pair .* found \(3, 2\)'):
+        tiny_vit(adapters=[dict(**ADD, layer_range=(3, 2))])
+
+
+@pytest.mark.parametrize(
+    'kwargs', [dict(deep=True), dict(pre_norm=True), dict(layer_range=(1, None))], ids=str)
 def test_what_cannot_be_merged_says_so(kwargs):
-    deep = kwargs.pop('deep', False)
-    model = tiny_vit(adapters=[dict(**ADD, deep=deep)], **kwargs)
+    own = {key: kwargs[key] for key in ('deep', 'layer_range') if key in kwargs}
+    kwargs = {key: value for key, value in kwargs.items() if key not in own}
+    model = tiny_vit(adapters=[dict(**ADD, **own)], **kwargs)
     assert not model.adapters[0].mergeable
-    with pytest.raises(ValueError, match='AddPrompt can be merged .* with deep=False and without'):
+    with pytest.raises(ValueError, match='AddPrompt can be merged .* with deep=False, before'):
         model.adapters[0].merge(model)
 
 

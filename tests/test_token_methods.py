@@ -710,3 +710,26 @@ def test_bad_options_fail_when_the_config_is_built(name):
     tuning, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         tiny_vit(**tuning)
+
+
+ONE = dict(embed_dims=D, num_layers=1, num_heads=HEADS, feedforward_channels=2 * D)
+
+
+@pytest.mark.parametrize(('method', 'out_type', 'trained'), [
+    (prompt('GatedPrompt'), 'featmap', {'prompt.tokens'}),
+    (prompt('VAPTPrompt', grid=(4, 4)), 'cls_token', {'prompt.tokens'}),
+    (prompt('ResidualPrompt'), 'cls_token', {'prompt.tokens'}),
+    (dict(adapters=[dict(type='vpt_dense.Rein', num_tokens=3, rank=2)]), 'featmap', None),
+], ids=['gated', 'vapt', 'residual', 'rein'])
+def test_one_block_trains_nothing_that_cannot_act(method, out_type, trained):
+    model = randomise(tiny_vit(**method, arch=ONE, out_type=out_type))
+    model(images(2, 3, 32, 32))[0].square().sum().backward()
+    found = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(p.numel() and p.grad is not None and p.grad.any() for p in found.values())
+    assert trained is None or found.keys() == trained
+
+
+def test_refining_what_nothing_reads_is_refused():
+    rein = dict(type='vpt_dense.Rein', num_tokens=3)
+    with pytest.raises(ValueError, match='Rein refines patches, but of the 1 blocks .* none has'):
+        tiny_vit(adapters=[rein], arch=ONE, out_type='cls_token')

@@ -1,6 +1,7 @@
 """Prompts that are added to the tokens instead of standing beside them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from mmpretrain.models.utils import resize_pos_embed
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from vpt_dense.adapters.base import Adapter
 from vpt_dense.arguments import check_flag
 from vpt_dense.prompts import TokenLayout
+from vpt_dense.prompts.token_prompt import resolve_range
 from vpt_dense.registry import MODELS
 
 
@@ -18,25 +20,28 @@ class AddPrompt(Adapter):
 
     The paper's "add": x + P before the first block, after the position embedding, x being the cls
     token and the patches, P (1, cls + N, C) learnt. ``per_token=False`` is its "add-1" of one P
-    (1, 1, C) for all of them. Register tokens, and prompt tokens if there are any too, stay as
-    they are. All start in U(-v, v), v = sqrt(6 / (3 * ph * pw + C)).
+    (1, 1, C) for all of them. ``layer_range`` has another block in place of the first. Register
+    tokens, and prompt tokens if there are any too, stay as they are. All start in U(-v, v),
+    v = sqrt(6 / (3 * ph * pw + C)).
 
     For images of another size the part of P for patches is resized as the position embedding is.
 
-    Not deep, and without a norm in front of the blocks (``pre_norm``), P can be merged into the
-    position embedding exactly.
+    Before the first block alone, and without a norm in front of the blocks (``pre_norm``), P can be
+    merged into the position embedding exactly.
 
     Args:
         backbone: Filled in by the backbone.
         per_token: A vector for each token ("add") instead of one for all ("add-1").
-        deep: Vectors of their own are added before every block instead of only the first.
+        deep: Vectors of their own are added before every block of the range instead of only the
+            first.
+        layer_range: ``(start, stop)`` as in :class:`vpt_dense.prompts.TokenPrompt`.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Attributes:
         tokens: The parameters, one for each block that they are added before.
 
     Raises:
-        ValueError: If ``per_token`` or ``deep`` is no switch.
+        ValueError: If ``per_token`` or ``deep`` is no switch, or the range selects no block.
     """
 
     families = ('vit',)
@@ -46,6 +51,7 @@ class AddPrompt(Adapter):
         backbone: nn.Module,
         per_token: bool = True,
         deep: bool = False,
+        layer_range: Sequence[int | None] = (0, None),
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
@@ -55,20 +61,23 @@ class AddPrompt(Adapter):
         self.interpolate_mode = backbone.interpolate_mode
         self.per_token = check_flag(per_token, 'adapters.per_token')
         check_flag(deep, 'adapters.deep')
-        self.mergeable = not deep and isinstance(backbone.pre_norm, nn.Identity)
+        self.start, stop = resolve_range(
+            layer_range, backbone.num_layers, 'adapters.layer_range')
+        first = self.start == 0 and isinstance(backbone.pre_norm, nn.Identity)
+        self.mergeable = not deep and first
         patch = backbone.patch_embed.projection.kernel_size
         bound = math.sqrt(6 / (3 * math.prod(patch) + width))
         number = self.num_cls + math.prod(self.grid) if per_token else 1
         self.tokens = nn.ParameterList(
             torch.empty(1, number, width).uniform_(-bound, bound)
-            for _ in range(backbone.num_layers if deep else 1)
+            for _ in range(stop - self.start if deep else 1)
         )
 
     def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
         """See :meth:`Adapter.before_block`."""
-        if layer >= len(self.tokens):
+        if not self.start <= layer < self.start + len(self.tokens):
             return x
-        added = self.tokens[layer]
+        added = self.tokens[layer - self.start]
         if self.per_token:
             added = resize_pos_embed(
                 added, self.grid, layout.grid, self.interpolate_mode, self.num_cls
@@ -83,17 +92,24 @@ class AddPrompt(Adapter):
             cls, rest = added[:, : self.num_cls], added[:, self.num_cls :]
         return torch.cat((x[:, : self.num_cls] + cls, between, patches + rest), dim=1)
 
-    @torch.no_grad()
-    def merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`: P becomes a part of the position embedding."""
+    def check_mergeable(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.check_mergeable`."""
         if not self.mergeable:
             raise ValueError(
-                'AddPrompt can be merged into the position embedding with deep=False and without '
-                'the pre_norm of the backbone only'
+                'AddPrompt can be merged into the position embedding with deep=False, before the '
+                'first block and without the pre_norm of the backbone only'
             )
+        if 'pos_embed' not in backbone._parameters:
+            raise ValueError('pos_embed is computed from other tensors: nothing can be merged in')
+        if backbone.pos_embed.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError('pos_embed is held in half precision, which would round the sum')
+
+    def _merge(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.merge`: P becomes a part of the position embedding."""
         backbone.pos_embed += self.tokens[0]
         self.tokens = nn.ParameterList()
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
-        return f'per_token={self.per_token}, blocks={len(self.tokens)}'
+        blocks = f'{self.start}..{self.start + len(self.tokens) - 1}'
+        return f'per_token={self.per_token}, blocks={blocks}'

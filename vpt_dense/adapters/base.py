@@ -76,6 +76,7 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     Attributes:
         families: The backbones that it fits, by their ``weights_family``; others refuse it.
         mergeable: Whether :meth:`merge` can put what it does into the backbone's own weights.
+        merged: Whether it has.
         changes_inputs: Whether its hooks change what goes into linear layers, not what comes out.
             Of several adapters on one layer these act first, wherever they are in the list.
     """
@@ -83,6 +84,7 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     families: tuple[str, ...] = ('vit', 'swin')
     mergeable = False
     changes_inputs = False
+    merged = False
 
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
@@ -115,20 +117,42 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     def merge(self, backbone: nn.Module) -> None:
         """Put what this adapter does into the backbone's weights and take its hooks off.
 
-        Where there are several, :func:`merge_adapters` knows the order.
+        Where there are several, :func:`merge_adapters` knows the order. A second time there is
+        nothing left to do.
+
+        Args:
+            backbone: The backbone that it was built with.
+
+        Raises:
+            ValueError: See :meth:`check_mergeable`; nothing is changed then.
+        """
+        if not self.merged:
+            self.check_mergeable(backbone)
+            with torch.no_grad():
+                self._merge(backbone)
+            self.merged = True
+
+    def check_mergeable(self, backbone: nn.Module) -> None:
+        """Refuse a merge that :meth:`_merge` could not finish.
 
         Args:
             backbone: The backbone that it was built with.
 
         Raises:
             ValueError: If this kind of adapter cannot be merged, or the weights cannot take it (see
-                :func:`check_merge`); nothing is changed then.
+                :func:`check_merge`).
         """
-        raise ValueError(f'{type(self).__name__} is not linear: it cannot be merged into weights')
+        if not self.mergeable:
+            raise ValueError(
+                f'{type(self).__name__} is not linear: it cannot be merged into weights')
+
+    def _merge(self, backbone: nn.Module) -> None:
+        """Do what :meth:`merge` says; nothing can be in the way."""
+        raise NotImplementedError
 
 
 def merge_adapters(backbone: nn.Module) -> None:
-    """Merge all adapters of a backbone; it has none afterwards.
+    """Merge all adapters of a backbone, or none; it has none afterwards.
 
     What changes the outputs of a layer is merged in the order of the list, as it acts; then what
     changes its inputs, the last one first.
@@ -137,7 +161,7 @@ def merge_adapters(backbone: nn.Module) -> None:
         backbone: With ``adapters``, in any precision but half.
 
     Raises:
-        ValueError: If one of them cannot be merged; the message names it.
+        ValueError: If one of them cannot be merged; the message names it. Nothing is changed then.
     """
     adapters = list(backbone.adapters)
     for i, adapter in enumerate(adapters):
@@ -146,11 +170,15 @@ def merge_adapters(backbone: nn.Module) -> None:
                 f'adapters.{i} ({type(adapter).__name__}) is no linear map of one layer, it cannot '
                 'become part of the weights'
             )
+    for adapter in adapters:
+        adapter.check_mergeable(backbone)
     outputs = [adapter for adapter in adapters if not adapter.changes_inputs]
     inputs = [adapter for adapter in adapters if adapter.changes_inputs]
     for adapter in (*outputs, *reversed(inputs)):
         adapter.merge(backbone)
     del backbone.adapters[:]
+    for block in backbone.blocks():
+        block.module.adapters = ()
 
 
 def check_merge(backbone: nn.Module, names: Iterable[str], needs_bias: bool = False) -> None:
@@ -163,7 +191,8 @@ def check_merge(backbone: nn.Module, names: Iterable[str], needs_bias: bool = Fa
 
     Raises:
         ValueError: If one is held in half precision (``frozen_dtype``), which would round away
-            small changes, or has no bias but needs one.
+            small changes, has no bias but needs one, or has a weight that is computed (pruned,
+            parametrized).
     """
     for name in names:
         module = backbone.get_submodule(name)
@@ -171,6 +200,12 @@ def check_merge(backbone: nn.Module, names: Iterable[str], needs_bias: bool = Fa
             raise ValueError(
                 f'{name} is held in {str(module.weight.dtype).removeprefix("torch.")}, which would '
                 'round what is merged into it; build the backbone with frozen_dtype=None'
+            )
+        computed = {'weight', 'bias'} - module._parameters.keys()
+        if computed:
+            raise ValueError(
+                f'{name}.{min(computed)} is computed from other tensors (pruned, parametrized), '
+                'nothing can be merged into it; make it a parameter again'
             )
         if needs_bias and module.bias is None:
             raise ValueError(f'{name} has no bias, so that no shift can be merged into it')

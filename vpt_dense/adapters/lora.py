@@ -75,10 +75,12 @@ class LoRA(Adapter):
                 self.updates.append(update)
                 self.names.append(name)
 
-    @torch.no_grad()
-    def merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`."""
+    def check_mergeable(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.check_mergeable`."""
         check_merge(backbone, self.names)
+
+    def _merge(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.merge`."""
         for name, update in zip(self.names, self.updates, strict=True):
             weight = backbone.get_submodule(name).weight
             weight.copy_(weight.double() + update.weight())

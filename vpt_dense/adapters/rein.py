@@ -40,7 +40,7 @@ class Rein(Adapter):
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or there is no block to refine.
     """
 
     def __init__(
@@ -60,6 +60,12 @@ class Rein(Adapter):
         check_number(scale, 'adapters.scale')
         pixels = 3 * math.prod(backbone.patch_embed.projection.kernel_size)
         blocks = _blocks_that_are_read(backbone)
+        if not blocks:
+            raise ValueError(
+                f'adapters: Rein refines patches, but of the {backbone.num_layers} blocks in front '
+                f'of out_indices={backbone.out_indices} with out_type={backbone.out_type!r} none '
+                'has patches that anything reads; take more blocks or another out_type'
+            )
         self.tokens = nn.ModuleList(
             Tokens(num_tokens, block.embed_dims, rank, pixels) for block in blocks
         )

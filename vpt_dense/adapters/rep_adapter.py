@@ -63,10 +63,12 @@ class RepAdapter(Adapter):
             update.handle = linear.register_forward_pre_hook(update.change)
             self.updates.append(update)
 
-    @torch.no_grad()
-    def merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`."""
+    def check_mergeable(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.check_mergeable`."""
         check_merge(backbone, self.names, needs_bias=True)
+
+    def _merge(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.merge`."""
         for name, update in zip(self.names, self.updates, strict=True):
             linear = backbone.get_submodule(name)
             weight = linear.weight.double()

@@ -43,10 +43,12 @@ class SSF(Adapter):
             affine.handle = module.register_forward_hook(affine.change)
             self.affines.append(affine)
 
-    @torch.no_grad()
-    def merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`."""
+    def check_mergeable(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.check_mergeable`."""
         check_merge(backbone, self.names, needs_bias=True)
+
+    def _merge(self, backbone: nn.Module) -> None:
+        """See :meth:`Adapter.merge`."""
         for name, affine in zip(self.names, self.affines, strict=True):
             module = backbone.get_submodule(name)
             gamma = affine.gamma.double()

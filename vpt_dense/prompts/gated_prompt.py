@@ -36,7 +36,7 @@ class GatedPrompt(TokenPrompt):
             of VPT.
 
     Attributes:
-        gates: gamma, a parameter (N - 1,).
+        gates: gamma, a parameter (N - 1,); None where there is one block.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
@@ -62,7 +62,9 @@ class GatedPrompt(TokenPrompt):
             project_dims=project_dims, dropout=dropout, init_cfg=init_cfg,
         )  # fmt: skip
         check_number(gate_init, 'prompt.gate_init')
-        self.gates = nn.Parameter(torch.full((num_layers - 1,), float(gate_init)))
+        self.gates = None
+        if num_layers > 1:
+            self.gates = nn.Parameter(torch.full((num_layers - 1,), float(gate_init)))
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> dict:
         """The tokens, projected, and a place for the prompts that entered the last block."""

@@ -178,7 +178,9 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def resolve_range(layer_range: Sequence[int | None], num_layers: int) -> tuple[int, int]:
+def resolve_range(
+    layer_range: Sequence[int | None], num_layers: int, key: str = 'prompt.layer_range'
+) -> tuple[int, int]:
     """Turn a slice-like pair into (start, stop) with 0 <= start < stop <= num_layers.
 
     Raises:
@@ -197,6 +199,6 @@ def resolve_range(layer_range: Sequence[int | None], num_layers: int) -> tuple[i
         if 0 <= start < stop <= num_layers:
             return start, stop
     raise ValueError(
-        'prompt.layer_range must be a pair (start, stop) that selects at least one of the '
+        f'{key} must be a pair (start, stop) that selects at least one of the '
         f'{num_layers} layers, found {layer_range!r}'
     )

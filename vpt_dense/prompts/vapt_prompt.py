@@ -44,7 +44,7 @@ class VAPTPrompt(Prompt):
     Attributes:
         tokens: The prompts of block 0, (1, P, C).
         norms, kernels, mixes: Steps 1 to 3 for each block but the first.
-        down, up: W1 and W2.
+        down, up: W1 and W2, where there is more than one block.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
@@ -92,8 +92,9 @@ class VAPTPrompt(Prompt):
         for mix in self.mixes:
             nn.init.zeros_(mix.weight)
             nn.init.zeros_(mix.bias)
-        self.down = nn.Linear(embed_dims, hidden_dims, bias=False)
-        self.up = nn.Linear(hidden_dims, embed_dims, bias=False)
+        if num_layers > 1:  # else all prompts are free
+            self.down = nn.Linear(embed_dims, hidden_dims, bias=False)
+            self.up = nn.Linear(hidden_dims, embed_dims, bias=False)
 
     def check(self, backbone: nn.Module) -> None:
         """See :meth:`Prompt.check`: its images must not be smaller than the kernel."""
