@@ -128,7 +128,8 @@ def test_contents_are_those_of_mmengine(tmp_path, by_epoch):
     found = files.read(tmp_path / 'ours' / name)
     wanted = torch.load(tmp_path / 'theirs' / name, weights_only=False)
     assert found.keys() - wanted.keys() == {'optimizer_of'} and wanted.keys() <= found.keys()
-    assert found['meta'].keys() - wanted['meta'].keys() == {'vpt_dense_version', 'run_size'}
+    assert found['meta'].keys() - wanted['meta'].keys() == {
+        'vpt_dense_version', 'versions', 'run_size'}
     assert wanted['meta'].keys() <= found['meta'].keys()
     for key in ('epoch', 'iter', 'seed'):
         assert found['meta'][key] == wanted['meta'][key], key

@@ -1,5 +1,6 @@
 """Delta checkpoints: what runs leave out, how it comes back everywhere, files of deltas."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -200,6 +201,39 @@ def test_a_changed_average_keeps_both_state_dicts_whole(tmp_path):
     assert 'have changed' in deltas.reduce(model, checkpoint)
     assert set(checkpoint['state_dict']) == set(state)
     assert len(checkpoint['ema_state_dict']) == len(state)
+
+
+@pytest.fixture
+def defaults():
+    """torch.load as in a program that has imported torch alone: mmengine allows it some types."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+
+
+@pytest.mark.parametrize('method', ['deep', 'ema', 'full'])
+def test_torch_loads_with_its_defaults_what_is_written(capfd, run, tmp_path, method, defaults):
+    folder = run(method)
+    written = [*(folder / 'work').glob('*.pth'), tmp_path / 'merged.pth']
+    source = folder / 'work/iter_2.pth'
+    assert run_tool(capfd, 'delta', 'merge', source, written[-1]).code == 0
+    if method == 'deep':
+        written.append(tmp_path / 'folded.pth')
+        assert run_tool(capfd, 'delta', 'fold', source, written[-1]).code == 0
+    for path in written:
+        content = torch.load(path)  # the default, weights_only=True, is what is tested
+        assert len(content['meta']['dataset_meta']['classes']) == 150
+    content = torch.load(source)
+    assert content['optimizer']['state'] and content['meta']['iter'] == 2
+    own = files.read(source)
+    assert all(torch.equal(content['state_dict'][n], t) for n, t in own['state_dict'].items())
+    # Ours gives the history of the log as mmengine has it.
+    kept = content['message_hub']['log_scalars']['train/loss']
+    history, counts = own['message_hub']['log_scalars']['train/loss'].data
+    assert kept['log_history'].tolist() == history.tolist() and len(history) == 2
+    assert kept['count_history'].tolist() == counts.tolist()
 
 
 # --- how it comes back -----------------------------------------------------------------------
@@ -635,9 +669,12 @@ def test_extract_from_a_foreign_whole_checkpoint(capfd, runs, whole, tmp_path):
     found = files.read(out)
     assert set(found['state_dict']) == set(run_delta['state_dict'])
     assert all(torch.equal(found['state_dict'][n], t) for n, t in run_delta['state_dict'].items())
+    before = out.read_bytes()
     done = run_tool(capfd, 'delta', 'extract', tmp_path / 'bare.pth', out, '--config', leaf,
                     '--force')
-    assert 'bare.pth holds no state_dict' in done.err
+    assert (done.code, done.err) == (0, '') and out.read_bytes() == before
+    done = run_tool(capfd, 'delta', 'extract', tmp_path / 'bare.pth', out, '--force')
+    assert 'bare.pth holds no state_dict' in done.err and 'with --config' in done.err
     done = run_tool(capfd, 'delta', 'extract', plain, out, '--force')
     assert re.search(r'plain\.pth holds no config; name its config file', done.err)
 
@@ -650,6 +687,94 @@ def test_extract_refuses_frozen_tensors_of_another_base(capfd, runs, whole, tmp_
                     runs('deep') / 'leaf.py', '--base', other)
     assert re.search(r'[0-9a-f]{64}.*not those of \S*other\.pth \([0-9a-f]{64}\)', done.err)
     assert not (tmp_path / 'd.safetensors').exists()
+
+
+def test_extract_takes_the_metric_of_no_other_run(run, tmp_path):
+    """Another run's evaluations, of the same iteration, lay beside the checkpoint."""
+    folder = run('deep')
+    path, records = folder / 'work/iter_2.pth', folder / 'work/evaluations.json'
+    own = deltas.extract(str(path))['meta']
+    assert own['run_id'] == files.read(path)['meta']['run_id']
+    (record,) = json.loads(records.read_text())
+    assert own['metric']['mIoU'] == record['metrics']['mIoU']
+    for change in (dict(run_id='0' * 32), dict(run_id=None), dict(iter=1)):
+        other = {**record, **change, 'metrics': {'mIoU': 13.77}}
+        records.write_text(json.dumps([other]))
+        assert 'metric' not in deltas.extract(str(path))['meta']
+        records.write_text(json.dumps([other, record]))
+        assert deltas.extract(str(path))['meta']['metric'] == own['metric']
+    # Of files without ids nobody knows.
+    content = files.read(path)
+    del content['meta']['run_id'], record['run_id']
+    files.write(content, path)
+    records.write_text(json.dumps([record]))
+    assert 'metric' not in deltas.extract(str(path))['meta']
+
+
+LORA = "model['backbone'].update(prompt=None, trainable=[r'^adapters\\.'], adapters=[dict(" \
+       "type='vpt_dense.LoRA', rank=2, alpha={alpha}, targets=[r'\\.qkv$'])])"
+
+
+@pytest.mark.parametrize(('command', 'out'), [
+    ('extract', 'x.safetensors'), ('merge', 'x.pth'), ('fold', 'x.pth')])
+def test_another_config_than_the_trainings_is_refused(capfd, tmp_path, data, command, out):
+    """Nothing in the tensors tells the alpha of LoRA: folded with another, it is another model."""
+    save_base(tmp_path / 'base.pth')
+    METHODS['lora'] = LORA.format(alpha=4)
+    leaf = leaf_of(tmp_path, 'lora', data)
+    cfg = config.load(str(leaf))
+    model = randomise(deltas.build(cfg))
+    model.backbone.load_base(str(tmp_path / 'base.pth'))
+    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
+                tmp_path / 'c.pth')
+    METHODS['lora'] = LORA.format(alpha=8)
+    other = leaf_of(tmp_path, 'lora', data)
+    del METHODS['lora']
+    arguments = [command, tmp_path / 'c.pth', tmp_path / out, '--config', other]
+    done = run_tool(capfd, 'delta', *arguments)
+    assert done.code == 2 and len(done.err.strip().splitlines()) == 1
+    assert re.search(r'--config .*leaf\.py is not what .*c\.pth was trained with: .*differ in '
+                     r'model\.backbone\.adapters\.0\.alpha \(4 and 8\)', done.err)
+    assert not (tmp_path / out).exists()
+    # What leaves the weights what they are may differ.
+    same = other.read_text().replace('alpha=8', 'alpha=4')
+    other.write_text(f"{same}\nmodel['backbone']['memory'] = 'lean'\n"
+                     "model['test_cfg'] = dict(mode='whole', _delete_=True)\n")
+    done = run_tool(capfd, 'delta', *arguments)
+    assert (done.code, done.err) == (0, '')
+
+
+def test_extract_compares_names_and_shapes(capfd, runs, tmp_path, data):
+    """Of a checkpoint without a config, too, and of what trains: not only of what is frozen."""
+    state = files.read(runs('deep') / 'work/iter_2.pth')['state_dict']
+    leaf, out = runs('deep') / 'leaf.py', tmp_path / 'd.safetensors'
+    for change, told in (
+        (lambda s: s.pop('decode_head.conv_seg.bias'),
+         r'1 tensors lack \(decode_head\.conv_seg\.bias\)'),
+        (lambda s: s.update({'decode_head.more': torch.zeros(1)}), r'1 tensors are too many \('),
+        (lambda s: s.update({'backbone.prompt.tokens': torch.zeros(2, 3, 32)}),
+         r'1 tensors are of other shapes \(backbone\.prompt\.tokens \(2, 3, 32\) instead of \('),
+    ):
+        changed = dict(state)
+        change(changed)
+        torch.save(changed, tmp_path / 'bare.pth')
+        done = run_tool(capfd, 'delta', 'extract', tmp_path / 'bare.pth', out, '--config', leaf)
+        assert done.code == 2 and re.search(f'not of this config: {told}', done.err), done.err
+    assert not out.exists()
+    torch.save(dict(state), tmp_path / 'bare.pth')
+    done = run_tool(capfd, 'delta', 'extract', tmp_path / 'bare.pth', out, '--config', leaf)
+    assert (done.code, done.err) == (0, '')
+
+
+def test_a_merged_file_is_no_delta(capfd, runs, tmp_path):
+    delta, merged = tmp_path / 'd.safetensors', tmp_path / 'whole.pth'
+    deltas.write(deltas.extract(str(runs('deep') / 'work/iter_2.pth')), delta)
+    assert run_tool(capfd, 'delta', 'merge', delta, merged).code == 0
+    found = deltas.read(str(merged))
+    assert deltas.is_delta(deltas.read(str(delta))) and not deltas.is_delta(found)
+    assert 'whole checkpoint' in run_tool(capfd, 'delta', 'info', merged).out
+    found['meta']['format'] = deltas.FORMAT  # as it was written before
+    assert not deltas.is_delta(found)
 
 
 STOCK = dict(type='mmpretrain.VisionTransformer', out_type='featmap', patch_size=8,
@@ -703,6 +828,65 @@ def test_info_and_diff(capfd, runs, tmp_path):
     assert re.search(r'cfg: -.*dropout=0\.1', done.out)
     assert re.search(r'cfg: \+.*dropout=0\.2', done.out)
     assert all('dropout' in line for line in done.out.splitlines()[:-2])
+
+
+def test_diff_of_weights_alone_and_of_numbers_that_are_none(capfd, runs, tmp_path):
+    work = runs('deep') / 'work'
+    content = files.read(work / 'iter_2.pth')
+    name, other = 'decode_head.conv_seg.bias', 'backbone.prompt.tokens'
+    content['state_dict'][name][3] = float('nan')
+    files.write(content, tmp_path / 'a.pth')
+    # The same weights, another optimizer and other words about them.
+    moment = next(k for k, s in content['optimizer']['state'].items() if s.get('momentum_buffer')
+                  is not None)
+    content['optimizer']['state'][moment]['momentum_buffer'] += 0.25
+    content['optimizer']['param_groups'][0]['lr'] = 0.75
+    content['meta']['seed'] = 99
+    record = Base.from_tensor(content['state_dict'][f'backbone.{KEY}'])
+    moved = dataclasses.replace(record, checkpoint='elsewhere.pth')
+    content['state_dict'][f'backbone.{KEY}'] = moved.to_tensor()
+    files.write(content, tmp_path / 'b.pth')
+    paths = [tmp_path / 'a.pth', tmp_path / 'b.pth']
+    done = run_tool(capfd, 'delta', 'diff', *paths, '--weights-only')
+    assert (done.code, done.out, done.err) == (0, 'no differences\n', '')
+    done = run_tool(capfd, 'delta', 'diff', *paths)
+    assert done.code == 1 and done.err == ''
+    assert 'seed: +99' in done.out and 'elsewhere.pth' in done.out
+    assert f'optimizer.state.{moment}.momentum_buffer: differs by at most 0.25' in done.out
+    assert re.search(r'optimizer\.param_groups\.0\.lr: .* and 0\.75', done.out)
+    content['state_dict'][name][4] = float('nan')
+    content['state_dict'][other][0, 0, 0] += 0.5
+    moved = dataclasses.replace(record, sha256='0' * 64)
+    content['state_dict'][f'backbone.{KEY}'] = moved.to_tensor()
+    files.write(content, tmp_path / 'b.pth')
+    done = run_tool(capfd, 'delta', 'diff', *paths, '--weights-only')
+    lines = done.out.splitlines()
+    assert done.code == 1 and len(lines) == 3, done
+    assert f'{name}: differs, one is not finite where the other is' in lines
+    assert any(line.startswith(f'{other}: differs by at most 0.5 (') for line in lines)
+    assert any(line.startswith(f"backbone.{KEY}: sha256: '") for line in lines)
+
+
+def test_versions_of_the_training_are_in_a_delta(capfd, runs, tmp_path):
+    import mmengine
+    import mmseg
+
+    import vpt_dense
+
+    delta = tmp_path / 'd.safetensors'
+    deltas.write(deltas.extract(str(runs('deep') / 'work/iter_2.pth')), delta)
+    versions = dict(vpt_dense=vpt_dense.__version__, torch=torch.__version__,
+                    mmengine=mmengine.__version__, mmseg=mmseg.__version__, timm=timm.__version__)
+    assert versions.items() <= deltas.read(str(delta))['meta']['versions'].items()
+    done = run_tool(capfd, 'delta', 'info', delta)
+    for name, version in versions.items():
+        assert re.search(rf'^versions .*{name}={re.escape(version)}', done.out, re.MULTILINE)
+    # Older checkpoints know two of them.
+    old = files.read(runs('deep') / 'work/iter_2.pth')
+    del old['meta']['versions']
+    files.write(old, tmp_path / 'old.pth')
+    found = deltas.extract(str(tmp_path / 'old.pth'))['meta']['versions']
+    assert found == {name: versions[name] for name in ('mmengine', 'vpt_dense')}
 
 
 def fingerprint_of(file: Path) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from vpt_dense import files
 from vpt_dense.errors import UserError
+from vpt_dense.weights import reading
 
 
 def content(size: int = 100) -> dict:
@@ -70,6 +72,33 @@ def test_torch_reads_it_as_any_other(tmp_path):
     # the archive is torch's own, but for its comment
     comment = (tmp_path / 'ours.pth').stat().st_size - (tmp_path / 'theirs.pth').stat().st_size
     assert abs(comment - 71) < 200  # the archive's name inside differs
+
+
+def test_what_is_plain_is_read_by_torchs_defaults(tmp_path):
+    """Only so, in every interpreter: mmengine would allow its own types when it is imported."""
+    odd = dict(
+        state_dict=torch.nn.Linear(2, 1).state_dict(), **{key: content()[key] for key in (
+            'meta', 'message_hub')},
+        numbers=(np.float64(0.1), np.int64(3), np.bool_(True), np.str_('a'), {1, 2}),
+        config=Config(dict(a=1))._cfg_dict,
+    )
+    files.write(files.plain(odd), tmp_path / 'a.pth')
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        found = torch.load(tmp_path / 'a.pth')
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+    assert found['numbers'] == (0.1, 3, True, 'a', {1, 2})
+    assert [type(number) for number in found['numbers'][:4]] == [float, int, bool, str]
+    assert found['config'] == dict(a=1) and type(found['config']) is dict
+    assert found['meta']['palette'] == [[0, 1, 2], [3, 4, 5]]
+    assert found['state_dict']._metadata == odd['state_dict']._metadata
+    back = files.read(tmp_path / 'a.pth')['message_hub']['log_scalars']['loss']
+    wanted = odd['message_hub']['log_scalars']['loss']
+    assert type(back) is HistoryBuffer and back.max_length == wanted.max_length
+    assert all(np.array_equal(*pair) and pair[0].dtype == pair[1].dtype
+               for pair in zip(back.data, wanted.data, strict=True))
 
 
 def test_tensors_come_back(tmp_path):
@@ -149,6 +178,74 @@ def assert_damaged(path: Path) -> None:
         with pytest.raises(UserError, match='^checkpoint .*(damaged|empty|refused)') as caught:
             look(path)
         assert '\n' not in str(caught.value)
+
+
+def write_safetensors(path: Path, length: int) -> dict:
+    """A sound file whose header has this many bytes; return its tensors."""
+    tensors = {'a': torch.arange(4.0)}
+    files.write_tensors(tensors, path, {'method': 'deep'})
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], 'little')
+    path.write_bytes(length.to_bytes(8, 'little') + data[8:end].ljust(length) + data[end:])
+    return tensors
+
+
+@pytest.mark.parametrize('head', [' <', '\t<', '\n\n<', '  \n'])
+def test_a_header_whose_length_reads_like_text_is_no_web_page(tmp_path, head):
+    """One in 8,192 lengths begins with a blank and '<'."""
+    path = tmp_path / 'a.safetensors'
+    tensors = write_safetensors(path, int.from_bytes(head.encode(), 'little'))
+    files.check(path)
+    files.verify(path)
+    assert torch.equal(files.read(path)['state_dict']['a'], tensors['a'])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match='truncated or damaged'):
+        files.check(path)
+
+
+@pytest.mark.parametrize('head', ['<html>{', ' \n<!DOCTYPE', '\ufeff<html>', '<x><y>{"{'])
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors', 'npz'])
+def test_web_pages_are_still_seen(tmp_path, head, suffix):
+    path = tmp_path / f'a.{suffix}'
+    path.write_text(head + ' not found' * 100, encoding='utf-8')
+    with pytest.raises(UserError, match='is a web page'):
+        files.check(path)
+
+
+NAMES = ['a.bin', 'a.SAFETENSORS', 'a.safetensors', 'a.pth', 'a.npz', 'a', 'a.ckpt.1']
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('kind', ['safetensors', 'npz', 'archive'])
+def test_a_file_is_what_its_content_is(tmp_path, kind, name):
+    path, tensors = tmp_path / name, {'x.weight': torch.arange(6.0).reshape(2, 3)}
+    if kind == 'safetensors':
+        files.write_tensors(tensors, path, {})
+    elif kind == 'npz':
+        with path.open('wb') as stream:
+            np.savez(stream, **{name.replace('.', '/'): t.numpy() for name, t in tensors.items()})
+    else:
+        torch.save(dict(state_dict=tensors), path)
+    assert files.kind(path) == kind
+    files.check(path)
+    files.verify(path)
+    for found in (files.read(path)['state_dict'], reading.read_state_dict(str(path))):
+        assert found.keys() == tensors.keys()
+        assert torch.equal(found['x.weight'], tensors['x.weight'])
+
+
+@pytest.mark.parametrize('content', [
+    b'not weights\n' * 50, bytes(range(1, 256)) * 4, b'\x89PNG\r\n\x1a\n' + bytes(200),
+    b'{"a": 1}'])
+@pytest.mark.parametrize('name', NAMES)
+def test_what_is_no_pickle_is_not_to_be_unpickled(tmp_path, name, content):
+    """The advice to let the file run code was given to whoever named a text or a picture."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    for look in (files.read, files.verify):
+        with pytest.raises(UserError, match='damaged') as caught:
+            look(path)
+        assert files.ALLOW_PICKLE not in str(caught.value)
 
 
 def test_a_flipped_bit_anywhere(whole, tmp_path):

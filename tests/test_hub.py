@@ -252,6 +252,21 @@ def test_a_wrong_token_is_named(capfd, server, delta, monkeypatch):
     assert re.search(r'cannot push to me/vit.*(hf auth login|HF_TOKEN)', line), line
 
 
+def test_a_whole_checkpoint_is_not_pushed_as_a_delta(capfd, server, delta, tmp_path):
+    """Merged files carried the mark of the delta that they were made of."""
+    merged = deltas.read(str(delta))
+    del merged['state_dict'][f'backbone.{KEY}']
+    files.write(merged, tmp_path / 'merged.pth')
+    deltas.write(merged, tmp_path / 'merged.safetensors')
+    files.write(deltas.read(str(delta)), tmp_path / 'delta.pth')  # hubs want safetensors
+    for name in ('merged.pth', 'merged.safetensors', 'delta.pth'):
+        done = run_tool(capfd, 'delta', 'push', tmp_path / name, 'me/vit')
+        assert done.code == 2 and f'{name} is no delta but a whole checkpoint' in done.err
+    assert server.repos == {}
+    delta.rename(tmp_path / 'delta.bin')
+    assert run_tool(capfd, 'delta', 'push', tmp_path / 'delta.bin', 'me/vit').code == 0
+
+
 def test_what_is_no_delta_or_no_name_is_refused(tmp_path, delta):
     plain = tmp_path / 'plain.safetensors'
     files.write_tensors({'a': torch.zeros(1)}, plain, {})

@@ -52,6 +52,8 @@ def parse_args() -> argparse.Namespace:
     diff = command('diff', 'what differs between two files; exit code 0: nothing, 1: something')
     diff.add_argument('first', help='delta or checkpoint')
     diff.add_argument('second', help='delta or checkpoint')
+    diff.add_argument('--weights-only', action='store_true',
+                      help='neither metadata nor the state of the optimizer')
     push = command('push', 'upload a delta to the Hugging Face hub')
     push.add_argument('delta', help='delta')
     push.add_argument('repo_id', metavar='OWNER/NAME', help='repository; made if absent')
@@ -77,18 +79,18 @@ def main() -> None:
         deltas.write(deltas.extract(args.checkpoint, args.config, args.base), args.out)
         report(args.out)
     elif args.command == 'merge':
-        files.write(deltas.merge(args.delta, args.base, args.config), args.out)
+        files.write(files.plain(deltas.merge(args.delta, args.base, args.config)), args.out)
         report(args.out)
     elif args.command == 'fold':
         checkpoint, text = deltas.fold(args.delta, args.base, args.config)
-        files.write(checkpoint, args.out)
+        files.write(files.plain(checkpoint), args.out)
         files.write_text(Path(args.out).with_suffix('.py'), text)
         report(args.out)
         print(f'config: {Path(args.out).with_suffix(".py")}')
     elif args.command == 'info':
         show(args.file, args.tensors)
     elif args.command == 'diff':
-        lines = deltas.differences(args.first, args.second)
+        lines = deltas.differences(args.first, args.second, args.weights_only)
         print('\n'.join(lines) or 'no differences')
         sys.exit(1 if lines else 0)
     elif args.command == 'push':

@@ -7,6 +7,7 @@ under a final name is always whole, whenever the process is killed. Their SHA-25
 neither torch's archives nor safetensors notice every flipped bit by themselves.
 """
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -19,10 +20,12 @@ import struct
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,7 +111,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write(content: dict, path: str | Path) -> None:
     """Write a checkpoint as ``torch.save`` does, atomically and with its SHA-256.
 
-    ``torch.load`` reads the file as any other.
+    ``torch.load`` reads the file as any other; with its defaults if all is :func:`plain`.
 
     Raises:
         UserError: If the disk is full or the folder cannot be written to.
@@ -122,6 +125,57 @@ def write(content: dict, path: str | Path) -> None:
                 raise sealing.error from error
             raise
         sealing.close()
+
+
+#: Types that ``torch.load`` takes by default and that need no change.
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+
+
+def plain(value: Any) -> Any:
+    """What is left of a value in types that ``torch.load`` takes by default.
+
+    Numbers and arrays of NumPy become Python's, mmengine's history buffers dicts, which
+    :func:`read` turns back. An object that is nothing of all that stays: torch refuses to read it.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    kind = type(value)
+    if kind in _PLAIN or isinstance(value, Tensor):
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, HistoryBuffer):
+        history, counts = (torch.from_numpy(np.array(part)) for part in value.data)
+        return dict(zip(_HISTORY, (history, counts, value.max_length), strict=True))
+    if isinstance(value, Mapping):
+        content = {plain(key): plain(item) for key, item in value.items()}
+        if kind is not OrderedDict:
+            return content
+        new = OrderedDict(content)
+        new.__dict__.update(value.__dict__)  # the versions in a state dict
+        return new
+    if isinstance(value, (list, tuple, set)):
+        base = next(base for base in (list, tuple, set) if isinstance(value, base))
+        return base(plain(item) for item in value)
+    return value
+
+
+#: The keys of a history buffer of mmengine in a file.
+_HISTORY = ('log_history', 'count_history', 'max_length')
+
+
+def _with_histories(content: Any) -> Any:
+    """Turn back, in place, the histories of a run's log; older files hold them as they are."""
+    hub = content.get('message_hub') if isinstance(content, dict) else None
+    scalars = hub.get('log_scalars') if isinstance(hub, dict) else None
+    if isinstance(scalars, dict):
+        from mmengine.logging import HistoryBuffer
+
+        for name, found in scalars.items():
+            if isinstance(found, dict) and set(found) == set(_HISTORY):
+                *parts, length = (found[key] for key in _HISTORY)
+                scalars[name] = HistoryBuffer(*(part.cpu().numpy() for part in parts), length)
+    return content
 
 
 def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
@@ -247,16 +301,17 @@ def check(path: str | Path) -> Path:
         head = stream.read(512)
     if size == 0:
         raise UserError(f'checkpoint {path} is empty')
-    if head.lstrip()[:1] == b'<':
-        raise UserError(f'checkpoint {path} is a web page (HTML), not weights: download it again')
-    if head.startswith(b'version https://git-lfs'):
-        raise UserError(f'checkpoint {path} is a Git LFS pointer: run `git lfs pull`')
-    if file.suffix == '.safetensors':
+    if _is_safetensors(head):  # before web pages: the length of its header may be ' <'
         complete = _safetensors_size(file) == size
-    else:
-        # Saved by torch >= 1.6: a zip archive, whose table of contents stands at the end. Older
-        # files are plain pickles, which only reading can check.
-        complete = not head.startswith(b'PK\x03\x04') or _is_archive(file)
+    elif head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'<':
+        raise UserError(f'checkpoint {path} is a web page (HTML), not weights: download it again')
+    elif head.startswith(b'version https://git-lfs'):
+        raise UserError(f'checkpoint {path} is a Git LFS pointer: run `git lfs pull`')
+    elif head.startswith(b'PK\x03\x04'):
+        # Saved by torch >= 1.6: a zip archive, whose table of contents stands at the end.
+        complete = _is_archive(file)
+    else:  # a plain pickle of an older torch, which only reading can check; or nothing of all that
+        complete = file.suffix.lower() != '.safetensors'
     if not complete:
         raise UserError(
             f'checkpoint {path} is truncated or damaged ({size:,} bytes): copy or download it '
@@ -272,8 +327,8 @@ def verify(path: str | Path) -> None:
         UserError: If it is not what was written.
     """
     file = check(path)
-    if file.suffix == '.safetensors':
-        _read_safetensors(file, path)
+    if kind(file) in ('safetensors', 'npz'):
+        read(path)
     elif _is_archive(file):
         try:
             _verify_archive(file)
@@ -294,20 +349,27 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
     """Read a file with tensors, numbers and mmengine's history buffers, and nothing else.
 
     Args:
-        path: A file of ``torch.save`` or a ``.safetensors`` file.
+        path: A file of ``torch.save``, a ``.safetensors`` or an ``.npz`` file, whatever its name
+            ends in.
         map_location: As in ``torch.load``.
 
     Returns:
         What the file holds; of a ``.safetensors`` file ``dict(state_dict=..., meta=...)``, meta
-        being its metadata.
+        being its metadata; of an ``.npz`` file the same, with the ``/`` in names turned into dots
+        and without metadata.
 
     Raises:
         UserError: If the file is absent or damaged, or would need to run code; the message names
             the switch that allows it.
     """
     file = check(path)
-    if file.suffix == '.safetensors':
+    found = kind(file)
+    if found == 'safetensors':
         return _read_safetensors(file, path, map_location)
+    if found == 'npz':
+        return _read_npz(file, path)
+    if found is None:
+        raise _damaged(path, ValueError('neither safetensors nor what torch.save writes'))
     try:
         archive = _is_archive(file)
         if archive and _verify_archive(file):
@@ -316,7 +378,8 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
                 "model's state dict, as .safetensors if its publisher has it (OpenAI's CLIP: "
                 'timm://vit_base_patch16_clip_quickgelu_224.openai)'
             )
-        return _load(file, map_location)
+        with file.open('rb') as stream:  # by its name torch would judge a file otherwise
+            return _with_histories(_load(stream, map_location))
     except UserError:
         raise
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
@@ -330,7 +393,8 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
             warnings.warn(
                 f'{path} may run any code as you: {ALLOW_PICKLE}=1 is set', stacklevel=2
             )
-            return torch.load(file, map_location=map_location, weights_only=False)
+            with file.open('rb') as stream:
+                return torch.load(stream, map_location=map_location, weights_only=False)
         raise UserError(
             f'checkpoint {path} is refused: it is no checkpoint, or would run code when loaded '
             f'({_reason(error)}); get its tensors as .safetensors, or, if you trust whoever wrote '
@@ -338,11 +402,11 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
         ) from error
 
 
-def _load(file: Path | BinaryIO, map_location: Any) -> Any:
+def _load(stream: BinaryIO, map_location: Any) -> Any:
     from vpt_dense.unpickling import SAFE_GLOBALS
 
     with torch.serialization.safe_globals(SAFE_GLOBALS):
-        return torch.load(file, map_location=map_location, weights_only=True)
+        return torch.load(stream, map_location=map_location, weights_only=True)
 
 
 def _check_reader() -> None:
@@ -351,6 +415,31 @@ def _check_reader() -> None:
     torch.save({'x': torch.zeros(1)}, sound)
     sound.seek(0)
     _load(sound, 'cpu')
+
+
+def kind(file: Path) -> str | None:
+    """What a file is by its content: 'safetensors', 'npz', 'archive', 'pickle', or none of these.
+
+    An archive is a zip file, as torch writes since 1.6; a pickle is what it wrote before.
+    """
+    with file.open('rb') as stream:
+        head = stream.read(512)
+    if _is_safetensors(head):
+        return 'safetensors'
+    if _is_archive(file):
+        # zipfile raises whatever it meets in a damaged file; reading will tell.
+        with contextlib.suppress(Exception), zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if names and all(name.endswith('.npy') for name in names):
+                return 'npz'
+        return 'archive'
+    # The second is a tar archive, older still.
+    return 'pickle' if re.match(rb'\x80[\x02-\x05]', head) or head[257:262] == b'ustar' else None
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Whether a file begins with a length that a header may have, and then the header, JSON."""
+    return head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= 100_000_000
 
 
 def _is_archive(file: Path) -> bool:
@@ -426,6 +515,24 @@ def _read_safetensors(file: Path, path: str | Path, map_location: Any = 'cpu') -
     if not sound:
         raise _damaged(path, ValueError('its SHA-256 does not match its contents'))
     return dict(state_dict=tensors, meta=_decoded(metadata))
+
+
+def _read_npz(file: Path, path: str | Path) -> dict:
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        reason = str(error).partition('\n')[0][:120]
+        hint = (
+            'it holds Python objects, which are never unpickled' if 'pickle' in reason else reason
+        )
+        raise UserError(f'{path} is no .npz file of plain arrays ({hint}): get it again') from error
+    others = [f'{name} ({array.dtype})' for name, array in arrays.items()
+              if array.dtype.kind not in 'fiub']
+    if others:
+        raise UserError(f'{path} holds arrays that are no numbers of NumPy: {others[:3]}')
+    tensors = {name.replace('/', '.'): torch.from_numpy(array) for name, array in arrays.items()}
+    return dict(state_dict=tensors, meta={})
 
 
 def _decoded(metadata: dict[str, str]) -> dict[str, Any]:

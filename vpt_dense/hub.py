@@ -185,10 +185,9 @@ def _place(path: str) -> str:
 
 def _read(path: str) -> dict:
     delta = deltas.read(path)
-    found = delta['meta'].get('format')
-    if found != deltas.FORMAT:
+    if not deltas.is_delta(delta) or files.kind(Path(path).expanduser()) != 'safetensors':
         raise UserError(
-            f'{path} is no delta (format {found!r} instead of {deltas.FORMAT!r}): make one with '
+            f'{path} is no delta but a whole checkpoint or one of a run: make one with '
             'tools/delta.py extract'
         )
     return delta

@@ -31,6 +31,7 @@ from vpt_dense.hooks import accumulation_hook, plateau_hook
 from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.monitor_hook import MonitorHook
+from vpt_dense.hooks.report_hook import versions
 from vpt_dense.hooks.seed_hook import SeedHook
 from vpt_dense.version import __version__
 from vpt_dense.weights import deltas
@@ -399,6 +400,7 @@ class Runner(_Runner):
             'time': time.strftime('%Y%m%d_%H%M%S'),
             'mmengine_version': mmengine.__version__,
             'vpt_dense_version': __version__,
+            'versions': versions(),
         }
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
@@ -420,10 +422,10 @@ class Runner(_Runner):
             self._contents = contents
             self.logger.info(contents)
         if isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
-            files.write(checkpoint, Path(out_dir, filename))
+            files.write(files.plain(checkpoint), Path(out_dir, filename))
         else:  # an object store, whose uploads are whole or absent
             path = mmengine.fileio.join_path(out_dir, filename, backend_args=backend_args)
-            save_checkpoint(checkpoint, path, file_client_args, backend_args)
+            save_checkpoint(files.plain(checkpoint), path, file_client_args, backend_args)
 
 
 def _to_cpu(state: dict) -> dict:

@@ -96,7 +96,7 @@ def _check_model(path: str, model: dict, first_path: str, first: dict) -> None:
         raise UserError(f'{path} has no prompt: only sets of prompts make an ensemble')
     if settings.is_ensemble(model):
         raise UserError(f'{path} is an ensemble already; name the deltas of its members')
-    key = _difference(_comparable(model), _comparable(first), 'model')
+    key = stored_config.difference(_comparable(model), _comparable(first), 'model')
     if key:
         raise UserError(
             f'{path} is not of the same model and method as {first_path}: they differ in {key}'
@@ -107,26 +107,6 @@ def _comparable(model: dict) -> dict:
     """What must be the same; neither places of files nor what the machine chooses."""
     backbone = {key: value for key, value in model['backbone'].items() if key != 'init_cfg'}
     return {**model, 'backbone': backbone}
-
-
-def _difference(a: Any, b: Any, place: str) -> str:
-    """The first place, dotted, where two configs differ; empty: nowhere."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in [*a, *(key for key in b if key not in a)]:
-            if (key in a) != (key in b):
-                return f'{place}.{key}'
-            found = _difference(a[key], b[key], f'{place}.{key}')
-            if found:
-                return found
-        return ''
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        if len(a) != len(b):
-            return place
-        pairs = enumerate(zip(a, b, strict=True))
-        return next(filter(None, (_difference(*pair, f'{place}.{i}') for i, pair in pairs)), '')
-    # Batch norm has the same weights wherever a run was.
-    same = a == b or {str(a), str(b)} <= {'SyncBN', 'vpt_dense.CPUSyncBN'}
-    return '' if same else f'{place} ({a!r} and {b!r})'
 
 
 def _check_base(path: str, state: dict, first_path: str, first: dict) -> None:

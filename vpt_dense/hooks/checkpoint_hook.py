@@ -158,7 +158,7 @@ class CheckpointHook(_CheckpointHook):
         digest = hashlib.sha256(pickle.dumps(content)).hexdigest()
         path = Path(ckpt_path)
         published = path.with_name(f'{path.stem}-{digest[:8]}.pth')
-        files.write(content, published)
+        files.write(files.plain(content), published)
         runner.logger.info(f'{path} is published as {published}')
 
     def _limit(self, runner: Runner) -> None:

@@ -288,7 +288,7 @@ def _identity(runner: Runner) -> dict[str, Any]:
         'method': _method(runner),
         'seed': runner.seed,
         'world_size': get_world_size(),
-        'versions': _versions(),
+        'versions': versions(),
     }
 
 
@@ -321,18 +321,18 @@ def _call(config: dict) -> str:
     return f'{config["type"]}({arguments})' if arguments else str(config['type'])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return the versions of what this process has imported (timm: of what is installed)."""
-    versions = {'python': platform.python_version(), 'vpt_dense': __version__}
+    found = {'python': platform.python_version(), 'vpt_dense': __version__}
     for name in FRAMEWORKS:
         if name in sys.modules:
-            versions[name] = str(sys.modules[name].__version__)
-    if 'timm' not in versions:
+            found[name] = str(sys.modules[name].__version__)
+    if 'timm' not in found:
         try:
-            versions['timm'] = metadata.version('timm')
+            found['timm'] = metadata.version('timm')
         except metadata.PackageNotFoundError:
             pass
-    return versions
+    return found
 
 
 def _describe(runner: Runner) -> str:

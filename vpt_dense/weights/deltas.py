@@ -12,6 +12,7 @@ import difflib
 import io
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,14 @@ from vpt_dense.weights.base import (
 FORMAT = f'{files.DELTA} 1'
 
 #: What a delta takes over from the meta information of a checkpoint.
-_META = ('iter', 'epoch', 'seed', 'experiment_name', 'dataset_meta', 'metric')
+_META = (
+    'iter', 'epoch', 'seed', 'experiment_name', 'dataset_meta', 'metric', 'run_id', 'versions',
+)  # fmt: skip
+
+#: Settings of a model that do not change what its weights mean.
+_INDIFFERENT = (
+    'init_cfg', 'train_cfg', 'test_cfg', 'memory', 'frozen_dtype', 'prompts_as',
+)  # fmt: skip
 
 #: State dicts of a run's checkpoint, and what stands before the model's names in them.
 _STATES = (('state_dict', ''), ('ema_state_dict', 'module.'))
@@ -131,8 +139,12 @@ def size(tensors: dict[str, Tensor]) -> int:
 # --- files -----------------------------------------------------------------------------------
 
 
-def read(path: str) -> dict:
+def read(path: str, bare: bool = False) -> dict:
     """Read a checkpoint, whole, of a run or a delta.
+
+    Args:
+        path: The file.
+        bare: Whether it may be a state dict and nothing else.
 
     Returns:
         ``state_dict`` (names without ``module.``) and ``meta``; the rest of it is left out.
@@ -140,14 +152,34 @@ def read(path: str) -> dict:
     Raises:
         UserError: If it is none.
     """
-    content = files.read(path)
-    state = content.get('state_dict') if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    return _parts(files.read(path), path, bare)
+
+
+def _parts(content: Any, path: str, bare: bool) -> dict:
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    tensors = list(state.values()) if isinstance(state, dict) else []
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise UserError(f'checkpoint {path} holds no state_dict of a model')
-    meta = content.get('meta')
+    if state is content and not bare:
+        raise UserError(
+            f'checkpoint {path} holds no state_dict of a model, but tensors and nothing else; if '
+            'they are a whole model, tools/delta.py extract takes them with --config'
+        )
+    meta = None if state is content else content.get('meta')
     return dict(
         state_dict={name.removeprefix('module.'): tensor for name, tensor in state.items()},
         meta=dict(meta) if isinstance(meta, dict) else {},
+    )
+
+
+def is_delta(checkpoint: dict) -> bool:
+    """Whether a checkpoint, as :func:`read` returns it, is a delta: what it leaves out is gone.
+
+    Files that ``merge`` wrote before version 0.1 call themselves one.
+    """
+    meta = checkpoint['meta']
+    return meta.get('format') == FORMAT and all(
+        prefix + KEY in checkpoint['state_dict'] for prefix in meta.get('bases') or {}
     )
 
 
@@ -162,23 +194,25 @@ def extract(path: str, config_file: str | None = None, base: str | None = None) 
     Returns:
         ``state_dict`` and ``meta``, the metadata of a delta: ``format``, ``cfg`` (the config),
         ``method``, ``counts``, ``bases`` and what is known of ``metric``, ``iter``, ``epoch``,
-        ``seed``, ``experiment_name`` and ``dataset_meta``.
+        ``seed``, ``experiment_name``, ``dataset_meta``, ``run_id`` (of the process that wrote the
+        checkpoint) and ``versions`` (that it ran with).
 
     Raises:
-        UserError: If the checkpoint is not of this config, or its frozen tensors are not those of
-            the pretrained weights; both fingerprints are named.
+        UserError: If the checkpoint is not of this config, by names and shapes or by what the
+            config in it says; or its frozen tensors are not those of the pretrained weights: both
+            fingerprints are named.
     """
-    checkpoint = read(path)
+    checkpoint = read(path, bare=config_file is not None)
     state, old = checkpoint['state_dict'], checkpoint['meta']
     cfg, text = _config(checkpoint, path, config_file)
     with contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
         model = params.build_without_memory(cfg)
+    _check_tensors(model, state, path)
     bases = {}
     for prefix, backbone in frozen_bases(model):
         if prefix + KEY in state:
             bases[prefix] = Base.from_tensor(state.pop(prefix + KEY)).without_path()
         elif backbone.frozen_names:
-            _check_names(backbone.frozen_names, state, prefix, path)
             known = old.get('bases')
             record = known.get(prefix) if isinstance(known, dict) else None
             frozen = {name: state[prefix + name] for name in backbone.frozen_names}
@@ -191,6 +225,10 @@ def extract(path: str, config_file: str | None = None, base: str | None = None) 
     counts = params.report(model)
     backbone = cfg.model.get('backbone') or {}
     meta = {key: old[key] for key in _META if old.get(key) is not None}
+    if 'versions' not in meta:  # older checkpoints name two
+        versions = {n: old[f'{n}_version'] for n in ('mmengine', 'vpt_dense')
+                    if f'{n}_version' in old}  # fmt: skip
+        meta |= dict(versions=versions) if versions else {}
     metric = _metric(Path(path), meta)
     if metric:
         meta['metric'] = metric
@@ -239,10 +277,11 @@ def merge(path: str, base: str | None = None, config_file: str | None = None) ->
         UserError: If the pretrained weights are absent or others, or the delta is not of its
             config.
     """
-    checkpoint = read(path)
+    checkpoint = read(path, bare=config_file is not None)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     cfg, meta['cfg'] = _config(checkpoint, path, config_file)
     model = load(cfg, checkpoint, path, base, meta)
+    meta.pop('format', None)  # it is no delta any more
     wanted = model.state_dict()
     return dict(state_dict={name: state[name] for name in wanted if name in state}, meta=meta)
 
@@ -306,6 +345,7 @@ def _config(checkpoint: dict, path: str, config_file: str | None) -> tuple[Confi
     """The config that a checkpoint is of, and its text; the text inside is kept as it is."""
     if config_file is not None:
         cfg = config.load(config_file)
+        _check_settings(cfg, checkpoint, path, config_file)
         return cfg, cfg.pretty_text
     text = checkpoint['meta'].get('cfg')
     cfg = stored_config.parse(text, path)
@@ -314,12 +354,48 @@ def _config(checkpoint: dict, path: str, config_file: str | None) -> tuple[Confi
     return cfg, text
 
 
-def _check_names(names: frozenset[str], state: dict, prefix: str, path: str) -> None:
-    missing = sorted(prefix + name for name in names if prefix + name not in state)
-    if missing:
+def _check_settings(cfg: Config, checkpoint: dict, path: str, config_file: str) -> None:
+    """Compare a config with the one in a checkpoint: LoRA's alpha, say, has no tensor to tell."""
+    try:
+        own = stored_config.parse(checkpoint['meta'].get('cfg'), path)
+    except UserError:
+        return  # none, or more than plain data: that is why another is named
+    key = stored_config.difference(
+        own.get('model') or {}, cfg.get('model') or {}, 'model', _INDIFFERENT
+    )
+    if key:
         raise UserError(
-            f'checkpoint {path} is not of this config: it lacks {len(missing)} tensors of the '
-            f'backbone ({missing[0]}, ...)'
+            f'--config {config_file} is not what checkpoint {path} was trained with: the two '
+            f'differ in {key}; leave --config out, the checkpoint holds its own'
+        )
+
+
+def _check_tensors(model: nn.Module, state: dict, path: str) -> None:
+    """Compare names and shapes of a checkpoint with those of a model without memory."""
+    own = model.state_dict()
+    left_out = {
+        prefix + name for prefix, backbone in frozen_bases(model) if prefix + KEY in state
+        for name in backbone.frozen_names
+    }
+    absent = [
+        name for name in own
+        if name not in state and name not in left_out and not name.endswith('num_batches_tracked')
+    ]
+    more = [name for name in state if name not in own and not name.endswith(KEY)]
+    others = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}'
+        for name, tensor in own.items() if name in state and state[name].shape != tensor.shape
+    ]
+    found = [
+        f'{len(names)} tensors {what} ({names[0]}{", ..." if names[1:] else ""})'
+        for what, names in (
+            ('lack', absent), ('are too many', more), ('are of other shapes', others))
+        if names
+    ]
+    if found:
+        raise UserError(
+            f'checkpoint {path} is not of this config: {", ".join(found)}; name its own with '
+            '--config'
         )
 
 
@@ -354,11 +430,16 @@ def _identify(
 
 
 def _metric(path: Path, meta: dict) -> dict[str, float] | None:
-    """What a run measured when it wrote this checkpoint, from ``evaluations.json`` beside it."""
+    """What a run measured when it wrote this checkpoint, from ``evaluations.json`` beside it.
+
+    The id tells whether it is of this run: others may have evaluated there at the same iteration.
+    """
+    if not meta.get('run_id'):
+        return None
     try:
         records = json.loads(path.with_name('evaluations.json').read_text(encoding='utf-8'))
         for record in records:
-            if record['iter'] == meta['iter']:
+            if record['iter'] == meta['iter'] and record.get('run_id') == meta['run_id']:
                 return {
                     name: value for name, value in record['metrics'].items()
                     if isinstance(value, (int, float)) and not name.endswith('time')
@@ -383,7 +464,8 @@ def describe(path: str) -> list[tuple[str, str]]:
     records = {
         name: Base.from_tensor(tensor) for name, tensor in state.items() if name.endswith(KEY)
     }
-    kind = meta.get('format', 'checkpoint of a run' if records else 'whole checkpoint')
+    kind = meta['format'] if is_delta(checkpoint) else (
+        'checkpoint of a run' if records else 'whole checkpoint')
     rows = [
         ('file', f'{path}, {Path(path).expanduser().stat().st_size / 1e6:,.2f} MB'),
         ('format', kind),
@@ -409,6 +491,8 @@ def describe(path: str) -> list[tuple[str, str]]:
     if isinstance(meta.get('metric'), dict):
         rows.append(('metric', _brief(meta['metric'])))
     rows += [(key, str(meta[key])) for key in ('iter', 'epoch', 'seed') if key in meta]
+    if isinstance(meta.get('versions'), dict):
+        rows.append(('versions', _brief(meta['versions'])))
     tensors = {name: tensor for name, tensor in state.items() if name not in records}
     rows.append(('tensors', f'{len(tensors):,}, {size(tensors) / 1e6:,.2f} MB'))
     parts: dict[str, list[Tensor]] = {}
@@ -421,40 +505,81 @@ def describe(path: str) -> list[tuple[str, str]]:
     return rows
 
 
-def differences(first: str, second: str) -> list[str]:
+def differences(first: str, second: str, weights_only: bool = False) -> list[str]:
     """What differs between two checkpoints, a line each; empty: nothing does.
 
     Configs and metadata are compared as text; tensors by name, then shape and type, then value:
-    the largest absolute difference, and that relative to the largest number of the first.
+    the largest absolute difference, and that relative to the largest number of the first. NaN
+    equals NaN. The log of a run (``message_hub``) is not compared.
+
+    Args:
+        first: A checkpoint, a delta or a bare state dict.
+        second: Another.
+        weights_only: Compare the weights of the models alone; of frozen bases their SHA-256.
     """
-    a, b = read(first), read(second)
+    paths = first, second
+    contents = [files.read(path) for path in paths]
+    (a, b) = (_parts(content, path, True) for content, path in zip(contents, paths, strict=True))
     lines = []
-    for key in sorted(a['meta'].keys() | b['meta'].keys()):
+    for key in sorted(a['meta'].keys() | b['meta'].keys()) if not weights_only else ():
         texts = [_lines(checkpoint['meta'].get(key)) for checkpoint in (a, b)]
         changed = [
             line for line in difflib.unified_diff(*texts, n=0, lineterm='')
             if not line.startswith(('---', '+++', '@@'))
         ]
         lines += [f'{key}: {line}' for line in changed]
-    states = a['state_dict'], b['state_dict']
-    for name in sorted(states[0].keys() | states[1].keys()):
-        only = [path for path, state in zip((first, second), states, strict=True) if name in state]
+    sides = [a['state_dict'], b['state_dict']]
+    if not weights_only:  # optimizer, schedules, averages
+        for side, content in zip(sides, contents, strict=True):
+            if 'state_dict' in content:
+                more = set(content) - {'state_dict', 'meta', 'message_hub'}
+                side.update(leaf for key in more for leaf in _leaves(content[key], key))
+    for name in sorted(sides[0].keys() | sides[1].keys()):
+        only = [path for path, side in zip(paths, sides, strict=True) if name in side]
         if len(only) == 1:
             lines.append(f'{name}: only in {only[0]}')
-            continue
-        x, y = states[0][name], states[1][name]
-        kinds = [f'{tuple(t.shape)} {str(t.dtype).removeprefix("torch.")}' for t in (x, y)]
-        if name.endswith(KEY):
-            left, right = (dataclasses.asdict(Base.from_tensor(t).without_path()) for t in (x, y))
-            lines += [f'{name}: {k}: {left[k]!r} and {right[k]!r}'
-                      for k in left if left[k] != right[k]]
-        elif kinds[0] != kinds[1]:
-            lines.append(f'{name}: {kinds[0]} and {kinds[1]}')
-        elif not torch.equal(x, y):
-            gap, largest = (x.double() - y.double()).abs().max().item(), x.double().abs().max()
-            relative = gap / largest.item() if largest else math.inf
-            lines.append(f'{name}: differs by at most {gap:.3g} ({relative:.2g} relative)')
+        elif name.rpartition('.')[2] == KEY:
+            left, right = (
+                dataclasses.asdict(Base.from_tensor(side[name]).without_path()) for side in sides)
+            keys = ['sha256'] if weights_only else list(left)
+            lines += [
+                f'{name}: {k}: {left[k]!r} and {right[k]!r}' for k in keys if left[k] != right[k]]
+        else:
+            told = _difference(sides[0][name], sides[1][name])
+            lines += [f'{name}: {told}'] if told else []
     return lines
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """All that is in nested dicts and lists, with its place."""
+    if isinstance(value, (dict, list, tuple)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in pairs:
+            yield from _leaves(item, f'{place}.{key}')
+    else:
+        yield place, value
+
+
+def _difference(x: Any, y: Any) -> str:
+    """What differs between two tensors, or other values; empty: nothing."""
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        same = type(x) is type(y) and (x == y or (x != x and y != y))
+        return '' if same else f'{_told(x)} and {_told(y)}'
+    kinds = [f'{tuple(t.shape)} {str(t.dtype).removeprefix("torch.")}' for t in (x, y)]
+    if kinds[0] != kinds[1]:
+        return f'{kinds[0]} and {kinds[1]}'
+    others = ~((x == y) | ((x != x) & (y != y)))  # NaN alone is not itself
+    if not others.any():
+        return ''
+    gap = (x.double() - y.double()).abs()[others].max().item()
+    if not math.isfinite(gap):
+        return 'differs, one is not finite where the other is'
+    largest = x.double().nan_to_num(0, 0, 0).abs().max().item()
+    return f'differs by at most {gap:.3g} ({gap / largest if largest else math.inf:.2g} relative)'
+
+
+def _told(value: Any) -> str:
+    return f'a tensor of {tuple(value.shape)}' if isinstance(value, Tensor) else repr(value)[:80]
 
 
 def _lines(value: Any) -> list[str]:
@@ -494,7 +619,7 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
         UserError: If there is nothing of both, or something cannot be folded or merged; the message
             says why.
     """
-    checkpoint = read(path)
+    checkpoint = read(path, bare=config_file is not None)
     cfg, _ = _config(checkpoint, path, config_file)
     if cfg.model.get('backbone', {}).get('adapters'):
         cfg.model.backbone.pop('frozen_dtype', None)

@@ -1,13 +1,10 @@
 """Reading pretrained weights from wherever they are, without running code from them."""
 
 import difflib
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from vpt_dense import files
@@ -51,7 +48,8 @@ def read_state_dict(address: str) -> dict[str, Tensor]:
     Args:
         address: One of
 
-            - a local file: ``.safetensors``, ``.npz``, or what ``torch.save`` wrote;
+            - a local file: ``.safetensors``, ``.npz``, or what ``torch.save`` wrote; what it is
+              its content says, not its name;
             - ``timm://<model name>``, with or without a tag
               (``timm://vit_base_patch14_dinov2.lvd142m``): what timm would download;
             - ``hf://<owner>/<name>[/<file>]`` or ``hf-hub:<owner>/<name>[/<file>]``, the name with
@@ -80,8 +78,8 @@ def read_source(address: str) -> Source:
     file = _find(address)
     if file is None:
         return _unwrap(_mmengine(address), address)
-    if file.suffix == '.npz':
-        return Source(_read_npz(file, address), ())
+    if file.is_file() and files.kind(file) == 'npz':
+        return Source(files.read(file)['state_dict'], ())
     return _unwrap(files.read(file), address)
 
 
@@ -223,26 +221,6 @@ def _unreachable(address: str, error: Exception, or_else: str) -> UserError:
 
 
 # --- contents --------------------------------------------------------------------------------
-
-
-def _read_npz(file: Path, address: str) -> dict[str, Tensor]:
-    """Arrays of an .npz file, the ``/`` in their names turned into dots."""
-    files.check(file)
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).partition('\n')[0][:120]
-        hint = (
-            'it holds Python objects, which are never unpickled' if 'pickle' in reason else reason
-        )
-        raise UserError(f'{address} is no .npz file of plain arrays ({hint}): get it again') \
-            from error
-    others = [f'{name} ({array.dtype})' for name, array in arrays.items()
-              if array.dtype.kind not in 'fiub']
-    if others:
-        raise UserError(f'{address} holds arrays that are no numbers of NumPy: {others[:3]}')
-    return {name.replace('/', '.'): torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _unwrap(content: Any, address: str) -> Source:

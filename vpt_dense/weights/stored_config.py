@@ -8,7 +8,7 @@ OpenMMLab registries are let through.
 import ast
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from mmengine.config import Config
@@ -97,6 +97,35 @@ def forget_run(cfg: Config, place: Callable[[str], str] = os.path.relpath) -> No
         return node
 
     visit(cfg._cfg_dict)
+
+
+def difference(a: Any, b: Any, place: str, but: Container[str] = ()) -> str:
+    """The first place, dotted, where two configs differ; empty: nowhere.
+
+    Args:
+        a: A part of a config.
+        b: The same part of another.
+        place: Where it stands there.
+        but: Keys that do not matter, at any depth.
+    """
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(key for key in b if key not in a)]:
+            if key in but:
+                continue
+            if (key in a) != (key in b):
+                return f'{place}.{key}'
+            found = difference(a[key], b[key], f'{place}.{key}', but)
+            if found:
+                return found
+        return ''
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return place
+        pairs = enumerate(zip(a, b, strict=True))
+        return next(filter(None, (difference(*pair, f'{place}.{i}', but) for i, pair in pairs)), '')
+    # Batch norm has the same weights wherever a run was.
+    same = a == b or {str(a), str(b)} <= {'SyncBN', 'vpt_dense.CPUSyncBN'}
+    return '' if same else f'{place} ({a!r} and {b!r})'
 
 
 def _check_types(node: Any) -> None:
