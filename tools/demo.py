@@ -131,7 +131,8 @@ def draw(work_dirs, out, count=6):
             axes[row, column].set_axis_off()
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour / 255) for colour in palette[1:]]
     figure.legend(handles, cfg.dataset.metainfo.classes[1:], ncols=10, loc='outside lower center')
-    figure.savefig(out, dpi=110)
+    with files.atomic(out) as unfinished:
+        figure.savefig(unfinished, format='png', dpi=110)
     plt.close(figure)
 
 

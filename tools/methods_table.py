@@ -8,7 +8,7 @@ The rows are the files of configs/_base_/tuning; all columns come from building 
 
 from pathlib import Path
 
-from vpt_dense import errors
+from vpt_dense import errors, files
 from vpt_dense.tuning import ADDED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +152,7 @@ def run():
         raise errors.UserError(f"{args.update}: no lines '{BEGIN}' and '{END}' for the table")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    args.update.write_text(f'{before}{BEGIN}\n{table()}\n{END}{after}', encoding='utf-8')
+    files.write_text(args.update, f'{before}{BEGIN}\n{table()}\n{END}{after}')
     print(args.update)
 
 

@@ -1,10 +1,14 @@
 """Print a config as a run uses it: bases merged, options applied, classes resolved."""
 
+from pathlib import Path
+
 from vpt_dense import errors, outputs
 
 
 def main() -> None:
-    from vpt_dense import config
+    import mmengine
+
+    from vpt_dense import config, config_files, files
 
     parser = errors.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
@@ -15,10 +19,18 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.save_path:
+        if Path(args.save_path).suffix not in config_files.SUFFIXES:
+            raise errors.UserError(
+                f'--save-path {args.save_path}: must end in {", ".join(config_files.SUFFIXES)}')
         outputs.check_free([args.save_path], args.force, [args.config])
     cfg = config.load(args.config, args.cfg_options)
     if args.save_path:
-        cfg.dump(args.save_path)
+        path = Path(args.save_path)
+        files.write_text(
+            path,
+            cfg.pretty_text if path.suffix == '.py'
+            else mmengine.dump(cfg.to_dict(), file_format=path.suffix[1:]),
+        )  # fmt: skip
     if args.key:
         node, parts = cfg, args.key.split('.')
         for part in parts:

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import demo
 
+from vpt_dense import files
 from vpt_dense.comparison import runs
 from vpt_dense.errors import ArgumentParser, main
 
@@ -72,7 +73,7 @@ def run():
         + ', '.join(f'{key.rsplit(".", 1)[-1]} {value:g}' for key, value in r['options'].items())
         + f' | {r["mIoU"]:.1f} |' for r in results
     ]
-    (args.work_dir / 'table.md').write_text('\n'.join(lines) + '\n')
+    files.write_text(args.work_dir / 'table.md', '\n'.join(lines) + '\n')
     print('\n'.join(lines))
 
 

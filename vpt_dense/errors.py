@@ -3,10 +3,12 @@
 import argparse
 import atexit
 import difflib
+import errno
 import os
 import re
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -15,6 +17,9 @@ from vpt_dense import preemption
 
 #: The package's own folder. A checkout of the same name holds other code too: its `.venv`.
 _PACKAGE = os.path.join(os.path.dirname(__file__), '')
+
+#: A disk, a quota or a limit on the size of files that is reached.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Exit code of a tool that was asked for something impossible.
 USER_ERROR = 2
@@ -85,8 +90,10 @@ def main(function: Callable[[], object]) -> NoReturn:
     # Registered before anything that the tool imports registers its own: so this one runs last.
     atexit.register(_skip_finalization)
     ArgumentParser.traceback = None
+    threading.excepthook = _quietly_full
     try:
         function()
+        sys.stdout.flush()  # into a file on a full disk
     except KeyboardInterrupt:
         _leave('interrupted', 130)
     except BrokenPipeError:  # the reader of a pipe, e.g. `| head`, has gone
@@ -115,6 +122,12 @@ def main(function: Callable[[], object]) -> NoReturn:
     sys.exit(0)
 
 
+def _quietly_full(thread: threading.ExceptHookArgs) -> None:
+    """Leave it to the main thread to say that a disk is full: TensorBoard's writer tells it."""
+    if not (isinstance(thread.exc_value, OSError) and thread.exc_value.errno in FULL):
+        threading.__excepthook__(thread)
+
+
 class _Ending:
     in_one_piece = False  # a distributed run that went well leaves without finalization
 
@@ -139,7 +152,7 @@ def _leave(line: str, code: int) -> NoReturn:
     The processes of a distributed run meet the same error at the same place as long as they do not
     train yet; then rank 0 speaks for all.
     """
-    sys.stdout.flush()
+    _flush_output()
     rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
     started = _distributed_has_started()
     if rank == 0 or started:
@@ -147,8 +160,15 @@ def _leave(line: str, code: int) -> NoReturn:
     _end(code)
 
 
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk; the interpreter would try again when it ends, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end(code: int) -> NoReturn:
-    sys.stdout.flush()
+    _flush_output()
     if _distributed_has_started():
         # The other ranks may wait for this one for ever: a normal exit would wait for them.
         os._exit(code)
@@ -172,8 +192,11 @@ def _to_log_file(trace: str) -> str | None:
     path = getattr(logger, 'log_file', None)
     if not path or not os.path.isfile(path):
         return None
-    with open(path, 'a', encoding='utf-8') as stream:
-        stream.write(trace)
+    try:
+        with open(path, 'a', encoding='utf-8') as stream:
+            stream.write(trace)
+    except OSError:  # the disk may be what the trace is about
+        return None
     return os.path.relpath(path)
 
 
@@ -187,6 +210,8 @@ def is_plain(error: BaseException) -> bool:
     if isinstance(error, subprocess.CalledProcessError):
         return True
     if isinstance(error, OSError):  # a file that is absent, unreadable, a folder; a full disk
+        if error.errno in FULL:
+            return True
         return bool(error.strerror and error.filename) or isinstance(error, FileNotFoundError)
     if isinstance(error, ValueError) and _raised_in_package(error):
         return True  # our own classes check their arguments with plain ValueErrors
@@ -241,6 +266,9 @@ def explain(error: BaseException) -> str:
         error: Any exception, the stack's included (data loader workers, registries, CUDA).
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.errno in FULL:  # streams do not know their name
+        where = f'cannot write {error.filename}' if error.filename else 'a file cannot be written'
+        return f'{where}: the disk is full ({error.strerror}); free some space and go on'
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f'{error.filename}: {error.strerror.lower()}'
 

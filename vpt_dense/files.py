@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpt_dense.errors import UserError, is_programs
+from vpt_dense.errors import FULL, UserError, is_programs
 
 #: The one switch that lets a file execute code when it is read: set to 1 in the environment.
 ALLOW_PICKLE = 'VPT_DENSE_ALLOW_PICKLE'
@@ -44,8 +44,7 @@ DELTA = 'vpt_dense delta'
 #: In the names of files that are being written; what is left of them has lost its process.
 _UNFINISHED = '.unfinished'
 
-#: Ways of the system to say that a file cannot be written that are the user's to mend.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Ways of the system to say that a file must not be written.
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 #: Archives whose checksums were compared in this process (path, inode, size, time of change): a
@@ -72,20 +71,37 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     unfinished = None
+    known = path.name.encode()[:200].decode(errors='ignore')  # a name has at most 255 bytes
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f'.{path.name}.{os.getpid()}.', suffix=_UNFINISHED, dir=path.parent
-        )
-        os.close(handle)
-        unfinished = Path(name)
-        yield unfinished
-        _flush(unfinished)
-        unfinished.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        os.replace(unfinished, path)
-        _flush(path.parent)
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(
+                prefix=f'.{known}.{os.getpid()}.', suffix=_UNFINISHED, dir=path.parent
+            )
+            os.close(handle)
+            unfinished = Path(name)
+            yield unfinished
+            _flush(unfinished)
+            unfinished.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            os.replace(unfinished, path)
+            _flush(path.parent)
+    finally:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def told(path: str | Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written, where that is the user's to mend.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    try:
+        yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             reason = 'the disk is full' if error.errno != errno.EFBIG else 'the file is too large'
             raise UserError(
                 f'cannot write {path}: {reason} ({error.strerror}); files written before are '
@@ -97,9 +113,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
                 'choose another folder'
             ) from error
         raise
-    finally:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
+
+
+def shortened(path: str | Path) -> Path:
+    """A path whose name was made from the name of another file and may be too long.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        It, or one whose name has 255 bytes: the beginning, a digest of the whole, the ending.
+    """
+    path = Path(path)
+    name = path.name.encode()
+    if len(name) <= 255:
+        return path
+    end = f'~{hashlib.sha256(name).hexdigest()[:8]}{path.suffix}'
+    return path.with_name(name[: 255 - len(end.encode())].decode(errors='ignore') + end)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vpt_dense import outputs
+from vpt_dense import files, outputs
 from vpt_dense.errors import ArgumentParser, UserError
 
 #: Of this process, on Linux.
@@ -164,6 +164,6 @@ def write(path: Path | None, args: argparse.Namespace, figures: object) -> None:
     """Write what was measured, with the options it was measured with, as JSON."""
     if path is not None:
         options = {key: value for key, value in vars(args).items() if key not in ('json',)}
-        path.write_text(json.dumps(
+        files.write_text(path, json.dumps(
             {'options': options, 'torch': torch.__version__, 'figures': figures},
             indent=1, default=str) + '\n')

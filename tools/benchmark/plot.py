@@ -181,7 +181,11 @@ def draw(files: list[dict], out: Path) -> None:
     setting = files[0]['setting']
     figure.suptitle(f'ViT {setting["arch"]}, {blocks} blocks, {setting["dtype"]}, '
                     f'{setting["device"]}')
-    figure.savefig(out, metadata={'Date': None} if out.suffix == '.svg' else None, dpi=150)
+    svg = out.suffix == '.svg'
+    with files.atomic(out) as unfinished:
+        figure.savefig(
+            unfinished, format=out.suffix[1:], metadata={'Date': None} if svg else None, dpi=150
+        )
 
 
 NAMES = {'tokens': 'p =', 'image_tokens': 'N =', 'batch': 'batch'}

@@ -206,7 +206,11 @@ def draw(rows: Sequence[Mapping[str, Any]], metric: str, out: Path) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     axes.margins(0.06)
     _label(figure, axes, points)
-    figure.savefig(out, metadata={'Date': None} if out.suffix == '.svg' else None, dpi=150)
+    svg = out.suffix == '.svg'
+    with files.atomic(out) as unfinished:
+        figure.savefig(
+            unfinished, format=out.suffix[1:], metadata={'Date': None} if svg else None, dpi=150
+        )
     pyplot.close(figure)
 
 

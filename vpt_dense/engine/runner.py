@@ -20,12 +20,13 @@ from mmengine.runner import BaseLoop, LogProcessor, save_checkpoint
 from mmengine.runner import Runner as _Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmengine.utils import apply_to
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from vpt_dense import files, logging, outputs, params, preemption, recomputing
-from vpt_dense.engine import checkpoints, distributed, log_processor, loops, resuming, seeding
+from vpt_dense.engine import checkpoints, disk, distributed, log_processor, loops, resuming, seeding
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.hooks import accumulation_hook, plateau_hook
 from vpt_dense.hooks.gradient_hook import GradientHook
@@ -157,7 +158,16 @@ class Runner(_Runner):
         """Build the logger; its console stays quiet while the rest is built."""
         logger = super().build_logger(*args, **kwargs)
         logging.quiet(logger)
+        disk.watch(logger)
         return logger
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Build the visualizer; what it writes is whole, or a full disk is told."""
+        if visualizer is None:
+            visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+        if isinstance(visualizer, dict):
+            visualizer = disk.use_in(visualizer)
+        return super().build_visualizer(visualizer)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several processes; without device ids when there is no CUDA.
