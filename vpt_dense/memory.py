@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vpt_dense import recomputing
+from vpt_dense.engine import layer_decay
 from vpt_dense.errors import UserError
 from vpt_dense.tree import leaf_datasets
 
@@ -93,7 +94,8 @@ def estimate(cfg: Config) -> dict[str, Any]:
                 model = MODELS.build(cfg.model).train()
             recomputing.turn_on(model, cfg.get(recomputing.KEY) or ())
             model.data_preprocessor.to(device)  # it moves the batch there
-            optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+            optim_wrapper = build_optim_wrapper(
+                model, layer_decay.known(cfg.optim_wrapper, model))
             size, size_from = image_size(cfg, model)
             for _ in range(2):  # before the second step the optimizer has its state
                 storages.peak = storages.now

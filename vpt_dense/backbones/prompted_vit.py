@@ -83,6 +83,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
     """
 
     weights_family = 'vit'  # which formats of pretrained weights it takes
+    stem = ('register_tokens', 'pre_norm')
     OUT_TYPES = VisionTransformer.OUT_TYPES | {'avg_tokens'}
 
     def __init__(

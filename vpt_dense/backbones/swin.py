@@ -67,6 +67,7 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
     """
 
     weights_family = 'swin'  # which formats of pretrained weights it takes
+    stem = ('absolute_pos_embed',)
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class TunedBackbone(FrozenBase):
     its own), and calls the adapters where :class:`vpt_dense.adapters.Adapter` says.
 
     Attributes:
+        stem: Children and parameters in front of the blocks that mmpretrain's ``get_layer_depth``
+            does not know.
         weights_family: Which formats of pretrained weights, prompts and adapters fit.
         prompt: The token prompt, or None.
         image_prompt: The prompt in image space, or None.
@@ -33,6 +35,7 @@ class TunedBackbone(FrozenBase):
     """
 
     weights_family: str
+    stem: tuple[str, ...] = ()
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -132,6 +135,34 @@ class TunedBackbone(FrozenBase):
                 f'{key}: {name} fits backbones of the families '
                 f'{", ".join(part.families)}; {type(self).__name__} is a {self.weights_family}'
             )
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for learning rates that fall with it.
+
+        Args:
+            param_name: Its name, in the model.
+            prefix: Of this backbone's parameters there.
+
+        Returns:
+            Depth and number of depths, as in mmpretrain: 0 for the stem, tokens and positions too,
+            the last one for what is behind the blocks and for prompts and adapters, which start
+            anew as a head does.
+
+        Raises:
+            ValueError: If mmpretrain counts no layers of such a backbone.
+        """
+        try:
+            depth, number = super().get_layer_depth(param_name, prefix)
+        except NotImplementedError as error:
+            raise ValueError(
+                f'optim_wrapper.constructor: mmpretrain counts no layers of this '
+                f'{type(self).__name__}, rates cannot fall by them; leave the constructor out'
+            ) from error
+        name = param_name.removeprefix(prefix)
+        own = param_name.startswith(prefix)
+        if own and is_added(name):
+            return number - 1, number
+        return (0 if own and name.split('.')[0] in self.stem else depth), number
 
     def init_weights(self) -> None:
         """Load the pretrained weights or start at random, then start what tuning adds."""

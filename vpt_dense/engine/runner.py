@@ -26,7 +26,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from vpt_dense import files, logging, outputs, params, preemption, recomputing
-from vpt_dense.engine import checkpoints, disk, distributed, log_processor, loops, resuming, seeding
+from vpt_dense.engine import (
+    checkpoints,
+    disk,
+    distributed,
+    layer_decay,
+    log_processor,
+    loops,
+    resuming,
+    seeding,
+)
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.hooks import accumulation_hook, plateau_hook
 from vpt_dense.hooks.gradient_hook import GradientHook
@@ -102,6 +111,8 @@ class Runner(_Runner):
       (:mod:`vpt_dense.recomputing`).
     - A ``work_dir`` in which another process runs is refused.
     - Errors in data pipelines name the file.
+    - mmseg's and mmpretrain's learning rates by layers know prompts, adapters and our backbones
+      (:mod:`vpt_dense.engine.layer_decay`).
     """
 
     _contents = ''  # what was said last about what checkpoints hold
@@ -153,6 +164,12 @@ class Runner(_Runner):
         """Test, alone in ``work_dir``."""
         with self._alone():
             return super().test()
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        """Build the optimizer; rates by layers know the backbone."""
+        if isinstance(optim_wrapper, dict):
+            optim_wrapper = layer_decay.known(optim_wrapper, params.unwrap(self.model))
+        return super().build_optim_wrapper(optim_wrapper)
 
     def build_logger(self, *args, **kwargs):
         """Build the logger; its console stays quiet while the rest is built."""
@@ -268,8 +285,8 @@ class Runner(_Runner):
     def train(self) -> nn.Module:
         """Train, with hooks that are no choice.
 
-        They see to it that a resumed run misses nothing, that nothing waits for a metric that is not
-        there, and name what trains without a gradient.
+        They see to it that a resumed run misses nothing, that nothing waits for a metric that is
+        not there, and name what trains without a gradient.
         A hook with a method ``check_model(model)`` may refuse the model before data are read.
         """
         self._trains = True

@@ -84,6 +84,10 @@ class EncoderDecoder(segmentors.EncoderDecoder):
         _check(test_cfg)
         super().__init__(test_cfg=test_cfg, **kwargs)
 
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """As mmpretrain's classifiers have it, for its learning rates that fall with depth."""
+        return self.backbone.get_layer_depth(param_name, 'backbone.')
+
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Compute logits by sliding windows.
 
