@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from vpt_dense import preemption
+from vpt_dense import live, preemption
 
 #: The package's own folder. A checkout of the same name holds other code too: its `.venv`.
 _PACKAGE = os.path.join(os.path.dirname(__file__), '')
@@ -152,6 +152,7 @@ def _leave(line: str, code: int) -> NoReturn:
     The processes of a distributed run meet the same error at the same place as long as they do not
     train yet; then rank 0 speaks for all.
     """
+    live.clear()
     _flush_output()
     rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
     started = _distributed_has_started()

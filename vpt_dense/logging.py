@@ -4,6 +4,8 @@ import logging
 import re
 import warnings
 
+from vpt_dense import live
+
 #: Warnings of the stack that no user can act on (beginnings or parts of their text).
 STRAY_WARNINGS = (
     r'Fail to import ``MultiScaleDeformableAttention``',  # the pure-Python mmcv has no such op
@@ -37,11 +39,14 @@ _STRAY = re.compile('|'.join(STRAY_WARNINGS))
 
 
 class StrayFilter(logging.Filter):
-    """Drops the log records of :data:`STRAY_WARNINGS`."""
+    """Drops the log records of :data:`STRAY_WARNINGS`; before others the live line goes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to show the record."""
-        return not _STRAY.search(record.getMessage())
+        shown = not _STRAY.search(record.getMessage())
+        if shown:
+            live.clear()
+        return shown
 
 
 def filter_warnings() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+from vpt_dense import live
+
 #: EX_TEMPFAIL of sysexits.h: not done, try again.
 EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -74,7 +76,7 @@ def leave(line: str) -> NoReturn:
     if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
         sys.stdout.flush()
         # A signal may have come while sys.stderr was being written to; it cannot be entered twice.
-        os.write(2, f'{line}\n'.encode())
+        os.write(2, f'{live.clearing()}{line}\n'.encode())
     raise Preempted
 
 

@@ -231,6 +231,8 @@ class Comparison:
                     return
                 label = f'{self.labels.get(job[0], job[0])}, seed {job[1]}'
                 task = progress.add_task(label, total=None)
+                if not progress.console.is_terminal:  # no bar is seen there
+                    progress.console.print(f'{label}: begins', highlight=False, markup=False)
                 try:
                     results[job] = self.run_one(*job, progress, task)
                     told = 'done'

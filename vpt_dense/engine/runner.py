@@ -41,6 +41,7 @@ from vpt_dense.hooks import accumulation_hook, plateau_hook
 from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.monitor_hook import MonitorHook
+from vpt_dense.hooks.progress_hook import ProgressHook
 from vpt_dense.hooks.report_hook import versions
 from vpt_dense.hooks.seed_hook import SeedHook
 from vpt_dense.version import __version__
@@ -327,6 +328,11 @@ class Runner(_Runner):
         sampler = getattr(self.train_dataloader.batch_sampler, 'sampler', None)
         if isinstance(sampler, seeding.PositionSampler):
             sampler.reseed(self.common_seed)
+
+    def register_hooks(self, default_hooks: dict | None, custom_hooks: list | None = None) -> None:
+        """Register the hooks of the config, and the one that shows how far the run is."""
+        super().register_hooks(default_hooks, custom_hooks)
+        self.register_hook(ProgressHook())
 
     def build_log_processor(self, log_processor_cfg: dict) -> LogProcessor:
         """Build the log processor; of several processes it logs the means."""

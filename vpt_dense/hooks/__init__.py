@@ -10,6 +10,7 @@ from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.monitor_hook import MonitorHook
 from vpt_dense.hooks.plateau_hook import PlateauHook
 from vpt_dense.hooks.preemption_hook import PreemptionHook
+from vpt_dense.hooks.progress_hook import ProgressHook
 from vpt_dense.hooks.prompt_start_hook import PromptStartHook
 from vpt_dense.hooks.report_hook import ReportHook
 from vpt_dense.hooks.seed_hook import SeedHook
@@ -26,6 +27,7 @@ __all__ = [
     'MonitorHook',
     'PlateauHook',
     'PreemptionHook',
+    'ProgressHook',
     'PromptStartHook',
     'ReportHook',
     'SeedHook',

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from vpt_dense import params
+from vpt_dense import live, params
 from vpt_dense.engine.seeding import Position, seeded
 from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
@@ -70,7 +70,7 @@ class LabelMappingHook(Hook):
         was_training = model.training
         model.eval()
         with seeded(*key):  # what the loader draws is not missing in training
-            for batch in own:
+            for batch in live.track(own, len(own), 'label mapping: batches', runner.logger.info):
                 batch = model.data_preprocessor(batch)
                 predicted = head.source_scores(model.extract_feat(batch['inputs'])).argmax(1)
                 labels = torch.cat([sample.gt_label for sample in batch['data_samples']])

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from vpt_dense import live
 from vpt_dense.arguments import check_count
 from vpt_dense.engine import seeding
 from vpt_dense.errors import UserError
@@ -266,9 +267,13 @@ class _Batches:
         self.number = self.loader.sampler.number
         self.indices = self.loader.sampler.indices
         self.preprocess = model.data_preprocessor
+        self.say = runner.logger.info
 
     def __iter__(self) -> Iterator[tuple[Tensor, list]]:
-        for batch in self.loader:
+        batches = live.track(
+            self.loader, len(self.loader), 'prompts start from training images: batches', self.say
+        )
+        for batch in batches:
             data = self.preprocess(batch, False)
             yield data['inputs'], data['data_samples']
 
