@@ -21,7 +21,7 @@ from vpt_dense.datasets.checks import (
 )
 from vpt_dense.datasets.listing import read_names
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import heads, leaf_datasets
+from vpt_dense.tree import heads, kind_of, leaf_datasets, placed_heads, walk
 
 #: Suffixes (images, masks) that a data set class takes when the config does not say.
 _SUFFIXES = {
@@ -50,6 +50,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     check_parts(cfg, mode)
     check_values(cfg)
     check_model(cfg.get('model') or {})
+    check_heads(cfg)
     if mode == 'train':
         check_optimizer(cfg.get('optim_wrapper') or {}, cfg.get('default_scope'))
         check_counting(cfg)
@@ -138,6 +139,41 @@ def check_model(model: dict) -> None:
             f'the heads of the model disagree on num_classes: {sorted(counts)}; set '
             'dataset.classes, the heads follow'
         )
+
+
+def check_heads(cfg: Config) -> None:
+    """What heads, losses and classes must have in common so that there is something to learn."""
+    model = cfg.get('model') or {}
+    model = model.get('module') or model
+    classes = next((leaf['metainfo']['classes'] for leaf in leaf_datasets(
+        cfg.get('train_dataloader')) if (leaf.get('metainfo') or {}).get('classes')), None)
+    for place, head in placed_heads(model):
+        number = head.get('num_classes')
+        dense = 'decode_head' in model
+        losses = [node for key in ('loss_decode', 'loss') for _, node in walk(head.get(key), '')]
+        sigmoid = any(node.get('use_sigmoid') for node in losses)
+        if number == 1 and (dense or not sigmoid) and 'MultiLabel' not in kind_of(head):
+            name = repr(classes[0]) if classes and len(classes) == 1 else 'one'
+            if not dense:
+                raise UserError(
+                    f'{place}.num_classes is 1 ({name}): the softmax of one class is always 1 and '
+                    'the loss 0; a classifier needs two folders of classes or more'
+                )
+            raise UserError(
+                f'{place}.num_classes is 1 ({name}): the softmax of one class is always 1 and the '
+                f"loss 0; name what is around it too, dataset.classes=['background', "
+                f'{name if classes else repr("object")}] for labels 0 and 1; or with that one '
+                'channel and a sigmoid: configs/examples/foreground_background.py'
+            )
+        if head.get('out_channels') == 1 and dense:
+            plain = next((n for n in losses if kind_of(n) == 'CrossEntropyLoss'
+                          and not n.get('use_sigmoid')), None)  # fmt: skip
+            if number != 2 or plain is not None:
+                found = f'num_classes is {number}' if number != 2 else 'loss_decode is a softmax'
+                raise UserError(
+                    f'{place}.out_channels is 1, but its {found}: one channel is for two classes '
+                    'and loss_decode.use_sigmoid=True (configs/examples/foreground_background.py)'
+                )
 
 
 def _check_vit(model: dict, backbone: dict) -> None:

@@ -24,6 +24,12 @@ from vpt_dense.tree import leaf_datasets
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.ppm', '.pgm')
 MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.pgm', '.gif')
 
+#: What is said where all masks hold 0 and 255 alone.
+TWO_LABELS = (
+    'masks hold 0 and 255 only, and 255 is ignored: is 255 your second class? Then say '
+    "dataset.label_map={255: 1} (of type='vpt_dense.SegFolder')"
+)
+
 # How many files of one kind a message names; the report (`--json`) has them all.
 _NAMED = 3
 
@@ -405,6 +411,8 @@ def check_segmentation(
         problems.append(
             f'{len(outside)} masks have ids outside the {len(valid)} classes: {_some(named)}'
         )
+    if set(pixels) == {0, 255} and 255 in ignored and (valid is None or {0, 1} <= valid):
+        (warnings if valid is None else problems).append(TWO_LABELS)
     if total and not labels:
         problems.append('every pixel of every mask is ignored')
     elif all_ignored:

@@ -28,6 +28,8 @@ class SegFolder(BaseDataset):
             and pipelines follow (:func:`vpt_dense.ignore_index.place`).
         reduce_zero_label: Whether label 0 is left out too and 1 becomes the first class, as in
             ADE20K.
+        label_map: {label in a mask: the label that it becomes}, after ``reduce_zero_label``:
+            {255: 1} for masks of 0 and 255.
         ann_file: A text file, relative to ``data_root``, with the names of the images to take, one
             a line, relative to the folder of images, with or without suffix. Without it all.
         **kwargs: See ``mmengine.dataset.BaseDataset``.
@@ -35,7 +37,7 @@ class SegFolder(BaseDataset):
     Raises:
         UserError: The classes are not given, the palette has another length, a folder is absent or
             empty, an image has no mask, or ``ann_file`` is absent, empty, or has a name twice or
-            one that is no image.
+            one that is no image; or ``label_map`` is none.
     """
 
     METAINFO: dict = {}
@@ -48,6 +50,7 @@ class SegFolder(BaseDataset):
         seg_map_suffix: str | Sequence[str] = MASK_SUFFIXES,
         ignore_index: int = 255,
         reduce_zero_label: bool = False,
+        label_map: dict[int, int] | None = None,
         ann_file: str = '',
         **kwargs,
     ) -> None:
@@ -66,8 +69,8 @@ class SegFolder(BaseDataset):
         self.seg_map_suffix = seg_map_suffix
         self.ignore_index = ignore_index
         self.reduce_zero_label = reduce_zero_label
-        self.label_map = None
-        metainfo |= dict(label_map=None, reduce_zero_label=reduce_zero_label)
+        self.label_map = _check_label_map(label_map)
+        metainfo |= dict(label_map=self.label_map, reduce_zero_label=reduce_zero_label)
         if data_prefix is None:
             data_prefix = dict(img_path='images', seg_map_path='annotations')
         super().__init__(
@@ -91,7 +94,20 @@ class SegFolder(BaseDataset):
                 f'{len(bare)} of {len(pairs)} images have no mask in '
                 f'{self.data_prefix["seg_map_path"]}, e.g. {bare[0]}'
             )
-        common = dict(label_map=None, reduce_zero_label=self.reduce_zero_label)
+        common = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
         if not with_masks:
             return [dict(common, img_path=image, seg_fields=[]) for image, _ in pairs]
         return [dict(common, img_path=i, seg_map_path=m, seg_fields=[]) for i, m in pairs]
+
+
+def _check_label_map(label_map: dict | None) -> dict[int, int] | None:
+    """A map of integers; where a config was written to a file, its keys have become texts."""
+    try:
+        found = {int(old): new for old, new in (label_map or {}).items()}
+        bytes([*found, *found.values()])  # refuses what is no integer from 0 to 255
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            'dataset.label_map must be a dict of labels from 0 to 255, such as {255: 1}, found '
+            f'{label_map!r}'
+        ) from error
+    return found or None

@@ -130,8 +130,11 @@ class ClassifyFirst(metaclass=ABCMeta):
             value = loss(seg_logits, labels, weight=weight, ignore_index=self.ignore_index)
             losses[loss.loss_name] = losses.get(loss.loss_name, 0) + value
         if self.log_accuracy:
-            losses['acc_seg'] = accuracy(
-                seg_logits.detach(), labels, ignore_index=self.ignore_index)
+            scores = seg_logits.detach()
+            if self.out_channels == 1:  # as it predicts: 1 where the sigmoid is above the threshold
+                foreground = scores.sigmoid() > self.threshold
+                scores = torch.cat((~foreground, foreground), dim=1).to(scores)
+            losses['acc_seg'] = accuracy(scores, labels, ignore_index=self.ignore_index)
         return losses
 
 

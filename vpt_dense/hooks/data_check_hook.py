@@ -11,6 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from vpt_dense.datasets.checks import TWO_LABELS
 from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
 
@@ -22,11 +23,13 @@ class DataCheckHook(Hook):
     - the data set's number of classes against that of every head, before the first iteration;
     - label ids against the number of classes;
     - masks of more than one channel (colours instead of ids);
-    - masks in which every pixel is ignored, in all images of the data set that are looked at.
+    - masks in which every pixel is ignored, in all images of the data set that are looked at;
+    - masks of 0 and 255 alone where 255 is ignored: the second class may be meant.
 
     Args:
         samples: Masks to look at, spread over the data set, when all pixels of a batch are
-            ignored; a crop of a good mask may be empty by chance.
+            ignored; a crop of a good mask may be empty by chance. Ten times as many where a batch
+            has 0 and 255 alone.
 
     Raises:
         UserError: At the first batch that fails; it names the file.
@@ -37,6 +40,7 @@ class DataCheckHook(Hook):
     def __init__(self, samples: int = 20) -> None:
         self.samples = samples
         self._found_labels: set[str] = set()
+        self._found_classes = False
 
     def before_train(self, runner: Runner) -> None:
         """Compare the training set's classes with the heads'."""
@@ -77,6 +81,8 @@ class DataCheckHook(Hook):
         readers = [*getattr(evaluator, 'metrics', []), parts[0][1]]
         ignore_index = next((r.ignore_index for r in readers if hasattr(r, 'ignore_index')), 255)
         labelled = None
+        if split == 'train' and not self._found_classes and num_classes > 1:
+            self._look_for_classes(dataset, _flatten(samples), ignore_index)
         for sample in _flatten(samples):
             if 'gt_sem_seg' in sample:
                 labelled = bool(labelled) | _check_mask(sample, num_classes, ignore_index)
@@ -87,6 +93,23 @@ class DataCheckHook(Hook):
         elif labelled is False and split not in self._found_labels:
             self._look_wider(dataset, ignore_index, split)
             self._found_labels.add(split)
+
+    def _look_for_classes(self, dataset: Any, samples: list, ignore_index: int) -> None:
+        """Raise if masks hold 0 and an ignored 255, and nothing else."""
+        masks = [sample.gt_sem_seg.data for sample in samples if 'gt_sem_seg' in sample]
+        ids = {int(i) for mask in masks for i in mask.unique()}
+        if not masks or ids - {0, 255} or ignore_index != 255:
+            self._found_classes = True
+            return
+        if 255 not in ids:
+            return
+        count = min(10 * self.samples, len(dataset))
+        for index in np.linspace(0, len(dataset) - 1, count).astype(int):
+            mask = _read_mask(dataset, int(index))
+            if mask is None or not np.isin(mask, (0, 255)).all():
+                self._found_classes = True
+                return
+        raise UserError(f'data of train: all {count} masks looked at: {TWO_LABELS}')
 
     def _look_wider(self, dataset: Any, ignore_index: int, split: str) -> None:
         """Raise if whole masks of the data set, uncropped, have no labelled pixel either."""
@@ -175,9 +198,13 @@ def _check_label(sample: Any, num_classes: int) -> None:
 
 def _read_mask(dataset: Any, index: int) -> np.ndarray | None:
     """The whole mask of one image, as the data set's own pipeline loads it; None if it cannot."""
-    while hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
-        index %= len(dataset)
+    while hasattr(dataset, 'dataset') or hasattr(dataset, 'datasets'):
+        if hasattr(dataset, 'datasets'):  # ConcatDataset
+            part, index = dataset._get_ori_dataset_idx(index)
+            dataset = dataset.datasets[part]
+        else:
+            dataset = dataset.dataset
+            index %= len(dataset)
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
     loaders = [t for t in transforms if type(t).__name__ in ('LoadAnnotations', 'LoadMask')]
     if not loaders or not hasattr(dataset, 'get_data_info'):
