@@ -54,8 +54,9 @@ def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None
     if cfg_options:
         if not isinstance(cfg_options, Mapping):
             cfg_options = options.read(cfg, cfg_options)
+        before = copy.deepcopy(cfg._cfg_dict)  # what another option sets is no name of the config
         for key in cfg_options:
-            _check_option(cfg, key)
+            _check_option(cfg, key, before)
             options.place(cfg, {key: cfg_options[key]})
         if any(key.startswith('custom_imports') for key in cfg_options):  # it was read too early
             _import(cfg)
@@ -106,8 +107,14 @@ def _check_keys(cfg: Config, path: str) -> None:
         raise UserError(f"config {path}: nothing reads the top-level key '{key}'{hint}")
 
 
-def _check_option(cfg: Config, key: str) -> None:
-    """Refuse a ``--cfg-options`` path that leads to nothing or to a used-up variable."""
+def _check_option(cfg: Config, key: str, before: Any) -> None:
+    """Refuse a ``--cfg-options`` path that leads to nothing or to a used-up variable.
+
+    Args:
+        cfg: With the options before this one.
+        key: The path.
+        before: The config without any option: its names are the ones that may be meant.
+    """
     parts = key.split('.')
     first = parts[0]
     if first not in KEYS:
@@ -127,19 +134,23 @@ def _check_option(cfg: Config, key: str) -> None:
                     f'--cfg-options {key}: {place} is a list of {len(node)}, {part} is no index'
                 )
             node = node[int(part)]
+            inside = isinstance(before, (list, tuple)) and int(part) < len(before)
+            before = before[int(part)] if inside else None
             continue
         if node is None:
             return  # becomes a dict
         if not isinstance(node, dict):
             raise UserError(f'--cfg-options {key}: {place} is {node!r}, it has no {part}')
         if part not in node:
-            siblings = [name for name in node if name != 'type']
+            names = before if isinstance(before, dict) else ()
+            siblings = [name for name in names if name != 'type']
             if depth and difflib.get_close_matches(part, siblings, n=1, cutoff=0.8):
                 raise UserError(
                     f"--cfg-options {key}: {place} has no '{part}'{suggest(part, siblings)}"
                 )
             return  # a new argument; if the class does not know it, building it says so
         node = node[part]
+        before = before.get(part) if isinstance(before, dict) else None
 
 
 def _uses(cfg: Config, name: str) -> str:
