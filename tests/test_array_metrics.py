@@ -85,6 +85,8 @@ def test_without_any_number(flowers, tmp_path):  # noqa: F811
         run(flowers, tmp_path, metrics, **{'default_hooks.checkpoint.save_best': 'auto'})
     runner = run(flowers, tmp_path, metrics, **{'default_hooks.checkpoint.save_best': None})
     assert runner.epoch == 1
+    (scalars,) = max(tmp_path.glob('2*')).glob('vis_data/scalars.json')
+    assert {'step': 3} not in [json.loads(line) for line in scalars.read_text().splitlines()]
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['metric'] is None and 'confusion_matrix/result' in summary['last']['metrics']
 

@@ -133,7 +133,9 @@ class ReportHook(Hook):
                 'per_class': _classes(runner._val_loop),
             }
             self.evaluations.append(record)
-            runner.visualizer.add_scalars(_by_class(metrics, runner._val_loop), step=runner.iter)
+            by_class = _by_class(metrics, runner._val_loop)
+            if by_class:
+                runner.visualizer.add_scalars(by_class, step=runner.iter)
         else:
             self._write_result(runner, 'val', metrics)
         self._line = self._headline(runner, metrics)
