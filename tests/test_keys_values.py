@@ -136,6 +136,12 @@ class Scaled(torch.nn.Module):
         return self.by * weight
 
 
+@torch.no_grad()
+def seen(model):
+    """Let the model run as it is, as a test in between does."""
+    model(X)
+
+
 def step(model, **kwargs):
     model(X)[0].square().sum().backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, **kwargs).step()
@@ -143,24 +149,21 @@ def step(model, **kwargs):
 
 def prune(model):
     torch.nn.utils.prune.random_unstructured(model.layers[1].attn.qkv, 'weight', 0.5)
-    forget = model(X)
+    seen(model)
     model.layers[1].attn.qkv.weight_mask.data.copy_(1 - model.layers[1].attn.qkv.weight_mask)
-    return forget
 
 
 def parametrize(model):
     torch.nn.utils.parametrize.register_parametrization(model.prompt, 'tokens', Scaled())
-    forget = model(X)
+    seen(model)
     model.prompt.parametrizations.tokens[0].by.data.fill_(-1)
-    return forget
 
 
 def hook_on_and_off(model):
     handle = model.layers[1].attn.qkv.register_forward_hook(scale(3))
-    forget = model(X)
+    seen(model)
     handle.remove()
     model.layers[2].ln1.register_forward_pre_hook(lambda module, args: (args[0] ** 2,))
-    return forget
 
 
 def replace_at_the_same_address(model):
@@ -204,9 +207,8 @@ def test_nothing_is_kept_between_two_forwards(change, mode):
         model = randomise(model).double().eval()
         with mode():
             before.append(model(X)[0])
-        with torch.inference_mode(mode is torch.inference_mode and change in ('pruning', 'eps')):
-            torch.manual_seed(0)
-            CHANGES[change](model)
+        torch.manual_seed(0)
+        CHANGES[change](model)
         with mode():
             after.append(model(X)[0])
     torch.testing.assert_close(*before, rtol=1e-12, atol=1e-12)
