@@ -193,6 +193,36 @@ def test_example_trains_on_a_folder(flowers, tmp_path):
     assert 'accuracy/top1' in json.dumps(summary)
 
 
+@pytest.mark.parametrize('place', ['model.data_preprocessor.batch_augments', 'model.train_cfg'])
+def test_mixing_knows_the_classes(flowers, tmp_path, place):
+    mixing = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
+    options = tiny_folder(tmp_path, flowers, **{place: mixing})
+    cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'), options)
+    assert cfg.model.data_preprocessor.num_classes == 3
+    targets = []
+    runner = tooling.start(cfg, 'train', None)
+    loss = runner.model.head.loss_module.forward
+    runner.model.head.loss_module.forward = lambda score, target, *args, **kwargs: (
+        targets.append(target), loss(score, target, *args, **kwargs))[1]
+    runner.train()
+    assert targets and all(target.shape[1] == 3 for target in targets)
+    assert all(torch.allclose(target.sum(1), torch.ones(len(target))) for target in targets)
+    assert any(((target > 0) & (target < 1)).any() for target in targets)
+
+
+def test_nothing_is_told_where_nothing_is_mixed(flowers, tmp_path):
+    cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'), tiny_folder(tmp_path, flowers))
+    assert 'num_classes' not in cfg.model.data_preprocessor
+
+
+def test_class_weights_of_another_length(flowers, tmp_path):
+    loss = dict(type='CrossEntropyLoss', class_weight=[1.0] * 4)
+    options = tiny_folder(tmp_path, flowers, **{'model.head.loss': loss})
+    cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'), options)
+    with pytest.raises(UserError, match=r'head.loss.class_weight has 4 weights, .* 3 classes'):
+        tooling.start(cfg, 'train', None)
+
+
 def test_example_with_four_bands_of_16_bits(flowers, tmp_path):
     root = tmp_path / 'fields'
     shutil.copytree(flowers, root)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
 from vpt_dense import config_files, data_config, ignore_index, options
@@ -207,6 +207,7 @@ def resolve(cfg: Config) -> None:
     - ``test_pipeline``, which mmseg's inference reads, is that of ``test_dataloader``.
     - The number of classes of every head is that of the training data: of ``dataset.classes``, or
       of the class folders found on disk for a ``vpt_dense.ImageFolder``.
+    - ``num_classes`` of a data preprocessor with Mixup or CutMix is that of the head.
     - ``ignore_index`` of the data: see :func:`vpt_dense.ignore_index.place`.
     - ``mean`` and ``std`` of a prompt made of pixels, where it leaves them None, are those of the
       data preprocessor.
@@ -231,6 +232,7 @@ def resolve(cfg: Config) -> None:
         for node in (preprocessor, cfg.get('data_preprocessor') or {}):
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
+    _place_classes_of_mixing(cfg)
     ignore_index.place(cfg)
     _place_pixel_statistics(cfg.get('model') or {})
     _place_number_of_classes(cfg.get('model') or {})
@@ -239,6 +241,20 @@ def resolve(cfg: Config) -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     settings.place(cfg)
     _adapt_to_machine(cfg)
+
+
+def _place_classes_of_mixing(cfg: Config) -> None:
+    """Tell the data preprocessor of a classifier the number of classes that mixed labels need."""
+    model = cfg.get('model') or {}
+    parts = heads(model) if model.get('head') else []
+    if not settings.mixing(cfg) or not parts or not parts[0].get('num_classes'):
+        return
+    if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
+        node = cfg.data_preprocessor  # the runner gives it to the model
+    else:
+        node = model.setdefault('data_preprocessor', ConfigDict(type='ClsDataPreprocessor'))
+    if node.get('num_classes') is None:
+        node['num_classes'] = parts[0]['num_classes']
 
 
 def _place_number_of_classes(model: dict) -> None:

@@ -21,7 +21,7 @@ from vpt_dense.datasets.checks import (
 )
 from vpt_dense.datasets.listing import read_names
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import heads, kind_of, leaf_datasets, placed_heads, walk
+from vpt_dense.tree import heads, kind_of, leaf_datasets, placed_datasets, placed_heads, walk
 
 #: Suffixes (images, masks) that a data set class takes when the config does not say.
 _SUFFIXES = {
@@ -51,9 +51,11 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     check_values(cfg)
     check_model(cfg.get('model') or {})
     check_heads(cfg)
+    check_class_weights(cfg)
     if mode == 'train':
         check_optimizer(cfg.get('optim_wrapper') or {}, cfg.get('default_scope'))
         check_counting(cfg)
+        check_crop(cfg)
     if checkpoint is not None and not isinstance(checkpoint, str):
         raise UserError(f'load_from is {checkpoint!r}; it must be the path of a checkpoint')
     if checkpoint and '://' not in checkpoint:
@@ -174,6 +176,45 @@ def check_heads(cfg: Config) -> None:
                     f'{place}.out_channels is 1, but its {found}: one channel is for two classes '
                     'and loss_decode.use_sigmoid=True (configs/examples/foreground_background.py)'
                 )
+
+
+def check_class_weights(cfg: Config) -> None:
+    """A loss has a weight for each channel that its head has; of the classes, that is."""
+    model = cfg.get('model') or {}
+    for where, head in placed_heads(model.get('module') or model):
+        number = head.get('out_channels') or head.get('num_classes')
+        for key in ('loss_decode', 'loss'):
+            for place, loss in walk(head.get(key), f'{where}.{key}'):
+                weights = loss.get('class_weight')
+                if number and isinstance(weights, (list, tuple)) and len(weights) != number:
+                    channels = 'classes' if not head.get('out_channels') else 'channels'
+                    raise UserError(
+                        f'{place}.class_weight has {len(weights)} weights, but the head has '
+                        f'{number} {channels}; give one for each, or None'
+                    )
+
+
+def check_crop(cfg: Config) -> None:
+    """Images smaller than the others of a batch are padded to ``size``, those larger are not."""
+    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or {}
+    size = preprocessor.get('size')
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        return
+    for where, dataset in placed_datasets(cfg.get('train_dataloader'), 'train_dataloader'):
+        found = None
+        for index, transform in enumerate(dataset.get('pipeline') or ()):
+            crop = transform.get('crop_size') if kind_of(transform) == 'RandomCrop' else None
+            if crop is not None:
+                crop = (crop, crop) if isinstance(crop, int) else tuple(crop)
+                found = f'{where}.pipeline.{index}.crop_size', crop
+            elif any(word in kind_of(transform) for word in ('Resize', 'Crop')):
+                found = None  # another size afterwards
+        if found and any(a > b for a, b in zip(found[1], size, strict=True)):
+            raise UserError(
+                f'{found[0]} is {found[1]}, above model.data_preprocessor.size {tuple(size)}, to '
+                'which smaller images are padded; set both (and model.backbone.img_size) to one '
+                'size'
+            )
 
 
 def _check_vit(model: dict, backbone: dict) -> None:
