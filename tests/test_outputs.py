@@ -241,6 +241,31 @@ def test_results_of_several_tests_are_kept(capfd, tmp_path):
     assert (work / 'params.json').read_bytes() == params
 
 
+def test_the_config_in_a_work_folder_is_its_trainings(capfd, tmp_path):
+    """A test in that folder, with augmentation, say, replaced it; and the config that was read."""
+    leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
+    work, source = tmp_path / 'work', leaf.read_bytes()
+    assert run_tool(capfd, 'train', leaf).code == 0
+    written = (work / 'leaf.py').read_bytes()
+    done = run_tool(capfd, 'test', leaf, work / 'iter_2.pth', '--cfg-options', 'tta=True')
+    assert done.code == 0, done.err
+    assert (work / 'leaf.py').read_bytes() == written
+    tested, = (path for path in work.glob('*/leaf.py'))
+    assert 'SegTTAModel' in tested.read_text()
+    # Another training's is kept aside; that of a training which goes on is not.
+    tested.unlink()
+    more = ['--cfg-options', 'randomness.seed=1']
+    for options in ([], ['--resume']):
+        assert run_tool(capfd, 'train', leaf, *options, *more).code == 0
+        aside, = work.glob('*/leaf.py')
+        assert aside.parent.name.startswith('before_') and aside.read_bytes() == written
+    # A config that lies in the work folder is not replaced by what it comes to.
+    assert run_tool(capfd, 'test', leaf, work / 'iter_2.pth', '--work-dir', tmp_path).code == 0
+    assert leaf.read_bytes() == source
+    assert run_tool(capfd, 'train', leaf, '--work-dir', tmp_path).code == 0
+    assert leaf.read_bytes() == source
+
+
 def test_evaluations_of_another_run_are_not_taken(tmp_path):
     """They lay beside the checkpoint, of the same iterations."""
     for name in ('one', 'two'):

@@ -5,13 +5,12 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from vpt_dense import outputs
+from vpt_dense import files, outputs
 from vpt_dense.errors import ArgumentParser, UserError, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,9 +40,8 @@ def export(checkpoint, out, metadata):
     }
     if not tensors:
         raise UserError(f'{checkpoint} has no tensor whose name begins with {prefix!r}')
-    part = out.with_suffix('.part')
-    save_file(tensors, part, metadata=metadata)
-    os.replace(part, out)
+    with files.atomic(out) as part:
+        save_file(tensors, part, metadata=metadata)
     return hashlib.sha256(out.read_bytes()).hexdigest()
 
 

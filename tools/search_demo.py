@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import compare
 import demo
 
 from vpt_dense import files
 from vpt_dense.comparison import runs
-from vpt_dense.errors import ArgumentParser, main
+from vpt_dense.errors import ArgumentParser, UserError, main
 
 HEAD_LR = 'optim_wrapper.optimizer.lr'
 BACKBONE_LR = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
@@ -39,14 +40,19 @@ def trial(method, options, folder, amp, progress):
         dict: method, options and mIoU in per cent.
     """
     name = '_'.join([method, *(f'{value:g}' for value in options.values())])
-    work_dir = folder / name
+    pairs = [f'{key}={value}' for key, value in options.items()]
+    mark = runs.Comparison(compare.DEMO, folder, 'tools', amp, options=pairs).fingerprint(method, 0)
+    work_dir = runs.own_place(folder / name, f'/{runs.RESULT}', mark)
     done = work_dir / 'summary.json'
+    if done.exists() and not (work_dir / runs.RESULT).exists():
+        raise UserError(f'{work_dir} holds a run that was started otherwise; move it away or take '
+                        'another --work-dir')
     task = progress.add_task(name, total=None)
     if not done.exists():
-        work_dir.mkdir(parents=True, exist_ok=True)
+        files.write_text(work_dir / runs.RESULT, json.dumps(mark) + '\n')
         runs.call(['tools/train.py', demo.config_of(method), '--work-dir', work_dir,
                    *(['--amp'] if amp else []),
-                   '--cfg-options', *(f'{key}={value}' for key, value in options.items())],
+                   '--cfg-options', *pairs],
                   work_dir / 'output.log', 1,
                   lambda number: progress.update(task, completed=number))
     miou = json.loads(done.read_text())['last']['metrics']['mIoU']

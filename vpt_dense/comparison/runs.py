@@ -182,7 +182,7 @@ class Comparison:
     def work_dir(self, method: str, seed: int) -> Path:
         """The folder of a run; nothing in it is of another."""
         mark = self.fingerprint(method, seed)
-        return _own(self.folder / f'{method}_seed{seed}', f'/{RESULT}', mark)
+        return own_place(self.folder / f'{method}_seed{seed}', f'/{RESULT}', mark)
 
     def fingerprint(self, method: str, seed: int) -> dict[str, str | None]:
         """What a run must agree with to count as this run.
@@ -373,7 +373,7 @@ class Comparison:
                     cfg = self.config(method)
                     text = f'{self.amp} {steps} {threads} {_machine()} {cfg.pretty_text}'
                     mark = dict(fingerprint=hashlib.sha256(text.encode()).hexdigest())
-                    file = Path(f'{_own(self.folder / "cost" / method, ".json", mark)}.json')
+                    file = Path(f'{own_place(self.folder / "cost" / method, ".json", mark)}.json')
                     found = _read(file)
                     if found is None:
                         file.parent.mkdir(parents=True, exist_ok=True)
@@ -415,7 +415,7 @@ def _read(file: Path) -> dict | None:
         return {}
 
 
-def _own(place: Path, record: str, mark: Mapping[str, str | None]) -> Path:
+def own_place(place: Path, record: str, mark: Mapping[str, str | None]) -> Path:
     """A place, or one beside it if it holds something that was made otherwise.
 
     Args:

@@ -159,11 +159,13 @@ class Runner(_Runner):
     def val(self) -> dict:
         """Validate, alone in ``work_dir``."""
         with self._alone():
+            self._write_config(training=False)
             return super().val()
 
     def test(self) -> dict:
         """Test, alone in ``work_dir``."""
         with self._alone():
+            self._write_config(training=False)
             return super().test()
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
@@ -307,6 +309,7 @@ class Runner(_Runner):
             self.register_hook(MonitorHook())
             self.register_hook(plateau_hook.PlateauHook())
         with self._alone():
+            self._write_config(training=True)
             return super().train()
 
     def _starts_heads(self) -> bool:
@@ -386,11 +389,25 @@ class Runner(_Runner):
         self.logger.info(f'loaded {filename}{parts and f"; new: {parts}"}')
         return checkpoint
 
-    @master_only
     def dump_config(self) -> None:
-        """Write the config beside the logs, as Python whatever it came as: JSON has no tuples."""
-        name = Path(self.cfg.filename).stem if self.cfg.filename else self.timestamp
-        files.write_text(Path(self.work_dir, f'{name}.py'), self.cfg.pretty_text)
+        """Nothing: it is written when it is known what runs."""
+
+    @master_only
+    def _write_config(self, training: bool) -> None:
+        """Write the config into ``work_dir``, as Python whatever it came as: JSON has no tuples.
+
+        It takes the place neither of a training's, if this is a test, nor of the file that was
+        read: then it goes beside the log. Another training's is put aside.
+        """
+        source = Path(self.cfg.filename) if self.cfg.filename else None
+        path = Path(self.work_dir, f'{source.stem if source else self.timestamp}.py')
+        text = self.cfg.pretty_text
+        if path.is_file() and path.read_text(encoding='utf-8') != text:
+            if not training or path.resolve() == (source and source.resolve()):
+                path = Path(self.log_dir, path.name)
+            elif not outputs.goes_on(self):
+                outputs.put_aside([path], path.parent, self)
+        files.write_text(path, text)
 
     @functools.cached_property
     def _config_text(self) -> str:
