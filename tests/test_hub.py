@@ -192,6 +192,18 @@ def test_model_card(server, delta):
         assert needed in body, needed
 
 
+def test_a_card_that_is_there_stays(capfd, server, delta):
+    """Its owner has added a licence; the next push put the first card back."""
+    assert run_tool(capfd, 'delta', 'push', delta, 'me/vit').code == 0
+    repo = server.repos['me/vit']['main']
+    first = repo['README.md']
+    repo['README.md'], repo['config.py'] = b'mine', b'old'
+    assert run_tool(capfd, 'delta', 'push', delta, 'me/vit').code == 0
+    assert repo['README.md'] == b'mine' and repo['config.py'] != b'old'
+    assert run_tool(capfd, 'delta', 'push', delta, 'me/vit', '--force').code == 0
+    assert repo['README.md'] == first
+
+
 def damage(repo):
     content = bytearray(repo['main']['delta.safetensors'])
     content[-3] ^= 1

@@ -57,6 +57,7 @@ def parse_args() -> argparse.Namespace:
     push = command('push', 'upload a delta to the Hugging Face hub')
     push.add_argument('delta', help='delta')
     push.add_argument('repo_id', metavar='OWNER/NAME', help='repository; made if absent')
+    push.add_argument('--force', action='store_true', help='write the model card anew')
     push.add_argument('--private', action='store_true', help='make a new repository private')
     pull = command('pull', 'download a delta from the Hugging Face hub')
     pull.add_argument('repo_id', metavar='OWNER/NAME', help='repository')
@@ -94,7 +95,7 @@ def main() -> None:
         print('\n'.join(lines) or 'no differences')
         sys.exit(1 if lines else 0)
     elif args.command == 'push':
-        print(hub.push(args.delta, args.repo_id, args.private))
+        print(hub.push(args.delta, args.repo_id, args.private, args.force))
     elif args.command == 'pull':
         hub.pull(args.repo_id, args.out, args.revision)
         report(args.out)

@@ -17,7 +17,7 @@ DELTA_FILE = 'delta.safetensors'
 CONFIG_FILE = 'config.py'
 
 
-def push(path: str, repo_id: str, private: bool = False) -> str:
+def push(path: str, repo_id: str, private: bool = False, force: bool = False) -> str:
     """Upload a delta with its config and a model card, in one commit.
 
     Absolute paths stay at home: of those outside the current folder the name goes up. The
@@ -28,6 +28,8 @@ def push(path: str, repo_id: str, private: bool = False) -> str:
         path: A delta.
         repo_id: ``OWNER/NAME``.
         private: Make a new repository private.
+        force: Write the model card anew; one that is there stays otherwise, as it may have been
+            edited.
 
     Returns:
         The address of the commit.
@@ -50,8 +52,10 @@ def push(path: str, repo_id: str, private: bool = False) -> str:
         try:
             api = HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
             api.create_repo(repo_id, private=private or None, exist_ok=True)
+            kept = ['README.md'] if not force and api.file_exists(repo_id, 'README.md') else None
             commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message='Upload a vpt_dense delta'
+                repo_id=repo_id, folder_path=folder, commit_message='Upload a vpt_dense delta',
+                ignore_patterns=kept,
             )
         except Exception as error:  # what its network stack raises depends on its version
             if is_programs(error):

@@ -29,7 +29,8 @@ def assemble(paths: Sequence[str]) -> dict:
     Returns:
         ``state_dict`` and ``meta``, a delta as :func:`vpt_dense.weights.deltas.extract` makes it;
         ``meta['cfg']`` is the config of the ensemble and ``meta['members']`` says for each member
-        what its file says: ``seed``, ``iter``, ``epoch``, ``metric``, ``experiment_name``.
+        what its file says: ``seed``, ``iter``, ``epoch``, ``metric``, ``experiment_name``,
+        ``run_id``, ``versions``.
 
     Raises:
         UserError: If the files do not belong together; the message names the file.
@@ -85,7 +86,7 @@ def _forget_run(cfg: Config) -> None:
 
 
 def _told(meta: dict[str, Any]) -> dict[str, Any]:
-    keys = ('seed', 'iter', 'epoch', 'metric', 'experiment_name')
+    keys = ('seed', 'iter', 'epoch', 'metric', 'experiment_name', 'run_id', 'versions')
     return {key: meta[key] for key in keys if meta.get(key) is not None}
 
 
