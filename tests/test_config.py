@@ -112,6 +112,7 @@ def test_an_option_that_contradicts_the_classes():
     [
         ('model.backbone.with_cp', True),  # an argument that the config does not mention
         ('model.auxiliary_head.0.channels', 3),
+        ('model.decode_head.loss_decode.class_weight', [1.0] * 150),  # beside loss_weight
         ('auto_scale_lr.enable', True),  # a key of the runner that the config does not have
         ('optim_wrapper.accumulative_counts', 2),
         ('dataset.reduce_zero_label', False),

@@ -115,6 +115,17 @@ def test_accuracy_of_one_channel(mmseg_scope, threshold):
     assert 0 < predicted.float().mean() < 1
 
 
+def test_a_batch_without_labels_has_no_loss(mmseg_scope):
+    head = MODELS.build(dict(
+        type='vpt_dense.FCNHead', in_channels=4, channels=4, num_classes=2, out_channels=1,
+        threshold=0.5, num_convs=0, concat_input=False, kernel_size=1, dropout_ratio=0,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)))  # fmt: skip
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 8, 8), 255)))]
+    losses = head.loss((images(1, 4, 8, 8),) * 4, samples, {})
+    losses['loss_ce'].backward()
+    assert losses['loss_ce'] == 0 and not head.conv_seg.weight.grad.any()
+
+
 def test_one_channel_learns_and_scores(tmp_path, capfd):
     root = make(tmp_path / 'data', 255)
     more = "classes=['background', 'crack'], label_map={255: 1}"

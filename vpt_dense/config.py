@@ -144,13 +144,23 @@ def _check_option(cfg: Config, key: str, before: Any) -> None:
         if part not in node:
             names = before if isinstance(before, dict) else ()
             siblings = [name for name in names if name != 'type']
-            if depth and difflib.get_close_matches(part, siblings, n=1, cutoff=0.8):
+            if depth and _is_misspelt(part, siblings):
                 raise UserError(
                     f"--cfg-options {key}: {place} has no '{part}'{suggest(part, siblings)}"
                 )
             return  # a new argument; if the class does not know it, building it says so
         node = node[part]
         before = before.get(part) if isinstance(before, dict) else None
+
+
+def _is_misspelt(name: str, known: list[str]) -> bool:
+    """Whether a name looks like a known one; not where a word differs, as in class_weight."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    words = [text.split('_') for text in (name, *near)]
+    return bool(near) and (len(words[0]) != len(words[1]) or all(
+        difflib.SequenceMatcher(None, *pair).ratio() >= 0.7
+        for pair in zip(*words, strict=True)
+    ))
 
 
 def _uses(cfg: Config, name: str) -> str:

@@ -127,7 +127,10 @@ class ClassifyFirst(metaclass=ABCMeta):
         losses: dict[str, Tensor] = {}
         is_list = isinstance(self.loss_decode, nn.ModuleList)
         for loss in self.loss_decode if is_list else [self.loss_decode]:
-            value = loss(seg_logits, labels, weight=weight, ignore_index=self.ignore_index)
+            if self.out_channels == 1 and (labels == self.ignore_index).all():
+                value = 0 * seg_logits.sum()  # mmseg's looks for the largest label
+            else:
+                value = loss(seg_logits, labels, weight=weight, ignore_index=self.ignore_index)
             losses[loss.loss_name] = losses.get(loss.loss_name, 0) + value
         if self.log_accuracy:
             scores = seg_logits.detach()
