@@ -69,6 +69,8 @@ def train(capfd, folder: Path, void: int, absent: int, **how) -> tuple[dict, lis
     lines = [json.loads(line) for line in log]
     losses = [{k: v for k, v in line.items() if 'loss' in k or 'acc' in k} for line in lines]
     results = json.loads((folder / 'work/evaluations.json').read_text())
+    for result in results:
+        del result['run_id']
     return checkpoints.read(str(folder / 'work/iter_2.pth'))['state_dict'], losses, results
 
 
