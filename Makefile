@@ -11,10 +11,10 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint docs clean
+.PHONY: help venv demo test test-lowest test-slow lint docs clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## Set up .venv: the package (editable) and what its tests need
 	@echo "Ready: $(BIN)/python"
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## Train the demo: VPT-deep against head-only, no download (4 mi
 
 test: $(STAMP)  ## Run the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-lowest:  ## Run the same tests with the lowest version of every requirement, in .venv-lowest
+	@$(MAKE) test VENV=.venv-lowest
 
 test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 GB of memory)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
@@ -56,7 +59,10 @@ $(STAMP): setup.cfg pyproject.toml $(wildcard requirements/*.txt)
 	@echo "Installing vpt_dense and its requirements into $(VENV) (the first time: minutes and" \
 	    "gigabytes, most of them torch; details in $(VENV)/install.log)"
 	@rm -f $(VENV)/install.log
-	@$(PIP_INSTALL) --log $(VENV)/install.log --editable '.[tests]'
+	@sed -n 's/^\([A-Za-z0-9_-]*\)>=\([^,; ]*\).*/\1==\2/p' requirements/runtime.txt \
+	    requirements/mminstall.txt requirements/tests.txt > $(VENV)/lowest.txt
+	@$(PIP_INSTALL) --log $(VENV)/install.log --editable '.[tests]' \
+	    $(if $(filter %-lowest,$(VENV)),--constraint $(VENV)/lowest.txt)
 # opencv-python needs libraries of a desktop (libxcb, libGL, libglib). Where they are absent, the
 # same version's headless build is laid over it: both own the folder cv2, and mmcv, mmseg and we
 # ask for opencv-python by name, so that uninstalling it would only bring it back.

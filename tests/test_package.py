@@ -139,7 +139,8 @@ def test_installed_versions_are_in_range():
 def test_imports_are_declared():
     """Whatever the package and its tools import is the standard library's, ours, or required."""
     distributions = importlib.metadata.packages_distributions()
-    allowed = {canonical(r)[0].lower() for n in ('runtime', 'mminstall') for r in requirements(n)}
+    required = [r for n in ('runtime', 'mminstall') for r in requirements(n)]
+    allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
     undeclared = {}
     for path in [*(ROOT / 'vpt_dense').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
         for module in imported(path):
@@ -147,7 +148,7 @@ def test_imports_are_declared():
                 continue
             if path.with_name(f'{module}.py').is_file():  # a tool that uses another tool
                 continue
-            owners = {name.lower() for name in distributions.get(module, [])}
+            owners = {name.lower().replace('-', '_') for name in distributions.get(module, [])}
             if not owners & allowed:
                 undeclared[module] = str(path.relative_to(ROOT))
     assert undeclared == {}

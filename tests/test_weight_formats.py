@@ -329,7 +329,10 @@ def test_google_files(tmp_path, big_vision, prefix):
     """timm's reader of these files is the oracle. In big_vision cls has no position."""
     checkpoint = google_file(tmp_path / 'ViT-B_16.npz', big_vision, prefix)
     theirs = home(no_embed_class=big_vision)
-    _load_weights(theirs, checkpoint)
+    try:
+        _load_weights(theirs, checkpoint)
+    except KeyError:
+        pytest.skip("this release of timm does not read such a file")
     ours = vit()
     report = load_pretrained(ours, checkpoint)
     assert ('big_vision npz' if big_vision else 'Google npz') in report
