@@ -94,14 +94,24 @@ class FolderLock:
             print(f'warning: {path} cannot be locked ({error.strerror}): see to it yourself that '
                   'no other run enters this folder', file=sys.stderr, flush=True)
             return super().__new__(cls)
+        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+            os.close(handle)  # of a process that has just ended, and taken the file with it
+            return cls(folder)
         os.ftruncate(handle, 0)
         started = time.strftime('%Y-%m-%d %H:%M:%S')
         text = f'process {os.getpid()} on {socket.gethostname()}, since {started}\n'
         os.pwrite(handle, text.encode(), 0)
         lock = super().__new__(cls)
-        weakref.finalize(lock, os.close, handle)
+        weakref.finalize(lock, _let_go, path, handle, os.getpid())
         cls._held[path] = lock
         return lock
+
+
+def _let_go(path: Path, handle: int, owner: int) -> None:
+    """Remove a lock's file and unlock it; a forked process, which has no lock, leaves the file."""
+    if os.getpid() == owner:
+        path.unlink(missing_ok=True)
+    os.close(handle)
 
 
 def goes_on(runner: 'Runner') -> bool:
