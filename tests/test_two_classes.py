@@ -206,6 +206,19 @@ def test_masks_with_another_id_are_not_asked_about(tmp_path, capfd):
     assert run_tool(capfd, 'train', leaf).code == 0
 
 
+def test_one_class_that_is_left_is_refused(tmp_path, capfd):
+    """Masks of 0 and 1, of which reduce_zero_label leaves 1 alone."""
+    root = make(tmp_path / 'data', 1)
+    more = "classes=['x', 'y'], reduce_zero_label=True"
+    leaf = write_leaf(tmp_path, root, DATA.format(root=root, more=more))
+    outcome = run_tool(capfd, 'train', leaf)
+    assert outcome.code == 2
+    assert 'reduce_zero_label leaves 0 out: one class is left' in outcome.err
+    in_scope('mmseg')
+    report = checks.check_config(config.load(str(leaf)))
+    assert checks.ONE_LABEL in report['splits']['train']['warnings']
+
+
 @pytest.mark.parametrize('value', [{'a': 1}, {300: 1}, {1: -1}, [1, 2], {1: None}])
 def test_a_wrong_label_map(tmp_path, value):
     make(tmp_path, 1)

@@ -316,11 +316,15 @@ def _unknown_type(wanted: str, scope: str, registry_name: str) -> str:
     """Say which type a config asked for in vain and which known one looks like it."""
     from mmengine import registry as mmengine_registry
 
+    import vpt_dense.registry  # noqa: F401  makes our registries known
+
     known = set()
     for root in vars(mmengine_registry).values():
         if isinstance(root, mmengine_registry.Registry) and root.name == registry_name:
             known.update(root.module_dict)
             for child_scope, child in root.children.items():
+                if child_scope == 'vpt_dense':
+                    child.import_from_location()
                 prefix = '' if child_scope == scope and '.' not in wanted else f'{child_scope}.'
                 known.update(prefix + name for name in child.module_dict)
     hint = suggest(wanted, known)

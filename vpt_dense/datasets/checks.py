@@ -30,6 +30,12 @@ TWO_LABELS = (
     "dataset.label_map={255: 1} (of type='vpt_dense.SegFolder')"
 )
 
+#: The same where label 0 is left out and one other is there.
+ONE_LABEL = (
+    'masks hold 0, 1 and 255 at most, and dataset.reduce_zero_label leaves 0 out: one class is '
+    'left; if 0 is your first class, say dataset.reduce_zero_label=False'
+)
+
 # How many files of one kind a message names; the report (`--json`) has them all.
 _NAMED = 3
 
@@ -413,6 +419,8 @@ def check_segmentation(
         )
     if set(pixels) == {0, 255} and 255 in ignored and (valid is None or {0, 1} <= valid):
         (warnings if valid is None else problems).append(TWO_LABELS)
+    if 1 in pixels and set(pixels) <= {0, 1, 255} and {0, 255} <= ignored:
+        warnings.append(ONE_LABEL)
     if total and not labels:
         problems.append('every pixel of every mask is ignored')
     elif all_ignored:

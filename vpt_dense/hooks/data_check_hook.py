@@ -11,7 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from vpt_dense.datasets.checks import TWO_LABELS
+from vpt_dense.datasets.checks import ONE_LABEL, TWO_LABELS
 from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
 
@@ -95,21 +95,26 @@ class DataCheckHook(Hook):
             self._found_labels.add(split)
 
     def _look_for_classes(self, dataset: Any, samples: list, ignore_index: int) -> None:
-        """Raise if masks hold 0 and an ignored 255, and nothing else."""
+        """Raise if all masks of the data set together hold 0 and an ignored 255, and nothing else.
+
+        The first mask with another label ends the search, so that all are read in a fault alone.
+        """
         masks = [sample.gt_sem_seg.data for sample in samples if 'gt_sem_seg' in sample]
         ids = {int(i) for mask in masks for i in mask.unique()}
-        if not masks or ids - {0, 255} or ignore_index != 255:
+        if ids - {0, 255} or ignore_index != 255:
             self._found_classes = True
+        if self._found_classes or 255 not in ids:
             return
-        if 255 not in ids:
-            return
-        count = min(10 * self.samples, len(dataset))
-        for index in np.linspace(0, len(dataset) - 1, count).astype(int):
+        self._found_classes = True  # or a border was taken for a label, and all are looked at now
+        found = set()
+        for index in np.argsort(np.arange(len(dataset)) * _GOLDEN % 1):  # from all over the set
             mask = _read_mask(dataset, int(index))
-            if mask is None or not np.isin(mask, (0, 255)).all():
-                self._found_classes = True
+            found.update([] if mask is None else np.unique(mask).tolist())
+            if mask is None or found - {0, 255}:
                 return
-        raise UserError(f'data of train: all {count} masks looked at: {TWO_LABELS}')
+        if found == {0, 255}:
+            shifted = any(sample.metainfo.get('reduce_zero_label') for sample in samples)
+            raise UserError(f'data of train: {ONE_LABEL if shifted else TWO_LABELS}')
 
     def _look_wider(self, dataset: Any, ignore_index: int, split: str) -> None:
         """Raise if whole masks of the data set, uncropped, have no labelled pixel either."""
@@ -122,6 +127,10 @@ class DataCheckHook(Hook):
             f'data of {split}: every pixel is ignored (id {ignore_index}) in all {count} masks '
             'looked at; see dataset.reduce_zero_label and the ids in the masks'
         )
+
+
+#: Multiples of it, without their whole part, lie evenly between 0 and 1, however many there are.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def _heads(model: nn.Module):
