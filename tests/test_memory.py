@@ -132,7 +132,11 @@ def measure(cfg) -> dict[str, int]:
     for _ in range(batches):
         saved.clear()
         before = size(held) + state() + size(p.grad for p in model.parameters())
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        # Without oneDNN, whose room for packed weights is another on every kind of CPU.
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+        ):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 model.train_step(copy.deepcopy(batch), wrapper)
         events = profiler.profiler.kineto_results.events()

@@ -107,7 +107,7 @@ def main() -> None:
     """Count and print."""
     args = parse_args()
     logging.filter_warnings()
-    from vpt_dense import config, params
+    from vpt_dense import config, params, preflight
 
     if args.memory:
         from vpt_dense import memory
@@ -117,6 +117,7 @@ def main() -> None:
     for path in args.configs:
         cfg = config.load(path, args.cfg_options)
         try:
+            preflight.check_model(cfg.model)
             reports[path] = params.report(params.build_without_memory(cfg))
             if args.memory:
                 reports[path]['memory'] = memory.estimate(cfg)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vpt_dense import outputs
 from vpt_dense.errors import ArgumentParser, UserError, main
+from vpt_dense.files import atomic
 
 SCRIPTS = {'train_step': 'training step', 'forward': 'forward pass'}
 #: Label, colour (M. Okabe and K. Ito's, which the colour-blind can tell apart) and mark.
@@ -182,7 +183,7 @@ def draw(files: list[dict], out: Path) -> None:
     figure.suptitle(f'ViT {setting["arch"]}, {blocks} blocks, {setting["dtype"]}, '
                     f'{setting["device"]}')
     svg = out.suffix == '.svg'
-    with files.atomic(out) as unfinished:
+    with atomic(out) as unfinished:
         figure.savefig(
             unfinished, format=out.suffix[1:], metadata={'Date': None} if svg else None, dpi=150
         )
