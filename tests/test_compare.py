@@ -250,6 +250,7 @@ def test_runs_of_others_are_left_alone(compare, folder, tmp_path):
                      outcome.err)
 
 
+@pytest.mark.slow
 def test_what_a_run_must_agree_with(folder, tmp_path):
     """Settings and data; a run of others keeps its folder, and what was downloaded changes none."""
     shutil.copytree(folder / 'data', tmp_path / 'data')

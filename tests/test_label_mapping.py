@@ -207,6 +207,7 @@ def test_a_run_that_the_hook_does_not_fit_is_refused(model, message):
         hook.before_train(SimpleNamespace(model=model, iter=0, train_loop=None))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
     """From the end of an epoch, and from its middle, where no mapping is to be found."""
     often = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.interval': 2,

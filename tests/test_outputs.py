@@ -203,6 +203,7 @@ def test_nobody_enters_a_folder_in_which_a_run_is_live(capfd, tmp_path, hold):
 REPORT = dict(custom_hooks=[dict(type='vpt_dense.ReportHook')])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_kept_when_another_trains_in_its_folder(tmp_path):
     train(tmp_path, 3, hook=dict(save_best='a', rule='greater'), **REPORT)
     own = {
@@ -241,6 +242,7 @@ def test_results_of_several_tests_are_kept(capfd, tmp_path):
     assert (work / 'params.json').read_bytes() == params
 
 
+@pytest.mark.slow
 def test_the_config_in_a_work_folder_is_its_trainings(capfd, tmp_path):
     """A test in that folder, with augmentation, say, replaced it; and the config that was read."""
     leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
@@ -266,6 +268,7 @@ def test_the_config_in_a_work_folder_is_its_trainings(capfd, tmp_path):
     assert leaf.read_bytes() == source
 
 
+@pytest.mark.slow
 def test_evaluations_of_another_run_are_not_taken(tmp_path):
     """They lay beside the checkpoint, of the same iterations."""
     for name in ('one', 'two'):
