@@ -744,6 +744,25 @@ def test_another_config_than_the_trainings_is_refused(capfd, tmp_path, data, com
     assert (done.code, done.err) == (0, '')
 
 
+def test_a_test_with_another_setting_says_so(capfd, tmp_path, data):
+    save_base(tmp_path / 'base.pth')
+    METHODS['lora'] = LORA.format(alpha=4)
+    leaf = leaf_of(tmp_path, 'lora', data)
+    del METHODS['lora']
+    cfg = config.load(str(leaf))
+    model = randomise(deltas.build(cfg))
+    model.backbone.load_base(str(tmp_path / 'base.pth'))
+    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
+                tmp_path / 'c.pth')
+    done = run_tool(capfd, 'test', leaf, tmp_path / 'c.pth')
+    assert done.code == 0 and 'was trained with another' not in done.out + done.err
+    done = run_tool(capfd, 'test', leaf, tmp_path / 'c.pth', '--cfg-options',
+                    'model.backbone.adapters.0.alpha=8')
+    assert done.code == 0
+    told = r'c\.pth was trained with another model\.backbone\.adapters\.0\.alpha \(4 and 8\)'
+    assert re.search(told, done.out + done.err)
+
+
 def test_extract_compares_names_and_shapes(capfd, runs, tmp_path, data):
     """Of a checkpoint without a config, too, and of what trains: not only of what is frozen."""
     state = files.read(runs('deep') / 'work/iter_2.pth')['state_dict']

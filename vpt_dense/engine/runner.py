@@ -372,6 +372,11 @@ class Runner(_Runner):
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
             resuming.adapt(self, checkpoint, filename)
             self._resumed = checkpoint
+        elif not self._trains:
+            other = deltas.other_setting(self.cfg, checkpoint, filename)
+            if other:
+                self.logger.warning(
+                    f'{filename} was trained with another {other}; tested with that of this config')
         model = self.model.module if is_model_wrapper(self.model) else self.model
         if isinstance(model, BaseTTAModel):
             model = model.module

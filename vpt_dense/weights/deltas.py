@@ -354,15 +354,32 @@ def _config(checkpoint: dict, path: str, config_file: str | None) -> tuple[Confi
     return cfg, text
 
 
-def _check_settings(cfg: Config, checkpoint: dict, path: str, config_file: str) -> None:
-    """Compare a config with the one in a checkpoint: LoRA's alpha, say, has no tensor to tell."""
+def other_setting(cfg: Config, checkpoint: dict, path: str) -> str:
+    """Where a config's model is not what a checkpoint was trained with.
+
+    No tensor tells of LoRA's alpha.
+
+    Args:
+        cfg: A config.
+        checkpoint: With the config of its training in ``meta.cfg``.
+        path: For messages.
+
+    Returns:
+        The first place that differs, dotted, with both values; empty if there is none, or the
+        checkpoint does not say.
+    """
     try:
-        own = stored_config.parse(checkpoint['meta'].get('cfg'), path)
-    except UserError:
-        return  # none, or more than plain data: that is why another is named
-    key = stored_config.difference(
-        own.get('model') or {}, cfg.get('model') or {}, 'model', _INDIFFERENT
-    )
+        own = stored_config.parse((checkpoint.get('meta') or {}).get('cfg'), path)
+    except UserError:  # none, or more than plain data
+        return ''
+    model = cfg.get('model') or {}
+    model = model.get('module') or model  # inside test-time augmentation
+    return stored_config.difference(own.get('model') or {}, model, 'model', _INDIFFERENT)
+
+
+def _check_settings(cfg: Config, checkpoint: dict, path: str, config_file: str) -> None:
+    """Refuse a config that differs from the one in a checkpoint."""
+    key = other_setting(cfg, checkpoint, path)
     if key:
         raise UserError(
             f'--config {config_file} is not what checkpoint {path} was trained with: the two '
