@@ -27,6 +27,15 @@ def run_python(code, *args):
     return done.stdout
 
 
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """As beside a clone: python would make an empty package of the folder."""
+    (tmp_path / 'vpt_dense').mkdir()
+    done = subprocess.run(
+        [sys.executable, '-c', 'import vpt_dense; print(vpt_dense.__version__)'],
+        capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == vpt_dense.__version__, done.stderr
+
+
 def requirements(name):
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]

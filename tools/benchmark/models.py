@@ -21,6 +21,7 @@ WAYS = {
     'mmseg': "mmseg's own ViT with prompts as tokens (mmseg_vit.py)",
     'tokens': "prompts_as='tokens': all tokens through everything, PyTorch's attention",
     'ours': 'prompts as keys and values',
+    'folded': 'ours with keys and values made before (tools/delta.py fold)',
     'lean': "ours with memory='lean'",
     'with_cp': 'ours with with_cp=True',
     'frozen': "ours with frozen_dtype='bfloat16', which autocasts to bfloat16",
@@ -32,7 +33,7 @@ WAYS = {
     'full': 'no prompts, all of the backbone trains',
 }
 #: Those that differ at test time.
-TEST = ('p0', 'reference', 'mmseg', 'tokens', 'ours', 'frozen', 'cls')
+TEST = ('p0', 'reference', 'mmseg', 'tokens', 'ours', 'folded', 'frozen', 'cls')
 COLUMNS = ['pixels', 'batch', 'prompts', 'way']
 #: Those that know no prompts and are measured once for all numbers of them.
 WITHOUT_PROMPTS = ('p0', 'head-only', 'full')
@@ -148,6 +149,8 @@ class Backbones:
             # Its constructor computes with values, which 'meta' has none of.
             return fill(lambda: self._mmseg(num_tokens), renamed(self.weights), self.device)
         model = fill(lambda: self._ours(**special), self.weights, 'meta')
+        if way == 'folded':
+            model.prompt = self._folded(model, num_tokens)
         if way == 'reference':
             from reference import Reference
 
@@ -160,6 +163,17 @@ class Backbones:
         return MODELS.build(dict(
             type='vpt_dense.PromptedVisionTransformer', arch=self.arch, img_size=self.img_size,
             **{'out_type': 'featmap', **kwargs}))
+
+    def _folded(self, model: nn.Module, num_tokens: int) -> nn.Module:
+        from vpt_dense.prompts import FoldedPrompt
+
+        layers = range(self.arch['num_layers'])
+        prompt = FoldedPrompt(
+            layers, num_tokens, self.arch['num_heads'], self.arch['embed_dims'], len(layers))
+        with torch.no_grad():
+            pairs = [model.prompt_keys_values(model.pos_embed, i) for i in layers]
+            prompt.keys, prompt.values = map(torch.cat, zip(*pairs, strict=True))
+        return prompt
 
     def _mmseg(self, num_tokens: int) -> nn.Module:
         from mmseg_vit import TokensVisionTransformer
