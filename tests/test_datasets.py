@@ -482,14 +482,16 @@ def test_browse_writes_images_with_masks(tmp_path, monkeypatch, capsys):
     code = call_tool(
         'browse_dataset', EXAMPLES / 'new_segmentation_dataset.py', '--split', 'val',
         '--out-dir', tmp_path / 'out', '--cfg-options', f'dataset.data_root={root}',
-        'val_dataloader.dataset.pipeline.1.scale=(64,64)', monkeypatch=monkeypatch,
+        monkeypatch=monkeypatch,
     )  # fmt: skip
     assert code == 0 and '1 of 1 images written' in capsys.readouterr().out
     (picture,) = (tmp_path / 'out').glob('*.png')
-    pixels = np.array(Image.open(picture))
-    # Half image, half palette: (90, 90, 90) for road on the left, (255, 0, 0) on the right.
-    assert np.allclose(pixels[60, 5], [95, 95, 95], atol=2)
-    assert np.allclose(pixels[60, 60], [177, 50, 50], atol=2)
+    pixels = np.array(Image.open(picture))  # four times as large, a title above, a legend below
+    # 0.4 image, 0.6 palette: (90, 90, 90) for road on the left, (255, 0, 0) on the right.
+    assert pixels.shape[1] == 256 and pixels.shape[0] > 256
+    assert np.allclose(pixels[150, 20], [94, 94, 94], atol=1)
+    assert np.allclose(pixels[150, 240], [193, 40, 40], atol=1)
+    assert (pixels[-20:].reshape(-1, 3) == [255, 0, 0]).all(1).any()
 
 
 def test_browse_shows_four_bands_of_16_bits(tmp_path, monkeypatch, capsys):
@@ -504,12 +506,14 @@ def test_browse_shows_four_bands_of_16_bits(tmp_path, monkeypatch, capsys):
     code = call_tool(
         'browse_dataset', EXAMPLES / 'four_band_images.py', '--split', 'val',
         '--out-dir', tmp_path / 'out', '--cfg-options', f'dataset.data_root={root}',
-        'val_dataloader.dataset.pipeline.1.scale=(64,64)', monkeypatch=monkeypatch,
+        monkeypatch=monkeypatch,
     )  # fmt: skip
     assert code == 0
     (picture,) = (tmp_path / 'out').glob('*.png')
     pixels = np.array(Image.open(picture)).astype(int)
-    assert pixels[60, 5, 0] > pixels[5, 5, 0] + 100 and pixels[60, 5, 1:].max() < 10
+    top, bottom = pixels[30:140], pixels[160:270]  # below the stripes of ignored pixels
+    assert np.allclose(bottom[..., 0].mean() - top[..., 0].mean(), 0.4 * 255, atol=5)
+    assert np.allclose(bottom[..., 1:].mean(), top[..., 1:].mean(), atol=5)
 
 
 def test_browse_writes_images_with_labels(tmp_path, monkeypatch, capsys):
@@ -523,11 +527,53 @@ def test_browse_writes_images_with_labels(tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     assert call_tool(*args, monkeypatch=monkeypatch) == 0
     capsys.readouterr()
-    first, second = sorted((tmp_path / 'out').glob('*.png'))
+    first, second = sorted((tmp_path / 'out').glob('*/*.png'))
+    assert [str(path.relative_to(tmp_path / 'out')) for path in (first, second)] == [
+        'blue/0000_a.png', 'red/0001_a.png']
     assert np.array(Image.open(first))[-1, -1].tolist() == [0, 0, 255]
     assert np.array(Image.open(second))[-1, -1].tolist() == [255, 0, 0]
-    # The label is written into the corner.
+    # The label is written above.
     assert np.unique(np.array(Image.open(first))[:20, :100].reshape(-1, 3), axis=0).shape[0] > 2
+
+
+@pytest.mark.parametrize(
+    ('name', 'split'),
+    [('ade20k', 'train'), ('ade20k', 'val'), ('dinov2_deep_ade20k', 'test'), ('segfolder', 'test'),
+     ('demo', 'test'), ('image', 'val')])
+def test_browse_shows_every_split_of_every_family(tmp_path, monkeypatch, name, split):
+    """Images are resized in tests and their masks are not: that was an IndexError."""
+    sub = {'train': 'training', 'val': 'validation', 'test': 'validation'}[split]
+    if name == 'image':
+        leaf = "'{}/vpt/vit-b_deep_imagefolder.py'"
+        folders = ['train/a', 'val/a']
+    else:
+        path = 'demo/setr_deep_digits' if name == 'demo' else 'vpt/setr_vit-l_' + (
+            name if name.startswith('dino') else f'deep_{name}')
+        leaf = f"'{{}}/{path}.py'"
+        sub = 'test' if (name, split) == ('demo', 'test') else sub
+        folders = [f'images/{sub}/city{i}' for i in range(2)]
+    suffix = '.png' if name == 'demo' else '.jpg'
+    image = np.full((96, 130, 3), 90, np.uint8)
+    for folder in folders:
+        for kind in ('images', 'annotations')[: 1 if name == 'image' else 2]:
+            where = tmp_path / 'data' / folder.replace('images', kind)
+            where.mkdir(parents=True, exist_ok=True)
+            mask = kind == 'annotations'
+            ending = '.png' if mask else suffix
+            cv2.imwrite(str(where / f'a{ending}'), image[..., 0] // 90 if mask else image)
+    text = f"_base_ = {leaf.format(CONFIGS)}\ndataset = dict(data_root='{tmp_path}/data')\n"
+    if name == 'segfolder':
+        text = text.replace("data')", "data', classes=['a', 'b'])")
+    (tmp_path / 'leaf.py').write_text(text)
+    monkeypatch.delenv('DISPLAY', raising=False)
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    code = call_tool('browse_dataset', tmp_path / 'leaf.py', '--split', split,
+                     '--out-dir', tmp_path / 'out', monkeypatch=monkeypatch)  # fmt: skip
+    assert code == 0
+    out = tmp_path / 'out'
+    found = sorted(str(path.relative_to(out)) for path in out.glob('**/*.png'))
+    wanted = ['a/0000_a.png'] if name == 'image' else ['city0/0000_a.png', 'city1/0001_a.png']
+    assert found == wanted
 
 
 # --------------------------------------------------------------------------- documentation

@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmengine import Config
 from mmengine.structures import PixelData
-from mmengine.visualization import Visualizer
 from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, in_scope
 
@@ -17,6 +16,7 @@ from vpt_dense import config
 from vpt_dense.datasets import checks
 from vpt_dense.engine import checkpoints
 from vpt_dense.errors import UserError
+from vpt_dense.visualization import ours
 
 #: On top of the tiny leaf: everything that fills borders or counts labels.
 EXTRA = """
@@ -227,27 +227,28 @@ def test_classes_that_count_from_one_are_told_apart(capfd, tmp_path):
 
 
 @pytest.mark.parametrize('void', [0, 11])
-def test_it_is_not_drawn(monkeypatch, void):
+def test_it_is_drawn_as_ignored(void):
+    """And not in the colour of a class; as 255 is where that is ignored."""
     from mmengine.registry import VISUALIZERS
     from mmseg.structures import SegDataSample
 
     in_scope('mmseg')
-    monkeypatch.setattr(Visualizer, 'show', lambda *args, **kwargs: None)
-    mask = torch.tensor([[[1, void], [void, 1]]])
+    mask = torch.tensor([[[1, void], [void, 1]]]).repeat_interleave(100, 1)
     cfg = small(dataset=dict(ignore_index=void, classes=['a', 'b']),
                 visualizer=dict(type='SegLocalVisualizer'))  # fmt: skip
     config.resolve(cfg)
     pictures = []
     for visualizer, labels in (
         (dict(cfg.visualizer), mask),
-        (dict(type='SegLocalVisualizer'), mask.masked_fill(mask == void, 255)),
+        (ours(dict(type='SegLocalVisualizer')), mask.masked_fill(mask == void, 255)),
     ):
         drawn = VISUALIZERS.build(dict(visualizer, alpha=1.0, name=f'{void} {len(pictures)}'))
         drawn.dataset_meta = dict(classes=['a', 'b'], palette=[[9, 9, 9], [200, 0, 0]])
         sample = SegDataSample(gt_sem_seg=PixelData(data=labels.clone()))
-        picture = np.full((2, 2, 3), 50, np.uint8)
-        drawn.add_datasample('x', picture, sample, with_labels=False)
+        picture = np.full((200, 2, 3), 50, np.uint8)
+        drawn.add_datasample('x', picture, sample)
         pictures.append(drawn.get_image())
         assert torch.equal(sample.gt_sem_seg.data, labels)
     assert np.array_equal(*pictures)
-    assert pictures[0][0, 0].tolist() == [200, 0, 0] and pictures[0][0, 1].tolist() == [0, 0, 0]
+    colours = np.unique(pictures[0].reshape(-1, 3), axis=0).tolist()
+    assert [200, 0, 0] in colours and [200, 200, 200] in colours and [9, 9, 9] not in colours

@@ -92,7 +92,9 @@ def test_train_resume_test(capfd, leaf, tmp_path):
     assert 'Iter(test) [2/2]' in done.out and 'mIoU: ' in done.out
     drawn = sorted(shown.rglob('*.png'))
     assert len(drawn) == 2
-    assert cv2.imread(str(drawn[0])).shape == (32, 64, 3)  # annotation and prediction side by side
+    # Truth and prediction side by side, seven times as large, with titles and a legend.
+    height, width, _ = cv2.imread(str(drawn[0])).shape
+    assert width == 2 * 224 + 4 and height > 224 + 2 * 13
 
     # The config that the run has written, whole and without variables, is one like any other.
     written = work / 'leaf.py'

@@ -37,40 +37,33 @@ def has_screen() -> bool:
 
 
 def to_picture(inputs, cfg):
-    """Turn a model input into a picture.
-
-    Args:
-        inputs: Tensor (C, H, W) of any depth, as the pipeline packs it.
-        cfg: The config; its data preprocessor knows the order of the bands.
+    """Turn a model input, a tensor (C, H, W) as the pipeline packs it, into a picture.
 
     Returns:
-        RGB array (H, W, 3), uint8. Of more than three bands the first three are shown, of fewer
-        the first; values beyond 8 bits are scaled to the image's own range.
+        RGB array (H, W, 3), uint8. The config's data preprocessor knows the order of the bands.
     """
-    import numpy as np
+    from vpt_dense import visualization
 
-    picture = inputs.numpy().transpose(1, 2, 0)  # (H, W, C)
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    if picture.shape[2] == 3 and (preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')):
-        picture = picture[..., ::-1]
-    picture = picture[..., :3] if picture.shape[2] >= 3 else picture[..., :1].repeat(3, axis=2)
-    if picture.dtype != np.uint8:
-        low, high = float(picture.min()), float(picture.max())
-        if low < 0 or high > 255:
-            picture = (picture - low) * (255 / max(high - low, 1e-6))
-    return np.ascontiguousarray(picture.astype(np.uint8))
+    swap = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
+    return visualization.to_picture(
+        inputs.numpy().transpose(1, 2, 0), bool(swap) and inputs.shape[0] == 3)
 
 
 def draw(visualizer, picture, sample, name: str, out_file: str | None) -> None:
     """Draw the mask or the label into a picture, into a file or, without one, on the screen."""
+    import cv2
+
     target = dict(show=True) if out_file is None else dict(out_file=out_file)
     if hasattr(visualizer, 'visualize_cls'):
-        # Enlarged: the text would not fit into a small image.
-        short = max(224, min(picture.shape[:2]))
-        target |= dict(resize=short, name=name)
-        visualizer.visualize_cls(picture, sample, draw_pred=False, **target)
-    else:
-        visualizer.add_datasample(name, picture, sample, draw_pred=False, **target)
+        visualizer.visualize_cls(picture, sample, draw_pred=False, name=name, **target)
+        return
+    if 'gt_sem_seg' in sample:
+        # In tests the image is resized and the mask is not: predictions are compared at its size.
+        height, width = sample.gt_sem_seg.shape
+        if picture.shape[:2] != (height, width):
+            picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    visualizer.add_datasample(name, picture, sample, draw_pred=False, **target)
 
 
 def main() -> None:
@@ -90,7 +83,9 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from vpt_dense import config
+    from vpt_dense import config, visualization
+    from vpt_dense.datasets.names import image_names
+    from vpt_dense.files import shortened
 
     cfg = config.load(args.config, args.cfg_options)
     loader = cfg.get(f'{args.split}_dataloader')
@@ -99,21 +94,23 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # the stack prints while it is imported
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         dataset = DATASETS.build(loader.dataset)
-        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='browse', vis_backends=None))
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+        visualizer = visualization.ours(cfg.visualizer)
+        visualizer = VISUALIZERS.build(dict(visualizer, name='browse', vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo
-    if hasattr(visualizer, 'alpha'):
-        visualizer.alpha = 0.5  # of the mask: mmseg's 0.8 hides the image
     set_random_seed(cfg.get('randomness', {}).get('seed') or 0)
 
-    if out_dir:
-        out_dir.mkdir(parents=True, exist_ok=True)
+    name_of = image_names(dataset)
     count = min(args.number, len(dataset))
     for i in track(range(count), description=args.split, console=Console(stderr=True)):
         packed = dataset[i]
         sample = packed['data_samples']
-        stem = Path(sample.metainfo.get('img_path') or 'image').stem
-        out_file = str(out_dir / f'{i:04}_{stem}.png') if out_dir else None
-        draw(visualizer, to_picture(packed['inputs'], cfg), sample, stem, out_file)
+        path = sample.metainfo.get('img_path')
+        name = name_of(path).with_suffix('.png') if path else Path('image.png')
+        name = name.with_name(f'{i:04}_{name.name}')
+        out_file = str(shortened(out_dir / name)) if out_dir else None
+        draw(visualizer, to_picture(packed['inputs'], cfg), sample, str(name), out_file)
     if out_dir:
         print(f'{count} of {len(dataset)} images written to {out_dir}')
 

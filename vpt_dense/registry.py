@@ -66,7 +66,13 @@ HOOKS = _child('HOOKS', 'vpt_dense.hooks')
 METRICS = _child('METRICS', 'vpt_dense.evaluation')
 OPTIMIZERS = _child('OPTIMIZERS', 'vpt_dense.engine.muon')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')
-VISUALIZERS = _child('VISUALIZERS', **{'vpt_dense.visualization': ['SegLocalVisualizer']})
+VISUALIZERS = _child(
+    'VISUALIZERS',
+    **{
+        'vpt_dense.visualization.segmentation': ['SegLocalVisualizer'],
+        'vpt_dense.visualization.classification': ['UniversalVisualizer'],
+    },
+)
 
 __all__ = [
     'DATASETS', 'DATA_SAMPLERS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIMIZERS', 'OPTIM_WRAPPERS',

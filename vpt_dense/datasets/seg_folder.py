@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from mmengine.dataset import BaseDataset
 
 from vpt_dense.datasets.checks import IMAGE_SUFFIXES, MASK_SUFFIXES, pair_files
 from vpt_dense.errors import UserError
 from vpt_dense.registry import DATASETS
+from vpt_dense.visualization.drawing import make_palette
 
 
 @DATASETS.register_module()
@@ -58,9 +58,7 @@ class SegFolder(BaseDataset):
         classes = metainfo.get('classes')
         if not classes:
             raise UserError("dataset.classes: name the classes in label order: ['road', 'car']")
-        # The same colours in every process and run.
-        random = np.random.RandomState(42)
-        palette = metainfo.setdefault('palette', random.randint(0, 255, (len(classes), 3)).tolist())
+        palette = metainfo.setdefault('palette', make_palette(len(classes)))
         if len(palette) != len(classes):
             raise UserError(
                 f'dataset.palette has {len(palette)} colours for {len(classes)} dataset.classes'

@@ -25,7 +25,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from vpt_dense import files, logging, outputs, params, preemption, recomputing
+from vpt_dense import (
+    files,
+    logging,
+    outputs,
+    params,
+    preemption,
+    recomputing,
+    visualization,
+)
 from vpt_dense.engine import (
     checkpoints,
     disk,
@@ -182,11 +190,11 @@ class Runner(_Runner):
         return logger
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
-        """Build the visualizer; what it writes is whole, or a full disk is told."""
+        """Build the visualizer, ours; what it writes is whole, or a full disk is told."""
         if visualizer is None:
             visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
         if isinstance(visualizer, dict):
-            visualizer = disk.use_in(visualizer)
+            visualizer = disk.use_in(visualization.ours(visualizer))
         return super().build_visualizer(visualizer)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

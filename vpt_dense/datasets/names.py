@@ -1,0 +1,42 @@
+"""What the files are called that are made from images: the path below the data folder is kept."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def image_names(dataset: Any) -> Callable[[str], Path]:
+    """Names for what is made from the images of a data set, no two of them alike.
+
+    Args:
+        dataset: A built data set; wrappers and data sets of several parts too.
+
+    Returns:
+        A function that takes an image's path to that below the folder of images, with its suffix
+        ('city0/frame.jpg'). Of a data set in parts the folder is the one that holds all of theirs.
+        Below another folder it is the whole path without its root.
+    """
+    folders = [os.path.abspath(folder) for folder in _folders(dataset)]
+    folder = os.path.commonpath(folders) if folders else os.getcwd()
+
+    def name(path: str) -> Path:
+        whole = os.path.abspath(path.partition('://')[2] or path)
+        below = os.path.relpath(whole, folder)
+        outside = below.split(os.sep)[0] == os.pardir
+        return Path(os.path.splitdrive(whole)[1].lstrip(os.sep) if outside else below)
+
+    return name
+
+
+def _folders(dataset: Any) -> Iterator[str]:
+    """The folders of images of a data set's parts."""
+    parts = [*getattr(dataset, 'datasets', []), getattr(dataset, 'dataset', None)]
+    parts = [part for part in parts if part is not None]
+    for part in parts:
+        yield from _folders(part)
+    prefix = getattr(dataset, 'data_prefix', None)
+    prefix = prefix.get('img_path') if isinstance(prefix, dict) else prefix
+    folder = prefix or getattr(dataset, 'data_root', None)
+    if folder and not parts:
+        yield folder.partition('://')[2] or folder
