@@ -52,14 +52,7 @@ def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None
     if 'pretrained' in cfg:
         place_pretrained(cfg, _model_of_bases(Path(path)))
     if cfg_options:
-        if not isinstance(cfg_options, Mapping):
-            cfg_options = options.read(cfg, cfg_options)
-        before = copy.deepcopy(cfg._cfg_dict)  # what another option sets is no name of the config
-        for key in cfg_options:
-            _check_option(cfg, key, before)
-            options.place(cfg, {key: cfg_options[key]})
-        if any(key.startswith('custom_imports') for key in cfg_options):  # it was read too early
-            _import(cfg)
+        cfg_options = override(cfg, cfg_options)
     wanted = {
         key: value for key, value in (cfg_options or {}).items() if key.endswith('num_classes')
     }
@@ -73,6 +66,30 @@ def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None
     for key in [key for key in cfg if key not in KEYS and key != _READ_ELSEWHERE]:
         cfg.pop(key)  # variables, used up
     return cfg
+
+
+def override(cfg: Config, cfg_options: Mapping[str, Any] | Iterable[str]) -> Mapping[str, Any]:
+    """Set what ``--cfg-options`` says, in place.
+
+    Args:
+        cfg: A config, not resolved since.
+        cfg_options: As in :func:`load`.
+
+    Returns:
+        Dotted key -> value.
+
+    Raises:
+        UserError: If a key is not one that anything reads.
+    """
+    if not isinstance(cfg_options, Mapping):
+        cfg_options = options.read(cfg, cfg_options)
+    before = copy.deepcopy(cfg._cfg_dict)  # what another option sets is no name of the config
+    for key in cfg_options:
+        _check_option(cfg, key, before)
+        options.place(cfg, {key: cfg_options[key]})
+    if any(key.startswith('custom_imports') for key in cfg_options):  # it was read too early
+        _import(cfg)
+    return cfg_options
 
 
 def _import(cfg: Config) -> None:

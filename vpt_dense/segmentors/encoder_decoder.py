@@ -146,6 +146,10 @@ class EncoderDecoder(segmentors.EncoderDecoder):
         Raises:
             ValueError: If the image was flipped neither horizontally nor vertically.
         """
+        return self._resize(self.undo(logits, img_meta), img_meta['ori_shape'])
+
+    def undo(self, logits: Tensor, img_meta: dict) -> Tensor:
+        """As :meth:`restore`, but for the size."""
         padding = img_meta.get('img_padding_size', img_meta.get('padding_size', (0, 0, 0, 0)))
         left, right, top, bottom = padding
         height, width = logits.shape[1:]
@@ -157,7 +161,7 @@ class EncoderDecoder(segmentors.EncoderDecoder):
                 raise ValueError(
                     f'flip direction {direction!r} cannot be undone, only {sorted(axes)} can')
             logits = logits.flip(axes[direction])
-        return self._resize(logits, img_meta['ori_shape'])
+        return logits
 
     def postprocess_result(self, seg_logits: Tensor, data_samples: list | None = None) -> list:
         """Put predictions into data samples, at the images' original size.

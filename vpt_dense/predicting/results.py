@@ -1,0 +1,137 @@
+"""What a prediction is, and what anything that predicts must have: NumPy and nothing else."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The labels of an image.
+
+    Attributes:
+        labels: (H, W) uint8, or uint16 where an id is above 255: of each pixel of the original
+            image, as it is seen, the id that its class has in the annotations.
+        classes: The names of the classes.
+        ids: Of each class the id in ``labels``.
+        probabilities: (classes, H, W) float32, of a large image an array on the disk in float16;
+            None if they were not asked for.
+    """
+
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    ids: tuple[int, ...]
+    probabilities: np.ndarray | None = None
+
+    def pixels(self) -> list[int]:
+        """How many pixels each class has."""
+        counts = np.bincount(self.labels.reshape(-1), minlength=max(self.ids) + 1)
+        return [int(counts[i]) for i in self.ids]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of an image.
+
+    Attributes:
+        label: The position of the most probable class.
+        classes: The names of the classes.
+        probabilities: (classes,) float32.
+    """
+
+    label: int
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The name of the most probable class."""
+        return self.classes[self.label]
+
+    @property
+    def score(self) -> float:
+        """Its probability."""
+        return float(self.probabilities[self.label])
+
+    def top(self, number: int) -> list[tuple[str, float]]:
+        """The most probable classes and their probabilities, the first one first."""
+        order = np.argsort(-self.probabilities, kind='stable')[:number]
+        return [(self.classes[i], float(self.probabilities[i])) for i in order]
+
+
+Result = Segmentation | Classification
+
+
+class Predictor(Protocol):
+    """What :func:`vpt_dense.predicting.writing.write` needs of a model, whatever runs it.
+
+    Attributes:
+        task: ``segmentation`` or ``classification``.
+        classes: The names of the classes.
+        ids: Of each class the id in the annotations; for classification its position.
+        palette: Of each class its colour, [R, G, B] from 0 to 255.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    ids: tuple[int, ...]
+    palette: list[list[int]]
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, as JSON can hold it: ``checkpoint`` and ``sha256`` of the file, ..."""
+        ...
+
+    def stream(
+        self, images: Iterable[Any], probabilities: bool = False, batch_size: int | None = None
+    ) -> Iterator[Result | Exception]:
+        """Predict one image after the other and keep none of them.
+
+        Args:
+            images: Paths (and whatever else the predictor takes).
+            probabilities: Whether those of every pixel are wanted.
+            batch_size: Images that pass through the model together, at most.
+
+        Yields:
+            In the order of the images the result; where one cannot be read, the error.
+        """
+        ...
+
+
+def annotation_ids(
+    num_classes: int, reduce_zero_label: bool = False, label_map: dict[int, int] | None = None
+) -> tuple[int, ...]:
+    """Undo what data sets do to the labels of annotations.
+
+    Args:
+        num_classes: How many classes the model has.
+        reduce_zero_label: Whether label 0 was left out and 1 became the first class.
+        label_map: {label after that: label that it became}.
+
+    Returns:
+        Of each class the id that annotations have for it. Where several became one class, it is
+        the one that ``label_map`` names; if that names several, the one that it does not name, or
+        the lowest. A class that no annotation has gets an id that no other has.
+    """
+    label_map = {int(old): new for old, new in (label_map or {}).items()}
+    shift = int(bool(reduce_zero_label))
+    befores: dict[int, list[int]] = {}  # class -> labels before label_map
+    for before in range(max(num_classes, 256 - shift)):
+        befores.setdefault(label_map.get(before, before), []).append(before)
+    ids: dict[int, int] = {}
+    for label in range(num_classes):
+        found = befores.get(label, [])
+        named = [before for before in found if before in label_map]
+        plain = [before for before in found if before not in label_map]
+        chosen = named if len(named) == 1 else plain or named
+        if chosen:
+            # 255 stays 255 whether or not 1 is taken away from the others.
+            ids[label] = chosen[0] + (shift if chosen[0] != 255 else 0)
+    for label in range(num_classes):
+        if label not in ids:
+            free = label + shift
+            while free in ids.values():
+                free += 1
+            ids[label] = free
+    return tuple(ids[label] for label in range(num_classes))

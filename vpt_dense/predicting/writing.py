@@ -1,0 +1,368 @@
+"""Writing predictions: files that are whole, from whatever predicts them."""
+
+import contextlib
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from vpt_dense import files, live
+from vpt_dense.datasets import raster
+from vpt_dense.errors import UserError
+from vpt_dense.predicting.inputs import Image
+from vpt_dense.predicting.results import Classification, Predictor, Segmentation
+
+LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
+LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
+
+#: What of a model's description must be the same for a run that goes on with another's files.
+_SAME = ('sha256', 'tta', 'cfg_options')
+
+
+@dataclass
+class Wanted:
+    """What is to be written.
+
+    Attributes:
+        overlay: Whether pictures of the label maps over their images are drawn.
+        probabilities: ``npz`` or ``tiff``: those of every pixel, in such files; None: none.
+        dtype: ``float16`` or ``float32``, of the probabilities.
+        top_k: Classes of an image whose scores are written, for classification.
+        batch_size: Images that pass through the model together; None: as the predictor has it.
+        skip_existing: Whether images whose results are there already are left out.
+        force: Whether results that are there are overwritten.
+    """
+
+    overlay: bool = False
+    probabilities: str | None = None
+    dtype: str = 'float16'
+    top_k: int = 5
+    batch_size: int | None = None
+    skip_existing: bool = False
+    force: bool = False
+
+
+@dataclass
+class _Counts:
+    """What a run has come to so far."""
+
+    predicted: int = 0
+    existing: int = 0
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    #: Pixels, or images, of each class.
+    of_classes: dict[str, int] = field(default_factory=dict)
+
+
+def check_out(out: str | Path, skip_existing: bool = False, force: bool = False) -> None:
+    """Refuse a folder with something in it, unless the user said what shall be of that.
+
+    Raises:
+        UserError: If it is not empty, or a file.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out {out} is a file; name a folder')
+    if not (skip_existing or force) and out.is_dir() and any(out.iterdir()):
+        raise UserError(
+            f'--out {out} is not empty; name another folder, go on with what is there by '
+            '--skip-existing, or overwrite it with --force')
+
+
+def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted: Wanted) -> dict:
+    """Predict images and write what comes out.
+
+    ``labels/NAME.png`` (a GeoTIFF where the image is georeferenced), ``overlays/NAME.jpg`` and
+    ``probabilities/NAME.npz`` or ``.tif``; or ``predictions.jsonl``, a line an image; and
+    ``summary.json``. Each file is under its name only when it is whole. An image that cannot be
+    read is told on stderr and left out.
+
+    Args:
+        predictor: Anything that predicts.
+        images: See :func:`vpt_dense.predicting.inputs.find`.
+        out: The folder to write to.
+        wanted: What to write.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        UserError: If something is wanted that the task has not, the folder holds predictions of
+            another model, or a file cannot be written.
+    """
+    out, dense = Path(out), predictor.task == 'segmentation'
+    if not dense and (wanted.overlay or wanted.probabilities):
+        key = '--overlay' if wanted.overlay else '--probabilities'
+        raise UserError(f'{key} is for segmentation, this model classifies images; for the scores '
+                        'of more classes: --top-k')
+    check_out(out, wanted.skip_existing, wanted.force)
+    about = predictor.describe()
+    if wanted.skip_existing:
+        _check_same(out, about)
+    writer = (_Labels if dense else _Lines)(predictor, out, wanted)
+    counts = _Counts(of_classes=dict.fromkeys(predictor.classes, 0))
+    started = time.monotonic()
+
+    def summary(finished: bool) -> dict:
+        record = dict(
+            task=predictor.task, finished=finished, images=len(images),
+            predicted=counts.predicted, existing=counts.existing, skipped=counts.skipped,
+            seconds=round(time.monotonic() - started, 1), **about)
+        total = sum(counts.of_classes.values()) or 1
+        if dense:
+            record['pixels'] = {
+                name: dict(id=i, pixels=number, share=round(number / total, 6))
+                for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
+        else:
+            record['images_by_class'] = counts.of_classes
+        return record
+
+    with _bar(len(images)) as bar:
+        missing = []
+        for image in images:
+            found = writer.existing(image) if wanted.skip_existing else None
+            if found is None:
+                missing.append(image)
+                continue
+            counts.existing += 1
+            for name, number in found.items():
+                counts.of_classes[name] += number
+            bar.step(counted=False)
+        # Whose the folder's files are, also if the run does not come to its end.
+        files.write_text(out / SUMMARY, _json(summary(finished=False)))
+        with contextlib.closing(writer):
+            results = predictor.stream(
+                (image.path for image in missing), wanted.probabilities is not None,
+                wanted.batch_size)
+            for image, result in zip(missing, results, strict=True):
+                if isinstance(result, Exception):
+                    counts.skipped.append(dict(path=image.path, reason=str(result)))
+                    bar.warn(f'skipped: {result}')
+                else:
+                    counts.predicted += 1
+                    for name, number in writer.put(image, result).items():
+                        counts.of_classes[name] += number
+                bar.step()
+                del result
+        record = summary(finished=True)
+        files.write_text(out / SUMMARY, _json(record))
+    return record
+
+
+def _check_same(out: Path, about: dict) -> None:
+    path = out / SUMMARY
+    if not path.is_file():
+        return
+    try:
+        old = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UserError(f'{path} is no JSON; remove it, or take another --out') from error
+    for key in _SAME:
+        if key in old and old.get(key) != about.get(key):
+            raise UserError(
+                f'--skip-existing: {out} holds predictions of {old.get("checkpoint")} with other '
+                f'{key} ({old.get(key)!r}, now {about.get(key)!r}); take another --out, or --force')
+
+
+def _json(content: Any) -> str:
+    return _encodable(json.dumps(content, indent=2, ensure_ascii=False), content, indent=2) + '\n'
+
+
+def _encodable(text: str, content: Any, **kwargs: Any) -> str:
+    """Text that UTF-8 can hold: names of files may be no text at all."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, **kwargs)
+    return text
+
+
+# --- segmentation ----------------------------------------------------------------------------
+
+
+class _Labels:
+    """Label maps, pictures and probabilities, a file each."""
+
+    def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
+        self.predictor, self.out, self.wanted = predictor, out, wanted
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _places(self, image: Image, placed: bool) -> Iterator[Path]:
+        yield self._place(LABELS, image, '.tif' if placed else '.png')
+        if self.wanted.overlay:
+            yield self._place(OVERLAYS, image, '.jpg')
+        if self.wanted.probabilities:
+            ending = dict(npz='.npz', tiff='.tif')[self.wanted.probabilities]
+            yield self._place(PROBABILITIES, image, ending)
+
+    def _place(self, folder: str, image: Image, ending: str) -> Path:
+        return files.shortened(self.out / folder / f'{image.name}{ending}')
+
+    def existing(self, image: Image) -> dict[str, int] | None:
+        """Pixels of each class if all is there that is wanted; a label map counts if it is read."""
+        for placed in (False, True):
+            labels, *others = self._places(image, placed)
+            if not labels.is_file() or not all(path.is_file() for path in others):
+                continue
+            try:
+                array = raster.read_image(labels)[..., 0]
+            except ValueError:
+                continue
+            counts = np.bincount(array.reshape(-1), minlength=max(self.predictor.ids) + 1)
+            return {name: int(counts[i]) for name, i in
+                    zip(self.predictor.classes, self.predictor.ids, strict=True)}
+        return None
+
+    def put(self, image: Image, result: Segmentation) -> dict[str, int]:
+        """Write what is wanted, the label map last: where it is, the rest is too."""
+        info = raster.image_info(image.path)
+        placed = info.crs is not None or info.transform is not None
+        labels, *others = self._places(image, placed)
+        like = image.path if placed else None
+        if self.wanted.probabilities:
+            self._put_probabilities(others[-1], result, like)
+        if self.wanted.overlay:
+            from vpt_dense.predicting import drawing
+
+            buffer = io.BytesIO()
+            drawing.overlay(image.path, result, self.predictor.palette).save(
+                buffer, 'JPEG', quality=90)
+            _write(others[0], buffer.getbuffer())
+        if placed:
+            raster.write_raster(labels, result.labels, like)
+        else:
+            _write(labels, cv2.imencode('.png', result.labels)[1])
+        return dict(zip(result.classes, result.pixels(), strict=True))
+
+    def _put_probabilities(self, path: Path, result: Segmentation, like: str | None) -> None:
+        dtype = np.dtype(self.wanted.dtype)
+        maps = result.probabilities
+        if maps.dtype != dtype and not isinstance(maps, np.memmap):
+            maps = maps.astype(dtype)
+        if path.suffix == '.tif':
+            raster.write_raster(path, np.moveaxis(maps, 0, 2), like)
+            return
+        with files.atomic(path) as unfinished, unfinished.open('wb') as stream:
+            np.savez_compressed(
+                stream, probabilities=maps, classes=np.array(result.classes),
+                ids=np.array(result.ids))
+
+
+def _write(path: Path, content: Any) -> None:
+    with files.atomic(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+# --- classification --------------------------------------------------------------------------
+
+
+class _Lines:
+    """A file with a line of JSON for each image; a line is there whole or not at all."""
+
+    def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
+        self.path, self.wanted = out / LINES, wanted
+        self.classes = set(predictor.classes)
+        self.done: dict[str, str] = {}
+        self.stream = None
+        if wanted.skip_existing and self.path.is_file():
+            content = self.path.read_bytes()
+            self.whole = content.rfind(b'\n') + 1  # a run that was killed may have left a part
+            for line in content[:self.whole].decode(errors='surrogateescape').splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)
+                    self.done[record['path']] = record['class']
+        else:
+            self.whole = 0
+
+    def existing(self, image: Image) -> dict[str, int] | None:
+        """One image of its class, if it has a line."""
+        name = self.done.get(image.path)
+        return {name: 1} if name in self.classes else None
+
+    def put(self, image: Image, result: Classification) -> dict[str, int]:
+        """Write a line."""
+        record = dict(path=image.path, **{'class': result.name}, score=_short(result.score), top=[
+            dict(**{'class': name}, score=_short(score))
+            for name, score in result.top(self.wanted.top_k)])
+        line = _encodable(json.dumps(record, ensure_ascii=False), record).encode() + b'\n'
+        with files.told(self.path):
+            if self.stream is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.stream = open(self.path, 'r+b' if self.whole else 'wb', buffering=0)
+                self.stream.truncate(self.whole)
+                self.stream.seek(self.whole)
+            try:
+                if self.stream.write(line) < len(line):  # the rest would tell why
+                    self.stream.write(line)
+            except OSError:
+                self.stream.truncate(self.whole)
+                raise
+        self.whole += len(line)
+        return {result.name: 1}
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.stream is not None:
+            self.stream.close()
+
+
+def _short(score: float) -> float:
+    """Six digits: more are noise."""
+    return float(f'{score:.6g}')
+
+
+# --- how far it is ---------------------------------------------------------------------------
+
+
+class _Bar:
+    """How many images are done; plain lines now and then where nobody watches."""
+
+    def __init__(self, total: int, advance: Callable | None, say: Callable[[str], None]) -> None:
+        self.total, self.done, self.counted = total, 0, 0
+        self.advance, self.warn = advance, say
+        self.started = time.monotonic()
+
+    def step(self, counted: bool = True) -> None:
+        """An image is done; not counted for the rate if it was done before."""
+        self.done += 1
+        self.counted += counted
+        rate = self.counted / max(time.monotonic() - self.started, 1e-9)
+        if self.advance:
+            self.advance(rate)
+        else:
+            left = (self.total - self.done) / rate if rate else 0
+            live.show(lambda: f'{self.done:,} of {self.total:,} images, {rate:.1f} images/s, '
+                              f'{left:,.0f} s left', print)
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[_Bar]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    live.clear()  # from here on seconds count
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Bar(total, None, lambda line: print(line, file=sys.stderr, flush=True))
+        return
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+               TextColumn('{task.fields[rate]:.1f} images/s'), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task('predicting', total=total, rate=0.0)
+        yield _Bar(
+            total, lambda rate: progress.update(task, advance=1, rate=rate),
+            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
