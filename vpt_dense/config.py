@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
-from vpt_dense import config_files, data_config, ignore_index, options
+from vpt_dense import config_files, data_config, ignore_index, options, run_settings
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, heads, walk
@@ -26,7 +26,7 @@ KEYS = frozenset(
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
     'dataset ensemble new_heads pretrained tta tta_model tta_pipeline tuning_hooks'.split()
-)
+) | frozenset(run_settings.KEYS)
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
 _READ_ELSEWHERE = 'test_pipeline'
@@ -56,7 +56,7 @@ def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None
     wanted = {
         key: value for key, value in (cfg_options or {}).items() if key.endswith('num_classes')
     }
-    resolve(cfg)
+    resolve(cfg, cfg_options or {})
     for key, value in wanted.items():
         if _get(cfg, key) != value:
             raise UserError(
@@ -116,11 +116,11 @@ def _check_keys(cfg: Config, path: str) -> None:
             raise UserError(
                 f"config {leaf}: '{key}' is a variable of a base config that was used up "
                 'there: setting it here changes nothing; set the keys that it went into '
-                f'({_uses(cfg, key)})'
+                f'({_uses(cfg, key)}){run_settings.hint(key)}'
             )
     if unread:
         key = unread[0]
-        hint = suggest(key, KEYS)
+        hint = run_settings.hint(key) or suggest(key, KEYS)
         raise UserError(f"config {path}: nothing reads the top-level key '{key}'{hint}")
 
 
@@ -139,8 +139,9 @@ def _check_option(cfg: Config, key: str, before: Any) -> None:
             raise UserError(
                 f"--cfg-options {key}: '{first}' is a variable of the config files, used up when "
                 f'they were read; override the keys that it went into ({_uses(cfg, first)})'
+                f'{run_settings.hint(first)}'
             )
-        hint = suggest(first, KEYS)
+        hint = run_settings.hint(first) or suggest(first, KEYS)
         raise UserError(f"--cfg-options {key}: there is no top-level key '{first}'{hint}")
     node = cfg._cfg_dict
     for depth, part in enumerate(parts):
@@ -224,13 +225,15 @@ def is_ours(cfg: Config) -> bool:
     return any(name.startswith('vpt_dense.') for name in names)
 
 
-def resolve(cfg: Config) -> None:
+def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     """Put what a config says once into all the places that need it, in place.
 
     - ``pretrained``, a backbone of ``configs/_base_/backbones``, goes into ``model``, see
       :func:`place_pretrained`.
     - ``dataset``: what every split has in common goes into the data sets of every dataloader, which
       may say otherwise: see :func:`vpt_dense.data_config.place`.
+    - ``img_size``, ``epochs`` or ``iters``, ``warmup``, ``batch_size``: see
+      :func:`vpt_dense.run_settings.place`.
     - ``test_pipeline``, which mmseg's inference reads, is that of ``test_dataloader``.
     - The number of classes of every head is that of the training data: of ``dataset.classes``, or
       of the class folders found on disk for a ``vpt_dense.ImageFolder``.
@@ -246,11 +249,17 @@ def resolve(cfg: Config) -> None:
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
     - ``persistent_workers`` and ``pin_memory`` follow ``num_workers`` and the machine.
 
+    Args:
+        cfg: The config, bases merged.
+        cfg_options: What the command line has put into it, dotted key -> value.
+
     Raises:
-        UserError: If classes and palette disagree, or the folders of classes do.
+        UserError: If classes and palette disagree, or the folders of classes do; if a setting
+            contradicts another.
     """
     place_pretrained(cfg)
     classes = data_config.place(cfg)
+    run_settings.place(cfg, cfg_options)
     data_config.place_test_pipeline(cfg)
     if classes is not None:
         for head in heads(cfg.get('model')):

@@ -148,6 +148,29 @@ def statements(path: Path) -> ast.Module:
     return ast.parse('\n'.join(f'{k} = {v!r}' for k, v in content.items() if k.isidentifier()))
 
 
+def says(tree: ast.AST, names: tuple[str, ...]) -> bool:
+    """Whether a file writes ``NAME = dict(... KEY=...)`` down to the last of ``names``."""
+    for statement in tree.body:
+        if not isinstance(statement, ast.Assign):
+            continue
+        if getattr(statement.targets[0], 'id', None) != names[0]:
+            continue
+        node: ast.AST | None = statement.value
+        for name in names[1:]:
+            if isinstance(node, ast.Call):
+                node = next((k.value for k in node.keywords if k.arg == name), None)
+            elif isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                node = next((v for k, v in pairs if getattr(k, 'value', None) == name), None)
+            elif isinstance(node, (ast.List, ast.Tuple)) and name.isdigit():
+                node = node.elts[int(name)] if int(name) < len(node.elts) else None
+            else:
+                node = None
+        if node is not None:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def _substituted(path: Path) -> Iterator[str]:
     """A copy of a file in which mmengine's ``{{ ... }}`` are replaced as it replaces them."""

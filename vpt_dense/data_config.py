@@ -186,7 +186,10 @@ def _repeats(old: _Old, where: str, path: tuple[str, ...], value: Any) -> bool:
         return False
     names = (*where.split('.'), *path)
     short = tuple(name for name in names if name != 'metainfo')
-    return not any(_says(tree, names) or _says(tree, short) for tree in old.layer.above)
+    return not any(
+        config_files.says(tree, names) or config_files.says(tree, short)
+        for tree in old.layer.above
+    )
 
 
 def _get(node: Any, path: tuple[str, ...]) -> Any:
@@ -206,29 +209,6 @@ def _layers(path: Path, above: tuple[ast.AST, ...] = ()) -> Iterator[_Layer]:
         yield from _layers(base, (*above, tree))
     if not above or config_files.names(path)[0] & set(DATALOADERS):
         yield _Layer(config_files.parse(str(path)), above)
-
-
-def _says(tree: ast.AST, names: tuple[str, ...]) -> bool:
-    """Whether a file writes ``NAME = dict(... KEY=...)`` down to the last of ``names``."""
-    for statement in tree.body:
-        if not isinstance(statement, ast.Assign):
-            continue
-        if getattr(statement.targets[0], 'id', None) != names[0]:
-            continue
-        node: ast.AST | None = statement.value
-        for name in names[1:]:
-            if isinstance(node, ast.Call):
-                node = next((k.value for k in node.keywords if k.arg == name), None)
-            elif isinstance(node, ast.Dict):
-                pairs = zip(node.keys, node.values, strict=True)
-                node = next((v for k, v in pairs if getattr(k, 'value', None) == name), None)
-            elif isinstance(node, (ast.List, ast.Tuple)) and name.isdigit():
-                node = node.elts[int(name)] if int(name) < len(node.elts) else None
-            else:
-                node = None
-        if node is not None:
-            return True
-    return False
 
 
 # --- checks ----------------------------------------------------------------------------------
