@@ -58,7 +58,12 @@ def _count(text: str) -> int:
 def main() -> None:
     """Predict and write."""
     args = parse_args()
+    import cv2
+
     from vpt_dense.predicting import inputs, writing
+
+    # It tells of damaged files in lines of its own.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
     writing.check_out(args.out, args.skip_existing, args.force)
     images = inputs.find(args.images, args.out)

@@ -105,7 +105,8 @@ def told(path: str | Path) -> Iterator[None]:
             reason = 'the disk is full' if error.errno != errno.EFBIG else 'the file is too large'
             raise UserError(
                 f'cannot write {path}: {reason} ({error.strerror}); files written before are '
-                'untouched, free some space and go on with --resume'
+                'untouched, free some space and go on with --resume (of predictions: '
+                '--skip-existing)'
             ) from error
         if error.errno in _FORBIDDEN:
             raise UserError(

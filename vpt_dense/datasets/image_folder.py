@@ -36,7 +36,8 @@ class ImageFolder(BaseDataset):
         **kwargs,
     ) -> None:
         metainfo = dict(metainfo or {})
-        metainfo.setdefault('classes', find_classes(data_root))
+        if 'classes' not in metainfo:  # to know them, the folder need not be there
+            metainfo['classes'] = find_classes(data_root)
         super().__init__(
             ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, metainfo=metainfo,
             **kwargs,

@@ -202,7 +202,7 @@ def write_raster(
     Args:
         path: Its name.
         array: Label map (H, W) or values (H, W, bands), of any integer or floating type or bool;
-            a ``numpy.memmap`` is written piece by piece.
+            a ``numpy.memmap`` is written piece by piece. float16 is stored as 16 bits of float32.
         like: File whose coordinate reference system and transform it gets; it has the same size.
         nodata: The value that means "no data".
 
@@ -215,12 +215,15 @@ def write_raster(
     if array.ndim not in (2, 3):
         raise ValueError(f'{path}: an image is (H, W) or (H, W, bands), not {array.shape}')
     height, width = array.shape[:2]
-    dtype = np.dtype(np.uint8) if array.dtype == bool else array.dtype
+    dtype, half = array.dtype, array.dtype == np.float16
+    dtype = np.dtype(np.uint8) if dtype == bool else np.dtype(np.float32) if half else dtype
     profile = dict(
         driver='GTiff', height=height, width=width, count=array.shape[2] if array.ndim == 3 else 1,
         dtype=dtype.name, nodata=nodata, tiled=True, blockxsize=256, blockysize=256,
         compress='deflate', bigtiff='if_safer',
     )  # fmt: skip
+    if half:  # a type of its own is that of newer versions of GDAL only
+        profile['nbits'] = 16
     if dtype.itemsize < 8:
         profile['predictor'] = 3 if dtype.kind == 'f' else 2
     if like is not None:

@@ -25,7 +25,7 @@ from mmengine.runner.amp import autocast
 from torch import Tensor, nn
 
 from vpt_dense import config as configs
-from vpt_dense import logging, preflight
+from vpt_dense import logging, preflight, visualization
 from vpt_dense.datasets import raster
 from vpt_dense.engine import checkpoints
 from vpt_dense.errors import FULL, UserError, explain, is_programs
@@ -232,7 +232,7 @@ class ModelPredictor:
                 'set dataset.classes, the heads follow')
         palette = info.get('palette')
         if not palette or len(palette) != number:
-            palette = np.random.RandomState(42).randint(0, 255, (number, 3)).tolist()
+            palette = visualization.make_palette(number)
         self.palette = [list(map(int, colour)) for colour in palette]
         self.ids = tuple(range(number))
         if dense:

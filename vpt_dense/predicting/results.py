@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,22 +117,23 @@ def annotation_ids(
     """
     label_map = {int(old): new for old, new in (label_map or {}).items()}
     shift = int(bool(reduce_zero_label))
-    befores: dict[int, list[int]] = {}  # class -> labels before label_map
-    for before in range(max(num_classes, 256 - shift)):
-        befores.setdefault(label_map.get(before, before), []).append(before)
-    ids: dict[int, int] = {}
+    named: dict[int, list[int]] = {}  # class -> ids that label_map leads to it
+    plain: dict[int, list[int]] = {}
+    for i in range(max(256, num_classes + shift)):
+        # 0 is left out, and 255 with it as long as annotations have 8 bits.
+        ignored = shift and (i == 0 or i == 255 > num_classes)
+        before = 255 if ignored else i - shift
+        if ignored and before not in label_map:
+            continue
+        into = named if before in label_map else plain
+        into.setdefault(label_map.get(before, before), []).append(i)
+    ids = []
     for label in range(num_classes):
-        found = befores.get(label, [])
-        named = [before for before in found if before in label_map]
-        plain = [before for before in found if before not in label_map]
-        chosen = named if len(named) == 1 else plain or named
-        if chosen:
-            # 255 stays 255 whether or not 1 is taken away from the others.
-            ids[label] = chosen[0] + (shift if chosen[0] != 255 else 0)
-    for label in range(num_classes):
-        if label not in ids:
-            free = label + shift
-            while free in ids.values():
-                free += 1
-            ids[label] = free
-    return tuple(ids[label] for label in range(num_classes))
+        ours, others = named.get(label, []), plain.get(label, [])
+        ids.append(next(iter(ours if len(ours) == 1 else others or ours), None))
+    taken = {i for of in (named, plain) for c, found in of.items() if c < num_classes for i in found}
+    for label, i in enumerate(ids):
+        if i is None:
+            ids[label] = next(i for i in count(label + shift) if i not in taken)
+            taken.add(ids[label])
+    return tuple(ids)

@@ -1,7 +1,6 @@
 """Writing predictions: files that are whole, from whatever predicts them."""
 
 import contextlib
-import io
 import json
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vpt_dense import files, live
+from vpt_dense import files, live, visualization
 from vpt_dense.datasets import raster
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
@@ -22,6 +21,8 @@ from vpt_dense.predicting.results import Classification, Predictor, Segmentation
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
 
+#: The longest edge in pixels that is drawn; of larger images rows and columns are left out.
+LONGEST = 4096
 #: What of a model's description must be the same for a run that goes on with another's files.
 _SAME = ('sha256', 'tta', 'cfg_options')
 
@@ -230,12 +231,8 @@ class _Labels:
         if self.wanted.probabilities:
             self._put_probabilities(others[-1], result, like)
         if self.wanted.overlay:
-            from vpt_dense.predicting import drawing
-
-            buffer = io.BytesIO()
-            drawing.overlay(image.path, result, self.predictor.palette).save(
-                buffer, 'JPEG', quality=90)
-            _write(others[0], buffer.getbuffer())
+            picture = _overlay(image.path, result, self.predictor.palette)
+            _write(others[0], cv2.imencode('.jpg', picture[..., ::-1])[1])
         if placed:
             raster.write_raster(labels, result.labels, like)
         else:
@@ -254,6 +251,19 @@ class _Labels:
             np.savez_compressed(
                 stream, probabilities=maps, classes=np.array(result.classes),
                 ids=np.array(result.ids))
+
+
+def _overlay(path: str, result: Segmentation, palette: list[list[int]]) -> np.ndarray:
+    """A label map over its image, with a legend: RGB, uint8."""
+    step = -(-max(result.labels.shape) // LONGEST)
+    with raster.open_image(path) as image:
+        bands = [1, 2, 3] if image.info.bands >= 3 else [1]
+    rows = [part[-top % step::step, ::step] for top, part in raster.strips(path, bands)]
+    labels = np.zeros(max(result.ids) + 1, np.int64)
+    labels[list(result.ids)] = range(len(result.ids))
+    return visualization.draw_labels(
+        visualization.to_picture(np.concatenate(rows)), labels[result.labels[::step, ::step]],
+        result.classes, palette, ignore_index=None)
 
 
 def _write(path: Path, content: Any) -> None:
