@@ -306,17 +306,27 @@ def folder_leaf(folder, classes, more='', load=LOAD, extra=''):
     return write_leaf(folder, folder / 'data', text + extra)
 
 
-def test_label_map_and_16_bits(capfd, tmp_path):
+def test_label_map(capfd, tmp_path):
     image = picture(tmp_path / 'a.png')
     leaf = folder_leaf(tmp_path, ['x', 'y'], 'label_map={255: 1}')
     checkpoint = save(leaf, tmp_path / 'c.pth')
     predict(capfd, checkpoint, image, '--out', tmp_path / 'out')
     assert set(np.unique(labels_of(tmp_path / 'out', 'a'))) == {0, 255}
-    leaf = folder_leaf(tmp_path, [f'c{i}' for i in range(300)])
-    checkpoint = save(leaf, tmp_path / 'c.pth')
-    predict(capfd, checkpoint, image, '--out', tmp_path / 'out', '--force')
+
+
+def test_ids_above_255(seg, tmp_path, monkeypatch):
+    """They take 16 bits, here because label maps would."""
+    monkeypatch.setattr(predicting, 'annotation_ids', lambda *_: tuple(range(200, 350)))
+    predictor = vpt_dense.load(seg / 'c.pth')
+    images = inputs.find([picture(tmp_path / 'a.png')])
+    record = writing.write(predictor, images, tmp_path / 'out', writing.Wanted())
     labels = labels_of(tmp_path / 'out', 'a')
     assert labels.dtype == np.uint16 and labels.max() > 255
+    assert np.array_equal(labels, predictor.predict(images[0].path).labels)
+    assert record['pixels'][predictor.classes[labels.max() - 200]]['pixels'] > 0
+    again = writing.write(
+        predictor, images, tmp_path / 'out', writing.Wanted(skip_existing=True))
+    assert again['existing'] == 1 and again['pixels'] == record['pixels']
 
 
 def test_a_single_channel(tmp_path):
@@ -448,9 +458,10 @@ def test_a_full_disk(capfd, small_disk, tmp_path, task, request):
     folder, out = request.getfixturevalue(task), small_disk / 'out'
     for i in range(60):
         picture(tmp_path / f'in/{"x" * 100}{i:02}.png', (48, 48), i)
-    with open(small_disk / 'filler', 'wb') as stream:  # leaves 40 kB
+    left = (60 if task == 'seg' else 16) * 1024
+    with open(small_disk / 'filler', 'wb') as stream:
         space = os.statvfs(small_disk)
-        stream.write(b'x' * (space.f_bavail * space.f_frsize - (60 if task == 'seg' else 16) * 1024))
+        stream.write(b'x' * (space.f_bavail * space.f_frsize - left))
     command = [folder / 'c.pth', tmp_path / 'in', '--out', out]
     outcome = predict(capfd, *command, code=2)
     (line,) = outcome.err.splitlines()
@@ -518,7 +529,7 @@ def write_placed(path, array, place):
 
     with rasterio.open(path, 'w', driver='GTiff', height=array.shape[0], width=array.shape[1],
                        count=array.shape[2], dtype=array.dtype.name, interleave='pixel',
-                       **place) as target:
+                       photometric='RGB', **place) as target:
         target.write(np.moveaxis(array, 2, 0))
 
 
@@ -640,13 +651,15 @@ def others(seg, tmp_path_factory):
     (['{c}', 'gone', '--out', 'out'], 'gone: no such file or folder'),
     (['{c}', 'empty', '--out', 'out'], 'no images in empty'),
     (['{others}/two/leaf.py', '{others}/named.pth', 'in', '--out', 'out'], '2 classes, .* 150'),
-    (['{others}/renamed/leaf.py', '{others}/two.pth', 'in', '--out', 'out'], "class 1 is 'z' and was 'y'"),
+    (['{others}/renamed/leaf.py', '{others}/two.pth', 'in', '--out', 'out'],
+     "class 1 is 'z' and was 'y'"),
     (['{c}', 'in', '--out', 'out', '--device', 'warp'], "device 'warp' cannot be used"),
     (['{c}', 'in', '--out', 'out', '--batch-size', '0'], 'no number of at least 1'),
     (['{c}', 'in', '--out', 'out', '--top-k', 'x'], 'no number of at least 1'),
     (['{c}', 'in', '--out', 'out', '--cfg-options', 'model.test_cfg.stide=3'], 'stride'),
     (['{c}', 'in', '--out', 'out', '--force', '--skip-existing'], 'not allowed with'),
-    (['{others}/two.pth', 'in', '--out', 'out', '--tta', '--cfg-options', 'tta_model=None'], 'no tta_model'),
+    (['{others}/two.pth', 'in', '--out', 'out', '--tta', '--cfg-options', 'tta_model=None'],
+     'no tta_model'),
 ], ids=lambda value: ' '.join(value)[:60] if isinstance(value, list) else '')  # fmt: skip
 def test_one_line(capfd, seg, others, pictures, arguments, message):
     Path('empty').mkdir()

@@ -215,8 +215,9 @@ def write_raster(
     if array.ndim not in (2, 3):
         raise ValueError(f'{path}: an image is (H, W) or (H, W, bands), not {array.shape}')
     height, width = array.shape[:2]
-    dtype, half = array.dtype, array.dtype == np.float16
-    dtype = np.dtype(np.uint8) if dtype == bool else np.dtype(np.float32) if half else dtype
+    half = array.dtype == np.float16
+    dtype = np.dtype(np.uint8) if array.dtype == bool else array.dtype
+    dtype = np.dtype(np.float32) if half else dtype
     profile = dict(
         driver='GTiff', height=height, width=width, count=array.shape[2] if array.ndim == 3 else 1,
         dtype=dtype.name, nodata=nodata, tiled=True, blockxsize=256, blockysize=256,

@@ -131,7 +131,10 @@ def annotation_ids(
     for label in range(num_classes):
         ours, others = named.get(label, []), plain.get(label, [])
         ids.append(next(iter(ours if len(ours) == 1 else others or ours), None))
-    taken = {i for of in (named, plain) for c, found in of.items() if c < num_classes for i in found}
+    taken = {
+        i for of in (named, plain) for label, found in of.items() if label < num_classes
+        for i in found
+    }
     for label, i in enumerate(ids):
         if i is None:
             ids[label] = next(i for i in count(label + shift) if i not in taken)
