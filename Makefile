@@ -23,7 +23,7 @@ demo: $(STAMP)  ## Train the demo: VPT-deep against head-only, no download (4 mi
 	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)  ## Run the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-lowest:  ## Run the same tests with the lowest version of every requirement, in .venv-lowest
 	@$(MAKE) test VENV=.venv-lowest

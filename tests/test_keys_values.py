@@ -335,7 +335,9 @@ def test_attention_in_half_precision(dtype, length):
         results.append([out.detach().double(), *(t.grad.double() for t in inputs)])
     for own, other, exact in zip(*results, strict=True):
         error = (other - exact).norm() / exact.norm()
-        assert (own - exact).norm() / exact.norm() < 2 * error < 0.1
+        # Or than two roundings: old kernels compute the gradients of few keys in float32.
+        limit = max(2 * error, 2 * torch.finfo(dtype).eps)
+        assert (own - exact).norm() / exact.norm() < limit < 0.1
 
 
 def test_every_block_uses_it():
