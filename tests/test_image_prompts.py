@@ -75,6 +75,68 @@ def test_concatenated_channels_are_normalised_pixels():
     assert concat(images(2, 3, 64, 16)).shape == (2, 5, 64, 16)
 
 
+def concat(form: str, family: str = 'vit', **kwargs) -> torch.nn.Module:
+    part = dict(type='vpt_dense.ConcatChannelPrompt', num_channels=2, **kwargs)
+    part = part if form == 'default' else dict(part, form=form)
+    cfg = FAMILIES[family][0]
+    return MODELS.build(dict(cfg, image_prompt=part, trainable=['.*']))
+
+
+@pytest.mark.parametrize('family', ['vit', 'swin'])
+def test_the_originals_channels_enter_the_convolution_as_they_are(family, tmp_path):
+    """Conv(image) + conv(raw channels), started at U(-v, v), pretrained weights loaded or not."""
+    torch.manual_seed(0)
+    base = MODELS.build(FAMILIES[family][0])
+    torch.save(base.state_dict(), tmp_path / 'base.pth')
+    model = concat('original', family, mean=[127.5] * 3, std=[127.5] * 3)
+    kernel, bias = model.patch_embed.projection.weight, model.patch_embed.projection.bias
+    width, _, height, length = kernel.shape
+    bound = (6 / (3 * height * length + width)) ** 0.5
+    maps = model.image_prompt.maps
+    load_pretrained(model, str(tmp_path / 'base.pth'))
+    for start in (maps, kernel[:, 3:]):
+        assert start.abs().max() <= bound and start.abs().max() > 0.9 * bound
+        assert start.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert abs(start.mean().item()) < 0.2 * bound
+    x = images(2, 3, 64, 64)
+    theirs = base.patch_embed.projection.weight
+    alone = torch.nn.functional.conv2d(x, theirs, bias, stride=kernel.shape[2:])
+    added = torch.nn.functional.conv2d(maps, kernel[:, 3:], stride=kernel.shape[2:])
+    tokens, _ = model.patch_embed(model.image_prompt(x))
+    expected = (alone + added).flatten(2).transpose(1, 2)
+    expected = expected if family == 'vit' else model.patch_embed.norm(expected)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.image_prompt(x)[:, 3:], maps.expand(2, -1, -1, -1))
+
+
+def test_the_two_forms_are_one_function_with_other_gradients():
+    torch.manual_seed(0)
+    normalised, original, default = map(concat, ('normalised', 'original', 'default'))
+    assert default.image_prompt.form == 'normalised'
+    assert 0 <= normalised.image_prompt.maps.min() and 0.9 < normalised.image_prompt.maps.max() < 1
+    original.load_state_dict(normalised.state_dict())
+    with torch.no_grad():  # the same channels as the convolution gets them
+        original.image_prompt.maps.copy_(normalise_mean(normalised.image_prompt.maps))
+    x, grads = images(2, 3, 64, 64), []
+    for model in (normalised.eval(), original.eval()):
+        (out,) = model(x)
+        (out * images(*out.shape, seed=1)).sum().backward()
+        grads.append((out, model.image_prompt.maps.grad))
+    torch.testing.assert_close(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1] * 255 / STD.mean(), rtol=1e-3, atol=1e-4)
+    assert 255 / STD.mean().item() == pytest.approx(4.42, abs=0.01)
+
+
+def normalise_mean(pixels: torch.Tensor) -> torch.Tensor:
+    return (255 * pixels - MEAN.mean()) / STD.mean()
+
+
+@pytest.mark.parametrize('family', ['resnet', 'convnext'])
+def test_the_originals_form_for_convolutional_backbones_is_the_normalised(family):
+    with pytest.raises(ValueError, match=r"image_prompt\.form='original' is .* form='normalised'"):
+        concat('original', family)
+
+
 def test_lor_vp_adds_before_the_normalisation():
     """x' = normalise(x + B A) for pixels in 0..1, whatever mean and std are."""
     pixels = torch.rand(2, 3, 32, 48)
@@ -276,6 +338,8 @@ def test_the_preprocessors_statistics_reach_the_prompt(tmp_path):
         ('PadPrompt', dict(width=0), r'image_prompt\.width must be an integer of at least 1, .* 0'),
         ('PadPrompt', dict(width=1.5), r'image_prompt\.width must be .* found 1\.5'),
         ('ConcatChannelPrompt', dict(num_channels=-1), r'image_prompt\.num_channels must be .* -1'),
+        ('ConcatChannelPrompt', dict(num_channels=1, form='raw'),
+         r"image_prompt\.form must be one of normalised, original, found 'raw'"),
         ('LoRVP', dict(rank=0), r'image_prompt\.rank must be an integer of at least 1, found 0'),
         ('LoRVP', dict(mean=[0.0]), r'image_prompt\.mean must be 3 numbers, .* found \[0\.0\]'),
         ('LoRVP', dict(mean=0.5), r'image_prompt\.mean must be 3 numbers, .* found 0\.5'),

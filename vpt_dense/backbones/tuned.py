@@ -90,6 +90,7 @@ class TunedBackbone(FrozenBase):
         self.image_prompt = image_prompt
         if image_prompt is not None:
             image_prompt.check_strides(self.map_strides())
+            image_prompt.start_in(self)
         for config in adapters or ():
             self.check_part('adapters', config)
         built = [MODELS.build(c, default_args=dict(backbone=self)) for c in adapters or ()]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpt_dense.arguments import check_number
 
@@ -68,6 +68,9 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
                 check_number(value, f'image_prompt.{name}', positive=name == 'std')
             values = torch.tensor(values, dtype=torch.float32)[:, None, None]
             self.register_buffer(name, values, persistent=False)
+
+    def start_in(self, backbone: nn.Module) -> None:
+        """Start what hangs on the backbone, which is built; pretrained weights are loaded later."""
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Bring pixels of 0..1, (..., C, H, W), to the values that the backbone gets."""
