@@ -57,6 +57,9 @@ def place(cfg: Config) -> list[str] | None:
         _check_reach(placed, common, history)
     for _, dataset in placed:
         merged = _merge(common, dataset)
+        prefix = merged.get('data_prefix')
+        if isinstance(prefix, dict) and prefix.get('seg_map_path', '') is None:  # no masks
+            del prefix['seg_map_path']
         dataset.clear()
         dataset.update(merged)
     _check_lists(cfg, common)

@@ -3,8 +3,12 @@
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 
 from vpt_dense import live
+
+#: As many classes have a table of results on the console; files have those of all.
+MAX_TABLE_CLASSES = 20
 
 #: Warnings of the stack that no user can act on (beginnings or parts of their text).
 STRAY_WARNINGS = (
@@ -76,6 +80,22 @@ def loud(logger: logging.Logger | None = None) -> None:
     if is_main_process():
         for handler in _console(logger):
             handler.setLevel(logging.INFO)
+
+
+def tell_classes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Log a table of results by class, unless it is too long for a console.
+
+    Args:
+        header: Names of the columns.
+        rows: Texts, a class each.
+    """
+    from mmengine.logging import MMLogger
+
+    from vpt_dense.params import text_table
+
+    if len(rows) <= MAX_TABLE_CLASSES:
+        logger = MMLogger.get_current_instance()
+        logger.info('Results by class in percent:\n%s', text_table(header, rows))
 
 
 def _console(logger: logging.Logger | None) -> list[logging.Handler]:

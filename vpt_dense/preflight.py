@@ -17,6 +17,7 @@ from vpt_dense.datasets.checks import (
     MASK_SUFFIXES,
     find_classes,
     list_class_files,
+    list_images,
     pair_files,
 )
 from vpt_dense.datasets.listing import read_names
@@ -358,7 +359,8 @@ def check_parts(cfg: Config, mode: str) -> None:
         'train': ('model', 'train_cfg', 'train_dataloader', 'optim_wrapper'),
         'test': ('model', 'test_cfg', 'test_dataloader', 'test_evaluator'),
     }[mode]
-    lacking = [key for key in wanted if not cfg.get(key)]
+    # An empty evaluator is one of images without labels.
+    lacking = [key for key in wanted if not cfg.get(key) and cfg.get(key) != []]
     if lacking:
         raise UserError(f'the config has no {", ".join(lacking)}, which {mode}ing needs')
 
@@ -414,11 +416,21 @@ def check_dataset(dataset: dict, split: str) -> None:
         raise UserError(
             f'data of {split}: no folder {root} (from {os.getcwd()}); set dataset.data_root'
         )
-    if isinstance(prefix, dict) and 'seg_map_path' in prefix:
+    if isinstance(prefix, dict) and ('seg_map_path' in prefix or takes_masks(dataset)):
         _check_segmentation(dataset, split, Path(root or ''), prefix)
+    elif not dataset.get('with_label', True):
+        if split != 'test':
+            raise UserError(f'data of {split}: with_label=False is for tests alone')
+        if kind == 'ImageFolder':
+            list_images(Path(root, prefix or ''), _ann_file(dataset, root))
     elif kind == 'ImageFolder':
         classes = (dataset.get('metainfo') or {}).get('classes') or find_classes(root)
         list_class_files(Path(root, prefix or 'train'), classes, _ann_file(dataset, root))
+
+
+def takes_masks(dataset: dict) -> bool:
+    """Whether a data set's class pairs images with masks, as far as that is known of it."""
+    return str(dataset.get('type')).rpartition('.')[2] in _SUFFIXES
 
 
 def _ann_file(dataset: dict, root: str | Path) -> str | None:
@@ -429,10 +441,15 @@ def _ann_file(dataset: dict, root: str | Path) -> str | None:
 def _check_segmentation(dataset: dict, split: str, root: Path, prefix: dict) -> None:
     """Every image must have its mask. Classes with naming rules of their own are left to them."""
     kind = str(dataset.get('type')).rpartition('.')[2]
+    bare = 'seg_map_path' not in prefix
+    if bare and split != 'test':
+        raise UserError(
+            f'data of {split}: no data_prefix.seg_map_path; only a test can do without masks')
     images, masks = (root / str(prefix.get(key) or '') for key in ('img_path', 'seg_map_path'))
     for folder, key in ((images, 'img_path'), (masks, 'seg_map_path')):
         if not folder.is_dir():
-            raise UserError(f'data of {split}: no folder {folder} (data_prefix.{key})')
+            way = '; images without masks: --no-labels' if split == 'test' and key[0] == 's' else ''
+            raise UserError(f'data of {split}: no folder {folder} (data_prefix.{key}){way}')
     listing = _ann_file(dataset, root)
     if listing and kind != 'SegFolder':  # mmseg's takes any name, and fails when it is read
         read_names(listing)
@@ -441,9 +458,11 @@ def _check_segmentation(dataset: dict, split: str, root: Path, prefix: dict) -> 
     image_suffix = dataset.get('img_suffix', _SUFFIXES[kind][0])
     mask_suffix = dataset.get('seg_map_suffix', _SUFFIXES[kind][1])
     pairs, _ = pair_files(
-        str(images), str(masks), image_suffix, mask_suffix, listing,
+        str(images), None if bare else str(masks), image_suffix, mask_suffix, listing,
         ignore_list_suffix=kind == 'SegFolder',
     )
+    if bare:
+        return
     lacking = [image for image, mask in pairs if mask is None]
     if len(lacking) == len(pairs):
         raise UserError(

@@ -50,7 +50,7 @@ MODELS = _child(
             'FCNHead', 'LinearHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',
             'UPerHead',
         ],
-        'vpt_dense.classifiers': ['LabelMappingHead'],
+        'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
     },
 )
@@ -62,8 +62,17 @@ TRANSFORMS = _child(
     **{'vpt_dense.datasets.augment': ['RandomCrop']},
 )
 DATA_SAMPLERS = _child('DATA_SAMPLERS', 'vpt_dense.ensemble.sampler')
-HOOKS = _child('HOOKS', 'vpt_dense.hooks')
-METRICS = _child('METRICS', 'vpt_dense.evaluation')
+HOOKS = _child(
+    'HOOKS', 'vpt_dense.hooks',
+    **{
+        'vpt_dense.hooks.seg_visualization_hook': ['SegVisualizationHook'],
+        'vpt_dense.hooks.visualization_hook': ['VisualizationHook'],
+    },
+)
+METRICS = _child(
+    'METRICS',
+    **{'vpt_dense.evaluation': ['IoUMetric'], 'vpt_dense.classifiers': ['Accuracy']},
+)
 OPTIMIZERS = _child('OPTIMIZERS', 'vpt_dense.engine.muon')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')
 VISUALIZERS = _child(

@@ -98,38 +98,163 @@ def has_checkpoint(work_dir: str) -> bool:
     return any(Path(work_dir).glob('*.pth'))
 
 
+def is_dense(cfg: Config) -> bool:
+    """Whether a config is one of segmentation, not of classification."""
+    return 'decode_head' in (cfg.model.get('module') or cfg.model)
+
+
 def use_tta(cfg: Config) -> None:
     """Test with augmentation: put ``tta_model`` around the model, ``tta_pipeline`` on the data.
 
+    A classifier may lack them: then the scores of an image and its mirror image are averaged.
+
     Raises:
-        UserError: If the config lacks either.
+        UserError: If a segmentation config, or one of several labels an image, lacks either.
     """
-    for key in ('tta_model', 'tta_pipeline'):
-        if not cfg.get(key):
+    model = cfg.get('tta_model')
+    if model is None and not is_dense(cfg):
+        if any('MultiLabel' in tree.kind_of(head) for head in tree.heads(cfg.model)):
+            raise UserError(
+                '--tta: with several labels an image, say in tta_model how they are merged')
+        model = dict(type='vpt_dense.AverageClsScoreTTA')
+    for key, value in (('tta_model', model), ('tta_pipeline', cfg.get('tta_pipeline'))):
+        if not value and (key == 'tta_model' or is_dense(cfg)):
             raise UserError(f'--tta: the config has no {key}; add it, or test without --tta')
     for dataset in tree.leaf_datasets(cfg.test_dataloader):
-        dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        dataset.pipeline = cfg.get('tta_pipeline') or _mirrored(dataset.pipeline)
+    cfg.model = ConfigDict(**model, module=cfg.model)
+
+
+def _mirrored(pipeline: list[dict]) -> list[dict]:
+    """A classifier's test pipeline that packs each image as it is and mirrored."""
+    *load, pack = pipeline
+    flips = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
+    return [*load, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Make the test draw every prediction into ``folder``."""
-    model = cfg.model.get('module') or cfg.model
-    if 'decode_head' in model:
-        hook = dict(type='SegVisualizationHook', draw=True, interval=1)
+    if is_dense(cfg):
+        hook = dict(type='vpt_dense.SegVisualizationHook', draw=True, out_dir=folder)
         visualizer = dict(
             type='vpt_dense.SegLocalVisualizer',
             ignore_index=(cfg.get('visualizer') or {}).get('ignore_index', ignore_index.DEFAULT),
-            alpha=0.6,
-            vis_backends=[dict(type='LocalVisBackend')],
-            save_dir=folder,
         )
     else:
-        hook = dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder)
-        visualizer = dict(type='UniversalVisualizer')
+        hook = dict(
+            type='vpt_dense.VisualizationHook', enable=True, interval=1, out_dir=folder)
+        visualizer = dict(type='vpt_dense.UniversalVisualizer')
     cfg.default_hooks = {**cfg.get('default_hooks', {}), 'visualization': hook}
     cfg.visualizer = visualizer
     say(f'predictions are drawn into {folder}')
+
+
+#: What a classification's predictions may be stored in, see ``vpt_dense.PredictionsHook``.
+_STORES = ('.json', '.jsonl', '.pkl')
+
+
+def store_predictions(cfg: Config, out: str) -> None:
+    """Make the test write every prediction: label maps into a folder, or classes into a file.
+
+    Raises:
+        UserError: If ``out`` is the other.
+    """
+    suffix = Path(out).suffix
+    if is_dense(cfg):
+        if suffix in _STORES or Path(out).is_file():
+            raise UserError(f'--out {out}: a segmentation writes label maps; name a folder')
+        hook = dict(type='vpt_dense.LabelMapsHook', out_dir=out)
+        say(f'label maps are written into {out}')
+    else:
+        if suffix not in _STORES or Path(out).is_dir():
+            raise UserError(
+                f'--out {out}: a classification writes one file; name it *.json, *.jsonl or *.pkl')
+        hook = dict(type='vpt_dense.PredictionsHook', out_file=out)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+
+
+def written_by_metrics(cfg: Config) -> list[str]:
+    """What the metrics of a test write to, files and folders."""
+    return [node[key] for _, node in tree.walk(cfg.get('test_evaluator'), '')
+            for key in ('output_dir', 'out_file_path') if node.get(key)]  # fmt: skip
+
+
+#: Classification data sets that can be without labels.
+_WITH_LABEL = ('ImageFolder', 'CustomDataset', 'ImageNet', 'ImageNet21k')
+
+
+def leave_out_labels(cfg: Config, wanted: bool) -> bool:
+    """Test images that have no labels, if that is wanted or if the config says so of them.
+
+    Their metrics are left out, but for those that only write predictions.
+
+    Args:
+        cfg: The config, in place.
+        wanted: Whether labels are left out that may be there.
+
+    Returns:
+        Whether labels are left out.
+
+    Raises:
+        UserError: If a data set always has labels, or some parts of the data have them.
+    """
+    parts = tree.placed_datasets(cfg.get('test_dataloader'), 'test_dataloader')
+    if wanted:
+        for where, part in parts:
+            _take_labels(part, where, is_dense(cfg))
+    bare = [part for _, part in parts if not _has_labels(part, is_dense(cfg))]
+    if not bare:
+        return False
+    if len(bare) < len(parts):
+        raise UserError(
+            f'{len(bare)} of {len(parts)} parts of test_dataloader have no labels; test them on '
+            'their own, or all without labels: --no-labels')
+    for part in bare:
+        part['pipeline'] = _without_masks(part.get('pipeline') or [])
+    metrics = cfg.get('test_evaluator') or []
+    metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
+    cfg.test_evaluator = [metric for metric in metrics if metric.get('format_only')
+                          or tree.kind_of(metric) == 'DumpResults']  # fmt: skip
+    say('the test images have no labels: no metric is reported')
+    return True
+
+
+def _has_labels(part: dict, dense: bool) -> bool:
+    prefix = part.get('data_prefix')
+    if dense:  # a data set that is told no folders has its own, masks too
+        return not (isinstance(prefix, dict) and 'img_path' in prefix) or 'seg_map_path' in prefix
+    return part.get('with_label', True)
+
+
+def _take_labels(part: dict, where: str, dense: bool) -> None:
+    if dense:
+        prefix = part.get('data_prefix')
+        if not isinstance(prefix, dict):
+            prefix = dict(img_path='images' if tree.kind_of(part) == 'SegFolder' else '')
+        part['data_prefix'] = ConfigDict(
+            {key: value for key, value in prefix.items() if key != 'seg_map_path'})
+    elif tree.kind_of(part) in _WITH_LABEL:
+        part['with_label'] = False
+    else:
+        raise UserError(
+            f'--no-labels: {where} is a {tree.kind_of(part)}, which always has labels; it can be '
+            f'one of {", ".join(_WITH_LABEL)}')
+
+
+def _without_masks(pipeline: list) -> list:
+    """A pipeline, or alternatives in it, without loading of masks; what that empties goes too."""
+    kept = []
+    for step in pipeline:
+        if isinstance(step, (list, tuple)):
+            step = _without_masks(step)
+            if not step:
+                continue
+        elif tree.kind_of(step) in ('LoadAnnotations', 'LoadMask'):
+            continue
+        elif step.get('transforms'):
+            step = ConfigDict(step, transforms=_without_masks(step['transforms']))
+        kept.append(step)
+    return kept
 
 
 def start(cfg: Config, mode: str, checkpoint: str | None) -> 'Runner':

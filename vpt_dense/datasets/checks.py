@@ -445,7 +445,7 @@ def check_classification(
     """Checks the images of one split of a classification set by decoding every file.
 
     Args:
-        samples: [(image, label)].
+        samples: [(image, label; None if it has none)].
         classes: The class names.
         name: The split's name, for the progress bar.
         needs_all_classes: Whether a class without an image is wrong (true for training).
@@ -457,7 +457,7 @@ def check_classification(
     """
     files = _look_at_all(name, samples, track)
     per_class = Counter({c: 0 for c in classes})
-    per_class.update(classes[label] for _, label in samples)
+    per_class.update(classes[label] for _, label in samples if label is not None)
     unreadable = {i: f.error for (i, _), f in zip(samples, files, strict=True) if f.error}
     split = dict(
         images=len(samples),
@@ -576,16 +576,43 @@ def list_class_files(
     for label, name in enumerate(classes):
         path = os.path.join(folder, name)
         if os.path.isdir(path):
-            # Not by stem: a.jpg and a.png of a class are two images.
-            samples += [
-                (os.path.join(root, file), label)
-                for root, _, files in sorted(os.walk(path, followlinks=True))
-                for file in sorted(files)
-                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.')
-            ]
+            samples += [(file, label) for file in _images_below(path)]
     if not samples:
         raise UserError(f'no image in {folder}/<class>/ (looked for {", ".join(IMAGE_SUFFIXES)})')
     return select_labelled(ann_file, str(folder), samples) if ann_file else samples
+
+
+def list_images(folder: str | os.PathLike, ann_file: str | None = None) -> list[str]:
+    """Lists the images below a folder, which have no labels.
+
+    Args:
+        folder: Searched with its sub-folders; hidden files are left out.
+        ann_file: List of the images that are taken; none: all.
+
+    Returns:
+        Paths, sorted, or in the order of the list.
+
+    Raises:
+        UserError: The folder is absent or has no image, or the list is wrong.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f'no folder {folder}')
+    found = _images_below(folder)
+    if not found:
+        raise UserError(f'no image in {folder} (looked for {", ".join(IMAGE_SUFFIXES)})')
+    if ann_file:
+        return [path for path, _ in select_labelled(ann_file, str(folder), [(p, 0) for p in found])]
+    return found
+
+
+def _images_below(folder: str | os.PathLike) -> list[str]:
+    # Not by stem: a.jpg and a.png of a class are two images.
+    return [
+        os.path.join(root, file)
+        for root, _, files in sorted(os.walk(folder, followlinks=True))
+        for file in sorted(files)
+        if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.')
+    ]
 
 
 def dataset_configs(cfg: dict) -> dict[str, dict]:
@@ -709,5 +736,5 @@ def _check_mmpretrain(dataset, name: str, track: Track) -> dict:
                      image_sizes=_sizes([_File(size=s) for s in sizes.elements()]),
                      image_kinds={'3 x 8 bit': len(data)})  # fmt: skip
         return split
-    samples = [(d['img_path'], d['gt_label']) for d in data]
+    samples = [(d['img_path'], d.get('gt_label')) for d in data]
     return check_classification(samples, classes, name=name, needs_all_classes=train, track=track)

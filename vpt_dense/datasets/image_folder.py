@@ -2,7 +2,7 @@
 
 from mmpretrain.datasets import BaseDataset
 
-from vpt_dense.datasets.checks import find_classes, list_class_files
+from vpt_dense.datasets.checks import find_classes, list_class_files, list_images
 from vpt_dense.registry import DATASETS
 
 
@@ -20,6 +20,8 @@ class ImageFolder(BaseDataset):
         ann_file: A text file, relative to ``data_root``, with the names of the images to take, one
             a line, relative to the split's folder ('rose/a.jpg'; 'rose/a' and 'rose/a.jpg 2',
             with the label behind, too). Without it all.
+        with_label: False for images to predict: all below the split's folder, in whatever
+            sub-folders.
         **kwargs: See ``mmpretrain.datasets.BaseDataset``.
 
     Raises:
@@ -33,8 +35,10 @@ class ImageFolder(BaseDataset):
         data_prefix: str = 'train',
         metainfo: dict | None = None,
         ann_file: str = '',
+        with_label: bool = True,
         **kwargs,
     ) -> None:
+        self.with_label = with_label
         metainfo = dict(metainfo or {})
         if 'classes' not in metainfo:  # to know them, the folder need not be there
             metainfo['classes'] = find_classes(data_root)
@@ -44,6 +48,8 @@ class ImageFolder(BaseDataset):
         )
 
     def load_data_list(self) -> list[dict]:
-        """Lists [dict(img_path, gt_label)]."""
+        """Lists [dict(img_path, gt_label)], or without labels [dict(img_path)]."""
+        if not self.with_label:
+            return [dict(img_path=path) for path in list_images(self.img_prefix, self.ann_file)]
         samples = list_class_files(self.img_prefix, self.CLASSES, self.ann_file)
         return [dict(img_path=path, gt_label=label) for path, label in samples]

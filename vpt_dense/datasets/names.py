@@ -1,13 +1,17 @@
-"""What the files are called that are made from images: the path below the data folder is kept."""
+"""What files are called that are made from images: the path below the data folder is kept."""
 
+import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vpt_dense.datasets.checks import IMAGE_SUFFIXES
+
 
 def image_names(dataset: Any) -> Callable[[str], Path]:
-    """Names for what is made from the images of a data set, no two of them alike.
+    """Names for what is made from the images of a data set.
 
     Args:
         dataset: A built data set; wrappers and data sets of several parts too.
@@ -27,6 +31,34 @@ def image_names(dataset: Any) -> Callable[[str], Path]:
         return Path(os.path.splitdrive(whole)[1].lstrip(os.sep) if outside else below)
 
     return name
+
+
+def picture_names(dataset: Any) -> Callable[[str], Path]:
+    """Names for pictures of the images of a data set, no two of them alike.
+
+    Args:
+        dataset: See :func:`image_names`.
+
+    Returns:
+        As there, but the name ends in '.png' in place of its suffix; where two images of a folder
+        differ in nothing else, behind it.
+    """
+    name_of = image_names(dataset)
+
+    def name(path: str) -> Path:
+        name = name_of(path)
+        if _stems(os.path.dirname(path))[name.stem] > 1:
+            return name.with_name(f'{name.name}.png')
+        return name.with_suffix('.png')
+
+    return name
+
+
+@functools.lru_cache(maxsize=100)
+def _stems(folder: str) -> Counter[str]:
+    """How many images of a folder have a name without its suffix."""
+    names = os.listdir(folder or '.') if os.path.isdir(folder or '.') else []
+    return Counter(Path(name).stem for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _folders(dataset: Any) -> Iterator[str]:

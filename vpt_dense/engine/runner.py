@@ -34,6 +34,7 @@ from vpt_dense import (
     recomputing,
     visualization,
 )
+from vpt_dense.datasets.names import image_names
 from vpt_dense.engine import (
     checkpoints,
     disk,
@@ -120,6 +121,7 @@ class Runner(_Runner):
       (:mod:`vpt_dense.recomputing`).
     - A ``work_dir`` in which another process runs is refused.
     - Errors in data pipelines name the file.
+    - Hooks that draw predictions, and their visualizers, are ours (:mod:`vpt_dense.visualization`).
     - mmseg's and mmpretrain's learning rates by layers know prompts, adapters and our backbones
       (:mod:`vpt_dense.engine.layer_decay`).
     """
@@ -268,6 +270,14 @@ class Runner(_Runner):
                 )
         return super().build_train_loop(loop)
 
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the validation loop; metrics that write files know the folder of the images."""
+        return _tell_names(super().build_val_loop(loop))
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the test loop; metrics that write files know the folder of the images."""
+        return _tell_names(super().build_test_loop(loop))
+
     def build_param_scheduler(self, scheduler: object) -> list | dict:
         """Build schedules; those that follow a metric work in loops over iterations too."""
         return plateau_hook.build(self, scheduler, super().build_param_scheduler)
@@ -352,7 +362,9 @@ class Runner(_Runner):
         return log_processor.build(log_processor_cfg)
 
     def register_hook(self, hook: Hook | dict, priority: str | int | None = None) -> None:
-        """Register a hook; in place of mmengine's ``CheckpointHook``, ours."""
+        """Register a hook; ours in place of mmengine's ``CheckpointHook`` and those that draw."""
+        if isinstance(hook, dict):
+            hook = visualization.ours(hook)
         names = (CheckpointHook, 'CheckpointHook', 'mmengine.CheckpointHook')
         if isinstance(hook, dict) and hook.get('type') in names:
             hook = {**hook, 'type': 'vpt_dense.CheckpointHook'}
@@ -489,6 +501,13 @@ class Runner(_Runner):
         else:  # an object store, whose uploads are whole or absent
             path = mmengine.fileio.join_path(out_dir, filename, backend_args=backend_args)
             save_checkpoint(files.plain(checkpoint), path, file_client_args, backend_args)
+
+
+def _tell_names(loop: BaseLoop) -> BaseLoop:
+    for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
+        if hasattr(metric, 'image_name'):
+            metric.image_name = image_names(loop.dataloader.dataset)
+    return loop
 
 
 def _to_cpu(state: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Metrics of dense prediction. This is the one location of the METRICS registry: needs mmseg."""
+"""Metrics of dense prediction. Needs mmseg, so the registry imports it when asked."""
 
 from vpt_dense.evaluation.iou_metric import IoUMetric
 

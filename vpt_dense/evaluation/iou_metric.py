@@ -2,20 +2,19 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.dist import all_gather, all_reduce, get_rank
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric as _IoUMetric
-from PIL import Image
 
+from vpt_dense.datasets import label_maps
+from vpt_dense.logging import tell_classes
 from vpt_dense.overrides import are_of
-from vpt_dense.params import text_table
 from vpt_dense.registry import METRICS
-
-MAX_TABLE_CLASSES = 20
 
 
 @METRICS.register_module()
@@ -33,11 +32,20 @@ class IoUMetric(_IoUMetric):
     ``intersect_and_union`` of its own, or whose ``process`` fills ``results``, counts its way.
 
     Attributes:
+        image_name: From the path of an image to the name of what is written of it, below
+            ``output_dir``; our runner sets :func:`vpt_dense.datasets.names.image_names`. Elsewhere
+            it is the file's name alone, as in mmseg.
         per_class: Of the last evaluation, for each class {'class': its name, 'IoU': percent, ...};
             None before.
     """
 
     per_class: list[dict[str, str | float]] | None = None
+    image_name: Callable[[str], Path]
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.image_name = lambda path: Path(os.path.basename(path))
+        self._written: dict[Path, str] = {}
 
     # mmseg's metric names have no prefix either; None instead of '' would warn about it.
     default_prefix = ''
@@ -65,9 +73,9 @@ class IoUMetric(_IoUMetric):
             super().process(data_batch, data_samples)  # a subclass counts in a way of its own
             return
         for sample in data_samples:
-            prediction = sample['pred_sem_seg']['data'].squeeze()
+            prediction = _map(sample['pred_sem_seg'])
             if not self.format_only:
-                self._count(prediction, sample['gt_sem_seg']['data'].squeeze())
+                self._count(prediction, _map(sample['gt_sem_seg']))
             if self.output_dir is not None:
                 self._save(prediction, sample)
             self._images += 1
@@ -100,11 +108,16 @@ class IoUMetric(_IoUMetric):
 
     def _save(self, prediction: torch.Tensor, sample: dict) -> None:
         """Write a prediction as a PNG, in the ids that the data set's own masks have."""
-        name = os.path.splitext(os.path.basename(sample['img_path']))[0]
-        # Where the loader took 1 away from every label, so that 0 could be ignored.
-        shift = 1 if sample.get('reduce_zero_label', False) else 0
-        mask = prediction.cpu().numpy() + shift
-        Image.fromarray(mask.astype(np.uint8)).save(os.path.join(self.output_dir, f'{name}.png'))
+        meta = self.dataset_meta
+        reduced = sample.get('reduce_zero_label', meta.get('reduce_zero_label', False))
+        ids = label_maps.annotation_ids(len(meta['classes']), reduced, meta.get('label_map'))
+        name = self.image_name(sample['img_path']).with_suffix('.png')
+        source = self._written.setdefault(name, sample['img_path'])
+        if source != sample['img_path']:  # a runner of ours tells names that differ
+            raise ValueError(
+                f'IoUMetric: {source} and {sample["img_path"]} would both be {name} in '
+                f'{self.output_dir}')
+        label_maps.write(Path(self.output_dir, name), prediction.cpu().numpy(), ids)
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Add up the counts of all processes, compute the metrics and start anew.
@@ -195,15 +208,16 @@ class IoUMetric(_IoUMetric):
             | {prefix + key: float(value[index]) for key, value in percents.items()}
             for index, name in enumerate(classes)
         ]
-        if len(classes) <= MAX_TABLE_CLASSES:
-            table = text_table(
-                ('class', *percents),
-                [
-                    (name, *(f'{value[index]:.2f}' for value in percents.values()))
-                    for index, name in enumerate(classes)
-                ],
-            )
-            MMLogger.get_current_instance().info('Results by class in percent:\n%s', table)
+        tell_classes(
+            ('class', *percents),
+            [(name, *(f'{value[index]:.2f}' for value in percents.values()))
+             for index, name in enumerate(classes)],
+        )  # fmt: skip
+
+
+def _map(data: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The label map (H, W), also of an image that is one pixel high."""
+    return data['data'].reshape(data['data'].shape[-2:])
 
 
 def _position_of_last(shares: Sequence[int], rank: int) -> int:

@@ -1,4 +1,4 @@
-"""Hooks that every run gets. This is the one location of the HOOKS registry: needs mmengine."""
+"""Hooks that need nothing but mmengine; the registry knows those that draw, and need more."""
 
 from vpt_dense.hooks.accumulation_hook import AccumulationHook
 from vpt_dense.hooks.checkpoint_hook import CheckpointHook
@@ -6,9 +6,11 @@ from vpt_dense.hooks.data_check_hook import DataCheckHook
 from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.invalid_loss_hook import InvalidLossHook
 from vpt_dense.hooks.label_mapping_hook import LabelMappingHook
+from vpt_dense.hooks.label_maps_hook import LabelMapsHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.monitor_hook import MonitorHook
 from vpt_dense.hooks.plateau_hook import PlateauHook
+from vpt_dense.hooks.predictions_hook import PredictionsHook
 from vpt_dense.hooks.preemption_hook import PreemptionHook
 from vpt_dense.hooks.progress_hook import ProgressHook
 from vpt_dense.hooks.prompt_start_hook import PromptStartHook
@@ -23,9 +25,11 @@ __all__ = [
     'GradientHook',
     'InvalidLossHook',
     'LabelMappingHook',
+    'LabelMapsHook',
     'MissedValidationHook',
     'MonitorHook',
     'PlateauHook',
+    'PredictionsHook',
     'PreemptionHook',
     'ProgressHook',
     'PromptStartHook',

@@ -31,5 +31,5 @@ val_dataloader = dict(
     dataset=dict(**dataset, data_prefix='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1,))
+val_evaluator = dict(type='vpt_dense.Accuracy', topk=(1,))
 test_evaluator = val_evaluator

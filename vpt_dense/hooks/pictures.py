@@ -1,0 +1,54 @@
+"""What the hooks that draw predictions share. They need mmseg or mmpretrain; this does not."""
+
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend, Visualizer
+
+from vpt_dense.datasets.names import image_names, picture_names
+from vpt_dense.files import shortened
+
+
+def store(
+    visualizer: Visualizer, picture: np.ndarray, dataset: Any, path: str | int, split: str,
+    step: int, out_dir: str | None = None, show: bool = False, wait_time: float = 0,
+) -> None:
+    """Show or store a picture of an image; every process stores its own.
+
+    Args:
+        visualizer: Its backends take the picture where there is no ``out_dir``: ``SPLIT/PATH`` is
+            its name. The main process alone has connections to services; the others know local
+            files only.
+        picture: RGB, uint8 (H, W, 3).
+        dataset: The data set, whose folder the picture's path is relative to.
+        path: Of the image; its number where it lies in no file.
+        split: 'val' or 'test'.
+        step: For the backends.
+        out_dir: The folder for pictures; those of a validation go into ``val_STEP`` there.
+        show: Whether to show it on the screen, and nothing else.
+        wait_time: Seconds to show it.
+    """
+    number = Path(f'{path:06}.png') if isinstance(path, int) else None
+    name = f'{split}/{(number or image_names(dataset)(path)).as_posix()}'
+    if show:
+        visualizer.show(picture, win_name=name, wait_time=wait_time)
+    elif out_dir is not None:
+        folder = Path(out_dir) if split == 'test' else Path(out_dir, f'{split}_{step}')
+        file = shortened(folder / (number or picture_names(dataset)(path)))
+        mmcv.imwrite(mmcv.rgb2bgr(picture), str(file))
+    elif is_main_process():
+        visualizer.add_image(name, picture, step)
+    else:
+        for backend in visualizer._vis_backends.values():
+            if isinstance(backend, LocalVisBackend):
+                backend.add_image(name, picture, step=step)
+
+
+def dataset_of(runner: Runner, split: str) -> Any:
+    """The data set of a split that runs."""
+    loop = runner.val_loop if split == 'val' else runner.test_loop
+    return loop.dataloader.dataset
