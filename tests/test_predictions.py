@@ -15,16 +15,15 @@ from tool_helpers import forget_runs, run_tool, write_leaf
 from utils import CONFIGS, ROOT
 
 from vpt_dense.datasets.checks import label_table, read_mask
-from vpt_dense.datasets.label_maps import annotation_ids
 from vpt_dense.datasets.names import image_names, picture_names
-from vpt_dense.errors import UserError
+from vpt_dense.predicting.results import annotation_ids
 
 #: Number of classes, reduce_zero_label, label_map -> the labels in the files.
 IDS = {
     (3, False, None): [0, 1, 2],
     (3, True, None): [1, 2, 3],
     (2, False, ((255, 1),)): [0, 255],
-    (2, False, ((255, 1), (7, 1))): [0, 255],  # the first that is named
+    (2, False, ((254, 1), (7, 1))): [0, 1],  # merged with what has that label already
     (3, True, ((9, 2),)): [1, 2, 10],  # the map comes after label 0 has gone
     (2, False, ((0, 255), (1, 0), (2, 255), (3, 1))): [1, 3],  # as mmseg picks classes
     (2, False, ((0, 1), (1, 0))): [1, 0],
@@ -34,16 +33,11 @@ IDS = {
 @pytest.mark.parametrize('case', IDS, ids=str)
 def test_label_maps_have_the_labels_of_the_masks(case):
     number, reduced, pairs = case
-    ids = annotation_ids(number, reduced, dict(pairs) if pairs else None)
-    assert ids.tolist() == IDS[case] and ids.dtype == np.uint8
+    ids = list(annotation_ids(number, reduced, dict(pairs) if pairs else None))
+    assert ids == IDS[case]
     # Read as a mask it is the prediction again.
     table = label_table(reduced, dict(pairs) if pairs else None)
     assert table[ids].tolist() == list(range(number))
-
-
-def test_a_class_that_no_label_becomes():
-    with pytest.raises(UserError, match='leaves no label for class 1'):
-        annotation_ids(2, False, {1: 0})
 
 
 class Data:
@@ -363,8 +357,8 @@ def test_two_processes_write_what_one_does(capfd, seg_leaf, cls_leaf, tmp_path):
                           (seg_leaf, ['--no-labels', '--out', 'bare'])):  # fmt: skip
         name = f'{leaf.stem}{"bare" in options}'
         if '--no-labels' not in options:
-            more = ['default_hooks.visualization=None', f'work_dir={tmp_path / leaf.stem}']
-            assert run_tool(capfd, 'train', leaf, '--cfg-options', *more).code == 0
+            folder = ['--work-dir', tmp_path / leaf.stem]
+            assert run_tool(capfd, 'train', leaf, *folder).code == 0
         for number in jobs:
             folder = tmp_path / str(number)
             jobs[number].append([

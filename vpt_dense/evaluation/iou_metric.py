@@ -14,6 +14,7 @@ from mmseg.evaluation import IoUMetric as _IoUMetric
 from vpt_dense.datasets import label_maps
 from vpt_dense.logging import tell_classes
 from vpt_dense.overrides import are_of
+from vpt_dense.predicting.results import annotation_ids
 from vpt_dense.registry import METRICS
 
 
@@ -110,7 +111,7 @@ class IoUMetric(_IoUMetric):
         """Write a prediction as a PNG, in the ids that the data set's own masks have."""
         meta = self.dataset_meta
         reduced = sample.get('reduce_zero_label', meta.get('reduce_zero_label', False))
-        ids = label_maps.annotation_ids(len(meta['classes']), reduced, meta.get('label_map'))
+        ids = annotation_ids(len(meta['classes']), reduced, meta.get('label_map'))
         name = self.image_name(sample['img_path']).with_suffix('.png')
         source = self._written.setdefault(name, sample['img_path'])
         if source != sample['img_path']:  # a runner of ours tells names that differ

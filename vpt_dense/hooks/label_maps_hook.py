@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from vpt_dense.datasets import label_maps
 from vpt_dense.datasets.names import image_names
+from vpt_dense.predicting.results import annotation_ids
 from vpt_dense.registry import HOOKS
 
 
@@ -31,7 +32,7 @@ class LabelMapsHook(Hook):
         dataset = runner.test_loop.dataloader.dataset
         meta = dataset.metainfo
         self._name_of = image_names(dataset)
-        self._ids = label_maps.annotation_ids(
+        self._ids = annotation_ids(
             len(meta['classes']), meta.get('reduce_zero_label', False), meta.get('label_map'))
 
     def after_test_iter(

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from mmseg.engine.hooks import SegVisualizationHook as _SegVisualizationHook
 from mmseg.structures import SegDataSample
 
+from vpt_dense.datasets import raster
 from vpt_dense.hooks import pictures
 from vpt_dense.registry import HOOKS
 from vpt_dense.visualization import to_picture
@@ -69,14 +70,29 @@ class SegVisualizationHook(_SegVisualizationHook):
     def _read(self, sample: SegDataSample) -> np.ndarray:
         """The image of a sample, RGB, uint8, in the size of its prediction.
 
-        A loader of ours reads all bands and leaves a photograph as it lies in the file.
+        Raises:
+            ValueError: If it cannot be read, or not in that size.
         """
-        content = get(sample.img_path, backend_args=self.backend_args)
+        path, size = sample.img_path, tuple(sample.pred_sem_seg.shape)
+        for read in (self._as_mmcv, _all_bands, _as_it_lies):
+            image = read(path)
+            if image is not None and image.shape[:2] == size:
+                return image
+        raise ValueError(f'image {path} cannot be drawn in {size[0]} x {size[1]} pixels')
+
+    def _as_mmcv(self, path: str) -> np.ndarray | None:
         try:
-            image = mmcv.imfrombytes(content, channel_order='rgb')
-        except cv2.error:  # other numbers of bands
-            image = None
-        if image is None or image.shape[:2] != tuple(sample.pred_sem_seg.shape):
-            bands = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            image = to_picture(bands, swap=bands.ndim == 3 and bands.shape[2] >= 3)
-        return image
+            content = get(path, backend_args=self.backend_args)
+            return mmcv.imfrombytes(content, channel_order='rgb')
+        except cv2.error:  # a number of bands that OpenCV makes no picture of
+            return None
+
+
+def _all_bands(path: str) -> np.ndarray:
+    return to_picture(raster.read_image(path))
+
+
+def _as_it_lies(path: str) -> np.ndarray | None:
+    """A photograph that its EXIF tag would turn: loaders of all bands may not."""
+    bands = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    return bands if bands is None else to_picture(bands, swap=bands.ndim == 3)
