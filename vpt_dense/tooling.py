@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -274,4 +275,8 @@ def start(cfg: Config, mode: str, checkpoint: str | None) -> 'Runner':
     logging.filter_warnings()
     from vpt_dense.engine.runner import Runner
 
+    # mmengine collects garbage for every data set and before every epoch. What the imports have
+    # left need not be looked through each time (half a second), nor copied by forked workers.
+    if not gc.get_freeze_count():
+        gc.freeze()
     return Runner.from_cfg(cfg)

@@ -37,6 +37,7 @@ from vpt_dense import (
 from vpt_dense.datasets.names import image_names
 from vpt_dense.engine import (
     checkpoints,
+    config_text,  # noqa: F401 - Config.pretty_text
     disk,
     distributed,
     layer_decay,
