@@ -1,5 +1,6 @@
 """Loading configs: what is said once reaches every place that needs it; the machine is heeded."""
 
+import copy
 import sys
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -239,3 +240,15 @@ def test_safetensors_are_read_and_checked(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match='truncated'):
         checkpoints.read(str(path))
+
+
+def test_the_text_of_a_config_is_mmengines_and_never_old():
+    from vpt_dense.engine import config_text
+
+    cfg = config.load(CONFIGS / 'vpt/setr_vit-l_deep_ade20k.py')
+    for rate in (0.5, 0.25):
+        cfg.optim_wrapper.optimizer.lr = rate
+        text = cfg.pretty_text
+        assert f'lr={rate}' in text
+        assert text == config_text._format(cfg) == cfg.pretty_text
+    assert copy.deepcopy(cfg).pretty_text == text
