@@ -73,17 +73,25 @@ def place(cfg: Config) -> list[str] | None:
 def place_test_pipeline(cfg: Config) -> None:
     """Make ``test_pipeline``, which mmseg's inference reads, that of ``test_dataloader``, in place.
 
-    There a ``LoadImageFromFile`` comes before ``vpt_dense.LoadBands``, which normalises what that
-    has read: mmseg's inferencers look for it.
+    There a ``LoadImageFromFile`` that reads nothing comes before ``vpt_dense.LoadBands``: mmseg's
+    inferencers look for it. ``tta_pipeline`` loads images as ``test_dataloader`` does, unless it
+    has a ``LoadBands`` of its own.
     """
     tests = leaf_datasets(cfg.get('test_dataloader'))
     for dataset in tests:
-        pipeline = dataset.get('pipeline')
-        kinds = [kind_of(transform) for transform in pipeline or ()]
-        if 'LoadBands' in kinds and not any(kind.startswith('LoadImage') for kind in kinds):
-            reader = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='cv2')
+        pipeline = list(dataset.get('pipeline') or ())
+        kinds = [kind_of(transform) for transform in pipeline]
+        if 'LoadBands' in kinds:
             at = kinds.index('LoadBands')
-            dataset['pipeline'] = [*pipeline[:at], ConfigDict(reader), *pipeline[at:]]
+            start = at - 1 if at and kinds[at - 1] == 'LoadImageFromFile' else at
+            reader = ConfigDict(
+                type='LoadImageFromFile', color_type='unchanged', imdecode_backend='cv2',
+                backend_args=dict(backend='left_to_LoadBands'))  # fmt: skip
+            dataset['pipeline'] = [*pipeline[:start], reader, *pipeline[at:]]
+            augmented = list(cfg.get('tta_pipeline') or ())
+            if augmented and [kind_of(t) for t in augmented].count('LoadBands') == 0:
+                if kind_of(augmented[0]) == 'LoadImageFromFile':
+                    cfg.tta_pipeline = [copy.deepcopy(pipeline[at]), *augmented[1:]]
     if tests and tests[0].get('pipeline'):
         cfg.test_pipeline = copy.deepcopy(tests[0]['pipeline'])
 

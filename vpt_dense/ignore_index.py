@@ -13,6 +13,7 @@ DEFAULT = 255
 
 #: Transforms (by their names without scope) and losses -> the argument that holds it.
 _TRANSFORMS = {
+    'LoadMask': 'ignore_index',
     'RandomCrop': 'ignore_index',
     'GenerateEdge': 'ignore_index',
     'RandomRotate': 'seg_pad_val',

@@ -168,7 +168,7 @@ def strips(
 def is_nodata(
     image: np.ndarray, nodata: float | Sequence[float | None] | None = None
 ) -> np.ndarray:
-    """Tells which values mean "no data": NaN, and those that the file or the user names.
+    """Tells which values mean "no data": NaN, infinity, and what the file or the user names.
 
     Args:
         image: (..., bands).
@@ -177,10 +177,10 @@ def is_nodata(
     Returns:
         The image's shape, bool.
     """
-    found = np.isnan(image) if image.dtype.kind == 'f' else np.zeros(image.shape, bool)
+    found = ~np.isfinite(image) if image.dtype.kind == 'f' else np.zeros(image.shape, bool)
     values = nodata if isinstance(nodata, Sequence) else [nodata] * image.shape[-1]
     for band, value in enumerate(values):
-        if value is None or np.isnan(value):
+        if value is None or not np.isfinite(value):
             continue
         if image.dtype.kind in 'iu':  # a value beyond the type's range is nowhere
             limits = np.iinfo(image.dtype)

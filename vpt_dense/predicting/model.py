@@ -357,8 +357,8 @@ class ModelPredictor:
         except Exception as error:
             return name, _of_image(error, name)
 
-    def _transform(self, image: Any, name: str) -> dict:
-        """What the test's pipeline makes of an image."""
+    def _transform(self, image: Any, name: str, nodata: Any = None) -> dict:
+        """What the test's pipeline makes of an image; ``nodata`` is that of an array's file."""
         data = dict(img_path=name, seg_fields=[], reduce_zero_label=False, label_map=None)
         if _is_path(image):
             if not os.path.isfile(image):
@@ -366,7 +366,8 @@ class ModelPredictor:
                 raise UserError(f'{name}: {what}')
         else:
             array = self._as_loaded(image)
-            data.update(img=array, img_shape=array.shape[:2], ori_shape=array.shape[:2])
+            data.update(
+                img=array, nodata=nodata, img_shape=array.shape[:2], ori_shape=array.shape[:2])
         pipeline = self._pipelines.get()
         try:
             for step in pipeline.transforms:
@@ -551,12 +552,12 @@ class ModelPredictor:
 
         Of a raster no more is read than that; other files are decoded whole, one byte a value.
         """
-        width, whole = large.size[1], None
+        width, whole, nodata = large.size[1], None, None
         if not _is_path(large.image):
             whole = _as_array(large.image, self._reads_bands)
         else:
             image = stack.enter_context(raster.open_image(large.image))
-            bands = image.info.bands
+            bands, nodata = image.info.bands, image.info.nodata
             if not self._reads_bands:
                 if image.info.dtype != np.uint8 or bands == 2 or self._grey:
                     # OpenCV makes 8 bits of them in a way of its own.
@@ -575,7 +576,7 @@ class ModelPredictor:
             nonlocal first, kept
             kept = kept[top - first:]  # windows overlap
             first, kept = top, np.concatenate([kept, read(top + len(kept), bottom)])
-            data = pseudo_collate([self._transform(kept, large.name)])
+            data = pseudo_collate([self._transform(kept, large.name, nodata)])
             return self.model.data_preprocessor(data, False)['inputs']
 
         return rows
