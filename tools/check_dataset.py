@@ -21,6 +21,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('source', metavar='CONFIG|FOLDER', help='a config file or a data folder')
     parser.add_config_options()
+    parser.add_argument(
+        '--stats', action='store_true',
+        help='print mean and std of every band, to paste into a config, and the share of each class'
+    )  # fmt: skip
     parser.add_argument('--json', action='store_true', help='print everything, as JSON')
     return parser.parse_args()
 
@@ -38,14 +42,14 @@ def look(args: argparse.Namespace) -> dict:
     if not args.source.endswith(('.py', '.yaml', '.yml', '.json')):
         if args.cfg_options:
             raise errors.UserError('--cfg-options needs a config, not a folder')
-        return checks.check_folder(args.source, bar)
+        return checks.check_folder(args.source, bar, args.stats)
 
     from vpt_dense import config
 
     logging.filter_warnings()
     cfg = config.load(args.source, args.cfg_options)
     with contextlib.redirect_stdout(io.StringIO()):  # the stack prints while it is imported
-        return checks.check_config(cfg, bar)
+        return checks.check_config(cfg, bar, args.stats)
 
 
 def cells(split: dict) -> dict[str, str]:
@@ -79,7 +83,44 @@ def cells(split: dict) -> dict[str, str]:
     return rows
 
 
-def show(report: dict) -> None:
+def paste(statistics: dict) -> str:
+    """Mean and std as a config takes them."""
+    figures = {
+        key: '[' + ', '.join('nan' if v is None else f'{v:.6g}' for v in statistics[key]) + ']'
+        for key in ('mean', 'std')
+    }
+    text = f'mean={figures["mean"]}, std={figures["std"]}'
+    if statistics['loader'] == 'LoadBands':
+        bands = f'bands={statistics["bands"]}, ' if statistics['bands'] else ''
+        return f"dict(type='vpt_dense.LoadBands', {bands}{text})"
+    return f'model = dict(data_preprocessor=dict({text}))'
+
+
+def show_statistics(report: dict, console) -> None:
+    """Print what `--stats` asks for: of the first split the figures, of all the classes."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    name, split = next(iter(report['splits'].items()))
+    if split.get('statistics'):
+        console.print(f'mean and std of {name}, by band:', highlight=False)
+        console.print(escape(paste(split['statistics'])), highlight=False)
+    what, unit = ('class_pixels', 'pixels') if 'masks' in split else ('per_class', 'images')
+    table = Table(title=f'share of {unit} by class')
+    table.add_column('')
+    counts = {name: split[what] for name, split in report['splits'].items()}
+    for name in counts:
+        table.add_column(name, justify='right')
+    for label in dict.fromkeys(label for found in counts.values() for label in found):
+        row = []
+        for found in counts.values():
+            total = sum(found.values())
+            row.append(f'{found.get(label, 0) / total:.2%}' if total else '-')
+        table.add_row(escape(label), *row)
+    console.print(table)
+
+
+def show(report: dict, stats: bool) -> None:
     """Print the table and a line for everything that is wrong or odd."""
     from rich.console import Console
     from rich.markup import escape
@@ -96,6 +137,8 @@ def show(report: dict) -> None:
     for row in dict.fromkeys(row for column in columns.values() for row in column):
         table.add_row(row, *(column.get(row, '-') for column in columns.values()))
     console.print(table)
+    if stats:
+        show_statistics(report, console)
     for kind, style in (('warnings', 'yellow'), ('problems', 'red')):
         for name, split in report['splits'].items():
             for line in split[kind]:
@@ -114,7 +157,7 @@ def main() -> None:
         json.dump(report, sys.stdout, indent=2)
         print()
     else:
-        show(report)
+        show(report, args.stats)
     if not report['ok']:
         sys.exit(1)
 

@@ -22,7 +22,15 @@ from vpt_dense.datasets.checks import (
 )
 from vpt_dense.datasets.listing import read_names
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import heads, kind_of, leaf_datasets, placed_datasets, placed_heads, walk
+from vpt_dense.tree import (
+    DATALOADERS,
+    heads,
+    kind_of,
+    leaf_datasets,
+    placed_datasets,
+    placed_heads,
+    walk,
+)
 
 #: Suffixes (images, masks) that a data set class takes when the config does not say.
 _SUFFIXES = {
@@ -53,6 +61,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     check_model(cfg.get('model') or {})
     check_heads(cfg)
     check_class_weights(cfg)
+    check_bands(cfg)
     if mode == 'train':
         check_optimizer(cfg.get('optim_wrapper') or {}, cfg.get('default_scope'))
         check_counting(cfg)
@@ -193,6 +202,46 @@ def check_class_weights(cfg: Config) -> None:
                         f'{place}.class_weight has {len(weights)} weights, but the head has '
                         f'{number} {channels}; give one for each, or None'
                     )
+
+
+def check_bands(cfg: Config) -> None:
+    """What ``LoadBands`` gives is normalised, has the model's bands, and is the same everywhere."""
+    model = cfg.get('model') or {}
+    model = model.get('module') or model
+    first = None
+    for name in DATALOADERS:
+        for where, dataset in placed_datasets(cfg.get(name), name):
+            kinds = {kind_of(step): step for step in dataset.get('pipeline') or ()}
+            load = kinds.get('LoadBands')
+            if load is None and not any(kind.startswith('LoadImage') for kind in kinds):
+                continue
+            said = {k: v for k, v in (load or {}).items() if k != 'type'}
+            if first is None:
+                first = where, said
+            elif said != first[1]:
+                raise UserError(
+                    f'{where}.pipeline loads images in another way than {first[0]}.pipeline: '
+                    'LoadBands must be in all of them, with the same arguments'
+                )
+    if not first or not first[1]:
+        return
+    where, load = first
+    count = len(load.get('mean') or ())
+    channels = (model.get('backbone') or {}).get('in_channels', 3)
+    if count != channels:
+        raise UserError(
+            f'model.backbone.in_channels is {channels}, but LoadBands of {where}.pipeline gives '
+            f'{count} bands (as many as mean has figures); set it to {count}'
+        )
+    for place, owner in (('model.', model), ('', cfg)):
+        preprocessor = owner.get('data_preprocessor') or {}
+        for key, off in (('mean', None), ('std', None), ('bgr_to_rgb', False), ('to_rgb', False),
+                         ('rgb_to_bgr', False)):  # fmt: skip
+            if preprocessor.get(key):
+                raise UserError(
+                    f'{place}data_preprocessor.{key} is {preprocessor[key]!r}, but LoadBands has '
+                    f'normalised the bands already, in the order of the file; set it to {off}'
+                )
 
 
 def check_crop(cfg: Config) -> None:

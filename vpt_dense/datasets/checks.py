@@ -1,6 +1,6 @@
 """Looks through a data set before a run does: files, sizes, labels.
 
-Only numpy, Pillow and OpenCV are needed here: a folder can be checked without the training stack.
+A folder can be checked without the training stack.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from vpt_dense.datasets.listing import read_names, select, select_labelled
+from vpt_dense.datasets import raster
+from vpt_dense.datasets.listing import read_names, select, select_labelled, walk
+from vpt_dense.datasets.statistics import BandStatistics
 from vpt_dense.errors import UserError
-from vpt_dense.tree import leaf_datasets
+from vpt_dense.tree import kind_of, leaf_datasets
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.ppm', '.pgm')
+IMAGE_SUFFIXES = (
+    '.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.ppm', '.pgm', '.jp2', '.vrt'
+)
 MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.pgm', '.gif')
 
 #: What is said where all masks hold 0 and 255 alone.
@@ -39,9 +42,6 @@ ONE_LABEL = (
 # How many files of one kind a message names; the report (`--json`) has them all.
 _NAMED = 3
 
-# Bits per band by Pillow's mode, where the raw mode of the file does not say 16.
-_BITS = {'1': 1, 'I': 32, 'F': 32, 'I;16': 16, 'I;16B': 16, 'I;16L': 16}
-
 Track = Callable[..., Iterable]
 
 
@@ -57,7 +57,7 @@ def list_files(folder: str | os.PathLike, suffixes: str | Sequence[str]) -> dict
     """Finds the files under a folder, by their name without the suffix.
 
     Args:
-        folder: Searched with its sub-folders; hidden files are left out.
+        folder: Searched with its sub-folders, see :func:`vpt_dense.datasets.listing.walk`.
         suffixes: One ending or several ('.jpg', '_mask.png'), compared without regard to case.
             The longest that fits counts.
 
@@ -72,20 +72,18 @@ def list_files(folder: str | os.PathLike, suffixes: str | Sequence[str]) -> dict
     endings = [suffixes] if isinstance(suffixes, str) else list(suffixes)
     endings.sort(key=len, reverse=True)
     found: dict[str, str] = {}
-    for root, dirs, names in os.walk(folder, followlinks=True):
-        dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
-        for name in sorted(names):
-            ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
-            if ending is None or name.startswith('.'):
-                continue
-            path = os.path.join(root, name)
-            stem = os.path.relpath(path, folder)[: -len(ending)]
-            if stem in found:
-                raise UserError(
-                    f'{found[stem]} and {path} have the same name without the suffix: '
-                    'remove one, or give img_suffix / seg_map_suffix'
-                )
-            found[stem] = path
+    for path in walk(folder):
+        name = os.path.basename(path)
+        ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
+        if ending is None:
+            continue
+        stem = os.path.relpath(path, folder)[: -len(ending)]
+        if stem in found:
+            raise UserError(
+                f'{found[stem]} and {path} have the same name without the suffix: '
+                'remove one, or give img_suffix / seg_map_suffix'
+            )
+        found[stem] = path
     return dict(sorted(found.items()))
 
 
@@ -180,34 +178,71 @@ def find_classes(data_root: str | os.PathLike) -> list[str]:
 class _File:
     """What one image or one image with its mask turned out to be."""
 
-    size: tuple[int, int] | None = None  # (width, height) as seen in training
-    kind: str = ''  # '3 x 8 bit'
+    info: raster.ImageInfo | None = None
     error: str = ''
     mask_error: str = ''
     multi_channel: str = ''
     mismatch: str = ''
     ids: dict[int, int] = field(default_factory=dict)  # {label in the file: pixels}
+    statistics: BandStatistics | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(Width, height) as seen in training."""
+        return (self.info.width, self.info.height) if self.info and not self.error else None
 
 
-def _read_image(path: str) -> tuple[tuple[int, int], str]:
-    """Decodes the whole image; returns ((width, height), kind). Raises OSError or ValueError."""
-    try:
-        with Image.open(path) as img:
-            raw_modes = str(getattr(img, 'tile', ''))  # Pillow reads 16 bits but converts to 8
-            img.load()
-            bits = 16 if ';16' in raw_modes else _BITS.get(img.mode, 8)
-            bands = 3 if img.mode == 'P' else len(img.getbands())
-            size = img.size
-            if img.getexif().get(274, 1) >= 5:  # OpenCV turns photographs as EXIF says
-                size = size[::-1]
-            return size, f'{bands} x {bits} bit'
-    except Image.UnidentifiedImageError:
-        # Pillow lacks some TIFFs (several 16-bit or float bands); what OpenCV reads can be trained.
-        array = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-        if array is None:
-            raise ValueError('not an image that Pillow or OpenCV can read') from None
-        bands = array.shape[2] if array.ndim == 3 else 1
-        return array.shape[1::-1], f'{bands} x {8 * array.dtype.itemsize} bit'
+@dataclass(frozen=True)
+class Loader:
+    """How a pipeline loads images.
+
+    Attributes:
+        count: Bands that ``LoadBands`` gives; None: it is mmcv's ``LoadImageFromFile``, which makes
+            3 bands of 8 bits of every image.
+        bands: Which of a file's bands those are, from 1; None: all.
+        nodata: The value that means "no data", where the files do not count.
+    """
+
+    count: int | None = None
+    bands: list[int] | None = None
+    nodata: float | list[float] | None = None
+
+    def fault(self, info: raster.ImageInfo) -> str | None:
+        """What is wrong with an image: it is read 'wrongly', not 'deeply' enough, 'few' bands."""
+        if self.count is not None:
+            wanted = max(self.bands) if self.bands else self.count
+            fits = info.bands >= wanted if self.bands else info.bands == wanted
+            return None if fits else 'few'
+        is_picture = info.format in raster.PICTURES
+        is_known = is_picture or (info.format == 'GTiff' and info.bands in (1, 3))
+        if is_known and info.dtype == np.uint8:
+            return None
+        return 'deeply' if is_known and info.dtype == np.uint16 else 'wrongly'
+
+
+def loader_of(pipeline: Iterable) -> Loader | None:
+    """Finds how a pipeline loads images.
+
+    Args:
+        pipeline: Its transforms, or their config dicts.
+
+    Returns:
+        None where it is in another way than with ``LoadBands`` or mmcv's default.
+    """
+    found = None
+    for step in pipeline or ():
+        is_config = isinstance(step, dict)
+        kind = kind_of(step) if is_config else type(step).__name__
+        said = step if is_config else vars(step)
+        if kind == 'LoadBands':
+            bands = said.get('bands')
+            return Loader(
+                len(said.get('mean', ())), list(bands) if bands else None, said.get('nodata')
+            )
+        if kind == 'LoadImageFromFile':
+            ways = said.get('color_type', 'color'), said.get('imdecode_backend', 'cv2')
+            found = Loader() if ways == ('color', 'cv2') else None
+    return found
 
 
 class _SeveralChannels(ValueError):
@@ -227,21 +262,38 @@ def read_mask(path: str) -> np.ndarray:
         ValueError: The file cannot be read, has several channels or is not of integers; the
             message names it.
     """
+    with _open_mask(path) as mask:
+        try:
+            array = mask.read()
+        except ValueError as error:
+            raise _of_mask(error) from error
+    return _ids(path, array)
+
+
+def _open_mask(path: str) -> Any:
+    """Opens a mask and looks at what its header says."""
     try:
-        with Image.open(path) as img:
-            mask = np.array(img)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's PNG reader raises SyntaxError
-        raise ValueError(f'mask {path} cannot be read: {_reason(error)}') from error
-    if mask.ndim != 2:
+        mask = raster.open_image(path, indices=True)
+    except ValueError as error:
+        raise _of_mask(error) from error
+    if mask.info.bands != 1:
+        mask.close()
         raise _SeveralChannels(
-            f'mask {path} has {mask.shape[-1]} channels; a mask has one channel of class ids '
+            f'mask {path} has {mask.info.bands} channels; a mask has one channel of class ids '
             '(convert colours to ids first)'
         )
-    if mask.dtype == bool:
-        mask = mask.astype(np.uint8)
+    return mask
+
+
+def _ids(path: str, mask: np.ndarray) -> np.ndarray:
+    """(H, W) integers of (H, W, 1)."""
     if not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f'mask {path} holds {mask.dtype} values; class ids are integers')
-    return mask
+    return mask[..., 0]
+
+
+def _of_mask(error: ValueError) -> ValueError:
+    return ValueError(f'mask{str(error).removeprefix("image")}')
 
 
 def label_table(reduce_zero_label: bool, label_map: dict[int, int] | None) -> np.ndarray:
@@ -263,57 +315,79 @@ def label_table(reduce_zero_label: bool, label_map: dict[int, int] | None) -> np
     return new[table]
 
 
-def _reason(error: Exception) -> str:
-    """The last line of an exception, without the file name that Pillow repeats."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return 'not an image'
-    return (str(error) or type(error).__name__).splitlines()[-1]
+def _reason(error: Exception, path: str) -> str:
+    """The last line of an exception, without the file that is named beside it."""
+    line = (str(error) or type(error).__name__).splitlines()[-1]
+    return line.partition(f'{path} cannot be read: ')[2] or line
 
 
-def _look(sample: tuple[str, str | int | None]) -> _File:
+def _look(sample: tuple[str, str | int | None], loader: Loader | None, stats: bool) -> _File:
     image, mask_path = sample
     file = _File()
+    bands = loader.bands if loader else None
     try:
-        file.size, file.kind = _read_image(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        file.error = _reason(error)
-    except Image.DecompressionBombError as error:
-        file.error = _reason(error)
+        with raster.open_image(image) as opened:
+            info = file.info = opened.info
+            if bands and max(bands) > info.bands:
+                bands = None
+            nodata = info.nodata
+            if isinstance(nodata, tuple):
+                nodata = [nodata[band - 1] for band in bands or range(1, info.bands + 1)]
+            if loader and loader.nodata is not None:
+                nodata = loader.nodata
+            for _, part in opened.strips(bands):
+                if stats:
+                    if loader and loader.count is None and part.dtype == np.uint16:
+                        part = (part >> 8).astype(np.uint8)  # as OpenCV does
+                    if file.statistics is None:
+                        file.statistics = BandStatistics(part.shape[2])
+                    file.statistics.add(part, raster.is_nodata(part, nodata))
+    except ValueError as error:
+        file.error = _reason(error, image)
     if not isinstance(mask_path, str):
         return file
     try:
-        mask = read_mask(mask_path)
+        with _open_mask(mask_path) as mask:
+            counts: Counter[int] = Counter()
+            for _, part in mask.strips():
+                counts.update(_count(_ids(mask_path, part)))
+            file.ids = dict(sorted(counts.items()))
+            size = mask.info.width, mask.info.height
     except _SeveralChannels as error:
         file.multi_channel = str(error)
         return file
-    except (ValueError, Image.DecompressionBombError) as error:
-        file.mask_error = _reason(error)
+    except ValueError as error:
+        file.mask_error = _reason(error, mask_path)
         return file
-    if mask.dtype.itemsize <= 2 and mask.dtype.kind == 'u':
-        counts = np.bincount(mask.ravel())  # ten times faster than unique, which sorts
-        file.ids = {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
-    else:
-        values, counts = np.unique(mask, return_counts=True)
-        file.ids = {int(v): int(c) for v, c in zip(values, counts, strict=True)}
-    if file.size and mask.shape[::-1] != tuple(file.size):
+    if file.size and size != file.size:
         file.mismatch = (
-            f'{image} is {file.size[0]}x{file.size[1]}, its mask {mask.shape[1]}x{mask.shape[0]}'
+            f'{image} is {file.size[0]}x{file.size[1]}, its mask {size[0]}x{size[1]}'
         )
     return file
 
 
-def _look_at_all(name: str, samples: Sequence, track: Track) -> list[_File]:
+def _count(ids: np.ndarray) -> dict[int, int]:
+    if ids.dtype.itemsize <= 2 and ids.dtype.kind == 'u':
+        counts = np.bincount(ids.ravel())  # ten times faster than unique, which sorts
+        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+    values, counts = np.unique(ids, return_counts=True)
+    return {int(v): int(c) for v, c in zip(values, counts, strict=True)}
+
+
+def _look_at_all(
+    name: str, samples: Sequence, track: Track, loader: Loader | None, stats: bool
+) -> list[_File]:
     # Threads: decoding runs outside Python's lock, and files need not be pickled.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(_look, samples)
+        found = pool.map(lambda sample: _look(sample, loader, stats), samples)
         return list(track(found, description=name, total=len(samples)))
 
 
 # --------------------------------------------------------------------------- one split
 
 
-def _sizes(files: Sequence[_File]) -> dict:
-    sizes = Counter(f.size for f in files if f.size)
+def _sizes(sizes: Iterable[tuple[int, int] | None]) -> dict:
+    sizes = Counter(size for size in sizes if size)
     if not sizes:
         return {}
     common, count = sizes.most_common(1)[0]
@@ -336,6 +410,8 @@ def check_segmentation(
     needs_masks: bool = True,
     extra_masks: Sequence[str] = (),
     track: Track = _no_bar,
+    loader: Loader | None = None,
+    stats: bool = False,
 ) -> dict:
     """Checks the images and masks of one split by decoding every file.
 
@@ -349,19 +425,24 @@ def check_segmentation(
         needs_masks: Whether an image without a mask is wrong (it is not in a test split).
         extra_masks: Masks without an image.
         track: `rich.progress.track` or alike.
+        loader: How images are loaded; None: not known, then what the default loader would change
+            is a warning.
+        stats: Whether to gather `statistics`: `mean`, `std` and `pixels` by band, of the values
+            that the loader gives before they are normalised, without those that mean "no data".
 
     Returns:
         A dict for JSON: counts, `image_sizes` ([width, height] in pixels), `image_kinds`
         ({'3 x 8 bit': files}), `labels` ([least, greatest], ignored ones left out),
-        `ignored_share` (of the pixels of all masks, 0 to 1), the files with each fault, and
-        `problems` and `warnings`: lines for people. Without problems the split can be trained on.
+        `ignored_share` (of the pixels of all masks, 0 to 1), `class_pixels` ({class, or label where
+        classes are not known: pixels}), the files with each fault, and `problems` and `warnings`:
+        lines for people. Without problems the split can be trained on.
     """
     ignored = set(ignored_ids)
     valid = None if valid_ids is None else set(valid_ids)
     without_mask = [image for image, mask in pairs if mask is None or not os.path.isfile(mask)]
     lacking = set(without_mask)
     samples = [(image, None if image in lacking else mask) for image, mask in pairs]
-    files = _look_at_all(name, samples, track)
+    files = _look_at_all(name, samples, track, loader, stats)
 
     pixels: Counter[int] = Counter()
     outside: dict[str, list[int]] = {}
@@ -385,8 +466,8 @@ def check_segmentation(
         masks=len(pairs) - len(without_mask),
         images_without_mask=without_mask,
         masks_without_image=list(extra_masks),
-        image_sizes=_sizes(files),
-        image_kinds=dict(Counter(f.kind for f in files if f.kind)),
+        image_sizes=_sizes(f.size for f in files),
+        image_kinds=dict(Counter(f.info.kind for f in files if f.size)),
         labels=[labels[0], labels[-1]] if labels else None,
         ids_outside=outside if valid is not None else None,
         multi_channel_masks=[mask for (_, mask), f in looked if f.multi_channel],
@@ -395,6 +476,7 @@ def check_segmentation(
         masks_all_ignored=all_ignored,
         ignored_share=sum(pixels[i] for i in ignored) / total if total else None,
         absent_classes=[n for i, n in (class_names or {}).items() if not pixels[i]],
+        class_pixels=_by_class(pixels, ignored, class_names),
     )
 
     problems, warnings = split['problems'], split['warnings'] = [], []
@@ -430,8 +512,44 @@ def check_segmentation(
     if total and split['absent_classes']:
         absent = split['absent_classes']
         warnings.append(f'{len(absent)} classes never occur: {_some(absent)}')
-    _warn_of_kinds(split['image_kinds'], warnings)
+    _look_at_kinds(samples, files, loader, split)
+    if stats:
+        split['statistics'] = _statistics(files, loader, warnings)
     return split
+
+
+def _by_class(
+    pixels: Counter[int], ignored: set[int], class_names: dict[int, str] | None
+) -> dict[str, int]:
+    """Pixels by class, those without any too; by label where the classes are not known."""
+    found = dict.fromkeys((class_names or {}).values(), 0)
+    for label, count in sorted(pixels.items()):
+        if label not in ignored:
+            name = (class_names or {}).get(label, str(label))
+            found[name] = found.get(name, 0) + count
+    return found
+
+
+def _statistics(
+    files: Sequence[_File], loader: Loader | None, warnings: list[str]
+) -> dict | None:
+    """Mean and std of all images; of three bands where the default loader reads them well."""
+    read = [f for f in files if f.statistics is not None and not f.error]
+    if not read:
+        return None
+    is_default = loader.count is None if loader else not any(Loader().fault(f.info) for f in read)
+    found: BandStatistics | None = None
+    for file in read:
+        part = file.statistics
+        if is_default:
+            part = part.pick([0, 0, 0] if len(part.mean) < 3 else [0, 1, 2])
+        if found is not None and len(found.mean) != len(part.mean):
+            warnings.append('no mean and std: the images differ in their number of bands')
+            return None
+        found = found or BandStatistics(len(part.mean))
+        found.join(part)
+    return dict(found.to_dict(), loader='LoadImageFromFile' if is_default else 'LoadBands',
+                bands=loader.bands if loader else None)  # fmt: skip
 
 
 def check_classification(
@@ -441,6 +559,8 @@ def check_classification(
     name: str = '',
     needs_all_classes: bool = True,
     track: Track = _no_bar,
+    loader: Loader | None = None,
+    stats: bool = False,
 ) -> dict:
     """Checks the images of one split of a classification set by decoding every file.
 
@@ -450,20 +570,22 @@ def check_classification(
         name: The split's name, for the progress bar.
         needs_all_classes: Whether a class without an image is wrong (true for training).
         track: `rich.progress.track` or alike.
+        loader: As `check_segmentation`.
+        stats: As `check_segmentation`.
 
     Returns:
         As `check_segmentation`, with `per_class` ({class: images}) in place of what concerns
         masks.
     """
-    files = _look_at_all(name, samples, track)
+    files = _look_at_all(name, samples, track, loader, stats)
     per_class = Counter({c: 0 for c in classes})
     per_class.update(classes[label] for _, label in samples if label is not None)
     unreadable = {i: f.error for (i, _), f in zip(samples, files, strict=True) if f.error}
     split = dict(
         images=len(samples),
         per_class=dict(per_class),
-        image_sizes=_sizes(files),
-        image_kinds=dict(Counter(f.kind for f in files if f.kind)),
+        image_sizes=_sizes(f.size for f in files),
+        image_kinds=dict(Counter(f.info.kind for f in files if f.size)),
         unreadable=unreadable,
     )
     problems, warnings = split['problems'], split['warnings'] = [], []
@@ -476,20 +598,65 @@ def check_classification(
     if empty and samples:
         line = f'{len(empty)} classes without an image: {_some(empty)}'
         (problems if needs_all_classes else warnings).append(line)
-    _warn_of_kinds(split['image_kinds'], warnings)
+    _look_at_kinds(samples, files, loader, split)
+    if stats:
+        split['statistics'] = _statistics(files, loader, warnings)
     return split
 
 
-def _warn_of_kinds(kinds: dict[str, int], warnings: list[str]) -> None:
-    unusual = [f'{count} of {kind}' for kind, count in kinds.items()
-               if kind not in ('1 x 1 bit', '1 x 8 bit', '3 x 8 bit', '4 x 8 bit')]  # fmt: skip
-    if unusual:
-        warnings.append(
-            f'images beyond 8 bits: {_some(unusual)}; the default loader keeps the upper 8 bits '
-            '(use vpt_dense.LoadBands: docs/datasets.md)'
+def _look_at_kinds(
+    samples: Sequence[tuple], files: Sequence[_File], loader: Loader | None, split: dict
+) -> None:
+    """Says which images hold more, or less, than the loader gives to the model."""
+    warnings = split['warnings']
+    looked = [(image, f.info) for (image, *_), f in zip(samples, files, strict=True) if f.size]
+    faults: dict[str, list] = {}
+    for image, info in looked:
+        fault = (loader or Loader()).fault(info)
+        if fault:
+            faults.setdefault(fault, []).append((image, info))
+    for fault, found in faults.items():
+        is_problem = loader is not None and fault != 'deeply'
+        (split['problems'] if is_problem else warnings).append(tell(fault, found, loader))
+    if loader is None or loader.count is None:
+        kinds = {(info.bands, info.format in raster.PICTURES) for _, info in looked}
+        if (4, True) in kinds and len({bands for bands, _ in kinds}) > 1:
+            warnings.append(
+                'some images have 4 bands and some have not; the default loader keeps 3'
+            )
+        empty = [image for image, info in looked if info.nodata is not None]
+        if empty:
+            warnings.append(
+                f'{len(empty)} images name a value that means "no data", which the default loader '
+                f'takes for data: {_some(empty)} (use vpt_dense.LoadBands: docs/datasets.md)'
+            )
+
+
+def tell(
+    fault: str, found: Sequence[tuple[str, raster.ImageInfo]], loader: Loader | None
+) -> str:
+    """One line for images with the same fault, see :meth:`Loader.fault`.
+
+    Args:
+        fault: What it is.
+        found: [(path, what the file says)].
+        loader: How they are loaded.
+    """
+    kinds = Counter(info.kind for _, info in found)
+    counts = _some(f'{count} of {kind}' for kind, count in kinds.items())
+    names = _some(image for image, _ in found)
+    if fault == 'few':
+        wanted = f'bands={loader.bands}' if loader.bands else f'{loader.count} bands'
+        return f'images without the {wanted} that LoadBands takes: {counts} ({names})'
+    if fault == 'deeply':
+        return (
+            f'images beyond 8 bits: {counts}; the default loader keeps the upper 8 bits (use '
+            'vpt_dense.LoadBands: docs/datasets.md)'
         )
-    if len({kind.split()[0] for kind in kinds}) > 1 and any(k.startswith('4') for k in kinds):
-        warnings.append('some images have 4 bands and some have not; the default loader keeps 3')
+    return (
+        f'images that the default loader (LoadImageFromFile, 3 x 8 bit) reads wrongly or not at '
+        f'all: {counts} ({names}); use vpt_dense.LoadBands: docs/datasets.md'
+    )
 
 
 # --------------------------------------------------------------------------- a folder, a config
@@ -505,13 +672,16 @@ def _report(task: str, source: str, classes: Sequence[str] | None, splits: dict)
     )
 
 
-def check_folder(folder: str | os.PathLike, track: Track = _no_bar) -> dict:
+def check_folder(
+    folder: str | os.PathLike, track: Track = _no_bar, stats: bool = False
+) -> dict:
     """Checks a folder in one of the two layouts, without a config.
 
     Args:
         folder: images/{training,validation[,test]} + annotations/..., or train/<class>/ +
             val/<class>/.
         track: `rich.progress.track` or alike.
+        stats: As `check_segmentation`.
 
     Returns:
         dict(task, source, classes (None for segmentation: not known), splits, ok).
@@ -531,8 +701,9 @@ def check_folder(folder: str | os.PathLike, track: Track = _no_bar) -> dict:
             with_masks = name != 'test' or masks.is_dir()
             pairs, extra = pair_files(str(images), str(masks) if with_masks else None)
             splits[name] = check_segmentation(
-                pairs, name=name, needs_masks=with_masks, extra_masks=extra, track=track
-            )
+                pairs, name=name, needs_masks=with_masks, extra_masks=extra, track=track,
+                stats=stats,
+            )  # fmt: skip
         return _report('segmentation', folder, None, splits)
     if (root / 'train').is_dir():
         classes = find_classes(root)
@@ -541,8 +712,9 @@ def check_folder(folder: str | os.PathLike, track: Track = _no_bar) -> dict:
                 continue
             samples = list_class_files(root / name, classes)
             splits[name] = check_classification(
-                samples, classes, name=name, needs_all_classes=name == 'train', track=track
-            )
+                samples, classes, name=name, needs_all_classes=name == 'train', track=track,
+                stats=stats,
+            )  # fmt: skip
         return _report('classification', folder, classes, splits)
     raise UserError(
         f'{folder} is neither a segmentation set (images/training, annotations/training, ...) nor '
@@ -607,12 +779,7 @@ def list_images(folder: str | os.PathLike, ann_file: str | None = None) -> list[
 
 def _images_below(folder: str | os.PathLike) -> list[str]:
     # Not by stem: a.jpg and a.png of a class are two images.
-    return [
-        os.path.join(root, file)
-        for root, _, files in sorted(os.walk(folder, followlinks=True))
-        for file in sorted(files)
-        if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.')
-    ]
+    return [path for path in walk(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
 
 
 def dataset_configs(cfg: dict) -> dict[str, dict]:
@@ -639,12 +806,13 @@ def dataset_configs(cfg: dict) -> dict[str, dict]:
             for split, parts in found.items() for i, dataset in enumerate(parts)}  # fmt: skip
 
 
-def check_config(cfg, track: Track = _no_bar) -> dict:
+def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
     """Checks every data set of a config; the files are those that a run would read.
 
     Args:
         cfg: A resolved `mmengine.Config` (from `vpt_dense.config.load`).
         track: `rich.progress.track` or alike.
+        stats: As `check_segmentation`.
 
     Returns:
         dict(task, source, classes, splits, ok).
@@ -661,6 +829,7 @@ def check_config(cfg, track: Track = _no_bar) -> dict:
         raise UserError(f'{cfg.filename} has no train_, val_ or test_dataloader')
     splits, classes, task = {}, None, 'classification'
     for name, config in configs.items():
+        how = dict(loader=loader_of(config.get('pipeline')), stats=stats, track=track)
         config = dict(config, pipeline=[], lazy_init=True)
         with DATASETS.switch_scope_and_registry(None) as registry:  # the default scope's
             kind = registry.get(config['type'])
@@ -672,14 +841,14 @@ def check_config(cfg, track: Track = _no_bar) -> dict:
         classes = dataset.metainfo.get('classes')
         if hasattr(dataset, 'seg_map_suffix'):
             task = 'segmentation'
-            splits[name] = _check_mmseg(dataset, name, track)
+            splits[name] = _check_mmseg(dataset, name, how)
         else:
-            splits[name] = _check_mmpretrain(dataset, name, track)
+            splits[name] = _check_mmpretrain(dataset, name, how)
             classes = dataset.metainfo.get('classes', classes)
     return _report(task, cfg.filename, classes, splits)
 
 
-def _check_mmseg(dataset, name: str, track: Track) -> dict:
+def _check_mmseg(dataset, name: str, how: dict) -> dict:
     """Checks an `mmseg.BaseSegDataset`, with its own idea of names, zero label and label map."""
     img_dir, ann_dir = dataset.data_prefix['img_path'], dataset.data_prefix.get('seg_map_path')
     for folder in filter(None, (img_dir, ann_dir)):
@@ -713,11 +882,11 @@ def _check_mmseg(dataset, name: str, track: Track) -> dict:
         class_names={i: n for i, n in by_id.items() if i not in ignored} if by_id else None,
         needs_masks=bool(ann_dir),
         extra_masks=extra,
-        track=track,
+        **how,
     )
 
 
-def _check_mmpretrain(dataset, name: str, track: Track) -> dict:
+def _check_mmpretrain(dataset, name: str, how: dict) -> dict:
     """Checks an `mmpretrain.BaseDataset`; images held in memory (CIFAR) are counted only."""
     try:
         data = dataset.load_data_list()
@@ -725,16 +894,21 @@ def _check_mmpretrain(dataset, name: str, track: Track) -> dict:
         if getattr(dataset, 'download', None) is False:  # a check does not fetch 170 MB
             kind = type(dataset).__name__
             raise UserError(f'{dataset.data_root} has no {kind} yet; a run fetches it') from error
-        raise UserError(f'{name}_dataloader: {_reason(error)}') from error
+        raise UserError(f'{name}_dataloader: {_reason(error, name)}') from error
     classes = dataset.metainfo['classes']
     train = name.startswith('train')
     if data and 'img' in data[0]:
-        split = check_classification([], classes, name=name, track=track)
+        split = check_classification([], classes, name=name)
         sizes = Counter(d['img'].shape[1::-1] for d in data)
         per_class = Counter(classes[d['gt_label']] for d in data)
         split.update(images=len(data), per_class=dict(per_class), problems=[],
-                     image_sizes=_sizes([_File(size=s) for s in sizes.elements()]),
+                     image_sizes=_sizes(sizes.elements()),
                      image_kinds={'3 x 8 bit': len(data)})  # fmt: skip
+        if how['stats']:
+            found = BandStatistics(3)
+            for image in (d['img'] for d in data):
+                found.add(image, np.zeros(image.shape, bool))
+            split['statistics'] = dict(found.to_dict(), loader='LoadImageFromFile', bands=None)
         return split
     samples = [(d['img_path'], d.get('gt_label')) for d in data]
-    return check_classification(samples, classes, name=name, needs_all_classes=train, track=track)
+    return check_classification(samples, classes, name=name, needs_all_classes=train, **how)

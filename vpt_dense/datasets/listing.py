@@ -1,12 +1,37 @@
 """Lists of names (``ann_file``): which images of a folder a data set takes."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vpt_dense.errors import UserError
 
 _PER_SPLIT = 'each split may have its own: train_dataloader.dataset.ann_file'
+
+
+def walk(folder: str | os.PathLike) -> Iterator[str]:
+    """Goes through a folder and its sub-folders, through links too.
+
+    Args:
+        folder: Hidden files and folders in it are left out. A link that leads back to a folder
+            that it is in is left out as well; two links to one folder are two folders.
+
+    Yields:
+        The files, sorted within a folder.
+    """
+
+    def enter(place: str, above: tuple[str, ...]) -> Iterator[str]:
+        real = os.path.realpath(place)
+        if real in above:
+            return
+        with os.scandir(place) as entries:
+            found = sorted((e for e in entries if not e.name.startswith('.')), key=lambda e: e.name)
+        folders = [entry.path for entry in found if entry.is_dir()]
+        yield from (entry.path for entry in found if not entry.is_dir())
+        for path in folders:
+            yield from enter(path, (*above, real))
+
+    return enter(os.fspath(folder), ())
 
 
 def read_names(ann_file: str | os.PathLike) -> dict[str, int]:

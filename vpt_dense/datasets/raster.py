@@ -32,7 +32,7 @@ from PIL import Image, TiffImagePlugin
 from vpt_dense.errors import UserError, is_programs
 
 #: What Pillow reads; GDAL knows neither their turns nor all of their palettes.
-_PICTURES = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'PPM')
+PICTURES = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'PPM')
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _PHOTOMETRIC, _ORIENTATION, _COLOURS = 262, 274, 320
 
@@ -51,6 +51,7 @@ class ImageInfo:
         height: Rows, in pixels, after the turn that an EXIF tag asks for.
         width: Columns, likewise.
         bands: Number of bands that :func:`read_image` gives.
+        format: 'PNG', 'JPEG', 'GTiff' and so on, as Pillow or GDAL names it.
         dtype: Of their values.
         nodata: The value that means "no data"; a tuple with one for each band where they differ;
             None: the file names none.
@@ -62,6 +63,7 @@ class ImageInfo:
     width: int
     bands: int
     dtype: np.dtype
+    format: str = ''
     nodata: float | tuple[float | None, ...] | None = None
     crs: Any = None
     transform: Any = None
@@ -157,12 +159,7 @@ def strips(
         ValueError: As in :func:`read_image`.
     """
     with open_image(path) as image:
-        info = image.info
-        number = info.bands if bands is None else len(bands)
-        rows = max(_STRIP // max(info.width * number, 1), 1)
-        rows = max(rows // image.block_rows, 1) * image.block_rows
-        for top in range(0, info.height, rows):
-            yield top, image.read(bands, (top, 0, min(rows, info.height - top), info.width))
+        yield from image.strips(bands)
 
 
 def is_nodata(
@@ -299,7 +296,7 @@ def _reader(path: str, indices: bool) -> _Opened:
         return _Raster(path, indices, _tiff_tags(path))
     if start[:2] not in (b'P5', b'P6'):  # Pillow stretches or cuts those of 16 bits
         try:
-            picture = Image.open(path, formats=_PICTURES)
+            picture = Image.open(path, formats=PICTURES)
         except (Image.UnidentifiedImageError, Image.DecompressionBombError):
             return _Raster(path, indices)
         if picture.mode not in ('RGB', 'RGBA', 'LA') or ';16' not in str(picture.tile):
@@ -347,6 +344,15 @@ class _Opened:
         with _told(self.path):
             return self._read(chosen, top, left, height, width)
 
+    def strips(self, bands: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """See :func:`strips`."""
+        info = self.info
+        number = info.bands if bands is None else len(bands)
+        rows = max(_STRIP // max(info.width * number, 1), 1)
+        rows = max(rows // self.block_rows, 1) * self.block_rows
+        for top in range(0, info.height, rows):
+            yield top, self.read(bands, (top, 0, min(rows, info.height - top), info.width))
+
 
 class _Picture(_Opened):
     """A photograph or drawing, which Pillow decodes as a whole."""
@@ -360,7 +366,7 @@ class _Picture(_Opened):
         self.is_converted = picture.mode not in plain
         bands = 3 if self.is_converted else len(picture.getbands())
         dtype = {'I': np.int32, 'I;16': np.uint16, 'F': np.float32}.get(picture.mode, np.uint8)
-        self.info = ImageInfo(height, width, bands, np.dtype(dtype))
+        self.info = ImageInfo(height, width, bands, np.dtype(dtype), picture.format)
         self.pixels: np.ndarray | None = None
 
     def close(self) -> None:
@@ -414,7 +420,7 @@ class _Raster(_Opened):
         nodata = source.nodatavals[:bands] if self.palette is None else (None,)
         height, width = source.shape[::-1] if self.turn > 4 else source.shape
         self.info = ImageInfo(
-            height, width, bands, dtype,
+            height, width, bands, dtype, source.driver,
             nodata[0] if len({str(value) for value in nodata}) == 1 else tuple(nodata),
             source.crs if is_placed else None,
             source.transform if is_placed else None,

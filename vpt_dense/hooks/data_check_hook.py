@@ -1,17 +1,20 @@
 """Looking at the labels before they reach the loss, where they fail without a file's name."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from vpt_dense.datasets.checks import ONE_LABEL, TWO_LABELS
+from vpt_dense.datasets import raster
+from vpt_dense.datasets.checks import ONE_LABEL, TWO_LABELS, loader_of, tell
 from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
 
@@ -21,15 +24,16 @@ class DataCheckHook(Hook):
     """Checks every batch of training, validation and testing; the cost is one pass over the labels.
 
     - the data set's number of classes against that of every head, before the first iteration;
+    - images that hold other bands, or deeper ones, than the pipeline's loader reads, before it too;
     - label ids against the number of classes;
     - masks of more than one channel (colours instead of ids);
     - masks in which every pixel is ignored, in all images of the data set that are looked at;
     - masks of 0 and 255 alone where 255 is ignored: the second class may be meant.
 
     Args:
-        samples: Masks to look at, spread over the data set, when all pixels of a batch are
-            ignored; a crop of a good mask may be empty by chance. Ten times as many where a batch
-            has 0 and 255 alone.
+        samples: Images whose header is looked at, spread over the data set; and masks to look at
+            when all pixels of a batch are ignored: a crop of a good mask may be empty by chance.
+            Ten times as many where a batch has 0 and 255 alone.
 
     Raises:
         UserError: At the first batch that fails; it names the file.
@@ -40,19 +44,25 @@ class DataCheckHook(Hook):
     def __init__(self, samples: int = 20) -> None:
         self.samples = samples
         self._found_labels: set[str] = set()
+        self._looked: set[str] = set()
         self._found_classes = False
 
     def before_train(self, runner: Runner) -> None:
-        """Compare the training set's classes with the heads'."""
+        """Compare the training set's classes with the heads', its images with their loader."""
         _check_classes(runner.model, runner.train_dataloader.dataset, 'train')
+        _check_images(runner.train_dataloader.dataset, 'train', self.samples)
 
     def before_val(self, runner: Runner) -> None:
-        """Compare the validation set's classes with the heads'."""
+        """Compare the validation set's classes with the heads', its images with their loader."""
         _check_classes(runner.model, runner.val_dataloader.dataset, 'val')
+        if 'val' not in self._looked:
+            self._looked.add('val')
+            _check_images(runner.val_dataloader.dataset, 'val', self.samples)
 
     def before_test(self, runner: Runner) -> None:
-        """Compare the test set's classes with the heads'."""
+        """Compare the test set's classes with the heads', its images with their loader."""
         _check_classes(runner.model, runner.test_dataloader.dataset, 'test')
+        _check_images(runner.test_dataloader.dataset, 'test', self.samples)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check a training batch."""
@@ -157,6 +167,50 @@ def _check_classes(model: nn.Module, dataset: Any, split: str) -> None:
                 f'{len(classes)} classes ({", ".join(map(str, classes[:3]))}, ...); set '
                 'dataset.classes, the heads follow'
             )
+
+
+def _check_images(dataset: Any, split: str, samples: int) -> None:
+    """Raise if a loader changes what images hold; warn if it keeps the upper 8 bits alone."""
+    for part in _leaves(dataset):
+        transforms = getattr(getattr(part, 'pipeline', None), 'transforms', [])
+        loader = loader_of(transforms)
+        if loader is None or not hasattr(part, 'get_data_info') or not len(part):
+            continue
+        places = np.linspace(0, len(part) - 1, min(samples, len(part))).astype(int)
+        paths = [part.get_data_info(int(index)).get('img_path') for index in places]
+        faults: dict[str, list] = {}
+        without_labels = []
+        for path in filter(None, paths):
+            try:
+                info = raster.image_info(path)
+            except ValueError:
+                continue  # in the file system of another machine; or it is told when it is read
+            if fault := loader.fault(info):
+                faults.setdefault(fault, []).append((path, info))
+            if info.nodata is not None or loader.nodata is not None:
+                without_labels.append(path)
+        for fault, found in faults.items():
+            line = f'data of {split}: {tell(fault, found, loader)}'
+            if fault != 'deeply':
+                raise UserError(line)
+            print_log(line, 'current', logging.WARNING)
+        kinds = [type(transform).__name__ for transform in transforms]
+        if loader.count is not None and without_labels and 'LoadAnnotations' in kinds:
+            raise UserError(
+                f'data of {split}: images such as {without_labels[0]} have pixels without data, '
+                'which LoadAnnotations does not leave out; load masks with vpt_dense.LoadMask'
+            )
+
+
+def _leaves(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers."""
+    if hasattr(dataset, 'datasets'):
+        for part in dataset.datasets:
+            yield from _leaves(part)
+    elif hasattr(dataset, 'dataset'):
+        yield from _leaves(dataset.dataset)
+    else:
+        yield dataset
 
 
 def _flatten(samples: Sequence) -> list:
