@@ -112,6 +112,46 @@ def test_bands_are_repeated_and_scaled(tmp_path, bands):
     torch.testing.assert_close(ours.patch_embed.projection.weight, expected)
 
 
+WAYS = {  # bands -> the part of each of four bands, of the kernels of R, G and B; words of the log
+    'repeat': (lambda r, g, b: [r * 3 / 4, g * 3 / 4, b * 3 / 4, r * 3 / 4], 'repeated and scaled'),
+    'mean': (lambda r, g, b: [(r + g + b) / 4] * 4, 'each the mean of R, G, B x 3/4'),
+    ('B', 'G', 'R', 'mean'): (lambda r, g, b: [b, g, r, (r + g + b) / 3], 'B, G, R, mean'),
+    ('R', 'G', 'B', 'zero'): (lambda r, g, b: [r, g, b, 0 * r], 'R, G, B, zero'),
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_bands_are_made_as_the_key_says_and_a_delta_remembers_it(tmp_path, way):
+    theirs = timm_vit()
+    path = saved(theirs, tmp_path / 'timm.pth')
+    parts, words = WAYS[way]
+    bands = way if isinstance(way, str) else list(way)
+    init = dict(type='Pretrained', checkpoint=path, bands=bands)
+    ours = tiny_vit(img_size=48, in_channels=4, prompt=DEEP, init_cfg=init)
+    assert f'patch embedding 3 -> 4 bands ({words}' in load_pretrained(ours, path)
+    expected = torch.stack(parts(*theirs.patch_embed.proj.weight.unbind(1)), 1)
+    torch.testing.assert_close(ours.patch_embed.projection.weight, expected)
+    ours.init_weights()
+    state = {k: v for k, v in ours.state_dict().items() if k not in ours.frozen_names}
+    other = tiny_vit(img_size=48, in_channels=4, prompt=DEEP)
+    other.load_state_dict({**state, 'frozen_base': ours.base.to_tensor()})
+    assert torch.equal(other.patch_embed.projection.weight, ours.patch_embed.projection.weight)
+
+
+@pytest.mark.parametrize('bands, file_bands, line', [
+    ('rgb', 3, r"init_cfg.bands must be 'repeat', 'mean' or a list .*found 'rgb'"),
+    (['R', 'NIR'], 3, r"must be 'repeat'.*found \['R', 'NIR'\]"),
+    (['R', 'G', 'B'], 3, r'is for 3 bands, the backbone has in_channels=4'),
+    ('mean', 4, r'has 4 bands, and init_cfg.bands=.mean. says what becomes of 3; leave it out'),
+])  # fmt: skip
+def test_a_key_for_bands_that_cannot_act_is_refused(tmp_path, bands, file_bands, line):
+    path = saved(timm_vit(in_chans=file_bands), tmp_path / 'timm.pth')
+    ours = tiny_vit(img_size=48, in_channels=4,
+                    init_cfg=dict(type='Pretrained', checkpoint=path, bands=bands))  # fmt: skip
+    with pytest.raises(UserError, match=line):
+        load_pretrained(ours, path)
+
+
 def damaged(change):
     def write(path):
         state = timm_vit().state_dict()

@@ -73,7 +73,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             backbone and have no position. 4 for DINOv2 with registers, 1 for a distilled DeiT.
         init_cfg: ``dict(type='Pretrained', checkpoint=ADDRESS)`` loads pretrained weights of any
             known format; a tensor that is missing, left over or of another shape is an error.
-            Further keys: allow_missing, source_grid, prefix (see
+            Further keys: allow_missing, source_grid, bands, prefix (see
             :func:`vpt_dense.weights.compute`).
         **kwargs: As in :class:`mmpretrain.VisionTransformer`.
 

@@ -168,7 +168,7 @@ class FrozenBase:
         keys = {
             key: list(value) if isinstance(value, (list, tuple)) else value
             for key, value in (self.init_cfg or {}).items()
-            if key in ('prefix', 'allow_missing', 'source_grid')
+            if key in ('prefix', 'allow_missing', 'source_grid', 'bands')
         }
         self._remember(checkpoint, converted, self.frozen_names, keys)
 

@@ -18,7 +18,8 @@ from vpt_dense.weights.reading import read_source
 
 #: Keys of ``init_cfg=dict(type='Pretrained', ...)``; mmengine's map_location changes nothing here.
 _KEYS = (
-    'type', 'checkpoint', 'prefix', 'allow_missing', 'source_grid', 'prompts', 'map_location'
+    'type', 'checkpoint', 'prefix', 'allow_missing', 'source_grid', 'bands', 'prompts',
+    'map_location',
 )
 
 #: Of several backbones in one file, the one with the first of these among the parts of its prefix.
@@ -67,6 +68,9 @@ _SIZES = {
     'resnet': 'model.backbone.depth, stem_channels and base_channels',
     'convnext': 'model.backbone.arch and stem_patch_size',
 }
+
+#: What a band's part of the first convolution may be made of, in a list of ``init_cfg.bands``.
+_BANDS = ('R', 'G', 'B', 'mean', 'zero')
 
 #: What a state dict holds in place of frozen tensors (weights.base.KEY, which builds on this).
 _REDUCED = 'frozen_base'
@@ -124,9 +128,12 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
       exact;
     - a patch embedding of another patch size: FlexiViT's pseudo-inverse resize (Beyer et al., CVPR
       2023, https://arxiv.org/abs/2212.08013, section 3.4);
-    - the patch embedding when ``in_channels`` differs: timm's rule, the bands are repeated in
-      order and scaled by 3 / in_channels (https://huggingface.co/docs/timm/models,
-      ``adapt_input_conv``). Channels of an image prompt stay at their random start;
+    - the patch embedding when ``in_channels`` differs, as ``bands`` says: 'repeat' (default),
+      timm's rule, the bands are repeated in order and scaled by 3 / in_channels
+      (https://huggingface.co/docs/timm/models, ``adapt_input_conv``); 'mean', every band gets the
+      mean over R, G and B, scaled likewise; a list such as ``['B', 'G', 'R', 'mean']``, what each
+      band gets, unscaled ('zero': nothing, so that the features start as those of R, G and B).
+      Channels of an image prompt stay at their random start;
     - what the format names as its own head, decoder or mask token, what lies outside of the
       backbone, and a final norm or cls token if the backbone has none, are left out by name.
 
@@ -139,8 +146,9 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
             ``dict(type='Pretrained', ...)`` with this checkpoint, further keys are read:
             ``allow_missing``, regular expressions of tensors that may stay at their random start;
             ``source_grid``, the (rows, columns) of the file's position embedding where it is not
-            square; ``prefix``, which of several backbones in the file is meant; ``prompts``, True:
-            the file's prompts are loaded too, False (default): they are left out.
+            square; ``bands``, see above; ``prefix``, which of several backbones in the file is
+            meant; ``prompts``, True: the file's prompts are loaded too, False (default): they are
+            left out.
         checkpoint: Path or address, see :func:`vpt_dense.weights.read_state_dict`.
         keys: Those further keys, in place of the backbone's own.
 
@@ -255,6 +263,13 @@ def _options(backbone: nn.Module, checkpoint: str, keys: dict | None) -> dict:
         and all(isinstance(n, int) and n > 0 for n in grid)
     ):
         raise UserError(f'init_cfg.source_grid must be (rows, columns), found {grid!r}')
+    bands = options.get('bands')
+    is_list = isinstance(bands, Sequence) and not isinstance(bands, str)
+    if not (bands in (None, 'repeat', 'mean') or (is_list and all(b in _BANDS for b in bands))):
+        raise UserError(
+            "init_cfg.bands must be 'repeat', 'mean' or a list with one of "
+            f'{", ".join(_BANDS)} for each band, found {bands!r}'
+        )
     return options
 
 
@@ -496,11 +511,35 @@ def _fit_bands(
     if kernel is None or kernel.ndim != 4 or kernel.shape[0] != target[name].shape[0]:
         return  # reported as missing or as a misfit
     bands = target[name].shape[1] - _extra_channels(backbone)
-    if kernel.shape[1] in (bands, target[name].shape[1]) or kernel.shape[1] != 3:
+    way = options.get('bands')
+    if way is not None and kernel.shape[1] != 3:
+        raise UserError(
+            f'{options["checkpoint"]}: its {name} has {kernel.shape[1]} bands, and init_cfg.bands='
+            f'{way!r} says what becomes of 3; leave it out'
+        )
+    fits = kernel.shape[1] in (bands, target[name].shape[1])
+    if (fits and way is None) or kernel.shape[1] != 3:
         return
+    if isinstance(way, Sequence) and not isinstance(way, str):
+        if len(way) != bands:
+            raise UserError(
+                f'init_cfg.bands={list(way)} is for {len(way)} bands, the backbone has '
+                f'in_channels={bands}'
+            )
+        whole = kernel.double()
+        parts = dict(zip('RGB', whole.unbind(1), strict=True), mean=whole.mean(1))
+        parts['zero'] = torch.zeros_like(parts['mean'])
+        tensors[name] = torch.stack([parts[part] for part in way], dim=1)
+        how = ', '.join(way)
+    elif way == 'mean':
+        mean = kernel.double().mean(1, keepdim=True) * (3 / bands)
+        tensors[name] = mean.repeat(1, bands, 1, 1)
+        how = f'each the mean of R, G, B x 3/{bands}'
+    else:
+        tensors[name] = adapt_input_conv(bands, kernel)
+        how = f'repeated and scaled by 3/{bands}' if bands > 1 else 'summed'
     what = 'patch embedding' if name == _KERNELS[0] else 'first convolution'
-    notes.append(f'{what} 3 -> {bands} bands (repeated and scaled by 3/{bands})')
-    tensors[name] = adapt_input_conv(bands, kernel)
+    notes.append(f'{what} 3 -> {bands} bands ({how})')
 
 
 def _fit_patches(
