@@ -7,14 +7,15 @@ STAMP := $(VENV)/installed
 # Bars for large downloads where somebody watches, otherwise only what goes wrong.
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
     $$(test -t 2 || echo --progress-bar off)
+comma := ,
 # The default suite runs in up to four processes, each with one thread.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest test-slow lint docs clean
+.PHONY: help venv demo test test-lowest test-medical .test-medical test-slow lint docs clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## Set up .venv: the package (editable) and what its tests need
 	@echo "Ready: $(BIN)/python"
@@ -27,6 +28,12 @@ test: $(STAMP)  ## Run the tests, without the slow ones
 
 test-lowest:  ## Run the same tests with the lowest version of every requirement, in .venv-lowest
 	@$(MAKE) test VENV=.venv-lowest
+
+test-medical:  ## Run the tests of NIfTI and DICOM, with the extra that they need, in .venv-medical
+	@$(MAKE) .test-medical VENV=.venv-medical
+
+.test-medical: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_medical.py
 
 test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 GB of memory)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
@@ -61,7 +68,8 @@ $(STAMP): setup.cfg pyproject.toml $(wildcard requirements/*.txt)
 	@rm -f $(VENV)/install.log
 	@sed -n 's/^\([A-Za-z0-9_-]*\)>=\([^,; ]*\).*/\1==\2/p' requirements/runtime.txt \
 	    requirements/mminstall.txt requirements/tests.txt > $(VENV)/lowest.txt
-	@$(PIP_INSTALL) --log $(VENV)/install.log --editable '.[tests]' \
+	@$(PIP_INSTALL) --log $(VENV)/install.log --editable \
+	    '.[tests$(if $(filter %-medical,$(VENV)),$(comma)medical)]' \
 	    $(if $(filter %-lowest,$(VENV)),--constraint $(VENV)/lowest.txt)
 # opencv-python needs libraries of a desktop (libxcb, libGL, libglib). Where they are absent, the
 # same version's headless build is laid over it: both own the folder cv2, and mmcv, mmseg and we

@@ -130,7 +130,7 @@ def test_requirements_reach_the_metadata():
         extra = re.search(r'extra == ["\'](\w+)["\']', requirement)
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
-    for extra in ('tests', 'docs', 'optional'):
+    for extra in ('tests', 'docs', 'medical', 'optional'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -150,10 +150,11 @@ def test_imports_are_declared():
     distributions = importlib.metadata.packages_distributions()
     required = [r for n in ('runtime', 'mminstall') for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
+    extra = {canonical(r)[0] for r in requirements('medical')}  # imported where it is needed
     undeclared = {}
     for path in [*(ROOT / 'vpt_dense').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
         for module in imported(path):
-            if module in sys.stdlib_module_names or module == 'vpt_dense':
+            if module in sys.stdlib_module_names or module == 'vpt_dense' or module in extra:
                 continue
             if path.with_name(f'{module}.py').is_file():  # a tool that uses another tool
                 continue

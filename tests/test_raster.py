@@ -1,5 +1,6 @@
 """Images of every kind, read by one function with the file's own values."""
 
+import sys
 import warnings
 
 import cv2
@@ -280,3 +281,12 @@ def test_other_rasters(tmp_path):
             file.write(np.moveaxis(stored, 2, 0))
     assert np.array_equal(raster.read_image(tmp_path / 'a.jp2'), stored)
     assert [file.name for file in tmp_path.glob('*.aux.xml')] in ([], ['a.jp2.aux.xml'])
+
+
+@pytest.mark.parametrize('name, library', [('scan#3.nii.gz', 'nibabel'), ('a.dcm', 'pydicom')])
+def test_medical_images_without_the_extra_say_what_they_need(name, library, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    for path in (tmp_path / 'scan.nii.gz', tmp_path / 'a.dcm'):
+        path.write_bytes(b'')
+    with pytest.raises(UserError, match=rf"{name}: .* needs {library}; pip install 'vpt-dense\[m"):
+        raster.read_image(tmp_path / name)

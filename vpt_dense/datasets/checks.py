@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from vpt_dense.datasets import raster
+from vpt_dense.datasets import medical, raster
 from vpt_dense.datasets.listing import read_names, select, select_labelled, walk
 from vpt_dense.datasets.statistics import BandStatistics
 from vpt_dense.errors import UserError
 from vpt_dense.tree import kind_of, leaf_datasets
 
 IMAGE_SUFFIXES = (
-    '.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.ppm', '.pgm', '.jp2', '.vrt'
-)
-MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.pgm', '.gif')
+    '.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.ppm', '.pgm', '.jp2', '.vrt',
+    *medical.VOLUME_SUFFIXES, *medical.DICOM_SUFFIXES,
+)  # fmt: skip
+MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.pgm', '.gif', *medical.VOLUME_SUFFIXES)
 
 #: What is said where all masks hold 0 and 255 alone.
 TWO_LABELS = (
@@ -106,8 +107,9 @@ def pair_files(
         ignore_list_suffix: Whether names in it may have a suffix.
 
     Returns:
-        [(image, mask or None if it has none)] sorted by image, or in the order of the list, and the
-        masks without an image (of those only that no list leaves out).
+        [(image, mask or None if it has none)] sorted by image, or in the order of the list; a NIfTI
+        volume by its slices (:mod:`vpt_dense.datasets.medical`). And the masks without an image (of
+        those only that no list leaves out).
 
     Raises:
         UserError: A folder is absent, there is no image, or the list is wrong.
@@ -118,9 +120,14 @@ def pair_files(
     masks = list_files(ann_dir, seg_map_suffix) if ann_dir else {}
     if ann_file:
         stems = select(ann_file, img_dir, images, ignore_list_suffix)
-        return [(images[stem], masks.get(stem)) for stem in stems], []
-    pairs = [(path, masks.get(stem)) for stem, path in images.items()]
+        return _slices((images[stem], masks.get(stem)) for stem in stems), []
+    pairs = _slices((path, masks.get(stem)) for stem, path in images.items())
     return pairs, [path for stem, path in masks.items() if stem not in images]
+
+
+def _slices(pairs: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """Volumes become their slices."""
+    return [pair for image, mask in pairs for pair in medical.pair_slices(image, mask)]
 
 
 def _suffixes(suffixes: str | Sequence[str]) -> str:
@@ -439,7 +446,7 @@ def check_segmentation(
     """
     ignored = set(ignored_ids)
     valid = None if valid_ids is None else set(valid_ids)
-    without_mask = [image for image, mask in pairs if mask is None or not os.path.isfile(mask)]
+    without_mask = [image for image, mask in pairs if mask is None or not raster.exists(mask)]
     lacking = set(without_mask)
     samples = [(image, None if image in lacking else mask) for image, mask in pairs]
     files = _look_at_all(name, samples, track, loader, stats)
@@ -751,7 +758,9 @@ def list_class_files(
             samples += [(file, label) for file in _images_below(path)]
     if not samples:
         raise UserError(f'no image in {folder}/<class>/ (looked for {", ".join(IMAGE_SUFFIXES)})')
-    return select_labelled(ann_file, str(folder), samples) if ann_file else samples
+    if ann_file:
+        samples = select_labelled(ann_file, str(folder), samples)
+    return [(each, label) for path, label in samples for each in medical.slices(path)]
 
 
 def list_images(folder: str | os.PathLike, ann_file: str | None = None) -> list[str]:

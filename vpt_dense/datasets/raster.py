@@ -82,7 +82,7 @@ def read_image(path: str | os.PathLike, bands: Sequence[int] | None = None) -> n
     """Reads an image with the file's own values.
 
     Args:
-        path: Any image; of a NIfTI volume a slice ('a.nii.gz#17').
+        path: Any image; of a NIfTI volume a slice ('scan#17.nii.gz').
         bands: Which bands, 1 for the first (as in GDAL), in the order wanted; None: all.
 
     Returns:
@@ -252,7 +252,7 @@ def write_raster(
 # --- files -----------------------------------------------------------------------------------
 
 
-def open_image(path: str | os.PathLike, indices: bool = False) -> _Opened:
+def open_image(path: str | os.PathLike, indices: bool = False) -> Opened:
     """Opens an image of any kind, to be closed by ``with``.
 
     Args:
@@ -268,20 +268,20 @@ def open_image(path: str | os.PathLike, indices: bool = False) -> _Opened:
         ValueError: As in :func:`read_image`.
     """
     path = os.fspath(path)
-    with _told(path):
+    with told(path):
         return _reader(path, indices)
 
 
-class _Wrong(ValueError):
+class Wrong(ValueError):
     """What is said already, with the file's name."""
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
+def told(path: str) -> Iterator[None]:
     """Names the file that cannot be read: what readers raise differs by library and version."""
     try:
         yield
-    except _Wrong:
+    except (Wrong, UserError):
         raise
     except Exception as error:
         if is_programs(error):
@@ -289,7 +289,19 @@ def _told(path: str) -> Iterator[None]:
         raise ValueError(f'image {path} cannot be read: {reason(error)}') from error
 
 
-def _reader(path: str, indices: bool) -> _Opened:
+def exists(path: str | os.PathLike) -> bool:
+    """Whether the file of an image, or of the volume that it is a slice of, is there."""
+    from vpt_dense.datasets import medical
+
+    return os.path.isfile(medical.split(os.fspath(path))[0])
+
+
+def _reader(path: str, indices: bool) -> Opened:
+    from vpt_dense.datasets import medical  # which builds on this
+
+    opened = medical.reader(path, indices)
+    if opened is not None:
+        return opened
     with open(path, 'rb') as stream:
         start = stream.read(4)
     if start in _TIFF:
@@ -307,7 +319,7 @@ def _reader(path: str, indices: bool) -> _Opened:
     return _Raster(path, indices)
 
 
-class _Opened:
+class Opened:
     """What pictures and rasters have in common."""
 
     info: ImageInfo
@@ -331,17 +343,17 @@ class _Opened:
         chosen = list(range(1, info.bands + 1)) if bands is None else list(bands)
         wrong = [band for band in chosen if band not in range(1, info.bands + 1)]
         if wrong or not chosen:
-            raise _Wrong(
+            raise Wrong(
                 f'image {self.path} has bands 1 to {info.bands}, but bands={chosen} are asked for'
             )
         top, left, height, width = window or (0, 0, info.height, info.width)
         if (min(top, left) < 0 or min(height, width) < 1
                 or top + height > info.height or left + width > info.width):  # fmt: skip
-            raise _Wrong(
+            raise Wrong(
                 f'image {self.path} is {info.width}x{info.height}: no window of {width}x{height} '
                 f'at row {top} and column {left}'
             )
-        with _told(self.path):
+        with told(self.path):
             return self._read(chosen, top, left, height, width)
 
     def strips(self, bands: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
@@ -354,7 +366,7 @@ class _Opened:
             yield top, self.read(bands, (top, 0, min(rows, info.height - top), info.width))
 
 
-class _Picture(_Opened):
+class _Picture(Opened):
     """A photograph or drawing, which Pillow decodes as a whole."""
 
     def __init__(self, path: str, picture: Image.Image, indices: bool) -> None:
@@ -383,7 +395,7 @@ class _Picture(_Opened):
         return np.ascontiguousarray(window)
 
 
-class _Raster(_Opened):
+class _Raster(Opened):
     """What GDAL reads."""
 
     def __init__(self, path: str, indices: bool, tags: dict[int, Any] | None = None) -> None:
@@ -394,11 +406,11 @@ class _Raster(_Opened):
         super().__init__(path, self._turn(tags))
         if not source.count:
             self.close()
-            raise _Wrong(f'image {path} has no bands of its own (several images in one file?)')
+            raise Wrong(f'image {path} has no bands of its own (several images in one file?)')
         dtype = np.result_type(*(np.dtype(name) for name in source.dtypes))
         if dtype.kind not in 'iuf':
             self.close()
-            raise _Wrong(f'image {path} holds {dtype} values, which are no intensities')
+            raise Wrong(f'image {path} holds {dtype} values, which are no intensities')
         colours = source.colorinterp[0].name
         photometric = (tags or {}).get(_PHOTOMETRIC)
         bands, self.palette = source.count, None

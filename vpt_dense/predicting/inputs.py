@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vpt_dense.datasets import medical, raster
 from vpt_dense.datasets.checks import IMAGE_SUFFIXES
 from vpt_dense.errors import UserError
 
@@ -48,7 +49,8 @@ def find(sources: Iterable[str], out: str | Path | None = None) -> list[Image]:
     roots = []
     for source in sources:
         for root, path in _expand(source, hidden):
-            found.setdefault(os.path.abspath(path), path)
+            for each in medical.slices(path):
+                found.setdefault(os.path.abspath(each), each)
             roots.append(os.path.abspath(root))
     if not found:
         raise UserError(
@@ -76,7 +78,7 @@ def _expand(source: str, hidden: str | None) -> Iterator[tuple[str, str]]:
     elif source.lower().endswith('.txt') and os.path.isfile(source):
         with open(source, encoding='utf-8-sig', errors='surrogateescape') as stream:
             yield from _listed(stream, source, os.path.dirname(source))
-    elif os.path.exists(source):
+    elif os.path.exists(source) or raster.exists(source):
         yield os.path.dirname(source), source
     elif glob.has_magic(source):
         matches = sorted(glob.glob(source, recursive=True))
@@ -119,12 +121,12 @@ def _listed(lines: Iterable[str], where: str, folder: str) -> Iterator[tuple[str
     try:
         for line in lines:
             path = line.strip('\r\n')
-            path = path if os.path.exists(path) else path.strip()
+            path = path if raster.exists(path) else path.strip()
             if not path:
                 continue
             empty = False
             beside = os.path.join(folder, path)
-            path = beside if not os.path.exists(path) and os.path.exists(beside) else path
+            path = beside if not raster.exists(path) and raster.exists(beside) else path
             yield os.path.dirname(path), path
     except UnicodeDecodeError as error:
         raise UserError(f'{where} is no text with a path a line') from error

@@ -361,7 +361,7 @@ class ModelPredictor:
         """What the test's pipeline makes of an image; ``nodata`` is that of an array's file."""
         data = dict(img_path=name, seg_fields=[], reduce_zero_label=False, label_map=None)
         if _is_path(image):
-            if not os.path.isfile(image):
+            if not raster.exists(image):
                 what = 'a folder' if os.path.isdir(image) else 'no such file'
                 raise UserError(f'{name}: {what}')
         else:
@@ -601,7 +601,7 @@ def _is_path(image: Any) -> bool:
 def _size(image: Any) -> tuple[int, int]:
     """Height and width of an image as it is seen, in pixels; (0, 0) of what is none."""
     if _is_path(image):
-        if not os.path.isfile(image):
+        if not raster.exists(image):
             return 0, 0
         info = raster.image_info(image)
         return info.height, info.width
