@@ -782,8 +782,8 @@ def list_images(folder: str | os.PathLike, ann_file: str | None = None) -> list[
     if not found:
         raise UserError(f'no image in {folder} (looked for {", ".join(IMAGE_SUFFIXES)})')
     if ann_file:
-        return [path for path, _ in select_labelled(ann_file, str(folder), [(p, 0) for p in found])]
-    return found
+        found = [p for p, _ in select_labelled(ann_file, str(folder), [(p, 0) for p in found])]
+    return [each for path in found for each in medical.slices(path)]
 
 
 def _images_below(folder: str | os.PathLike) -> list[str]:
