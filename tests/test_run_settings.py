@@ -190,10 +190,15 @@ def test_each_way_of_saying_it_is_the_same(tmp_path):
     script = Config.fromfile(f'{CONFIGS / SETR}.py')
     script.update(said)
     for cfg in (script, Config.fromfile(files[0])):
+        cfg.of_the_script = 1
         config.resolve(cfg)  # as Runner.from_cfg does
+        config.drop_variables(cfg)
+        assert cfg.pop('of_the_script') == 1
         for key in ('model', 'train_cfg', 'train_dataloader', 'val_dataloader', 'param_scheduler',
                     'default_hooks', 'test_pipeline', 'tta_pipeline', 'test_dataloader'):
             assert cfg[key] == wanted[key], key
+        (tmp_path / 'written.py').write_text(cfg.pretty_text)
+        assert config.load(str(tmp_path / 'written.py'))._cfg_dict == wanted._cfg_dict
 
 
 def test_a_finished_config_stays_and_takes_another_size(tmp_path):

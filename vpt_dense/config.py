@@ -92,6 +92,19 @@ def override(cfg: Config, cfg_options: Mapping[str, Any] | Iterable[str]) -> Map
     return cfg_options
 
 
+def drop_variables(cfg: Config) -> None:
+    """Remove what only the files of a config read, in place; keys of a script's own stay.
+
+    A run writes its config, and :func:`load` refuses top-level keys that nothing reads.
+    """
+    file = Path(cfg.filename) if cfg.filename else None
+    if file is None or not file.is_file():
+        return
+    read = set().union(*(config_files.names(each)[1] for each in config_files.walk(file)))
+    for key in [key for key in cfg if key in read - KEYS - {_READ_ELSEWHERE}]:
+        cfg.pop(key)
+
+
 def _import(cfg: Config) -> None:
     try:
         import_modules_from_strings(**cfg.custom_imports)

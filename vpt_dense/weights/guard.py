@@ -150,6 +150,7 @@ def _init_runner(self: Runner, *args: Any, cfg: Any = None, **kwargs: Any) -> No
         parts = [key for key, value in kwargs.items() if value is cfg.get(key)]
         cfg = copy.deepcopy(cfg)
         config.resolve(cfg)
+        config.drop_variables(cfg)
         kwargs.update((key, cfg.get(key)) for key in parts)
     _mmengine_init_runner(self, *args, cfg=cfg, **kwargs)
 
