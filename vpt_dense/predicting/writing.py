@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,20 +138,31 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             bar.step(counted=False)
         # Whose the folder's files are, also if the run does not come to its end.
         files.write_text(out / SUMMARY, _json(summary(finished=False)))
-        with contextlib.closing(writer):
+        with contextlib.closing(writer), ThreadPoolExecutor(1) as thread:
             results = predictor.stream(
                 (image.path for image in missing), wanted.probabilities is not None,
                 wanted.batch_size)
+            written: Future | None = None  # while it is, the next image is predicted
+
+            def wait() -> None:
+                for name, number in written.result().items():
+                    counts.of_classes[name] += number
+                counts.predicted += 1
+                bar.step()
+
             for image, result in zip(missing, results, strict=True):
+                if written is not None:
+                    wait()
+                    written = None
                 if isinstance(result, Exception):
                     counts.skipped.append(dict(path=image.path, reason=str(result)))
                     bar.warn(f'skipped: {result}')
+                    bar.step()
                 else:
-                    counts.predicted += 1
-                    for name, number in writer.put(image, result).items():
-                        counts.of_classes[name] += number
-                bar.step()
+                    written = thread.submit(writer.put, image, result)
                 del result
+            if written is not None:
+                wait()
         record = summary(finished=True)
         files.write_text(out / SUMMARY, _json(record))
     return record
