@@ -528,9 +528,19 @@ def write_placed(path, array, place):
     import rasterio
 
     with rasterio.open(path, 'w', driver='GTiff', height=array.shape[0], width=array.shape[1],
-                       count=array.shape[2], dtype=array.dtype.name, interleave='pixel',
-                       photometric='RGB', **place) as target:
+                       count=array.shape[2], dtype=array.dtype.name, **place) as target:
         target.write(np.moveaxis(array, 2, 0))
+
+
+def test_bands_that_the_loader_would_change(capfd, seg, tmp_path):
+    array = np.zeros((40, 50, 4), np.uint16)
+    raster.write_raster(tmp_path / 'four.tif', array)
+    raster.write_raster(tmp_path / 'deep.tif', array[..., :3])
+    outcome = predict(capfd, seg / 'c.pth', tmp_path, '--out', tmp_path / 'out', code=2)
+    warning, skipped, _ = outcome.err.splitlines()
+    assert 'keeps the upper 8 bits' in warning and 'deep.tif' not in skipped
+    assert skipped.startswith('skipped: images that the default loader') and 'four.tif' in skipped
+    assert labels_of(tmp_path / 'out', 'deep') is not None
 
 
 class Constant:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vpt_dense import config as configs
 from vpt_dense import logging, preflight, visualization
-from vpt_dense.datasets import raster
+from vpt_dense.datasets import checks, raster
 from vpt_dense.engine import checkpoints
 from vpt_dense.errors import FULL, UserError, explain, is_programs
 from vpt_dense.predicting.results import Classification, Result, Segmentation, annotation_ids
@@ -244,6 +244,7 @@ class ModelPredictor:
         self._steps = _without_annotations(pipeline)
         kinds = [kind_of(step) for step in self._steps]
         self._reads_bands = 'LoadBands' in kinds
+        self._loader, self._warned = checks.loader_of(self._steps), False
         first = self._steps[0] if kinds[0].startswith('LoadImage') else {}
         self._grey = first.get('color_type') == 'grayscale'
         self._float = bool(first.get('to_float32'))
@@ -348,14 +349,35 @@ class ModelPredictor:
         """Read and transform an image; an error is returned if it is the image's fault."""
         name = os.fspath(image) if _is_path(image) else f'images[{index}]'
         try:
+            size = self._check_size(image)
             if self.task == 'segmentation':
-                size = _size(image)
                 pixels = size[0] * size[1]
                 if pixels * len(self.classes) * 4 > PLAIN_BYTES or pixels > PLAIN_PIXELS:
                     return name, _Large(image, name, size)
             return name, self._transform(image, name)
         except Exception as error:
             return name, _of_image(error, name)
+
+    def _check_size(self, image: Any) -> tuple[int, int]:
+        """Height and width of an image as it is seen, in pixels; (0, 0) of what is none.
+
+        Raises:
+            ValueError: If it is a file whose bands the pipeline's loader would change.
+        """
+        if not _is_path(image):
+            return _size(image)
+        if not raster.exists(image):
+            return 0, 0
+        info = raster.image_info(image)
+        fault = self._loader.fault(info) if self._loader else None
+        if fault:
+            line = checks.tell(fault, [(os.fspath(image), info)], self._loader)
+            if fault != 'deeply':
+                raise UserError(line)
+            if not self._warned:
+                self._warned = True
+                print(f'warning: {line}', file=sys.stderr, flush=True)
+        return info.height, info.width
 
     def _transform(self, image: Any, name: str, nodata: Any = None) -> dict:
         """What the test's pipeline makes of an image; ``nodata`` is that of an array's file."""
@@ -559,8 +581,8 @@ class ModelPredictor:
             image = stack.enter_context(raster.open_image(large.image))
             bands, nodata = image.info.bands, image.info.nodata
             if not self._reads_bands:
-                if image.info.dtype != np.uint8 or bands == 2 or self._grey:
-                    # OpenCV makes 8 bits of them in a way of its own.
+                if image.info.format != 'GTiff' or image.info.dtype != np.uint8 or self._grey:
+                    # The others are decoded whole anyway, as the loader does it.
                     whole = self._load(large.image)
                 bands = min(bands, 3)
             chosen = list(range(1, bands + 1))
@@ -599,12 +621,7 @@ def _is_path(image: Any) -> bool:
 
 
 def _size(image: Any) -> tuple[int, int]:
-    """Height and width of an image as it is seen, in pixels; (0, 0) of what is none."""
-    if _is_path(image):
-        if not raster.exists(image):
-            return 0, 0
-        info = raster.image_info(image)
-        return info.height, info.width
+    """Height and width of a PIL image, array or tensor, in pixels; (0, 0) of what is none."""
     if isinstance(image, PIL.Image.Image):
         return image.height, image.width
     shape = tuple(getattr(image, 'shape', ()))
