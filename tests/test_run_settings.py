@@ -249,6 +249,16 @@ def test_transforms_of_ones_own_stay_those_of_the_base_move(tmp_path):
     assert read(cfg, pipeline('train', 3, 'crop_size')) == (256, 256)
 
 
+def test_a_copy_of_the_bases_transform_is_said_too(tmp_path):
+    copied = [dict(type='LoadImageFromFile'), dict(type='vpt_dense.LoadMask'), dict(
+        type='RandomResize', scale=[2048, 512], ratio_range=[0.5, 2.0], keep_ratio=True),
+        dict(type='RandomCrop', crop_size=[256, 256]), dict(type='PackSegInputs')]  # fmt: skip
+    said = dict(img_size=256, train_dataloader=dict(dataset=dict(pipeline=copied)))
+    cfg = config.load(leaf(tmp_path, said, name='leaf.json'))
+    assert read(cfg, pipeline('train', 2, 'scale')) == (2048, 512)
+    assert read(cfg, pipeline('val', 1, 'scale')) == (1024, 256)
+
+
 SAID = 'said beside it'
 CASES = [
     # the command line

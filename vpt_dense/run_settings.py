@@ -122,7 +122,7 @@ class _Origin(NamedTuple):
         known = any(_frozen(node) == frozen for name in self.beneath
                     for _, node in walk(self.beneath[name], name))  # fmt: skip
         return not known or any(
-            all(transform.get(name) == value or value is _OPEN for name, value in written.items())
+            all(value in (_OPEN, frozen.get(name)) for name, value in written.items())
             for tree in self.trees for written in _written(tree, kind_of(transform))
         )  # fmt: skip
 
@@ -179,13 +179,13 @@ def _written(tree: ast.AST, kind: str) -> Iterator[dict[str, Any]]:
         name = next((getattr(named, part) for part in ('value', 'id', 'attr')
                      if isinstance(getattr(named, part, None), str)), '')  # fmt: skip
         if name.rpartition('.')[2] == kind:
-            yield {name: _literal(value) for name, value in pairs.items()}
+            yield {name: _frozen(_literal(value)) for name, value in pairs.items()}
 
 
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         return _OPEN
 
 
