@@ -199,14 +199,22 @@ def test_bands_of_files_are_compared_with_those_taken(bands, problem, tmp_path):
     ({'model.backbone.in_channels': 3}, r'in_channels is 3, but LoadBands of .* gives 4 bands'),
     ({'model.data_preprocessor.mean': [1.0, 2.0, 3.0]}, r'data_preprocessor.mean is .*normalised'),
     ({'model.data_preprocessor.bgr_to_rgb': True}, r'data_preprocessor.bgr_to_rgb is True'),
-    ({'val_dataloader.dataset.pipeline.0.mean': [1.0] * 4}, r'val_dataloader.dataset.pipeline '
-     'loads images in another way than train_dataloader.dataset.pipeline'),
+    ({'val_dataloader.dataset.pipeline.0': dict(type='LoadImageFromFile', _delete_=True)},
+     r'train_dataloader.* with LoadBands, but val_dataloader.dataset.pipeline with the default'),
 ])  # fmt: skip
 def test_a_config_with_bands_fits_itself(change, line, tmp_path):
     path = str(leaf(tmp_path, tmp_path, 4, None, BANDS))
     preflight.check_bands(config.load(path))
     with pytest.raises(UserError, match=line):
         preflight.check_bands(config.load(path, change))
+
+
+def test_other_arguments_than_in_training_are_told(tmp_path, capfd):
+    path = str(leaf(tmp_path, tmp_path, 4, None, BANDS))
+    preflight.check_bands(config.load(path, {'val_dataloader.dataset.pipeline.0.mean': [1.0] * 4}))
+    said = ''.join(capfd.readouterr())
+    assert 'val_dataloader.dataset.pipeline has LoadBands with other arguments' in said
+    assert 'test_dataloader' not in said
 
 
 def test_augmented_tests_load_bands_too(tmp_path):

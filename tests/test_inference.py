@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from mmengine import Config
 from mmengine.runner import Runner
+from test_raster import write
 from tool_helpers import forget_runs, run_tool, write_leaf
 from utils import CONFIGS, ROOT
 
 from vpt_dense import config
+from vpt_dense.datasets import raster
 from vpt_dense.errors import UserError
 
 SEG = """
@@ -32,7 +34,7 @@ test_evaluator = dict(type='vpt_dense.IoUMetric', output_dir='{root}/predicted')
 BANDS = "dict(type='vpt_dense.LoadBands', mean=[20000.0] * {0}, std=[10000.0] * {0})"
 CASES = {
     'plain': (3, np.uint8, "dict(type='LoadImageFromFile')", [100.0] * 3),
-    'four bands': (4, np.uint16, BANDS.format(4), None),
+    'six bands': (6, np.uint16, BANDS.format(6), None),
     'three bands': (3, np.uint16, BANDS.format(3), None),
 }
 
@@ -40,11 +42,20 @@ CASES = {
 def images(folder: Path, bands: int, dtype: type, number: int = 2) -> list[Path]:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    paths = [folder / f'{i}.png' for i in range(number)]
+    paths = [folder / f'{i}.{"png" if bands <= 4 else "tif"}' for i in range(number)]
     for path in paths:
-        high = np.iinfo(dtype).max
-        cv2.imwrite(str(path), rng.integers(0, high, (32, 32, bands)).astype(dtype))
+        image = rng.integers(0, np.iinfo(dtype).max, (32, 32, bands)).astype(dtype)
+        if bands <= 4:
+            cv2.imwrite(str(path), image)
+        else:
+            write(path, image, interleave='band', nodata=0)
     return paths
+
+
+def as_opencv(path: Path) -> np.ndarray:
+    """What inferencers take for an array: the first and the third band are swapped."""
+    image = raster.read_image(path)
+    return image[..., [2, 1, 0, *range(3, image.shape[2])]]
 
 
 @pytest.fixture(scope='module', params=CASES)
@@ -56,7 +67,7 @@ def trained(request, tmp_path_factory):
     for split in ('training', 'validation'):
         (root / f'annotations/{split}').mkdir(parents=True)
         for path in images(root / f'images/{split}', bands, dtype):
-            mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., 0] > np.iinfo(dtype).max / 2
+            mask = as_opencv(path)[..., 0] > np.iinfo(dtype).max / 2
             cv2.imwrite(str(root / f'annotations/{split}/{path.name}'), mask.astype(np.uint8))
     (root / 'predicted').mkdir()
     leaf = write_leaf(folder, root, SEG.format(root=root, load=load, mean=mean, bands=bands))
@@ -71,13 +82,13 @@ def test_all_entries_of_mmseg_predict_the_same(trained, capfd):
         path = [folder / 'work/iter_2.pth'] if tool == 'test' else []
         outcome = run_tool(capfd, tool, leaf, *path)
         assert outcome.code == 0, outcome.err
-    expected = [cv2.imread(str(folder / f'data/predicted/{path.name}'), 0) for path in paths]
+    expected = [cv2.imread(str(folder / f'data/predicted/{path.stem}.png'), 0) for path in paths]
     assert all(0 < mask.mean() < 1 for mask in expected)
     finished, weights = str(folder / 'work/leaf.py'), str(folder / 'work/iter_2.pth')
     forget_runs()
     model = init_model(finished, weights, device='cpu')
     inferencer = MMSegInferencer(finished, weights=weights, device='cpu', show_progress=False)
-    arrays = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths]
+    arrays = [as_opencv(path) for path in paths]
     for inputs in ([str(path) for path in paths], arrays):
         for mask, sample, each in zip(
             expected, inference_model(model, inputs), inputs, strict=True
@@ -136,9 +147,9 @@ def test_mmpretrains_inferencer_predicts_the_same(tmp_path, capfd, case):
     forget_runs()
     finished = ImageClassificationInferencer(
         str(tmp_path / 'work/leaf.py'), pretrained=weights, device='cpu')
-    arrays = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths]
+    arrays = [as_opencv(path) for path in paths]
     if dtype == np.uint16:
-        with pytest.raises(ValueError, match='3 bands'):  # it reads files as 3 bands of 8 bits
+        with pytest.raises(ValueError, match='3 bands|Failed to read'):  # 3 bands of 8 bits
             finished(str(paths[0]))
     else:
         arrays += map(str, paths)

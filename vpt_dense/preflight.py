@@ -1,5 +1,6 @@
 """Checks of a run that need only its config and the disk, made before anything is built."""
 
+import logging
 import math
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
@@ -208,31 +210,34 @@ def check_bands(cfg: Config) -> None:
     """What ``LoadBands`` gives is normalised, has the model's bands, and is the same everywhere."""
     model = cfg.get('model') or {}
     model = model.get('module') or model
-    first = None
+    found: list[tuple[str, dict | None]] = []  # (data set, arguments of its LoadBands or None)
     for name in DATALOADERS:
         for where, dataset in placed_datasets(cfg.get(name), name):
             kinds = {kind_of(step): step for step in dataset.get('pipeline') or ()}
-            load = kinds.get('LoadBands')
-            if load is None and not any(kind.startswith('LoadImage') for kind in kinds):
-                continue
-            said = {k: v for k, v in (load or {}).items() if k != 'type'}
-            if first is None:
-                first = where, said
-            elif said != first[1]:
-                raise UserError(
-                    f'{where}.pipeline loads images in another way than {first[0]}.pipeline: '
-                    'LoadBands must be in all of them, with the same arguments'
-                )
-    if not first or not first[1]:
+            if any(kind == 'LoadBands' or kind.startswith('LoadImage') for kind in kinds):
+                found.append((f'{where}.pipeline', kinds.get('LoadBands')))
+    with_bands = [(where, load) for where, load in found if load is not None]
+    if not with_bands:
         return
-    where, load = first
-    count = len(load.get('mean') or ())
     channels = (model.get('backbone') or {}).get('in_channels', 3)
-    if count != channels:
-        raise UserError(
-            f'model.backbone.in_channels is {channels}, but LoadBands of {where}.pipeline gives '
-            f'{count} bands (as many as mean has figures); set it to {count}'
-        )
+    for where, load in found:
+        if load is None:
+            raise UserError(
+                f'{with_bands[0][0]} loads images with LoadBands, but {where} with the default '
+                'loader: the model would see other values; say LoadBands in both'
+            )
+        count = len(load.get('mean') or ())
+        if count != channels:
+            raise UserError(
+                f'model.backbone.in_channels is {channels}, but LoadBands of {where} gives '
+                f'{count} bands (as many as mean has figures); set it to {count}'
+            )
+    trained = [load for where, load in found if where.startswith(DATALOADERS[0])]
+    for where, load in with_bands if trained else ():
+        if load not in trained:  # another sensor, or a slip
+            print_log(
+                f'{where} has LoadBands with other arguments than any part of training',
+                'current', logging.WARNING)  # fmt: skip
     for place, owner in (('model.', model), ('', cfg)):
         preprocessor = owner.get('data_preprocessor') or {}
         for key, off in (('mean', None), ('std', None), ('bgr_to_rgb', False), ('to_rgb', False),

@@ -491,6 +491,8 @@ def _tiff_tags(path: str) -> dict[int, Any]:
 
 def _rasterio() -> Any:
     """rasterio, imported when it is needed, without its warning that most images have no place."""
+    # Megabytes of blocks that GDAL keeps; its own default, 5 % of the memory, is for one process.
+    os.environ.setdefault('GDAL_CACHEMAX', '128')
     import rasterio
 
     # Not catch_warnings, which is not for threads.
