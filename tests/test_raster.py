@@ -149,7 +149,7 @@ def test_turned_images_are_upright(turn, tmp_path):
     for name in ('a.png', 'a.tif', 'a.webp'):
         Image.fromarray(stored).save(tmp_path / name, exif=exif, **{'lossless': True})
         image = raster.read_image(tmp_path / name)
-        with Image.open(tmp_path / name) as picture:
+        with Image.open(tmp_path / 'a.png') as picture:  # Pillow 10 turns TIFF twice
             assert np.array_equal(image, np.array(ImageOps.exif_transpose(picture)))
         assert upright is None or np.array_equal(image, upright)
         info = raster.image_info(tmp_path / name)
