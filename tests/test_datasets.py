@@ -420,6 +420,11 @@ def test_check_of_an_image_folder(tmp_path):
     (tmp_path / 'train/owl/a.jpg').unlink()
     report = checks.check_folder(tmp_path)
     assert report['splits']['train']['problems'] == ['1 classes without an image: owl']
+    # Images to predict, in folders that are no classes.
+    (tmp_path / 'test/city').mkdir(parents=True)
+    Image.new('RGB', (9, 7)).save(tmp_path / 'test/city/a.jpg')
+    test = checks.check_folder(tmp_path)['splits']['test']
+    assert test['images'] == 1 and not (test['per_class'] or test['problems'] or test['warnings'])
     (tmp_path / 'val/rat').mkdir()
     with pytest.raises(UserError, match='classes that .*train has not: rat'):
         checks.check_folder(tmp_path)

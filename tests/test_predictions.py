@@ -14,6 +14,7 @@ from test_tools import IMAGE_FOLDER
 from tool_helpers import forget_runs, run_tool, write_leaf
 from utils import CONFIGS, ROOT
 
+from vpt_dense import visualization
 from vpt_dense.datasets.checks import label_table, read_mask
 from vpt_dense.datasets.names import image_names, picture_names
 from vpt_dense.predicting.results import annotation_ids
@@ -126,6 +127,22 @@ def test_accuracy_by_class(mmpretrain_scope):
     without.process({}, samples)
     without.evaluate(50)
     assert str(without.per_class) == str(metric.per_class)
+
+
+def test_what_the_stack_draws_with_is_replaced(mmseg_scope):
+    from mmseg.engine.hooks import SegVisualizationHook
+    from mmseg.visualization import SegLocalVisualizer
+
+    for kind, ours in (
+        (SegVisualizationHook, 'vpt_dense.SegVisualizationHook'),
+        ('mmpretrain.VisualizationHook', 'vpt_dense.VisualizationHook'),
+        ('UniversalVisualizer', 'vpt_dense.UniversalVisualizer'),
+        (SegLocalVisualizer, 'vpt_dense.SegLocalVisualizer'),
+        ('mmdet.VisualizationHook', 'mmdet.VisualizationHook'),
+        ('Visualizer', 'Visualizer'),
+        (type('SegLocalVisualizer', (), {}), None),  # a class of the user's own
+    ):
+        assert visualization.ours(dict(type=kind, a=1)) == dict(type=ours or kind, a=1)
 
 
 # --- the tools -------------------------------------------------------------------------------
@@ -314,6 +331,8 @@ REFUSED = {
         'data of train: with_label=False is for tests alone',
     ('seg', '--cfg-options', 'test_dataloader.dataset.data_prefix.seg_map_path=none'):
         'images without masks: --no-labels',
+    ('seg', '--tta', '--cfg-options', 'tta_pipeline.0.type=vpt_dense.LoadBands'):
+        'tta_pipeline reads images with LoadBands, test_dataloader.dataset.pipeline with LoadImage',
     ('seg', '--cfg-options', 'test_evaluator.output_dir=there'): 'there is not empty; name another',
 }
 

@@ -76,7 +76,7 @@ def cells(split: dict) -> dict[str, str]:
         rows['masks with colours'] = f'{len(split["multi_channel_masks"]):,}'
         share = split['ignored_share']
         rows['ignored pixels'] = '-' if share is None else f'{share:.1%}'
-    else:
+    elif split['per_class']:
         counts = list(split['per_class'].values())
         rows['images a class'] = f'{min(counts):,} to {max(counts):,}'
     rows['unreadable files'] = f'{len(split["unreadable"]):,}'

@@ -121,9 +121,22 @@ def use_tta(cfg: Config) -> None:
     for key, value in (('tta_model', model), ('tta_pipeline', cfg.get('tta_pipeline'))):
         if not value and (key == 'tta_model' or is_dense(cfg)):
             raise UserError(f'--tta: the config has no {key}; add it, or test without --tta')
-    for dataset in tree.leaf_datasets(cfg.test_dataloader):
-        dataset.pipeline = cfg.get('tta_pipeline') or _mirrored(dataset.pipeline)
+    for where, dataset in tree.placed_datasets(cfg.test_dataloader, 'test_dataloader'):
+        pipeline = cfg.get('tta_pipeline') or _mirrored(dataset.pipeline)
+        loads, others = _loaders(dataset.pipeline), _loaders(pipeline)
+        if loads != others:
+            raise UserError(
+                f'--tta: tta_pipeline reads images with {others}, {where}.pipeline with {loads}; '
+                'set tta_pipeline to read them alike')
+        dataset.pipeline = pipeline
     cfg.model = ConfigDict(**model, module=cfg.model)
+
+
+def _loaders(pipeline: list[dict]) -> str:
+    """The transforms that read an image, which come before all others."""
+    names = [tree.kind_of(step) for step in pipeline]
+    first = next((i for i, name in enumerate(names) if not name.startswith('Load')), len(names))
+    return ', '.join(n for n in names[:first] if n not in ('LoadAnnotations', 'LoadMask'))
 
 
 def _mirrored(pipeline: list[dict]) -> list[dict]:

@@ -155,8 +155,7 @@ def find_classes(data_root: str | os.PathLike) -> list[str]:
         The class names; their position is the label.
 
     Raises:
-        UserError: train/ is absent or has no sub-folder, or val/ or test/ has a class that train/
-            has not.
+        UserError: train/ is absent or has no sub-folder, or val/ has a class that train/ has not.
     """
     train = os.path.join(data_root, 'train')
     if not os.path.isdir(train):
@@ -169,12 +168,10 @@ def find_classes(data_root: str | os.PathLike) -> list[str]:
         raise UserError(
             f'dataset.data_root: {train} has no sub-folders; there must be one for each class'
         )
-    for split in ('val', 'test'):
-        folder = os.path.join(data_root, split)
-        found = _class_folders(folder) if os.path.isdir(folder) else []
-        unknown = sorted(set(found) - set(classes))
-        if unknown:
-            raise UserError(f'{folder} has classes that {train} has not: {_some(unknown)}')
+    val = os.path.join(data_root, 'val')  # the folders of test/ need not be classes
+    unknown = sorted(set(_class_folders(val) if os.path.isdir(val) else []) - set(classes))
+    if unknown:
+        raise UserError(f'{val} has classes that {train} has not: {_some(unknown)}')
     return classes
 
 
@@ -560,7 +557,7 @@ def _statistics(
 
 
 def check_classification(
-    samples: Sequence[tuple[str, int]],
+    samples: Sequence[tuple[str, int | None]],
     classes: Sequence[str],
     *,
     name: str = '',
@@ -581,12 +578,13 @@ def check_classification(
         stats: As `check_segmentation`.
 
     Returns:
-        As `check_segmentation`, with `per_class` ({class: images}) in place of what concerns
-        masks.
+        As `check_segmentation`, with `per_class` ({class: images}; empty without labels) in place
+        of what concerns masks.
     """
     files = _look_at_all(name, samples, track, loader, stats)
-    per_class = Counter({c: 0 for c in classes})
-    per_class.update(classes[label] for _, label in samples if label is not None)
+    labels = [label for _, label in samples if label is not None]
+    per_class = Counter({c: 0 for c in classes} if labels or not samples else {})
+    per_class.update(classes[label] for label in labels)
     unreadable = {i: f.error for (i, _), f in zip(samples, files, strict=True) if f.error}
     split = dict(
         images=len(samples),
@@ -717,7 +715,10 @@ def check_folder(
         for name in ('train', 'val', 'test'):
             if name == 'test' and not (root / name).is_dir():
                 continue
-            samples = list_class_files(root / name, classes)
+            if name == 'test' and not set(_class_folders(root / name)) & set(classes):
+                samples = [(path, None) for path in list_images(root / name)]
+            else:
+                samples = list_class_files(root / name, classes)
             splits[name] = check_classification(
                 samples, classes, name=name, needs_all_classes=name == 'train', track=track,
                 stats=stats,

@@ -26,7 +26,11 @@ def ours(config: dict) -> dict:
     Args:
         config: It stays as it is.
     """
-    scope, _, name = str(config.get('type')).rpartition('.')
+    kind = config.get('type')
+    if isinstance(kind, type):  # of a config in mmengine's style
+        scope, name = kind.__module__.partition('.')[0], kind.__name__
+    else:
+        scope, _, name = str(kind).rpartition('.')
     if name in _REPLACED and scope in ('', _REPLACED[name]):
         return {**config, 'type': f'vpt_dense.{name}'}
     return config
