@@ -88,7 +88,9 @@ def test_only_listed_images_are_read(voc, capfd):
             preflight.check_dataset(leaf, split)
     outcome = run_tool(capfd, 'browse_dataset', path, '--split', 'train', '--out-dir', voc / 'out')
     assert outcome.code == 0, outcome.err
-    assert '3 of 3 images' in outcome.out and len(list((voc / 'out').glob('*.png'))) == 3
+    pictures = sorted(str(path.relative_to(voc / 'out')) for path in voc.glob('out/**/*.png'))
+    assert '3 of 3 images' in outcome.out
+    assert pictures == ['0001_a.png', '0002_b.png', 'sub/0000_d.png']
     assert f'JPEGImages, listed in {voc}/train.txt, 3 images' in report_hook._describe_data(train)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, ignore_index, logging, preflight, tree
+from vpt_dense import config, ignore_index, logging, preflight, tree, tta
 from vpt_dense.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
@@ -107,43 +107,11 @@ def is_dense(cfg: Config) -> bool:
 def use_tta(cfg: Config) -> None:
     """Test with augmentation: put ``tta_model`` around the model, ``tta_pipeline`` on the data.
 
-    A classifier may lack them: then the scores of an image and its mirror image are averaged.
-
-    Raises:
-        UserError: If a segmentation config, or one of several labels an image, lacks either.
+    A classifier may lack them, see :func:`vpt_dense.tta.parts`.
     """
-    model = cfg.get('tta_model')
-    if model is None and not is_dense(cfg):
-        if any('MultiLabel' in tree.kind_of(head) for head in tree.heads(cfg.model)):
-            raise UserError(
-                '--tta: with several labels an image, say in tta_model how they are merged')
-        model = dict(type='vpt_dense.AverageClsScoreTTA')
-    for key, value in (('tta_model', model), ('tta_pipeline', cfg.get('tta_pipeline'))):
-        if not value and (key == 'tta_model' or is_dense(cfg)):
-            raise UserError(f'--tta: the config has no {key}; add it, or test without --tta')
     for where, dataset in tree.placed_datasets(cfg.test_dataloader, 'test_dataloader'):
-        pipeline = cfg.get('tta_pipeline') or _mirrored(dataset.pipeline)
-        loads, others = _loaders(dataset.pipeline), _loaders(pipeline)
-        if loads != others:
-            raise UserError(
-                f'--tta: tta_pipeline reads images with {others}, {where}.pipeline with {loads}; '
-                'set tta_pipeline to read them alike')
-        dataset.pipeline = pipeline
+        model, dataset.pipeline = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
     cfg.model = ConfigDict(**model, module=cfg.model)
-
-
-def _loaders(pipeline: list[dict]) -> str:
-    """The transforms that read an image, which come before all others."""
-    names = [tree.kind_of(step) for step in pipeline]
-    first = next((i for i, name in enumerate(names) if not name.startswith('Load')), len(names))
-    return ', '.join(n for n in names[:first] if n not in ('LoadAnnotations', 'LoadMask'))
-
-
-def _mirrored(pipeline: list[dict]) -> list[dict]:
-    """A classifier's test pipeline that packs each image as it is and mirrored."""
-    *load, pack = pipeline
-    flips = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
-    return [*load, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

@@ -31,6 +31,7 @@ from vpt_dense.engine import checkpoints
 from vpt_dense.errors import FULL, UserError, explain, is_programs
 from vpt_dense.predicting.results import Classification, Result, Segmentation, annotation_ids
 from vpt_dense.tree import kind_of, leaf_datasets
+from vpt_dense.tta import parts as tta_parts
 from vpt_dense.weights import deltas, stored_config
 
 #: Threads that read and transform images while the model works.
@@ -84,15 +85,12 @@ def load(
                   'config', file=sys.stderr, flush=True)
         model = deltas.load(cfg, content, path, os.fspath(base) if base else None)
         pipeline = cfg.get('test_pipeline')
-        if tta or cfg.get('tta'):
-            for key in ('tta_model', 'tta_pipeline'):
-                if not cfg.get(key):
-                    raise UserError(
-                        f'--tta: the config has no {key}; add it, or predict without --tta')
-            model, pipeline = MODELS.build(dict(**cfg.tta_model, module=model)), cfg.tta_pipeline
         if not pipeline:
             raise UserError(
                 'the config has no test_dataloader.dataset.pipeline that could read images')
+        if tta or cfg.get('tta'):
+            around, pipeline = tta_parts(cfg, pipeline, 'test_pipeline', 'predict')
+            model = MODELS.build(dict(**around, module=model))
         origin = dict(
             checkpoint=path, sha256=_sha256(path), config=cfg.filename or None,
             tta=bool(tta or cfg.get('tta')), cfg_options=_as_texts(cfg_options),
