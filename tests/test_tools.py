@@ -157,7 +157,7 @@ def test_classification(capfd, image_leaf, tmp_path):
     done = run_tool(capfd, 'test', image_leaf, *arguments)
     assert (done.code, done.err) == (0, '')
     assert 'accuracy/top1' in done.out
-    assert list(shown.glob('*.png'))
+    assert len(list(shown.rglob('*.png'))) == 6
 
 
 def test_print_config(capfd, leaf, tmp_path):
