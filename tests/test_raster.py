@@ -290,3 +290,26 @@ def test_medical_images_without_the_extra_say_what_they_need(name, library, tmp_
         path.write_bytes(b'')
     with pytest.raises(UserError, match=rf"{name}: .* needs {library}; pip install 'vpt-dense\[m"):
         raster.read_image(tmp_path / name)
+
+
+def test_a_header_is_read_without_the_pixels(tmp_path, monkeypatch):
+    from PIL import ImageFile
+
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in ('a.png', 'a.jpg', 'a.webp'):
+        Image.fromarray(values(3, 'uint8')).save(tmp_path / name, exif=exif)
+    late = (tmp_path / 'a.png').read_bytes()  # the tag may come behind the pixels
+    start = late.index(b'eXIf') - 4
+    end = start + 12 + int.from_bytes(late[start : start + 4], 'big')
+    at = late.index(b'IEND') - 4
+    (tmp_path / 'late.png').write_bytes(late[:start] + late[end:at] + late[start:end] + late[at:])
+    assert np.array_equal(*(raster.read_image(tmp_path / n) for n in ('late.png', 'a.png')))
+
+    def forbidden(*_):
+        raise AssertionError('decoded')
+
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', forbidden)
+    for name in ('a.png', 'late.png', 'a.jpg', 'a.webp'):
+        info = raster.image_info(tmp_path / name)
+        assert (info.height, info.width) == SHAPE[::-1]

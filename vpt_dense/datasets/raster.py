@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -476,7 +477,20 @@ def _turned(array: np.ndarray, turn: int) -> np.ndarray:
 
 
 def _turn_of(picture: Image.Image) -> int:
-    return picture.getexif().get(_ORIENTATION, 1)
+    told = {'exif', 'Raw profile type exif'} & set(picture.info)
+    if picture.format != 'PNG' or told:
+        return picture.getexif().get(_ORIENTATION, 1)
+    # Pillow would decode the image to see what comes behind it.
+    with open(picture.filename, 'rb') as stream:
+        stream.seek(8)
+        while len(header := stream.read(8)) == 8:
+            length, kind = struct.unpack('>I4s', header)
+            if kind == b'eXIf':
+                exif = Image.Exif()
+                exif.load(stream.read(length))
+                return exif.get(_ORIENTATION, 1)
+            stream.seek(length + 4, os.SEEK_CUR)
+    return 1
 
 
 def _tiff_tags(path: str) -> dict[int, Any]:
