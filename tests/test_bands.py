@@ -308,3 +308,35 @@ def test_a_link_into_its_own_folder_is_not_entered(tmp_path):
     (tmp_path / 'set/train').mkdir(parents=True)
     (tmp_path / 'set/train/x').symlink_to(root, target_is_directory=True)
     assert len(checks.list_class_files(tmp_path / 'set/train', ['x'])) == 4
+
+
+# --- the table of docs/datasets.md -----------------------------------------------------------
+
+COLOURS = RNG.integers(0, 256, (9, 8, 4)).astype(np.uint8)
+DEEP = RNG.integers(0, 65536, (9, 8)).astype(np.uint16)
+PALETTE = Image.fromarray(COLOURS[..., :3]).quantize(8)
+CMYK = Image.fromarray(cv2.resize(COLOURS, (64, 64)), 'CMYK')
+THREE = np.s_[..., :3]
+FORMS = {  # file: (image, what LoadBands gives, what the default loader gives, how near)
+    'grey.png': (Image.fromarray(COLOURS[..., 0]), COLOURS[..., :1], COLOURS[..., [0] * 3], 0),
+    'deep.png': (Image.fromarray(DEEP), DEEP[..., None], (DEEP >> 8)[..., None].repeat(3, 2), 0),
+    'alpha.png': (Image.fromarray(COLOURS), COLOURS, COLOURS[THREE], 0),
+    'palette.png': (PALETTE, np.array(PALETTE.convert('RGB')), np.array(PALETTE.convert('RGB')), 0),
+    'bits.png': (Image.fromarray(DEEP > 999), (DEEP > 999)[..., None],
+                 (DEEP > 999)[..., None].repeat(3, 2) * 255, 0),
+    'cmyk.jpg': (CMYK, None, None, 3), 'cmyk.tif': (CMYK, None, None, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_both_loaders_give_what_the_table_says(name, tmp_path, mmseg_scope):
+    image, bands, default, near = FORMS[name]
+    path = tmp_path / name
+    image.save(path)
+    found = TRANSFORMS.build(dict(type='LoadImageFromFile'))(dict(img_path=str(path)))['img']
+    found = found[..., ::-1].astype(int)
+    own = raster.read_image(path).astype(int)
+    if bands is None:  # both convert, and agree
+        assert abs(own - found).max() <= near
+    else:
+        assert np.array_equal(own, bands) and np.array_equal(found, default)
