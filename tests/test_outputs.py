@@ -58,6 +58,8 @@ WRITING = {
     ('print_config', 'config.py', '--save-path', 'config.py', '--force'): 'config.py',
     ('browse_dataset', 'config.py', '--out-dir', '.'): 'c.pth',
     ('test', 'config.py', 'c.pth', '--show-dir', '.'): 'c.pth',
+    ('test', 'config.py', 'c.pth', '--out', '.'): 'c.pth',
+    ('test', 'config.py', 'c.pth', '--out', 'mine.json'): 'mine.json',
     ('make_dataset', 'digits', '.'): 'c.pth',
     ('make_dataset', 'digits', '.', '--force'): 'c.pth',  # it is no data set
     ('pretrain_demo', '--out', 'mine.safetensors'): 'mine.safetensors',
