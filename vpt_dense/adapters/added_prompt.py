@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
@@ -12,6 +11,7 @@ from vpt_dense.arguments import check_flag
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.prompts.token_prompt import resolve_range
 from vpt_dense.registry import MODELS
+from vpt_dense.sizes import resize_positions
 
 
 @MODELS.register_module()
@@ -79,7 +79,7 @@ class AddPrompt(Adapter):
             return x
         added = self.tokens[layer - self.start]
         if self.per_token:
-            added = resize_pos_embed(
+            added = resize_positions(
                 added, self.grid, layout.grid, self.interpolate_mode, self.num_cls
             )
         added = added.to(x.dtype)

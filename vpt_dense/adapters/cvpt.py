@@ -66,7 +66,7 @@ class CVPT(Adapter):
         index, row = self.places[layer]
         prompts = self.prompts[index][row : row + 1]  # (1, P, C)
         if self.training and self.dropout > 0:
-            prompts = F.dropout(prompts.expand(len(x), -1, -1), self.dropout)  # (B, P, C)
+            prompts = F.dropout(prompts.expand(x.shape[0], -1, -1), self.dropout)  # (B, P, C)
         width = x.shape[-1]
         biases = (None, None) if qkv.bias is None else qkv.bias.split((width, 2 * width))
         weights = qkv.weight.split((width, 2 * width))
@@ -74,7 +74,7 @@ class CVPT(Adapter):
         keys, values = F.linear(prompts, weights[1], biases[1]).chunk(2, dim=-1)
         out = F.scaled_dot_product_attention(
             queries,
-            *(_split_heads(e, heads).expand(len(x), -1, -1, -1) for e in (keys, values)),
+            *(_split_heads(e, heads).expand(x.shape[0], -1, -1, -1) for e in (keys, values)),
         )  # (B, heads, n, C / heads)
         return x + F.linear(out.transpose(1, 2).flatten(2), proj.weight, proj.bias)
 

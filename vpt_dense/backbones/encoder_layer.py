@@ -53,7 +53,7 @@ class PromptedAttention(MultiheadAttention):
                 further.append(self._split_heads(of_prompts)[1:])
         if further:
             keys, values = (
-                torch.cat([own, *(spread(e.to(own.dtype), len(x)) for e in extra)], 2)
+                torch.cat([own, *(spread(e.to(own.dtype), x.shape[0]) for e in extra)], 2)
                 for own, *extra in zip((keys, values), *further, strict=True)
             )  # (B, heads, N + P, C / heads)
         out = self.scaled_dot_product_attention(
@@ -142,7 +142,9 @@ def spread(tensor: Tensor, batch: int) -> Tensor:
     b is 1 for prompts that are the same for all images, the number of members for those of an
     ensemble, whose images come member by member; or ``batch``, and nothing happens.
     """
-    if len(tensor) == batch:
+    number = tensor.shape[0]  # not len(), which is a constant in an exported graph
+    if number == 1:
+        return tensor.expand(batch, *[-1] * (tensor.ndim - 1))
+    if number == batch:
         return tensor
-    return tensor.unsqueeze(1).expand(-1, batch // len(tensor), *[-1] * (tensor.ndim - 1)).flatten(
-        0, 1)
+    return tensor.unsqueeze(1).expand(-1, batch // number, *[-1] * (tensor.ndim - 1)).flatten(0, 1)

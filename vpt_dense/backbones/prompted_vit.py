@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmpretrain.models.backbones import VisionTransformer
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
@@ -18,6 +17,7 @@ from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import what_to_recompute
 from vpt_dense.prompts import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
+from vpt_dense.sizes import resize_positions
 from vpt_dense.tuning import is_added
 
 
@@ -234,17 +234,14 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         x = images if self.image_prompt is None else self.image_prompt(images)
         x, patch_resolution = self.patch_embed(x)  # (B, N, C)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # (B, cls + N, C)
-        x = x + resize_pos_embed(
-            self.pos_embed,
-            self.patch_resolution,
-            patch_resolution,
-            mode=self.interpolate_mode,
-            num_extra_tokens=self.num_extra_tokens,
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, cls + N, C)
+        x = x + resize_positions(
+            self.pos_embed, self.patch_resolution, patch_resolution, self.interpolate_mode,
+            self.num_extra_tokens,
         )
         first = self.num_extra_tokens
         if self.num_registers:
-            registers = self.register_tokens.expand(len(x), -1, -1)
+            registers = self.register_tokens.expand(x.shape[0], -1, -1)
             x = torch.cat((x[:, :first], registers, x[:, first:]), dim=1)  # (B, cls + R + N, C)
             first += self.num_registers
         x = self.drop_after_pos(x)
@@ -278,7 +275,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             elif self.prompt is not None:
                 tokens = self.prompt(x, i, prepared, layout)
                 if tokens is not None:
-                    tokens = spread(tokens, len(x)).to(x.dtype)
+                    tokens = spread(tokens, x.shape[0]).to(x.dtype)
                     # (B, cls + P + N, C)
                     x = torch.cat((x[:, :first], tokens, layout.patches(x)), dim=1)
                     layout = TokenLayout(first, num_prompts := tokens.shape[1], patch_resolution)

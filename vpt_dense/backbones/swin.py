@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from mmpretrain.models import backbones
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor
 
 from vpt_dense.adapters import Block
@@ -18,6 +17,7 @@ from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import what_to_recompute
 from vpt_dense.prompts import StagePrompts, TokenLayout
 from vpt_dense.registry import MODELS
+from vpt_dense.sizes import resize_positions
 
 
 @MODELS.register_module()
@@ -147,7 +147,7 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
         x = images if self.image_prompt is None else self.image_prompt(images)
         x, hw_shape = self.patch_embed(x)  # (B, N, C)
         if self.use_abs_pos_embed:
-            x = x + resize_pos_embed(
+            x = x + resize_positions(
                 self.absolute_pos_embed, self.patch_resolution, hw_shape,
                 self.interpolate_mode, self.num_extra_tokens,
             )
@@ -200,7 +200,7 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
                 prompts = tokens
                 x, num_prompts = layout.patches(x), 0  # those of earlier blocks end here
             elif tokens is not None:
-                tokens = tokens.expand(len(x), -1, -1).to(x.dtype)
+                tokens = tokens.expand(x.shape[0], -1, -1).to(x.dtype)
                 x, num_prompts = torch.cat((tokens, layout.patches(x)), dim=1), tokens.shape[1]
             layout = TokenLayout(0, num_prompts, hw_shape)
         x = block(
@@ -219,7 +219,7 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
             kernel = tuple(downsample.sampler.kernel_size)
             prompts = x[:, :num_prompts].flatten(0, 1)[:, None]  # (B * P, 1, C)
             prompts, _ = downsample(prompts.expand(-1, kernel[0] * kernel[1], -1), kernel)
-            merged = torch.cat((prompts.unflatten(0, (len(x), -1))[:, :, 0], merged), dim=1)
+            merged = torch.cat((prompts.unflatten(0, (x.shape[0], -1))[:, :, 0], merged), dim=1)
         return merged, size
 
     def extra_repr(self) -> str:

@@ -41,7 +41,7 @@ class PromptedWindowMSA(WindowMSA):
         qkv, projected = beside(self.qkv, x, prompts)
         # (B, W, heads, n, d)
         queries, keys, values = (
-            each.unflatten(0, (batch, len(x) // batch)) for each in self._split_heads(qkv))
+            each.unflatten(0, (batch, x.shape[0] // batch)) for each in self._split_heads(qkv))
         further = []  # (b, 1, heads, P, d)
         if prompts is not None:
             asked, *made = (each[:, None] for each in self._split_heads(projected))
@@ -121,7 +121,7 @@ class PromptedShiftWindowMSA(ShiftWindowMSA):
         """
         if not num_prompts and prompts is None and keys_values is None:
             return super().forward(query, hw_shape)
-        size, (height, width), batch = self.window_size, hw_shape, len(query)
+        size, (height, width), batch = self.window_size, hw_shape, query.shape[0]
         shift = self.shift_size
         if min(hw_shape) <= size and not self.pad_small_map:  # the parent's rule
             shift = 0
@@ -155,6 +155,14 @@ class PromptedShiftWindowMSA(ShiftWindowMSA):
         if num_prompts:
             x = torch.cat((own, x), dim=1)
         return self.drop(x)
+
+    @staticmethod
+    def window_reverse(windows: Tensor, height: int, width: int, size: int) -> Tensor:
+        """As the parent's, whose batch is a constant in an exported graph."""
+        rows, columns = height // size, width // size
+        batch = windows.shape[0] // (rows * columns)
+        windows = windows.unflatten(0, (batch, rows, columns)).transpose(2, 3)
+        return windows.reshape(batch, height, width, windows.shape[-1])
 
 
 class PromptedSwinBlock(TunedBlock, SwinBlock):

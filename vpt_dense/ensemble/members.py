@@ -88,10 +88,12 @@ class Members(BaseModule):
         Raises:
             ValueError: If the number is no multiple of k.
         """
-        number, rest = divmod(len(batch), len(self.members))
+        # len() of a tensor is a constant in an exported graph.
+        size = batch.shape[0] if isinstance(batch, Tensor) else len(batch)
+        number, rest = size // len(self.members), size % len(self.members)
         if rest:
             raise ValueError(
-                f'a batch of {len(batch)} does not divide among the {len(self.members)} members of '
+                f'a batch of {size} does not divide among the {len(self.members)} members of '
                 'the ensemble: its loader needs sampler.type=vpt_dense.EnsembleSampler'
             )
         return [batch[i * number : (i + 1) * number] for i in range(len(self.members))]

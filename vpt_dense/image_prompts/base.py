@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vpt_dense.arguments import check_number
+from vpt_dense.sizes import are_equal
 
 #: ImageNet's mean and standard deviation, in the 0..255 of our data preprocessors.
 MEAN = (123.675, 116.28, 103.53)
@@ -138,6 +139,6 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (b, C, h, w) bilinearly (half-pixel centres) to (height, width), if it is another."""
-    if tuple(maps.shape[2:]) == tuple(size):
+    if are_equal(maps.shape[2:], size):
         return maps
     return F.interpolate(maps, tuple(size), mode='bilinear', align_corners=False)

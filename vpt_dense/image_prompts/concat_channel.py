@@ -95,4 +95,4 @@ class ConcatChannelPrompt(ImagePrompt):
         if self.form == 'normalised':
             maps = (255 * maps - self.mean.mean()) / self.std.mean()
         # (B, C + p, H, W)
-        return torch.cat((images, maps.to(images.dtype).expand(len(images), -1, -1, -1)), dim=1)
+        return torch.cat((images, maps.to(images.dtype).expand(images.shape[0], -1, -1, -1)), dim=1)

@@ -66,7 +66,7 @@ class PadPrompt(ImagePrompt):
         rows = self.normalise(resize(self.top_bottom, (2 * p, width + 2 * p)))
         columns = self.normalise(resize(self.left_right, (height, 2 * p)))
         rows, columns = (
-            strip.to(images.dtype).expand(len(images), -1, -1, -1) for strip in (rows, columns)
+            strip.to(images.dtype).expand(images.shape[0], -1, -1, -1) for strip in (rows, columns)
         )
         middle = torch.cat((columns[..., :p], images, columns[..., p:]), dim=3)
         # (B, C, H + 2 p, W + 2 p)

@@ -147,7 +147,7 @@ class TokenPrompt(Prompt):
             prepared = {own_set: self.project(self.tokens[own_set : own_set + 1])}
         tokens = prepared[own_set]  # (1, P, C)
         if self.training and self.dropout > 0:
-            tokens = F.dropout(tokens.expand(len(x), -1, -1), self.dropout)  # (B, P, C)
+            tokens = F.dropout(tokens.expand(x.shape[0], -1, -1), self.dropout)  # (B, P, C)
         return tokens
 
     def is_discarded(self, layer: int) -> bool:

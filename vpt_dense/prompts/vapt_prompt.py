@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vpt_dense.arguments import check_count, check_dropout
 from vpt_dense.prompts.base import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
+from vpt_dense.sizes import are_equal
 
 
 @MODELS.register_module()
@@ -129,7 +130,7 @@ class VAPTPrompt(Prompt):
         kernel = self.kernels[layer - 1].expand(width, -1, -1, -1)
         maps = F.conv2d(maps, kernel, groups=width)  # (B, C, h - K + 1, w - K + 1)
         maps = F.dropout2d(maps, self.dropout, self.training)
-        if maps.shape[2:] != self.map_size:
+        if not are_equal(maps.shape[2:], self.map_size):
             maps = F.adaptive_avg_pool2d(maps, self.map_size)
         tokens = self.mixes[layer - 1](maps.flatten(2)).transpose(1, 2)  # (B, P, C)
         hidden = F.dropout(self.down(tokens).relu(), self.dropout, self.training)
