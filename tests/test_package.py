@@ -130,7 +130,7 @@ def test_requirements_reach_the_metadata():
         extra = re.search(r'extra == ["\'](\w+)["\']', requirement)
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
-    for extra in ('tests', 'docs', 'medical', 'optional'):
+    for extra in ('tests', 'docs', 'medical', 'export', 'optional'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -150,7 +150,8 @@ def test_imports_are_declared():
     distributions = importlib.metadata.packages_distributions()
     required = [r for n in ('runtime', 'mminstall') for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
-    extra = {canonical(r)[0] for r in requirements('medical')}  # imported where it is needed
+    # Of extras, imported where they are needed; the modules have the names of their packages.
+    extra = {canonical(r)[0] for n in ('medical', 'export') for r in requirements(n)}
     undeclared = {}
     for path in [*(ROOT / 'vpt_dense').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
         for module in imported(path):

@@ -139,7 +139,7 @@ def test_a_pool_that_cannot_be_fails_when_it_is_built(kwargs, message):
 def test_pooled_prompts_are_not_folded():
     model = tiny_vit(prompt=DEEP, out_type='avg_tokens', pool='prompts')
     with pytest.raises(UserError, match=r'run\.pth: prompts that enter block 3 flow on'):
-        deltas._fold_prompt(model, 'run.pth')
+        deltas.fold_prompt(model, 'run.pth')
 
 
 @pytest.mark.parametrize(('prompt', 'out_indices'), [

@@ -228,7 +228,7 @@ def test_pixels_become_patches_of_the_backbone(kwargs):
 
 def test_pixels_are_not_folded():
     with pytest.raises(UserError, match=r'run\.pth: prompts that enter block 0 flow on'):
-        deltas._fold_prompt(tiny_vit(prompt=PIXELS), 'run.pth')
+        deltas.fold_prompt(tiny_vit(prompt=PIXELS), 'run.pth')
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Predict images: ``python tools/predict.py CONFIG CHECKPOINT IMAGE ... --out DIR``.
 
-CONFIG may be left out: checkpoints and deltas hold theirs. IMAGE is a file, a folder, a pattern in
+CONFIG may be left out: checkpoints and deltas hold theirs. CHECKPOINT may be a .onnx file that
+tools/export.py wrote. IMAGE is a file, a folder, a pattern in
 quotes, a .txt file with a path a line, or - for such a list from standard input. Segmentation gives
 labels/*.png in the ids of the annotations, classification predictions.jsonl. Exit code 2 if an
 image could not be predicted; the others are there. See docs/predicting.md.
@@ -86,6 +87,16 @@ def main() -> None:
 
 def load(args: argparse.Namespace):
     """The model, as a :class:`vpt_dense.predicting.results.Predictor`."""
+    if args.checkpoint.lower().endswith('.onnx'):
+        from vpt_dense.deploy import onnx_model
+
+        said = dict(CONFIG=args.config, tta=args.tta, base=args.base, cfg_options=args.cfg_options)
+        for name, value in said.items():
+            if value:
+                name = name if name.isupper() else f'--{name.replace("_", "-")}'
+                raise errors.UserError(
+                    f'{args.checkpoint} holds all that it needs: {name} is for checkpoints')
+        return onnx_model.load(args.checkpoint, args.device or 'cpu')
     import torch
 
     import vpt_dense

@@ -80,7 +80,7 @@ class Rein(Adapter):
         if layer >= len(self.tokens):
             return x
         patches = layout.patches(x)  # (B, n, C)
-        dims = x.shape[-1]
+        dims = int(x.shape[-1])  # also while torch.jit traces
         tokens = self.tokens[layer]()  # (m, C)
         maps = self.maps[str(dims)]
         weights = (patches @ tokens.T * dims**-0.5).softmax(-1)[..., 1:]  # (B, n, m - 1)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vpt_dense import config, files, params
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
+from vpt_dense.prompts import FoldedPrompt
 from vpt_dense.tuning import method_of
 from vpt_dense.weights import stored_config
 from vpt_dense.weights.base import (
@@ -657,7 +658,7 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
         cfg.model.backbone.pop('adapters')
     state = model.state_dict()
     if prompt is not None:
-        keys, values, layers = _fold_prompt(backbone, path)
+        keys, values, layers = fold_prompt(backbone, path)
         place = 'backbone.prompt.'
         state = {n: t for n, t in state.items() if not n.startswith(place)}
         state |= {f'{place}keys': keys, f'{place}values': values}
@@ -674,8 +675,15 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
     return dict(state_dict=state, meta=meta), cfg.pretty_text
 
 
-def _fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[int]]:
-    """Keys and values of a backbone's prompt, each (layers, heads, P, C / heads), and the layers.
+def fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[int]]:
+    """Turn a backbone's prompt into keys and values.
+
+    Args:
+        backbone: With a prompt.
+        path: What it is of, for messages.
+
+    Returns:
+        Keys and values, each (layers, heads, P, C / heads), float32, and the layers.
 
     Raises:
         UserError: If they are not all that the prompt does.
@@ -722,3 +730,14 @@ def _fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[i
         torch.cat([pair[k] for pair in folded.values()]).float().contiguous() for k in (0, 1)
     )
     return keys, values, list(folded)
+
+
+def put_folded(backbone: nn.Module, keys: Tensor, values: Tensor, layers: list[int]) -> None:
+    """Put what :func:`fold_prompt` returned in the place of a backbone's prompt."""
+    prompt = FoldedPrompt(
+        layers, num_tokens=keys.shape[2], num_heads=keys.shape[1], embed_dims=backbone.embed_dims,
+        num_layers=backbone.num_layers)
+    prompt.keys.copy_(keys)
+    prompt.values.copy_(values)
+    backbone.prompt = prompt.eval()
+    backbone.keys_values_layers = list(layers)

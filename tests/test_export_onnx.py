@@ -1,0 +1,299 @@
+"""Models as ONNX files: made, run by ONNX Runtime, in int8. Needs the extra `export`."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from methods import ROWS, SIZES, build
+from mmengine import Config
+from test_export import CASES, HEADS, Outs, segmentor
+from tool_helpers import run_tool, write_leaf
+from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise
+
+import vpt_dense
+from vpt_dense import config, files
+from vpt_dense.deploy import card as cards
+from vpt_dense.deploy import exporting, onnx_model
+from vpt_dense.errors import UserError
+from vpt_dense.weights import deltas
+
+onnx = pytest.importorskip('onnx')
+runtime = pytest.importorskip('onnxruntime')
+
+RESIZED = """
+_steps = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(80, 40), keep_ratio=True),
+    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+val_dataloader = dict(dataset=dict(pipeline=_steps))
+test_dataloader = dict(dataset=dict(pipeline=_steps))
+"""
+FOLDER = """
+_base_ = '{base}'
+dataset = dict(data_root='{root}')
+model = dict(backbone=dict(
+    arch=dict(_delete_=True, **{arch}), img_size=32, patch_size=8, init_cfg=None,
+    prompt=dict(num_tokens=2)), head=dict(in_channels=64))
+_steps = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=36, edge='short', interpolation='bilinear', backend='pillow'),
+    dict(type='CenterCrop', crop_size=32), dict(type='PackInputs')]
+train_dataloader = dict(num_workers=0, persistent_workers=False)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=_steps))
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=_steps))
+"""
+
+
+def checkpoint(leaf, path):
+    """A checkpoint of a config with a value of its own in every parameter."""
+    cfg = config.load(str(leaf))
+    model = randomise(deltas.build(cfg))
+    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def seg(tmp_path_factory):
+    """A config, its checkpoint, and images of two sizes."""
+    folder = tmp_path_factory.mktemp('seg')
+    data = make_ade_folder(folder / 'data', size=(48, 64))
+    image = cv2.imread(str(data / 'images/validation/000.jpg'))
+    cv2.imwrite(str(folder / 'high.png'), cv2.resize(image, (50, 70)))
+    leaf = write_leaf(folder, data)
+    pictures = [str(p) for p in sorted((data / 'images/validation').glob('*'))]
+    return leaf, checkpoint(leaf, folder / 'a.pth'), [*pictures, str(folder / 'high.png')]
+
+
+@pytest.fixture(scope='module')
+def cls(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('cls')
+    generator = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for name in ('cat', 'dog'):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = generator.integers(0, 256, (40 + i, 60, 3)).astype(np.uint8)
+                cv2.imwrite(str(folder / split / name / f'{i}.png'), pixels)
+    leaf = folder / 'leaf.py'
+    leaf.write_text(FOLDER.format(
+        base=CONFIGS / 'vpt/vit-b_deep_imagefolder.py', root=folder, arch=TINY_ARCH))
+    pictures = sorted(map(str, (folder / 'val').rglob('*.png')))
+    return leaf, checkpoint(leaf, folder / 'a.pth'), pictures
+
+
+def both(leaf, path, out, pictures, capfd, *options):
+    """What the checkpoint and its exported file predict."""
+    done = run_tool(capfd, 'export', leaf, path, '--out', out, *options)
+    assert done.code == 0, done.err
+    assert 'difference from the model' in done.out
+    model = vpt_dense.load(path, str(leaf))
+    exported = onnx_model.load(out)
+    assert exported.classes == model.classes and exported.ids == model.ids
+    return [list(p.stream(pictures, probabilities=True)) for p in (model, exported)]
+
+
+@pytest.mark.parametrize(('extra', 'options'), [
+    ('', []),
+    ('', ['--resize']),
+    (RESIZED, ['--dynamic']),
+    (RESIZED + "model['test_cfg'] = dict(_delete_=True, mode='whole')\n", ['--dynamic']),
+], ids=['windows', 'windows, resized inside', 'resized images', 'whole images'])
+def test_segmentation_is_the_models(capfd, tmp_path, seg, extra, options):
+    leaf, path, pictures = seg
+    if extra:
+        leaf = tmp_path / 'leaf.py'
+        leaf.write_text(seg[0].read_text() + extra)
+        path = checkpoint(leaf, tmp_path / 'a.pth')
+    wanted, found = both(leaf, path, tmp_path / 'a.onnx', pictures, capfd, *options)
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
+        assert other.labels.dtype == one.labels.dtype
+        assert (other.labels != one.labels).mean() < 1e-3
+
+
+def test_classification_is_the_models(capfd, tmp_path, cls):
+    leaf, path, pictures = cls
+    wanted, found = both(leaf, path, tmp_path / 'a.onnx', pictures, capfd)
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
+        assert (other.name, other.label) == (one.name, one.label)
+
+
+def test_what_a_file_says_of_itself(capfd, tmp_path, seg):
+    leaf, path, _ = seg
+    out = tmp_path / 'a.onnx'
+    assert run_tool(capfd, 'export', leaf, path, '--out', out, '--argmax').code == 0
+    model = onnx.load(out)
+    onnx.checker.check_model(model)
+    card = json.loads({p.key: p.value for p in model.metadata_props}[cards.KEY])
+    assert card['task'] == 'segmentation' and len(card['classes']) == 150
+    assert card['reduce_zero_label'] and card['ids'] == list(range(1, 151))
+    assert card['input'] == dict(
+        name='images', layout='NCHW', dtype='float32', channels=3, order='RGB', size=[32, 32],
+        range='0 to 255; mean and standard deviation are inside the graph')
+    assert card['test'] == dict(mode='slide', crop_size=[32, 32], stride=[21, 21])
+    assert [step['type'] for step in card['pipeline']] == ['LoadImageFromFile']
+    (images_,), (labels,) = model.graph.input, model.graph.output
+    assert [d.dim_param or d.dim_value for d in images_.type.tensor_type.shape.dim] == [
+        'batch', 3, 32, 32]
+    session = runtime.InferenceSession(out)
+    (got,) = session.run(None, {'images': np.zeros((2, 3, 32, 32), np.float32)})
+    assert labels.name == 'labels' and got.shape == (2, 32, 32) and got.dtype == np.int64
+
+
+def test_the_tool_predicts_with_it(capfd, tmp_path, seg):
+    leaf, path, pictures = seg
+    out = tmp_path / 'a.onnx'
+    assert run_tool(capfd, 'export', path, '--out', out).code == 0
+    folders = [tmp_path / 'one', tmp_path / 'other']
+    for source, folder in zip((path, out), folders, strict=True):
+        assert run_tool(capfd, 'predict', source, *pictures, '--out', folder).code == 0
+    for one in (folders[0] / 'labels').rglob('*.png'):
+        other = cv2.imread(str(folders[1] / one.relative_to(folders[0])), -1)
+        assert (cv2.imread(str(one), -1) != other).mean() < 1e-3
+    record = json.loads((folders[1] / 'summary.json').read_text())
+    assert record['exported_from']['checkpoint'] == 'a.pth' and record['predicted'] == 3
+
+
+@pytest.mark.parametrize('task', ['seg', 'cls'])
+def test_int8(capfd, tmp_path, request, task):
+    leaf, path, pictures = request.getfixturevalue(task)
+    out = tmp_path / 'a.onnx'
+    done = run_tool(capfd, 'export', leaf, path, '--out', out, '--quantize', 'int8',
+                    '--calibrate', 4)
+    assert done.code == 0, done.err
+    key = 'mIoU' if task == 'seg' else 'accuracy/top1'
+    number = 2 if task == 'seg' else 6
+    for kind in ('float32', 'int8'):
+        (line,) = [line for line in done.out.splitlines() if line.startswith(f'{kind}:')]
+        assert key in line and f'({number} validation images' in line
+    assert {p.name for p in tmp_path.iterdir()} == {'a.onnx'}
+    exported = onnx_model.load(out)
+    assert exported.card['quantized'] == 'int8'
+    wanted = list(vpt_dense.load(path, str(leaf)).stream(pictures, True))
+    for one, other in zip(wanted, exported.stream(pictures, True), strict=True):
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=0.15)
+
+
+def test_a_file_that_differs_is_not_kept(capfd, tmp_path, seg, monkeypatch):
+    monkeypatch.setattr(exporting, 'TOLERANCE', -1)
+    done = run_tool(capfd, 'export', seg[1], '--out', tmp_path / 'out/a.onnx')
+    (line,) = done.err.splitlines()
+    assert done.code == 2 and 'is not written: largest difference' in line
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+@pytest.mark.parametrize(('options', 'said'), [
+    (['--out', 'a.tflite'], '--format tflite is not known; the formats are onnx, pt2'),
+    (['--out', 'there.onnx'], 'there.onnx is there already'),
+    (['--out', 'a.onnx', '--format', 'pt2'], 'give a file of format pt2 the ending .pt2'),
+    (['--out', 'a.onnx', '--size', '64', '64'], 'the windows of model.test_cfg.crop_size are 32x'),
+    (['--out', 'a.onnx', '--size', '64', '64', '--dynamic'], '--dynamic any'),
+    (['--out', 'a.pt2', '--quantize', 'int8'], '--quantize int8 is for --format onnx'),
+    (['--out', 'a.onnx', '--quantize', 'int4'], '--quantize int4 is not known; there is int8'),
+])
+def test_the_tool_refuses(capfd, tmp_path, seg, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'there.onnx').write_text('mine')
+    done = run_tool(capfd, 'export', seg[1], *options)
+    (line,) = done.err.splitlines()
+    assert done.code == 2 and said in line
+    assert [p.name for p in tmp_path.iterdir()] == ['there.onnx']
+    assert (tmp_path / 'there.onnx').read_text() == 'mine'
+
+
+def test_predicting_refuses(capfd, tmp_path, seg):
+    leaf, path, pictures = seg
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('Relu', ['x'], ['y'])], 'g',
+        [onnx.helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [1])],
+        [onnx.helper.make_tensor_value_info('y', onnx.TensorProto.FLOAT, [1])])
+    onnx.save(onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=9),
+        str(tmp_path / 'other.onnx'))
+    (tmp_path / 'bad.onnx').write_text('no model')
+    out = tmp_path / 'a.onnx'
+    assert run_tool(capfd, 'export', path, '--out', out).code == 0
+    for arguments, said in [
+        ([tmp_path / 'other.onnx'], 'was not made by tools/export.py'),
+        ([tmp_path / 'bad.onnx'], 'is no model that ONNX Runtime can run'),
+        ([tmp_path / 'none.onnx'], 'no file'),
+        ([leaf, out], 'CONFIG is for checkpoints'),
+        ([out, '--tta'], '--tta is for checkpoints'),
+    ]:
+        done = run_tool(capfd, 'predict', *arguments, *pictures, '--out', tmp_path / 'p')
+        assert done.code == 2 and said in done.err.splitlines()[-1], done.err
+    small = str(tmp_path / 'small.png')
+    cv2.imwrite(small, np.zeros((20, 40, 3), np.uint8))
+    broken = str(tmp_path / 'broken.png')
+    (tmp_path / 'broken.png').write_bytes(b'\x89PNG')
+    errors = list(onnx_model.load(out).stream([small, broken]))
+    assert 'small.png: ' in str(errors[0]) and 'export with --dynamic' in str(errors[0])
+    assert str(errors[1]) == f'{broken}: not an image, or a damaged one'
+
+
+def test_a_pipeline_that_is_not_known_here(seg):
+    steps = Config.fromfile(seg[0]).test_dataloader.dataset.pipeline
+    assert cards.pipeline_of(steps) == (
+        [dict(type='LoadImageFromFile', to_float32=False)], None)
+    for step, said in [
+        (dict(type='Pad', size=(1, 1)), 'it has Pad'),
+        (dict(type='Resize', scale=(1, 1), clip=True), 'Resize has clip=True'),
+    ]:
+        assert cards.pipeline_of([*steps, step])[1] == said
+    assert cards.pipeline_of([dict(type='vpt_dense.LoadBands')])[1] == 'it has LoadBands'
+
+
+@pytest.mark.parametrize(('kind', 'key'), [('UperNet', 'model.decode_head'), ('SETR', None)])
+def test_dynamic_sizes_that_onnx_has_not(mmseg_scope, kind, key):
+    class Predictor:
+        task = 'segmentation'
+        model = segmentor(kind)
+
+    if key is None:
+        exporting.check(Predictor, True, 'onnx')
+        return
+    with pytest.raises(UserError, match=rf'{key}.* --format pt2'):
+        exporting.check(Predictor, True, 'onnx')
+    exporting.check(Predictor, True, 'pt2')
+
+
+def test_a_full_disk(capfd, small_disk, seg):
+    (small_disk / 'filler').write_bytes(b'x' * 950_000)
+    done = run_tool(capfd, 'export', seg[1], '--out', small_disk / 'a.onnx')
+    (line,) = done.err.splitlines()
+    assert done.code == 2 and 'full' in line
+    assert [p.name for p in small_disk.iterdir()] == ['filler']
+
+
+def run_onnx(model, size, tolerance=1e-4):
+    """ONNX Runtime computes what the model does, of batches that the graph was not made with."""
+    module = Outs(model.eval())
+    with torch.no_grad():
+        program = exporting.graph(module, 3, size, dynamic=False)
+        names = [f'out{i}' for i in range(len(program.graph_signature.user_outputs))]
+        made = torch.onnx.export(program, dynamo=True, input_names=['images'], output_names=names,
+                                 verbose=False).model_proto
+        session = runtime.InferenceSession(made.SerializeToString())
+        for number in (1, 3):
+            x = images(number, 3, *size, seed=number)
+            wanted = module(x)
+            wanted = [wanted] if isinstance(wanted, torch.Tensor) else wanted
+            for one, other in zip(wanted, session.run(None, {'images': x.numpy()}), strict=True):
+                scale = one.abs().max().item()
+                torch.testing.assert_close(
+                    torch.from_numpy(other), one, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'family', 'task'), [
+    case for case in CASES if case[2] == ROWS[case[0]].tasks[-1]])
+def test_every_method_on_every_backbone(name, family, task):
+    run_onnx(build(name, family, task), SIZES[family])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', HEADS)
+def test_heads_of_segmentation(mmseg_scope, kind):
+    run_onnx(segmentor(kind), (32, 32))

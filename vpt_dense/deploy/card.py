@@ -1,0 +1,102 @@
+"""What an exported file says of itself, and of the way from an image file to its input."""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from vpt_dense.errors import UserError
+
+#: Name of the entry in the file: a property of the metadata (ONNX), an extra file (torch.export).
+KEY = 'vpt_dense'
+FORMAT = 'vpt_dense export 1'
+
+_ANNOTATIONS = ('LoadAnnotations', 'LoadMask')
+_PACKING = ('PackInputs', 'PackSegInputs')
+#: Transform -> the arguments that :mod:`vpt_dense.deploy.onnx_model` knows, with their defaults.
+_KNOWN: dict[str, dict[str, Any]] = {
+    'LoadImageFromFile': dict(
+        to_float32=False, color_type='color', imdecode_backend='cv2', backend_args=None),
+    'Resize': dict(
+        scale=None, scale_factor=None, keep_ratio=False, backend='cv2', interpolation='bilinear'),
+    'ResizeEdge': dict(scale=None, edge='short', backend='cv2', interpolation='bilinear'),
+    'CenterCrop': dict(crop_size=None),
+}
+
+
+def needed(*names: str) -> tuple[ModuleType, ...]:
+    """Import the packages of the extra ``export``.
+
+    Raises:
+        UserError: If one is not installed.
+    """
+    try:
+        return tuple(map(importlib.import_module, names))
+    except ImportError as error:
+        raise UserError(
+            f'{error.name or names[0]} is not installed; get what exported models need with: '
+            'pip install vpt_dense[export]'
+        ) from error
+
+
+def to_text(card: Mapping[str, Any]) -> str:
+    """The card as the file holds it."""
+    return json.dumps(card, ensure_ascii=False)
+
+
+def from_text(text: str | None, path: str) -> dict[str, Any]:
+    """Read a card.
+
+    Raises:
+        UserError: If there is none, or it is of a later version.
+    """
+    try:
+        card = json.loads(text or '')
+        kind = card['format']
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f'{path} was not made by tools/export.py: it does not say how images are prepared and '
+            'which classes there are'
+        ) from error
+    if kind != FORMAT:
+        raise UserError(f'{path} is of format {kind!r}, this version reads {FORMAT!r}')
+    return card
+
+
+def pipeline_of(steps: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """What a test's pipeline does to an image, as plain data.
+
+    Args:
+        steps: The config's pipeline.
+
+    Returns:
+        The steps, annotations left out; and None, or what keeps :mod:`vpt_dense.deploy.onnx_model`
+        from doing them.
+    """
+    found, problem = [], None
+    for step in steps:
+        kind = str(step['type']).rpartition('.')[2]
+        if kind in _ANNOTATIONS or kind in _PACKING:
+            continue
+        given = {key: value for key, value in step.items() if key != 'type'}
+        if kind not in _KNOWN:
+            problem = problem or f'it has {kind}'
+        elif strange := [key for key in given if key not in _KNOWN[kind]]:
+            problem = problem or f'{kind} has {strange[0]}={given[strange[0]]!r}'
+        else:
+            given = {**_KNOWN[kind], **given}
+            plain = dict(color_type='color', imdecode_backend='cv2', backend_args=None)
+            for key, value in plain.items():
+                found_value = given.pop(key, value)
+                if found_value != value:
+                    problem = problem or f'{kind} has {key}={found_value!r}'
+        found.append(dict(type=kind, **given))
+    kinds = [step['type'] for step in found]
+    if kinds[:1] != ['LoadImageFromFile']:
+        problem = problem or 'it does not begin with LoadImageFromFile'
+    try:
+        found = json.loads(json.dumps(found))
+    except TypeError:
+        found, problem = [], problem or 'its arguments are more than plain data'
+    return found, problem

@@ -1,0 +1,571 @@
+"""Making exported files: a graph of the whole model, checked against it before it is kept."""
+
+import contextlib
+import io
+import logging as python_logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.cnn.bricks.transformer import AdaptivePadding
+from torch import Tensor, nn
+
+import vpt_dense
+from vpt_dense import files
+from vpt_dense.adapters import merge_adapters
+from vpt_dense.deploy import card as cards
+from vpt_dense.errors import UserError
+from vpt_dense.predicting.model import ModelPredictor
+from vpt_dense.tree import leaf_datasets
+from vpt_dense.weights import deltas
+
+FORMATS = ('onnx', 'pt2')
+#: Largest difference to the model that an exported file may have, relative to the largest score.
+TOLERANCE = 1e-3
+#: Largest share of labels that may differ, where two classes are as likely.
+OTHER_LABELS = 1e-3
+#: Bytes of weights from which on ONNX keeps them in a file of their own, OUT.data.
+_IN_ONE_FILE = 1_900_000_000
+
+
+def load(
+    checkpoint: str, config: str | None = None, base: str | None = None, cfg_options: Any = None
+) -> ModelPredictor:
+    """Load a model to export, in float32: weights that a run holds in half precision too.
+
+    Args:
+        checkpoint: Checkpoint, delta, or a run's folder.
+        config: Its config; None: the one that it holds.
+        base: Pretrained weights that a delta builds on.
+        cfg_options: Settings that go over the config's.
+
+    Raises:
+        UserError: If a file is absent, damaged or of another model.
+    """
+    predictor = vpt_dense.load(checkpoint, config, base=base, cfg_options=cfg_options)
+    if predictor.cfg.model.get('backbone', {}).get('frozen_dtype') is None:
+        return predictor
+    options = {'model.backbone.frozen_dtype': None}
+    if isinstance(cfg_options, dict):
+        options = {**cfg_options, **options}
+    elif cfg_options:
+        options = [*cfg_options, 'model.backbone.frozen_dtype=None']
+    return vpt_dense.load(checkpoint, config, base=base, cfg_options=options)
+
+
+class Exportable(nn.Module):
+    """Images to scores: what is in an exported graph.
+
+    Args:
+        predictor: The model.
+        resize: Give scores at the size of the input; of segmentation alone.
+        argmax: Give labels.
+
+    Attributes:
+        resize: Whether scores have the size of the input: where asked for, and where a head cannot
+            do without.
+    """
+
+    def __init__(self, predictor: ModelPredictor, resize: bool, argmax: bool) -> None:
+        super().__init__()
+        self.model = predictor.model
+        self.dense = predictor.task == 'segmentation'
+        self.argmax = argmax
+        self.resize = self.dense and (resize or argmax or not _is_plain(self.model))
+        preprocessor = self.model.data_preprocessor
+        self.flip = _flips(predictor)
+        mean, std = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        if preprocessor._enable_normalize:
+            mean, std = preprocessor.mean, preprocessor.std
+        self.register_buffer('mean', mean.detach().clone().float(), persistent=False)
+        self.register_buffer('std', std.detach().clone().float(), persistent=False)
+        self.normalises = preprocessor._enable_normalize
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute scores.
+
+        Args:
+            images: (B, C, H, W), float32, R first, in the range that the card names.
+
+        Returns:
+            Segmentation: logits (B, channels, h, w), or (B, channels, H, W) with ``resize``, or
+            labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,).
+        """
+        if self.flip:
+            images = images.flip(1)
+        if self.normalises:
+            images = (images - self.mean) / self.std
+        if self.resize:
+            scores = self.model.encode_decode(images, [dict(img_shape=images.shape[2:])])
+        else:
+            scores = self.model(images, mode='tensor')
+        if not self.argmax:
+            return scores
+        if self.dense and scores.shape[1] == 1:
+            return (scores[:, 0].sigmoid() > self.model.decode_head.threshold).long()
+        return scores.argmax(dim=1)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether a segmentor's prediction is the scores of its head, resized, and nothing else."""
+    from mmseg.models import segmentors
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    from vpt_dense.overrides import are_of
+
+    return (
+        are_of(segmentors.EncoderDecoder, model, 'encode_decode', '_forward')
+        and isinstance(model.decode_head, BaseDecodeHead)
+        and are_of(BaseDecodeHead, model.decode_head, 'predict', 'predict_by_feat')
+    )
+
+
+def _flips(predictor: ModelPredictor) -> bool:
+    """Whether the model takes B first, given images that have R first."""
+    preprocessor = predictor.model.data_preprocessor
+    converts = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
+    steps = _steps(predictor)
+    from_files = bool(steps) and steps[0].get('color_type', 'color') == 'color' and str(
+        steps[0]['type']).endswith('LoadImageFromFile')
+    return from_files != bool(converts) and channels_of(predictor.model) == 3
+
+
+def _steps(predictor: ModelPredictor) -> Sequence[dict]:
+    tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
+    return predictor.cfg.get('test_pipeline') or (tests[0].get('pipeline') if tests else []) or []
+
+
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images that a model takes, those that an image prompt adds not counted."""
+    prompt = getattr(model.backbone, 'image_prompt', None)
+    if prompt is not None:
+        return prompt.in_channels
+    return next(m for m in model.backbone.modules() if isinstance(m, nn.Conv2d)).in_channels
+
+
+# --- what can be exported --------------------------------------------------------------------
+
+
+def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
+    """Refuse a model of which no graph can be made.
+
+    Args:
+        predictor: The model.
+        dynamic: Whether its images may be of any size.
+        kind: 'onnx' or 'pt2'.
+
+    Raises:
+        UserError: If so; the message names the key.
+    """
+    model, backbone = predictor.model, predictor.model.backbone
+    if predictor.task == 'classification':
+        from mmpretrain.models.heads import ClsHead
+
+        from vpt_dense.ensemble.heads import EnsembleClsHead
+        from vpt_dense.overrides import are_of
+
+        head = model.head
+        plain = isinstance(head, EnsembleClsHead) or isinstance(head, ClsHead) and are_of(
+            ClsHead, head, '_get_predictions')
+        if not plain:
+            raise UserError(
+                f'model.head: {type(head).__name__} cannot be exported: its predictions are no '
+                'softmax of its scores')
+        if getattr(head, '_check_mapping', None):
+            head._check_mapping()
+    preprocessor = model.data_preprocessor
+    padding = getattr(preprocessor, 'test_cfg', None)
+    if padding or getattr(preprocessor, 'pad_size_divisor', 1) not in (None, 1):
+        raise UserError(
+            'model.data_preprocessor pads images at test time (test_cfg, pad_size_divisor), which '
+            'is not a part of exported models; leave it out')
+    if not dynamic:
+        return
+    family = getattr(backbone, 'weights_family', None)
+    way = 'export with --size HEIGHT WIDTH, without --dynamic'
+    if family == 'swin':
+        raise UserError(
+            'model.backbone: the windows of a SwinTransformer and their masks are laid out for '
+            f'one size of images; {way}')
+    if kind == 'onnx':
+        for name, module in model.named_modules():
+            if name.startswith('auxiliary_head'):
+                continue
+            size = getattr(module, 'output_size', None)
+            if isinstance(module, nn.AdaptiveAvgPool2d) and size not in (1, (1, 1)):
+                raise UserError(
+                    f'model.{name} pools maps to {size} places, which ONNX has for one size of '
+                    f'images alone; {way}, or --format pt2')
+        made = type(getattr(backbone, 'prompt', None)).__name__
+        sides = [type(a).__name__ for a in getattr(backbone, 'adapters', ())]
+        vector = predictor.task == 'classification'
+        if made == 'VAPTPrompt' or vector and 'SideNetwork' in sides:
+            key = 'prompt' if made == 'VAPTPrompt' else 'adapters'
+            raise UserError(
+                f'model.backbone.{key}: {made if key == "prompt" else "SideNetwork"} pools maps to '
+                f'a fixed number of places, which ONNX has for one size of images alone; {way}, or '
+                '--format pt2')
+
+
+def fold(model: nn.Module) -> list[str]:
+    """Merge adapters into the weights and turn prompts into constants, where that is exact.
+
+    Returns:
+        A line for each, also for what stays as it is.
+    """
+    backbone, lines = model.backbone, []
+    if len(getattr(backbone, 'adapters', ())):
+        names = ', '.join(type(adapter).__name__ for adapter in backbone.adapters)
+        try:
+            merge_adapters(backbone)
+            lines.append(f'{names} merged into the weights')
+        except ValueError:
+            lines.append(f'{names} kept as they are: no linear map of one layer')
+    prompt = getattr(backbone, 'prompt', None)
+    if prompt is not None:
+        name = type(prompt).__name__
+        try:
+            keys_values = deltas.fold_prompt(backbone, 'the model')
+        except UserError:
+            lines.append(f'{name} kept as it is: more than keys and values')
+        else:
+            deltas.put_folded(backbone, *keys_values)
+            lines.append(f'{name} made constants, keys and values')
+    return lines
+
+
+class _Corner(nn.Module):
+    """mmcv's ``AdaptivePadding`` at the lower right for images whose size is open."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad (B, C, H, W) to whole patches."""
+        height, width = x.shape[2:]
+        return nn.functional.pad(x, (0, -width % self.stride[1], 0, -height % self.stride[0]))
+
+
+def _open_sizes(model: nn.Module) -> None:
+    """Exchange, in place, the parts of a model that need to know the size of images."""
+    embed = getattr(model.backbone, 'patch_embed', None)
+    padding = getattr(embed, 'adaptive_padding', None)
+    if isinstance(padding, AdaptivePadding):
+        plain = padding.padding == 'corner' and tuple(padding.kernel_size) == tuple(padding.stride)
+        if not plain:
+            raise UserError(
+                'model.backbone.patch_cfg pads in a way that needs the size of images; export with '
+                '--size HEIGHT WIDTH, without --dynamic')
+        embed.adaptive_padding = _Corner(padding.stride)
+    head = getattr(model, 'decode_head', None)
+    if head is None:
+        return
+    from mmseg.models.utils import Upsample
+
+    class _Whole(Upsample):
+        """By a whole factor."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            size = [length * int(self.scale_factor) for length in x.shape[-2:]]
+            return nn.functional.interpolate(
+                x, size=size, mode=self.mode, align_corners=self.align_corners)
+
+    for module in head.modules():
+        if type(module) is Upsample and not module.size and module.scale_factor.is_integer():
+            module.__class__ = _Whole
+
+
+# --- graphs ----------------------------------------------------------------------------------
+
+
+def sizes_of(predictor: ModelPredictor, size: Sequence[int] | None) -> tuple[int, int]:
+    """The size of images that a file is exported for.
+
+    Args:
+        predictor: The model.
+        size: What the user asks for; None: the windows of ``test_cfg``, else the image size of
+            the backbone.
+
+    Raises:
+        UserError: If neither is known, or the windows are of another size.
+    """
+    model = predictor.model
+    test_cfg = getattr(model, 'test_cfg', None) or {}
+    window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
+    if size is not None:
+        if window is not None and tuple(size) != tuple(window):
+            raise UserError(
+                f'--size {size[0]} {size[1]}: the windows of model.test_cfg.crop_size are '
+                f'{window[0]}x{window[1]}; leave --size out, or add --cfg-options '
+                'model.test_cfg.mode=whole')
+        return tuple(size)
+    found = window or predictor.cfg.model.backbone.get('img_size')
+    if found is None:
+        found = getattr(model.backbone, 'img_size', None)
+    if found is None:
+        found = 224
+    return (found, found) if isinstance(found, int) else tuple(found)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporters tell of their own work."""
+    loggers = [python_logging.getLogger(name) for name in ('torch', 'onnxscript', 'onnx_ir')]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(python_logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def graph(
+    module: nn.Module, channels: int, size: Sequence[int], dynamic: bool
+) -> 'torch.export.ExportedProgram':
+    """Make the graph of a module of images, for batches of any size.
+
+    Args:
+        module: From images (B, channels, H, W) to a tensor.
+        channels: Of the images.
+        size: (height, width) in pixels.
+        dynamic: Whether that may be any other.
+
+    Raises:
+        UserError: If there is none.
+    """
+    # Not the size that the position embedding was made for, nor a square: so that neither is taken
+    # for settled.
+    height, width = (size[0] + 8, size[1] + 24) if dynamic else size
+    shapes = {0: torch.export.Dim('batch')}
+    if dynamic:
+        shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    images = torch.zeros(2, channels, height, width)
+    try:
+        with torch.no_grad(), _quietly():
+            return torch.export.export(module, (images,), dynamic_shapes=(shapes,), strict=False)
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        what = 'with images of any size' if dynamic else f'with images of {height}x{width} pixels'
+        model = getattr(module, 'model', module)
+        head = getattr(model, 'decode_head', None) or getattr(model, 'head', None)
+        raise UserError(
+            f'{type(getattr(model, "backbone", model)).__name__} with {type(head).__name__} cannot '
+            f'be exported {what}: {_first_line(error)}'
+            + ('; try --size HEIGHT WIDTH, without --dynamic' if dynamic else '')
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return next(iter(lines), type(error).__name__)
+
+
+def export(
+    predictor: ModelPredictor,
+    out: str | Path,
+    kind: str,
+    size: Sequence[int] | None = None,
+    dynamic: bool = False,
+    resize: bool = False,
+    argmax: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Export a model to a file, which is there only if it computes what the model computes.
+
+    Args:
+        predictor: The model, on the CPU, in float32; it is changed (folded).
+        out: The file to write.
+        kind: 'onnx' or 'pt2'.
+        size: (height, width) of the images in pixels; None: see :func:`sizes_of`.
+        dynamic: Take images of any size.
+        resize: Give segmentation's scores at the size of the input.
+        argmax: Give labels.
+        say: Told what is done.
+
+    Returns:
+        The card of the file.
+
+    Raises:
+        UserError: If the model cannot be exported, or the file differs from it by more than
+            :data:`TOLERANCE` or :data:`OTHER_LABELS`.
+    """
+    if kind == 'onnx':
+        cards.needed('onnx', 'onnxscript', 'onnxruntime')
+    check(predictor, dynamic, kind)
+    size = sizes_of(predictor, size)
+    model = predictor.model.requires_grad_(False).eval()
+    module = Exportable(predictor, resize, argmax).eval()
+    channels = channels_of(model)
+    samples = [_noise(number, channels, size, seed) for seed, number in enumerate((1, 3))]
+    if dynamic:
+        samples.append(_noise(2, channels, (size[0] // 2 + 5, size[1] + 3), 2))
+    try:
+        with torch.no_grad():
+            wanted = [module(torch.from_numpy(sample)).numpy() for sample in samples]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f'the model does not take images of {size[0]}x{size[1]} pixels: {_first_line(error)}'
+        ) from error
+    for line in fold(model):
+        say(line)
+    if dynamic:
+        _open_sizes(model)
+    program = graph(module, channels, size, dynamic)
+    card = describe(predictor, module, None if dynamic else size, channels)
+    write = _write_onnx if kind == 'onnx' else _write_pt2
+    with files.atomic(out) as unfinished:
+        run = write(program, unfinished, Path(out), card)
+        found = [run(sample) for sample in samples]
+        worst = compare(wanted, found, argmax)
+        shapes = ', '.join('x'.join(map(str, sample.shape)) for sample in samples)
+        what = 'share of labels that differ' if argmax else 'largest difference'
+        limit = OTHER_LABELS if argmax else TOLERANCE * max(abs(w).max() for w in wanted)
+        said = f'{what} from the model {worst:.2g} (at most {limit:.2g}) on images of {shapes}'
+        if not worst <= limit:
+            raise UserError(f'{out} is not written: {said}')
+        say(said)
+    return card
+
+
+def compare(wanted: list[np.ndarray], found: list[np.ndarray], labels: bool) -> float:
+    """The largest difference of scores, or the largest share of labels that differ.
+
+    Raises:
+        UserError: If shapes differ.
+    """
+    worst = 0.0
+    for one, other in zip(wanted, found, strict=True):
+        if one.shape != other.shape:
+            raise UserError(f'the exported graph gives {other.shape}, the model {one.shape}')
+        gap = (one != other).mean() if labels else abs(one.astype(np.float64) - other).max()
+        worst = max(worst, float(gap)) if gap == gap else float('nan')
+        if worst != worst:
+            break
+    return worst
+
+
+def _noise(number: int, channels: int, size: Sequence[int], seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (number, channels, *size)).astype(np.float32)
+
+
+def describe(
+    predictor: ModelPredictor, module: Exportable, size: Sequence[int] | None, channels: int
+) -> dict[str, Any]:
+    """The card of a file: all that is needed to predict with it."""
+    model, dense = predictor.model, module.dense
+    steps, problem = cards.pipeline_of(_steps(predictor))
+    origin = predictor.describe()
+    card = dict(
+        format=cards.FORMAT,
+        version=vpt_dense.__version__,
+        task=predictor.task,
+        classes=list(predictor.classes),
+        ids=list(predictor.ids),
+        palette=predictor.palette,
+        input=dict(
+            name='images', layout='NCHW', dtype='float32', channels=channels,
+            order='RGB' if channels == 3 else 'as in the file',
+            range='0 to 255; mean and standard deviation are inside the graph'
+            if module.normalises else 'as the pipeline gives them',
+            size=None if size is None else list(size)),
+        output=dict(
+            name='labels' if module.argmax else 'logits', resized=module.resize or not dense),
+        pipeline=steps,
+        pipeline_problem=problem,
+        quantized=None,
+        checkpoint=os.path.basename(str(origin.get('checkpoint'))),
+        **{key: origin[key] for key in ('sha256', 'iter', 'epoch') if key in origin},
+    )
+    if dense:
+        test_cfg = model.test_cfg
+        tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
+        card |= dict(
+            reduce_zero_label=bool(tests and tests[0].get('reduce_zero_label')) or (
+                min(predictor.ids) == 1),
+            align_corners=bool(model.align_corners),
+            threshold=model.decode_head.threshold if model.out_channels == 1 else None,
+            test=dict(
+                mode=test_cfg['mode'],
+                **{key: list(test_cfg[key]) for key in ('crop_size', 'stride')
+                   if test_cfg['mode'] == 'slide'}),
+        )
+    return card
+
+
+def _write_pt2(program: Any, path: Path, out: Path, card: dict) -> Callable:
+    with path.open('wb') as stream, _quietly():
+        torch.export.save(program, stream, extra_files={cards.KEY: cards.to_text(card)})
+    with path.open('rb') as stream, _quietly():
+        module = torch.export.load(stream).module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def _write_onnx(program: Any, path: Path, out: Path, card: dict) -> Callable:
+    onnx, runtime = cards.needed('onnx', 'onnxruntime')
+    proto = to_onnx(program, card['output']['name'])
+    proto.metadata_props.add(key=cards.KEY, value=cards.to_text(card))
+    proto.producer_name, proto.producer_version = 'vpt_dense', card['version']
+    onnx.save_model(proto, str(path))
+    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run(None, {'images': images})[0]
+
+    return run
+
+
+def to_onnx(program: 'torch.export.ExportedProgram', output: str) -> Any:
+    """Turn a graph, as :func:`graph` returns it, into an ONNX model (``onnx.ModelProto``).
+
+    Raises:
+        UserError: If ONNX has no operator for something in it.
+    """
+    try:
+        with torch.no_grad(), _quietly():
+            made = torch.onnx.export(
+                program, program.example_inputs[0], dynamo=True, input_names=['images'],
+                output_names=[output], verbose=False)
+            proto = made.model_proto
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        cause = error.__cause__ or error
+        raise UserError(
+            f'torch {torch.__version__} cannot make ONNX of this model: {_first_line(cause)}; '
+            'try --format pt2, or other versions of what vpt_dense[export] installs'
+        ) from error
+    _name_axes(proto)
+    return proto
+
+
+def _name_axes(proto: Any) -> None:
+    """Call the axes of any length by their names: batch, height, width."""
+    (images,) = proto.graph.input
+    names = ('batch', 'channels', 'height', 'width')
+    axes = {axis.dim_param: name for axis, name in
+            zip(images.type.tensor_type.shape.dim, names, strict=True) if axis.dim_param}
+    if not axes:
+        return
+    symbol = re.compile(r'\b(' + '|'.join(map(re.escape, axes)) + r')\b')
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = symbol.sub(lambda found: axes[found[0]], axis.dim_param)
