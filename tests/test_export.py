@@ -113,7 +113,7 @@ HEADS = {
                     pool_scales=(1, 2)),
     'linear': dict(type='vpt_dense.LinearHead', in_index=1),
     'Segmenter': dict(type='vpt_dense.SegmenterMaskTransformerHead', in_index=1, num_layers=1,
-                      num_heads=2, embed_dims=64),
+                      num_heads=2, embed_dims=64, norm_cfg=dict(type='LN')),
     'ensemble': dict(type='vpt_dense.SETRUPHead', in_index=1, num_convs=1, up_scale=2,
                      kernel_size=3),
 }

@@ -230,7 +230,7 @@ def test_predicting_refuses(capfd, tmp_path, seg):
     (tmp_path / 'broken.png').write_bytes(b'\x89PNG')
     errors = list(onnx_model.load(out).stream([small, broken]))
     assert 'small.png: ' in str(errors[0]) and 'export with --dynamic' in str(errors[0])
-    assert str(errors[1]) == f'{broken}: not an image, or a damaged one'
+    assert broken in str(errors[1]) and 'cannot be read' in str(errors[1])
 
 
 def test_a_pipeline_that_is_not_known_here(seg):

@@ -29,7 +29,7 @@ FORMATS = ('onnx', 'pt2')
 TOLERANCE = 1e-3
 #: Largest share of labels that may differ, where two classes are as likely.
 OTHER_LABELS = 1e-3
-#: Bytes of weights from which on ONNX keeps them in a file of their own, OUT.data.
+#: Bytes of weights that fit into an ONNX file, whose format ends at 2 GiB.
 _IN_ONE_FILE = 1_900_000_000
 
 
@@ -178,6 +178,11 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
                 'softmax of its scores')
         if getattr(head, '_check_mapping', None):
             head._check_mapping()
+    size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
+    if kind == 'onnx' and size > _IN_ONE_FILE:
+        raise UserError(
+            f'the model has {size / 1e9:.1f} GB of weights, an ONNX file holds 2 GB; take '
+            '--format pt2')
     preprocessor = model.data_preprocessor
     padding = getattr(preprocessor, 'test_cfg', None)
     if padding or getattr(preprocessor, 'pad_size_divisor', 1) not in (None, 1):

@@ -7,6 +7,7 @@ taken. Scores may differ in the last digits, labels where two classes are as lik
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vpt_dense.datasets import checks, raster
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.results import Classification, Result, Segmentation
@@ -83,6 +85,7 @@ class OnnxPredictor:
         self.ids = tuple(card['ids'])
         self.palette = card['palette']
         self._ids = np.array(self.ids, np.uint8 if max(self.ids) < 256 else np.uint16)
+        self._warned = False
         self._gives_labels = card['output']['name'] == 'labels'
 
     def describe(self) -> dict[str, Any]:
@@ -163,6 +166,7 @@ class OnnxPredictor:
             UserError: If it cannot be read; the message names the file.
         """
         path = os.fspath(path)
+        self._check_bands(path)
         try:
             content = np.fromfile(path, np.uint8)
         except OSError as error:
@@ -175,6 +179,21 @@ class OnnxPredictor:
             image = _STEPS[step['type']](image, **{k: v for k, v in step.items() if k != 'type'})
         image = image[..., ::-1].transpose(2, 0, 1)
         return np.ascontiguousarray(image, np.float32), original
+
+    def _check_bands(self, path: str) -> None:
+        """Refuse a file whose bands OpenCV would change, as predicting with the model does."""
+        try:
+            info = raster.image_info(path)
+        except ValueError as error:
+            raise UserError(str(error) if path in str(error) else f'{path}: {error}') from error
+        loader = checks.Loader()
+        fault = loader.fault(info)
+        if fault and not (fault == 'deeply' and self._warned):
+            line = checks.tell(fault, [(path, info)], loader)
+            if fault != 'deeply':
+                raise UserError(line)
+            self._warned = True
+            print(f'warning: {line}', file=sys.stderr, flush=True)
 
     # --- the model ---------------------------------------------------------------------------
 
