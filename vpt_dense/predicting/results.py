@@ -1,6 +1,6 @@
 """What a prediction is, and what anything that predicts must have: NumPy and nothing else."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
@@ -28,8 +28,7 @@ class Segmentation:
 
     def pixels(self) -> list[int]:
         """How many pixels each class has."""
-        counts = np.bincount(self.labels.reshape(-1), minlength=max(self.ids) + 1)
-        return [int(counts[i]) for i in self.ids]
+        return count_pixels(self.labels, self.ids)
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,16 @@ class Predictor(Protocol):
             In the order of the images the result; where one cannot be read, the error.
         """
         ...
+
+
+def count_pixels(labels: np.ndarray, ids: Sequence[int]) -> list[int]:
+    """How many pixels of a label map (H, W) have each of some ids."""
+    counts = np.zeros(max(ids) + 1, np.int64)
+    step = max(1, 2**22 // labels.shape[1])  # bincount copies what it counts, as int64
+    for top in range(0, len(labels), step):
+        found = np.bincount(labels[top:top + step].reshape(-1), minlength=len(counts))
+        counts += found[:len(counts)]
+    return [int(counts[i]) for i in ids]
 
 
 def annotation_ids(

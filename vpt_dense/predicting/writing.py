@@ -17,7 +17,12 @@ from vpt_dense import files, live, visualization
 from vpt_dense.datasets import raster
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
-from vpt_dense.predicting.results import Classification, Predictor, Segmentation
+from vpt_dense.predicting.results import (
+    Classification,
+    Predictor,
+    Segmentation,
+    count_pixels,
+)
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
@@ -229,9 +234,8 @@ class _Labels:
                 array = raster.read_image(labels)[..., 0]
             except ValueError:
                 continue
-            counts = np.bincount(array.reshape(-1), minlength=max(self.predictor.ids) + 1)
-            return {name: int(counts[i]) for name, i in
-                    zip(self.predictor.classes, self.predictor.ids, strict=True)}
+            counts = count_pixels(array, self.predictor.ids)
+            return dict(zip(self.predictor.classes, counts, strict=True))
         return None
 
     def put(self, image: Image, result: Segmentation) -> dict[str, int]:
@@ -270,7 +274,7 @@ def _overlay(path: str, result: Segmentation, palette: list[list[int]]) -> np.nd
     step = -(-max(result.labels.shape) // LONGEST)
     with raster.open_image(path) as image:
         bands = [1, 2, 3] if image.info.bands >= 3 else [1]
-    rows = [part[-top % step::step, ::step] for top, part in raster.strips(path, bands)]
+    rows = [part[-top % step::step, ::step].copy() for top, part in raster.strips(path, bands)]
     labels = np.zeros(max(result.ids) + 1, np.int64)
     labels[list(result.ids)] = range(len(result.ids))
     return visualization.draw_labels(
