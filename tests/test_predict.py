@@ -181,7 +181,8 @@ def test_arrays_pictures_and_tensors(seg):
     (7, 'an image is a path, a PIL image'),
     ('/nowhere/a.png', '/nowhere/a.png: no such file'),
 ], ids=[
-    'float array', 'float tensor', 'four bands', 'one axis', 'grey of 16 bits', 'number', 'no file'])
+    'float array', 'float tensor', 'four bands', 'one axis', 'grey of 16 bits', 'number',
+    'no file'])
 def test_what_is_no_image(seg, image, message):
     predictor = vpt_dense.load(str(seg / 'c.pth'))
     with pytest.raises(ValueError, match=message):

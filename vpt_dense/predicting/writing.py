@@ -28,7 +28,7 @@ LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
 
 #: The longest edge in pixels that is drawn; of larger images rows and columns are left out.
-LONGEST = 4096
+LONGEST = 2048
 #: What of a model's description must be the same for a run that goes on with another's files.
 _SAME = ('sha256', 'tta', 'cfg_options')
 
