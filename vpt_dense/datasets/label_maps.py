@@ -14,10 +14,10 @@ def write(path: str | Path, labels: np.ndarray, ids: Sequence[int]) -> None:
 
     Args:
         path: A name that is too long is shortened.
-        labels: (H, W) integers, the classes.
+        labels: (H, W), the classes; of any type (mmseg's of one channel are float).
         ids: What stands in the file for each class
             (:func:`vpt_dense.predicting.results.annotation_ids`): 8 bits, 16 if one is above 255.
     """
     table = np.array(ids, np.uint8 if max(ids) < 256 else np.uint16)
     with files.atomic(files.shortened(path)) as unfinished, unfinished.open('wb') as stream:
-        Image.fromarray(table[labels]).save(stream, 'png')
+        Image.fromarray(table[labels.astype(np.intp, copy=False)]).save(stream, 'png')
