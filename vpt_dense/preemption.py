@@ -47,7 +47,8 @@ def stop_listening() -> None:
     if _State.owner == os.getpid():
         _State.owner = None
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(number, signal.SIG_DFL)
 
 
 def received() -> str | None:
