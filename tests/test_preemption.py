@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,20 @@ def test_resume_if_any(tmp_path, data, capfd):
     again = run_tool(capfd, 'train', leaf, '--work-dir', tmp_path / 'two', '--resume', first,
                      '--resume', 'if-any')  # fmt: skip
     assert again.code == 0 and f'resuming from {tmp_path}/two/iter_2.pth' in again.out, again.err
+
+
+def test_a_run_in_a_thread_leaves_the_signals_to_the_main_thread():
+    """As where a program of one's own trains in a thread; Python refuses handlers there."""
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    try:
+        preemption.listen()
+        mine = [signal.getsignal(number) for number in preemption.SIGNALS]
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(preemption.stop_listening).result()
+        assert [signal.getsignal(number) for number in preemption.SIGNALS] == mine
+        preemption.stop_listening()
+        for number in preemption.SIGNALS:
+            assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        for number, handler in zip(preemption.SIGNALS, before, strict=True):
+            signal.signal(number, handler)

@@ -25,17 +25,17 @@ def parse_args() -> argparse.Namespace:
     add('--out', required=True, metavar='FILE', help='the file to write, .onnx or .pt2')
     add('--format', metavar='onnx|pt2',
         help='ONNX, or a graph of torch.export (default: by the name of the file)')
-    add('--size', nargs=2, type=_count, metavar=('HEIGHT', 'WIDTH'),
+    add('--size', nargs=2, type=errors.count, metavar=('HEIGHT', 'WIDTH'),
         help='of the images in pixels (default: of the windows of the test, else of the backbone)')
     add('--dynamic', action='store_true', help='images of any size')
     add('--resize', action='store_true',
         help='scores at the size of the input (segmentation; default: that of the head)')
     add('--argmax', action='store_true', help='labels in place of scores')
     add('--quantize', metavar='int8', help='also in int8 (ONNX): --out is that file then')
-    add('--calibrate', type=_count, default=64, metavar='N',
+    add('--calibrate', type=errors.count, default=64, metavar='N',
         help='images that int8 is calibrated with (default: 64)')
     add('--calibration-images', metavar='DIR', help='where they are (default: those of training)')
-    add('--measure', type=_count, metavar='N',
+    add('--measure', type=errors.count, metavar='N',
         help='validation images that int8 is measured with (default: all)')
     add('--base', metavar='PATH', help='pretrained weights that a delta builds on (default: as '
         'its config says)')
@@ -66,12 +66,6 @@ def parse_args() -> argparse.Namespace:
         raise errors.UserError(
             '--quantize measures by scores: leave --argmax out')
     return args
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 1')
-    return int(text)
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ def parse_args() -> argparse.Namespace:
     add('--probabilities', choices=('npz', 'tiff'), help='write those of every pixel')
     add('--dtype', choices=('float16', 'float32'), default='float16',
         help='of the probabilities (default: float16)')
-    add('--top-k', type=_count, default=5, metavar='K',
+    add('--top-k', type=errors.count, default=5, metavar='K',
         help='classes of an image whose scores are written (classification; default: 5)')
-    add('--batch-size', type=_count, metavar='N',
+    add('--batch-size', type=errors.count, metavar='N',
         help="images of one size at a time (default: that of the config's test)")
     add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
     add('--tta', action='store_true',
@@ -48,12 +48,6 @@ def parse_args() -> argparse.Namespace:
         raise errors.UserError(f'name {lacking}: predict.py [CONFIG] CHECKPOINT IMAGE ...')
     args.checkpoint, *args.images = args.what
     return args
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 1')
-    return int(text)
 
 
 def main() -> None:

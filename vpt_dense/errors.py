@@ -32,6 +32,13 @@ class UserError(ValueError):
     """
 
 
+def count(text: str) -> int:
+    """The ``type`` of an option that is a number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 1')
+    return int(text)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's, with ``--traceback``, for use under :func:`main`: errors are one line."""
 

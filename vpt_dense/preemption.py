@@ -43,12 +43,11 @@ def listen() -> None:
 
 
 def stop_listening() -> None:
-    """Let the signals do what they do by default."""
-    if _State.owner == os.getpid():
+    """Let the signals do what they do by default; they are the main thread's, as in listen."""
+    if _State.owner == os.getpid() and threading.current_thread() is threading.main_thread():
         _State.owner = None
         for number in SIGNALS:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)
 
 
 def received() -> str | None:
