@@ -286,6 +286,19 @@ ROWS = {
         fragments=('deep-lora',)),
 }  # fmt: skip
 
+#: Every row on every backbone that it fits, in every task.
+CASES = [
+    (name, family, task)
+    for name, row in ROWS.items() for family in row.count for task in row.tasks
+]  # fmt: skip
+#: Those whose graphs are made of other operations: which weights train does not count, but for all
+#: and none of them; and of the tasks the one with more outputs does for both.
+GRAPHS = [
+    (name, family, task) for name, family, task in CASES
+    if task == ROWS[name].tasks[-1]
+    and (set(ROWS[name].tuning) != {'trainable'} or name in ('full', 'linear'))
+]  # fmt: skip
+
 
 def build(name: str, family: str, task: str, **kwargs: Any):
     """Build the tiny backbone of a row, every parameter with a value of its own."""

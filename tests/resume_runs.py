@@ -1,5 +1,6 @@
 """Short runs with everything random that training has, for the tests of resuming."""
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -92,6 +93,8 @@ def train(cfg: Config, stop: int | None = None, resume: str | None = None) -> No
     """
     import mmseg.datasets
     import mmseg.models  # noqa: F401
+
+    gc.freeze()  # as the tools do: data sets collect garbage among all that is imported
 
     from vpt_dense.engine.runner import Runner
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import BACKBONES, ROWS, SIZES, TASKS, build
+from methods import BACKBONES, GRAPHS, SIZES, TASKS, build
 from mmengine.registry import MODELS
 from torch import nn
 from utils import TINY_ARCH, images, randomise
@@ -10,10 +10,6 @@ from utils import TINY_ARCH, images, randomise
 from vpt_dense.deploy import exporting
 from vpt_dense.errors import UserError
 
-CASES = [
-    (name, family, task)
-    for name, row in ROWS.items() for family in row.count for task in row.tasks
-]  # fmt: skip
 #: Every place where something stands beside the images of a batch, in few blocks.
 QUICK = {
     'tokens, cls, registers, border, CVPT': dict(
@@ -70,7 +66,7 @@ def test_graphs_take_batches_of_any_size(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'family', 'task'), CASES)
+@pytest.mark.parametrize(('name', 'family', 'task'), GRAPHS)
 def test_graphs_of_every_method_on_every_backbone(name, family, task):
     check(build(name, family, task), SIZES[family])
 

@@ -6,14 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from methods import ROWS, SIZES, build
+from methods import GRAPHS, SIZES, build
 from mmengine import Config
-from test_export import CASES, HEADS, Outs, segmentor
+from test_export import HEADS, Outs, segmentor
 from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise
 
 import vpt_dense
 from vpt_dense import config, files
+from vpt_dense.datasets import raster
 from vpt_dense.deploy import card as cards
 from vpt_dense.deploy import exporting, onnx_model
 from vpt_dense.errors import UserError
@@ -28,6 +29,16 @@ _steps = [
     dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 val_dataloader = dict(dataset=dict(pipeline=_steps))
 test_dataloader = dict(dataset=dict(pipeline=_steps))
+"""
+BANDS = """
+dataset = dict(_delete_=True, type='vpt_dense.SegFolder', data_root='{root}', classes=['x', 'y'])
+_load = dict(type='vpt_dense.LoadBands', mean=[90.0, 100.0, 110.0, 120.0][:{n}],
+             std=[40.0, 50.0, 60.0, 70.0][:{n}], bands=[2, 3, 4, 5][:{n}])
+_pack = dict(type='PackSegInputs')
+train_dataloader['dataset'] = dict(pipeline=[_load, dict(type='vpt_dense.LoadMask'), _pack])
+val_dataloader['dataset'] = test_dataloader['dataset'] = dict(pipeline=[_load, {resize} _pack])
+model['data_preprocessor'].update(size=(32, 32), mean=None, std=None, bgr_to_rgb=False)
+model['backbone']['in_channels'] = {n}
 """
 FOLDER = """
 _base_ = '{base}'
@@ -109,6 +120,43 @@ def test_segmentation_is_the_models(capfd, tmp_path, seg, extra, options):
     for one, other in zip(wanted, found, strict=True):
         np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
         assert other.labels.dtype == one.labels.dtype
+        assert (other.labels != one.labels).mean() < 1e-3
+
+
+@pytest.mark.parametrize('number', [3, 4])
+@pytest.mark.parametrize('size', [None, (80, 40)], ids=['windows', 'resized'])
+def test_bands_are_read_as_the_model_reads_them(capfd, tmp_path, number, size):
+    resize = f"dict(type='Resize', scale={size}, keep_ratio=True)," if size else ''
+    leaf = write_leaf(tmp_path, tmp_path, BANDS.format(root=tmp_path, n=number, resize=resize))
+    path = checkpoint(leaf, tmp_path / 'a.pth')
+    values = np.random.default_rng(0).uniform(0, 200, (90, 70, number + 1)).astype(np.float32)
+    values[:40, :40] = -9
+    raster.write_raster(tmp_path / 'a.tif', values, nodata=-9)
+    wanted, found = both(leaf, path, tmp_path / 'a.onnx', [str(tmp_path / 'a.tif')], capfd,
+                         '--dynamic')
+    assert (found[0].labels[:40, :40] == 255).all() and found[0].ignored_id == 255
+    assert set(np.unique(found[0].labels[40:])) == {0, 1}
+    assert (found[0].labels != wanted[0].labels).mean() < 1e-3
+    np.testing.assert_allclose(found[0].probabilities, wanted[0].probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(150, 131), (30, 131), (150, 32), (70, 20)], ids=str)
+@pytest.mark.parametrize('extra', ['', RESIZED], ids=['windows', 'resized'])
+def test_tiles_are_the_whole(capfd, tmp_path, seg, monkeypatch, size, extra):
+    """A few rows and columns at a time, kept in files, from a raster by rows."""
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(seg[0].read_text() + extra)
+    array = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    raster.write_raster(tmp_path / 'a.tif', array)
+    cv2.imwrite(str(tmp_path / 'a.png'), array[..., ::-1])
+    monkeypatch.setattr(onnx_model, '_TILE', 150 * 4 * 32 * 9)
+    monkeypatch.setattr(onnx_model, '_IN_MEMORY', 100)
+    pictures = [str(tmp_path / name) for name in ('a.tif', 'a.png')]
+    wanted, found = both(leaf, checkpoint(leaf, tmp_path / 'a.pth'), tmp_path / 'a.onnx', pictures,
+                         capfd, '--dynamic')
+    for one, other in zip(wanted, found, strict=True):
+        assert isinstance(other.probabilities, np.memmap)
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-3)
         assert (other.labels != one.labels).mean() < 1e-3
 
 
@@ -242,7 +290,8 @@ def test_a_pipeline_that_is_not_known_here(seg):
         (dict(type='Resize', scale=(1, 1), clip=True), 'Resize has clip=True'),
     ]:
         assert cards.pipeline_of([*steps, step])[1] == said
-    assert cards.pipeline_of([dict(type='vpt_dense.LoadBands')])[1] == 'it has LoadBands'
+    pack = [dict(type='PackSegInputs')]
+    assert cards.pipeline_of(pack)[1] == 'it does not begin with LoadImageFromFile or LoadBands'
 
 
 @pytest.mark.parametrize(('kind', 'key'), [('UperNet', 'model.decode_head'), ('SETR', None)])
@@ -287,8 +336,7 @@ def run_onnx(model, size, tolerance=1e-4):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'family', 'task'), [
-    case for case in CASES if case[2] == ROWS[case[0]].tasks[-1]])
+@pytest.mark.parametrize(('name', 'family', 'task'), GRAPHS)
 def test_every_method_on_every_backbone(name, family, task):
     run_onnx(build(name, family, task), SIZES[family])
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from methods import BACKBONES, ROWS, SIZES, TASKS, build, build_at_start
+from methods import BACKBONES, CASES, GRAPHS, ROWS, SIZES, TASKS, build, build_at_start
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -16,10 +16,6 @@ from vpt_dense.tuning import ADDED, is_added
 from vpt_dense.weights import deltas
 from vpt_dense.weights.base import KEY
 
-CASES = [
-    (name, family, task)
-    for name, row in ROWS.items() for family in row.count for task in row.tasks
-]  # fmt: skip
 case = pytest.mark.parametrize(('name', 'family', 'task'), CASES)
 TRAINED = [c for c in CASES if ROWS[c[0]].count[c[1]]]
 FAMILIES = [(family, task) for family in BACKBONES for task in TASKS[family]]
@@ -138,7 +134,7 @@ def test_bf16_autocast_forward(name, family, task):
 
 
 @pytest.mark.slow
-@case
+@pytest.mark.parametrize(('name', 'family', 'task'), GRAPHS)
 def test_compiled_forward(name, family, task):
     model = build(name, family, task).double().eval()  # large random features round too much
     x = batch(family, dtype=torch.float64)

@@ -526,6 +526,63 @@ model['backbone']['in_channels'] = 4
     assert np.array_equal(vpt_dense.load(checkpoint).predict(tensor).labels, result.labels)
 
 
+FOUR = """
+dataset.update({data})
+model['data_preprocessor'].update(mean=None, std=None, bgr_to_rgb=False)
+model['backbone']['in_channels'] = 4
+tta_pipeline = [_load[0], dict(type='TestTimeAug', transforms=[
+    [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+    [dict(type='PackSegInputs')]])]
+"""
+
+
+@pytest.mark.parametrize(('data', 'ignored'), [
+    ('', 255), ('ignore_index=7', 7), ('reduce_zero_label=True', 0)])
+def test_no_data_is_no_class(capfd, tmp_path, monkeypatch, data, ignored):
+    """In maps of every door, whichever way the image is gone through."""
+    from rasterio.transform import from_origin
+
+    root = tmp_path / 'data'
+    array = np.random.default_rng(0).integers(1, 60000, (40, 50, 4)).astype(np.uint16)
+    array[:10, :20] = 0
+    array[20, 20, 0] = 0  # in one band alone
+    place = dict(crs='EPSG:32633', transform=from_origin(400000, 5800000, 10, 10), nodata=0)
+    mask = np.random.default_rng(1).integers(0, 2, (40, 50)) + int('reduce' in data)
+    for split in ('training', 'validation'):
+        for kind in ('images', 'annotations'):
+            (root / kind / split).mkdir(parents=True)
+        write_placed(root / 'images' / split / 'a.tif', array, place)
+        cv2.imwrite(str(root / 'annotations' / split / 'a.png'), mask)
+    bands = "dict(type='vpt_dense.LoadBands', mean=[2e4] * 4, std=[1e4] * 4)"
+    leaf = folder_leaf(tmp_path, ['x', 'y'], load=bands, extra=FOUR.format(data=data))
+    checkpoint = save(leaf, tmp_path / 'c.pth')
+    out = tmp_path / 'out'
+    predict(capfd, checkpoint, root / 'images/validation/a.tif', '--out', out, '--overlay')
+    labels = raster.read_image(out / 'labels/a.tif')[..., 0]
+    assert raster.image_info(out / 'labels/a.tif').nodata == ignored
+    empty = np.zeros((40, 50), bool)
+    empty[:10, :20] = True
+    assert (labels[empty] == ignored).all() and not (labels[~empty] == ignored).any()
+    assert summary(out)['no_data'] == dict(id=ignored, pixels=200)
+    assert sum(each['pixels'] for each in summary(out)['pixels'].values()) == 1800
+    again = predict(capfd, checkpoint, root / 'images/validation/a.tif', '--out', out,
+                    '--skip-existing', '--overlay')
+    assert '1 were there' in again.out and summary(out)['no_data']['pixels'] == 200
+
+    path = str(root / 'images/validation/a.tif')
+    augmented = vpt_dense.load(checkpoint, tta=True)
+    assert ((augmented.predict(path).labels == ignored) == empty).all()
+    assert ((augmented.predict(path, probabilities=True).labels == ignored) == empty).all()
+    predictor = vpt_dense.load(checkpoint)
+    monkeypatch.setattr(predicting, 'PLAIN_PIXELS', 10)
+    assert np.array_equal(predictor.predict(path).labels, labels)  # tile by tile
+
+    outcome = run_tool(capfd, 'test', leaf, checkpoint, '--out', tmp_path / 'maps',
+                       '--show-dir', tmp_path / 'pictures')
+    assert outcome.code == 0, outcome.err
+    assert np.array_equal(cv2.imread(str(tmp_path / 'maps/a.png'), -1), labels)
+
+
 def write_placed(path, array, place):
     import rasterio
 
@@ -548,7 +605,8 @@ def test_bands_that_the_loader_would_change(capfd, seg, tmp_path):
 class Constant:
     """Another kind of predictor: what an exported model would be."""
 
-    task, classes, ids, palette = 'segmentation', ('a', 'b'), (0, 7), [[0, 0, 0], [255, 0, 0]]
+    task, classes, ids, ignored_id = 'segmentation', ('a', 'b'), (0, 7), 255
+    palette = [[0, 0, 0], [255, 0, 0]]
 
     def describe(self):
         return dict(checkpoint='m.onnx', sha256='0')

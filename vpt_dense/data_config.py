@@ -7,6 +7,7 @@ says for all; such values follow ``dataset``. Which they are is seen by comparin
 
 import ast
 import copy
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def place_test_pipeline(cfg: Config) -> None:
 
     There a ``LoadImageFromFile`` that reads nothing comes before ``vpt_dense.LoadBands``: mmseg's
     inferencers look for it. ``tta_pipeline`` loads images as ``test_dataloader`` does, unless it
-    has a ``LoadBands`` of its own.
+    has a ``LoadBands`` of its own. Data samples get what it finds to have no data.
     """
     tests = leaf_datasets(cfg.get('test_dataloader'))
     for dataset in tests:
@@ -92,8 +93,25 @@ def place_test_pipeline(cfg: Config) -> None:
             if augmented and [kind_of(t) for t in augmented].count('LoadBands') == 0:
                 if kind_of(augmented[0]) == 'LoadImageFromFile':
                     cfg.tta_pipeline = [copy.deepcopy(pipeline[at]), *augmented[1:]]
+    for dataset in (*tests, *leaf_datasets(cfg.get('val_dataloader'))):
+        _pass_no_data(dataset.get('pipeline'))
+    _pass_no_data(cfg.get('tta_pipeline'))
     if tests and tests[0].get('pipeline'):
         cfg.test_pipeline = copy.deepcopy(tests[0]['pipeline'])
+
+
+def _pass_no_data(pipeline: list | None) -> None:
+    """Have a pipeline hand on ``no_data`` of its ``LoadBands``, in place."""
+    steps = [step for _, step in walk(pipeline, '')]
+    if not any(kind_of(step) == 'LoadBands' for step in steps):
+        return
+    for step in steps:
+        if kind_of(step) == 'PackSegInputs':
+            from mmseg.datasets.transforms import PackSegInputs
+
+            usual = inspect.signature(PackSegInputs).parameters['meta_keys'].default
+            keys = step.get('meta_keys', usual)
+            step['meta_keys'] = [key for key in keys if key != 'no_data'] + ['no_data']
 
 
 def _normal(dataset: dict, where: str) -> ConfigDict:

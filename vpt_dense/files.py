@@ -229,6 +229,18 @@ def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[s
         stream.write(content[end:])
 
 
+def on_disk(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array of zeros in a file that goes with it, in the folder for temporary files.
+
+    Raises:
+        OSError: If the disk has no room for it.
+    """
+    with tempfile.TemporaryFile() as stream:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        os.posix_fallocate(stream.fileno(), 0, size)  # writing to a full disk would be a signal
+        return np.memmap(stream, dtype, 'r+', shape=shape)
+
+
 def sweep(folder: str | Path) -> list[str]:
     """Remove what killed processes left unfinished in a folder.
 

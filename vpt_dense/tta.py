@@ -57,4 +57,6 @@ def _loaders(pipeline: list[dict]) -> str:
     """The transforms that read an image, which come before all others."""
     names = [tree.kind_of(step) for step in pipeline]
     first = next((i for i, name in enumerate(names) if not name.startswith('Load')), len(names))
-    return ', '.join(n for n in names[:first] if n not in ('LoadAnnotations', 'LoadMask'))
+    # Before LoadBands stands one that reads nothing, see vpt_dense.datasets.loading.
+    left_out = ('LoadAnnotations', 'LoadMask', *['LoadImageFromFile'] * ('LoadBands' in names))
+    return ', '.join(name for name in names[:first] if name not in left_out)

@@ -334,9 +334,7 @@ def _look(sample: tuple[str, str | int | None], loader: Loader | None, stats: bo
             info = file.info = opened.info
             if bands and max(bands) > info.bands:
                 bands = None
-            nodata = info.nodata
-            if isinstance(nodata, tuple):
-                nodata = [nodata[band - 1] for band in bands or range(1, info.bands + 1)]
+            nodata = info.nodata_of(bands)
             if loader and loader.nodata is not None:
                 nodata = loader.nodata
             for _, part in opened.strips(bands):

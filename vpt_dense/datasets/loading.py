@@ -96,7 +96,7 @@ class LoadBands(BaseTransform):
         img = results.get('img')
         if img is None or (img.size == _LEFT.size and img.tobytes() == _LEFT.tobytes()):
             img, info = raster.read(path, self.bands)
-            nodata, count = info.nodata, img.shape[2]
+            nodata, count = info.nodata_of(self.bands), img.shape[2]
         else:
             if 'img_path' not in results and img.ndim == 3 and img.shape[2] == 3:
                 # mmpretrain's inferencers: of a path or of an array, they do not say.
@@ -108,6 +108,8 @@ class LoadBands(BaseTransform):
                     )
             img = img.reshape(*img.shape[:2], -1)  # (H, W, bands)
             nodata, count = results.get('nodata'), img.shape[2]
+            if isinstance(nodata, tuple):
+                nodata = [nodata[band - 1] for band in self.bands or range(1, count + 1)]
             if count >= 3:  # OpenCV swaps the first and the third band
                 img = img[..., [2, 1, 0, *range(3, count)]]
             if self.bands is not None:
@@ -121,31 +123,10 @@ class LoadBands(BaseTransform):
                 f'image {path} has {count} bands, LoadBands expects {len(self.mean)} (one for each '
                 'figure of mean); choose some with bands=[...]'
             )
-        if isinstance(nodata, tuple):
-            nodata = [nodata[band - 1] for band in self.bands or range(1, count + 1)]
-        results['img'], results['no_data'] = self.normalise(img, nodata)
+        results['img'], results['no_data'] = raster.normalise(
+            img, self.mean, self.std, nodata if self.nodata is None else self.nodata)
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
-
-    def normalise(
-        self, image: np.ndarray, nodata: float | Sequence[float | None] | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Normalises the values of a file.
-
-        Args:
-            image: (H, W, bands), the bands that are taken, in their order.
-            nodata: What the file says, see :func:`vpt_dense.datasets.raster.is_nodata`.
-
-        Returns:
-            (H, W, bands) float32, 0 where there is no data, and (H, W) bool where no band has any;
-            None: nowhere.
-        """
-        invalid = raster.is_nodata(image, self.nodata if self.nodata is not None else nodata)
-        image = (image.astype(np.float32) - self.mean) / self.std
-        if not invalid.any():
-            return image, None
-        image[invalid] = 0
-        return image, invalid.all(axis=2)
 
     def __repr__(self) -> str:
         more = '' if self.bands is None else f', bands={self.bands}'

@@ -61,14 +61,21 @@ def _stems(folder: str) -> Counter[str]:
     return Counter(Path(name).stem for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def _folders(dataset: Any) -> Iterator[str]:
-    """The folders of images of a data set's parts."""
+def leaves(dataset: Any) -> Iterator[Any]:
+    """The data sets inside a built one: itself, or what its wrappers hold."""
     parts = [*getattr(dataset, 'datasets', []), getattr(dataset, 'dataset', None)]
     parts = [part for part in parts if part is not None]
     for part in parts:
-        yield from _folders(part)
-    prefix = getattr(dataset, 'data_prefix', None)
-    prefix = prefix.get('img_path') if isinstance(prefix, dict) else prefix
-    folder = prefix or getattr(dataset, 'data_root', None)
-    if folder and not parts:
-        yield folder.partition('://')[2] or folder
+        yield from leaves(part)
+    if not parts:
+        yield dataset
+
+
+def _folders(dataset: Any) -> Iterator[str]:
+    """The folders of images of a data set's parts."""
+    for leaf in leaves(dataset):
+        prefix = getattr(leaf, 'data_prefix', None)
+        prefix = prefix.get('img_path') if isinstance(prefix, dict) else prefix
+        folder = prefix or getattr(leaf, 'data_root', None)
+        if folder:
+            yield folder.partition('://')[2] or folder

@@ -75,6 +75,12 @@ class ImageInfo:
         plain = {'uint8': '8 bit', 'uint16': '16 bit'}
         return f'{self.bands} x {plain.get(self.dtype.name, self.dtype.name)}'
 
+    def nodata_of(self, bands: Sequence[int] | None) -> float | list[float | None] | None:
+        """``nodata`` of some bands, 1 for the first; None: of all."""
+        if not isinstance(self.nodata, tuple):
+            return self.nodata
+        return [self.nodata[band - 1] for band in bands or range(1, self.bands + 1)]
+
 
 # --- what others call ------------------------------------------------------------------------
 
@@ -187,6 +193,32 @@ def is_nodata(
             value = int(value)
         found[..., band] |= image[..., band] == image.dtype.type(value)
     return found
+
+
+def normalise(
+    image: np.ndarray,
+    mean: Sequence[float] | np.ndarray,
+    std: Sequence[float] | np.ndarray,
+    nodata: float | Sequence[float | None] | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Normalises the values of a file.
+
+    Args:
+        image: (H, W, bands), of any type.
+        mean: Of each band.
+        std: Of each band.
+        nodata: As in :func:`is_nodata`.
+
+    Returns:
+        (H, W, bands) float32, 0 where there is no data; and where no band has any, (H, W) bool, or
+        None: nowhere.
+    """
+    invalid = is_nodata(image, nodata)
+    image = (image.astype(np.float32) - np.float32(mean)) / np.float32(std)
+    if not invalid.any():
+        return image, None
+    image[invalid] = 0
+    return image, invalid.all(axis=2)
 
 
 def write_raster(

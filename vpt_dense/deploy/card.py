@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from vpt_dense.errors import UserError
+from vpt_dense.tree import kind_of
 
 #: Name of the entry in the file: a property of the metadata (ONNX), an extra file (torch.export).
 KEY = 'vpt_dense'
@@ -18,6 +19,7 @@ _PACKING = ('PackInputs', 'PackSegInputs')
 _KNOWN: dict[str, dict[str, Any]] = {
     'LoadImageFromFile': dict(
         to_float32=False, color_type='color', imdecode_backend='cv2', backend_args=None),
+    'LoadBands': dict(mean=None, std=None, bands=None, nodata=None),
     'Resize': dict(
         scale=None, scale_factor=None, keep_ratio=False, backend='cv2', interpolation='bilinear'),
     'ResizeEdge': dict(scale=None, edge='short', backend='cv2', interpolation='bilinear'),
@@ -64,6 +66,11 @@ def from_text(text: str | None, path: str) -> dict[str, Any]:
     return card
 
 
+def loads_bands(steps: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a test's pipeline reads images by ``LoadBands``: bands in the file's order."""
+    return any(kind_of(step) == 'LoadBands' for step in steps)
+
+
 def pipeline_of(steps: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
     """What a test's pipeline does to an image, as plain data.
 
@@ -75,10 +82,13 @@ def pipeline_of(steps: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
         from doing them.
     """
     found, problem = [], None
+    reads_bands = loads_bands(steps)
     for step in steps:
-        kind = str(step['type']).rpartition('.')[2]
+        kind = kind_of(step)
         if kind in _ANNOTATIONS or kind in _PACKING:
             continue
+        if kind == 'LoadImageFromFile' and reads_bands:
+            continue  # it reads nothing, see vpt_dense.datasets.loading
         given = {key: value for key, value in step.items() if key != 'type'}
         if kind not in _KNOWN:
             problem = problem or f'it has {kind}'
@@ -93,8 +103,8 @@ def pipeline_of(steps: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
                     problem = problem or f'{kind} has {key}={found_value!r}'
         found.append(dict(type=kind, **given))
     kinds = [step['type'] for step in found]
-    if kinds[:1] != ['LoadImageFromFile']:
-        problem = problem or 'it does not begin with LoadImageFromFile'
+    if kinds[:1] not in (['LoadImageFromFile'], ['LoadBands']):
+        problem = problem or 'it does not begin with LoadImageFromFile or LoadBands'
     try:
         found = json.loads(json.dumps(found))
     except TypeError:

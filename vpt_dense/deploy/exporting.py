@@ -21,7 +21,7 @@ from vpt_dense.adapters import merge_adapters
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.model import ModelPredictor
-from vpt_dense.tree import leaf_datasets
+from vpt_dense.tree import kind_of, leaf_datasets
 from vpt_dense.weights import deltas
 
 FORMATS = ('onnx', 'pt2')
@@ -130,8 +130,8 @@ def _flips(predictor: ModelPredictor) -> bool:
     preprocessor = predictor.model.data_preprocessor
     converts = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
     steps = _steps(predictor)
-    from_files = bool(steps) and steps[0].get('color_type', 'color') == 'color' and str(
-        steps[0]['type']).endswith('LoadImageFromFile')
+    from_files = bool(steps) and steps[0].get('color_type', 'color') == 'color' and kind_of(
+        steps[0]) == 'LoadImageFromFile'
     return from_files != bool(converts) and channels_of(predictor.model) == 3
 
 
@@ -479,6 +479,7 @@ def describe(
         task=predictor.task,
         classes=list(predictor.classes),
         ids=list(predictor.ids),
+        ignored_id=predictor.ignored_id,
         palette=predictor.palette,
         input=dict(
             name='images', layout='NCHW', dtype='float32', channels=channels,

@@ -8,18 +8,26 @@ taken. Scores may differ in the last digits, labels where two classes are as lik
 import hashlib
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from vpt_dense import files
 from vpt_dense.datasets import checks, raster
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
-from vpt_dense.predicting.results import Classification, Result, Segmentation
+from vpt_dense.predicting.results import (
+    Classification,
+    Result,
+    Segmentation,
+    id_type,
+    to_ids,
+)
 
 _CV2 = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bicubic=cv2.INTER_CUBIC,
             area=cv2.INTER_AREA, lanczos=cv2.INTER_LANCZOS4)
@@ -28,6 +36,8 @@ _PILLOW = dict(nearest=Image.Resampling.NEAREST, bilinear=Image.Resampling.BILIN
                lanczos=Image.Resampling.LANCZOS, hamming=Image.Resampling.HAMMING)
 #: Windows of a large image that pass through the model together.
 _WINDOWS = 4
+#: Bytes of logits that are made at a time, and above which what is kept lies in a file.
+_TILE, _IN_MEMORY = 2**27, 2**30
 
 
 def load(path: str | os.PathLike, device: str = 'cpu', threads: int = 0) -> 'OnnxPredictor':
@@ -74,6 +84,7 @@ class OnnxPredictor:
         task: ``segmentation`` or ``classification``.
         classes: The names of the classes.
         ids: Of each class the id in label maps; for classification its position.
+        ignored_id: The id of pixels without data.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
         card: What the file says of itself (:mod:`vpt_dense.deploy.card`).
     """
@@ -84,7 +95,7 @@ class OnnxPredictor:
         self.classes = tuple(card['classes'])
         self.ids = tuple(card['ids'])
         self.palette = card['palette']
-        self._ids = np.array(self.ids, np.uint8 if max(self.ids) < 256 else np.uint16)
+        self.ignored_id: int = card['ignored_id']
         self._warned = False
         self._gives_labels = card['output']['name'] == 'labels'
 
@@ -127,66 +138,60 @@ class OnnxPredictor:
         if probabilities and self._gives_labels:
             raise UserError(
                 f'{self._path} gives labels, no probabilities; export without --argmax')
-        batch: list[tuple[str, np.ndarray, tuple[int, int]]] = []
-        for path in images:
+        batch: list[tuple[str, np.ndarray]] = []
+        for path in map(os.fspath, images):
             try:
-                entry = (os.fspath(path), *self.prepare(path))
-            except UserError as error:
-                yield from self._run(batch, probabilities)
+                image = self.prepare(path)
+                if self.task == 'segmentation':
+                    yield self._segmented(image, probabilities, batch_size or _WINDOWS)
+                    continue
+                inputs = image.whole()
+            except (UserError, ValueError) as error:
+                yield from self._classified(batch)
                 batch = []
-                yield error
+                yield UserError(str(error) if path in str(error) else f'{path}: {error}')
                 continue
-            same = batch and (entry[1].shape, entry[2]) == (batch[0][1].shape, batch[0][2])
-            if batch and not (same and len(batch) < (batch_size or 1)):
-                yield from self._run(batch, probabilities)
+            if batch and (len(batch) == (batch_size or 1) or inputs.shape != batch[0][1].shape):
+                yield from self._classified(batch)
                 batch = []
-            batch.append(entry)
-        yield from self._run(batch, probabilities)
+            batch.append((path, inputs))
+        yield from self._classified(batch)
 
-    def _run(
-        self, batch: list[tuple[str, np.ndarray, tuple[int, int]]], probabilities: bool
-    ) -> Iterator[Result | Exception]:
-        if not batch:
-            return
-        inputs = np.stack([image for _, image, _ in batch])
-        try:
-            yield from self.predict(inputs, batch[0][2], probabilities, len(batch))
-        except UserError as error:
-            for path, _, _ in batch:
-                yield UserError(f'{path}: {error}')
-
-    def prepare(self, path: str | os.PathLike) -> tuple[np.ndarray, tuple[int, int]]:
-        """Read an image as the config's pipeline does.
-
-        Returns:
-            (3, H, W), float32, R first, as the model takes it; and (height, width) of the file's
-            image, in pixels.
+    def prepare(self, path: str | os.PathLike) -> '_Image':
+        """Open an image as the config's pipeline reads it.
 
         Raises:
-            UserError: If it cannot be read; the message names the file.
+            ValueError: If it cannot be read; the message names the file.
+            UserError: If the pipeline would change its bands.
         """
         path = os.fspath(path)
-        self._check_bands(path)
-        try:
-            content = np.fromfile(path, np.uint8)
-        except OSError as error:
-            raise UserError(f'{path}: {error.strerror.lower()}') from error
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-        if image is None:
-            raise UserError(f'{path}: not an image, or a damaged one')
-        original = image.shape[:2]
-        for step in self.card['pipeline']:
-            image = _STEPS[step['type']](image, **{k: v for k, v in step.items() if k != 'type'})
-        image = image[..., ::-1].transpose(2, 0, 1)
-        return np.ascontiguousarray(image, np.float32), original
+        first, *others = self.card['pipeline']
+        reads_bands = first['type'] == 'LoadBands'
+        info = raster.image_info(path)
+        self._check_bands(path, info)
+        if not others and reads_bands:
+            return _Bands(path, info, first)
+        if not others and info.format == 'GTiff' and info.dtype == np.uint8:
+            return _Colours(path, info)
+        no_data = None
+        if reads_bands:
+            pixels, no_data = _Bands(path, info, first).read(0, info.height)
+        else:
+            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+            if pixels is None:
+                raise UserError(f'{path}: not an image, or a damaged one')
+            if first['to_float32']:
+                pixels = pixels.astype(np.float32)
+        original = pixels.shape[:2]
+        for step in others:
+            pixels = _STEPS[step['type']](
+                pixels, **{k: v for k, v in step.items() if k != 'type'})
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        return _Read(pixels if reads_bands else pixels[..., ::-1], original, no_data)
 
-    def _check_bands(self, path: str) -> None:
-        """Refuse a file whose bands OpenCV would change, as predicting with the model does."""
-        try:
-            info = raster.image_info(path)
-        except ValueError as error:
-            raise UserError(str(error) if path in str(error) else f'{path}: {error}') from error
-        loader = checks.Loader()
+    def _check_bands(self, path: str, info: raster.ImageInfo) -> None:
+        """Refuse a file whose bands the loader would change, as predicting with the model does."""
+        loader = checks.loader_of(self.card['pipeline'])
         fault = loader.fault(info)
         if fault and not (fault == 'deeply' and self._warned):
             line = checks.tell(fault, [(path, info)], loader)
@@ -197,33 +202,23 @@ class OnnxPredictor:
 
     # --- the model ---------------------------------------------------------------------------
 
-    def predict(
-        self,
-        inputs: np.ndarray,
-        original: tuple[int, int],
-        probabilities: bool = False,
-        batch_size: int = _WINDOWS,
-    ) -> list[Result]:
-        """Predict images that are prepared.
+    def predict(self, inputs: np.ndarray, original: tuple[int, int]) -> Result:
+        """Predict an image that is prepared.
 
         Args:
-            inputs: (B, C, H, W), float32, see :meth:`prepare`.
-            original: (height, width) that label maps shall have.
-            probabilities: Whether those of every pixel are wanted.
-            batch_size: Windows, if it is more than 4 or 1, that pass through the model together.
+            inputs: (C, H, W), float32, as the graph takes it.
+            original: (height, width) that its label map shall have.
 
         Raises:
             UserError: If the exported graph takes images of another size.
         """
-        if self.task == 'classification':
-            scores = self._scores(inputs)
-            if self._gives_labels:
-                scores = np.eye(len(self.classes), dtype=np.float32)[scores]
-            else:
-                scores = _softmax(scores)
-            return [Classification(int(each.argmax()), self.classes, each) for each in scores]
-        return [self._segmented(image[None], original, probabilities, max(batch_size, _WINDOWS))
-                for image in inputs]
+        if self.task == 'segmentation':
+            image = _Read(inputs.transpose(1, 2, 0), original, None)
+            return self._segmented(image, False, _WINDOWS)
+        (result,) = self._classified([('', inputs)])
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def _scores(self, inputs: np.ndarray) -> np.ndarray:
         wanted, size = self.card['input']['size'], inputs.shape[2:]
@@ -234,69 +229,252 @@ class OnnxPredictor:
                 f'{size[0]} {size[1]}')
         return self._session.run(None, {self.card['input']['name']: inputs})[0]
 
-    def _segmented(
-        self, inputs: np.ndarray, original: tuple[int, int], probabilities: bool, windows: int
-    ) -> Segmentation:
-        size, test = inputs.shape[2:], self.card['test']
-        rows, columns = (
-            _starts(*axis) for axis in zip(
-                size, test.get('crop_size', size), test.get('stride', size), strict=True))
+    def _classified(self, batch: list[tuple[str, np.ndarray]]) -> Iterator[Result | Exception]:
+        if not batch:
+            return
+        try:
+            scores = self._scores(np.stack([inputs for _, inputs in batch]))
+        except UserError as error:
+            yield from (UserError(f'{path}: {error}') for path, _ in batch)
+            return
         if self._gives_labels:
-            if len(rows) * len(columns) > 1 or tuple(original) != size:
-                raise UserError(
-                    f'{self._path} gives labels, which cannot be averaged over windows or resized '
-                    'to the image as scores are; export without --argmax')
-            return self._result(self._scores(inputs)[0], None)
-        height, width = (min(pair) for pair in zip(size, test.get('crop_size', size), strict=True))
-        places = [(y, x) for y in rows for x in columns]
+            scores = np.eye(len(self.classes), dtype=np.float32)[scores]
+        else:
+            scores = _softmax(scores)
+        for each in scores:
+            yield Classification(int(each.argmax()), self.classes, each)
+
+    def _segmented(self, image: '_Image', probabilities: bool, windows: int) -> Segmentation:
+        original = image.original
+        labels = np.empty(original, id_type(self.ids, self.ignored_id))
+        maps = None
+        if probabilities:
+            shape = (len(self.classes), *original)
+            large = np.prod(shape) * 4 > _IN_MEMORY
+            maps = files.on_disk(shape, np.float16) if large else np.empty(shape, np.float32)
+        for top, left, found in self._labels(image) if self._gives_labels else self._tiles(
+                image, windows):
+            height, width = found.shape[-2:]
+            place = slice(top, top + height), slice(left, left + width)
+            if found.ndim == 3:
+                found, shares = self._classes_of(found, probabilities)
+                if maps is not None:
+                    maps[(slice(None), *place)] = shares
+            labels[place] = to_ids(found, self.ids, self.ignored_id)
+        if image.no_data is not None:
+            labels[image.no_data] = self.ignored_id
+        return Segmentation(labels, self.classes, self.ids, self.ignored_id, maps)
+
+    def _labels(self, image: '_Image') -> Iterator[tuple[int, int, np.ndarray]]:
+        size = image.size
+        if any(len(axis.starts) > 1 for axis in self._axes(size)) or image.original != size:
+            raise UserError(
+                f'{self._path} gives labels, which cannot be averaged over windows or resized '
+                'to the image as scores are; export without --argmax')
+        yield 0, 0, self._scores(image.whole()[None])[0]
+
+    def _classes_of(
+        self, logits: np.ndarray, probabilities: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The labels (H, W) of logits (K, H, W), and if they are wanted their probabilities."""
+        if len(logits) > 1:
+            return logits.argmax(0), _softmax(logits[None])[0] if probabilities else None
+        share = 1 / (1 + np.exp(-logits))
+        return share[0] > self.card['threshold'], np.concatenate([1 - share, share])
+
+    # --- windows -----------------------------------------------------------------------------
+
+    def _axes(self, size: tuple[int, int]) -> list['_Axis']:
+        """Where windows lie along the height and the width."""
+        test = self.card['test']
+        crop, stride = test.get('crop_size', size), test.get('stride', size)
+        return [_Axis.of(*axis) for axis in zip(size, crop, stride, strict=True)]
+
+    def _tiles(
+        self, image: '_Image', windows: int
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Logits (K, rows, columns) at the original size, tile by tile: (top, left, logits)."""
+        if image.size == image.original:
+            yield from self._averaged(image, windows)
+            return
         total = None
-        for start in range(0, len(places), windows):
-            part = places[start:start + windows]
-            crops = np.stack([inputs[0, :, y:y + height, x:x + width] for y, x in part])
-            for (y, x), logits in zip(part, self._scores(crops), strict=True):
-                logits = self._resize(logits, (height, width))
-                if len(places) == 1:
-                    total = logits
-                    continue
+        for top, left, logits in self._averaged(image, windows):
+            if total is None:
+                total = np.empty((len(logits), *image.size), np.float32)
+            total[:, top:top + logits.shape[1], left:left + logits.shape[2]] = logits
+        height, width = image.original
+        step = max(1, _TILE // (4 * len(total) * width))
+        for top in range(0, height, step):
+            rows = slice(top, min(top + step, height))
+            yield top, 0, self._resize(self._resize(total, 1, height, rows), 2, width)
+
+    def _averaged(
+        self, image: '_Image', windows: int
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """The same at the size of what the graph takes.
+
+        Rows of windows are kept at the height of the graph's logits until the pixels below them are
+        reached: as many of them as overlap, not the image.
+        """
+        rows, columns = self._axes(image.size)
+        bands: list[tuple[int, np.ndarray]] = []
+        done = 0
+        for index, top in enumerate(rows.starts):
+            bands = [band for band in bands if band[0] + rows.window > done]
+            bands.append((top, self._band(image, top, rows, columns, windows)))
+            end = rows.starts[index + 1] if index + 1 < len(rows.starts) else rows.length
+            classes = len(bands[0][1])
+            counts = rows.counts()[done:end, None]
+            step = max(1, _TILE // (4 * classes * max(end - done, 1)))
+            for left in range(0, columns.length, step):
+                right = min(left + step, columns.length)
+                total = np.zeros((classes, end - done, right - left), np.float32)
+                for first, logits in bands:
+                    below = slice(done - first, min(end - first, rows.window))
+                    part = self._resize(logits[:, :, left:right], 1, rows.window, below)
+                    total[:, :part.shape[1]] += part
+                if len(rows.starts) > 1:
+                    total /= counts
+                yield done, left, total
+            done = end
+
+    def _band(
+        self, image: '_Image', top: int, rows: '_Axis', columns: '_Axis', windows: int
+    ) -> np.ndarray:
+        """The row of windows at ``top``, (K, h, W): averaged along the width."""
+        strip = image.rows(top, top + rows.window)
+        total = None
+        for start in range(0, len(columns.starts), windows):
+            part = columns.starts[start:start + windows]
+            crops = np.stack([strip[:, :, x:x + columns.window] for x in part])
+            for x, logits in zip(part, self._scores(crops), strict=True):
+                logits = self._resize(logits, 2, columns.window)
+                if len(columns.starts) == 1:
+                    return logits
                 if total is None:
-                    total = np.zeros((len(logits), *size), np.float32)
-                    counts = np.zeros(size, np.float32)
-                total[:, y:y + height, x:x + width] += logits
-                counts[y:y + height, x:x + width] += 1
-        if len(places) > 1:
-            total /= counts
-        logits = self._resize(total, original)
-        if len(logits) == 1:
-            share = 1 / (1 + np.exp(-logits))
-            scores = np.concatenate([1 - share, share]) if probabilities else None
-            return self._result((share[0] > self.card['threshold']).astype(int), scores)
-        scores = _softmax(logits[None])[0] if probabilities else None
-        return self._result(logits.argmax(0), scores)
+                    shape = (*logits.shape[:2], columns.length)
+                    large = np.prod(shape) * 4 > _IN_MEMORY
+                    total = files.on_disk(shape, np.float32) if large else np.zeros(
+                        shape, np.float32)
+                total[:, :, x:x + columns.window] += logits
+        total /= columns.counts()
+        return total
 
-    def _result(self, labels: np.ndarray, probabilities: np.ndarray | None) -> Segmentation:
-        return Segmentation(self._ids[labels], self.classes, self.ids, probabilities)
+    def _resize(
+        self, maps: np.ndarray, axis: int, length: int, part: slice = slice(None)
+    ) -> np.ndarray:
+        """Resize (K, h, w) along an axis bilinearly, as torch does; a part of the result."""
+        if maps.shape[axis] == length:
+            return maps[:, part] if axis == 1 else maps[:, :, part]
+        mixture = _mixture(maps.shape[axis], length, self.card['align_corners'])[part]
+        return mixture @ maps if axis == 1 else maps @ mixture.T
 
-    def _resize(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resize (K, h, w) bilinearly as torch does; nothing if they have the size."""
-        corners = self.card['align_corners']
-        if maps.shape[1] != size[0]:
-            maps = _mixture(maps.shape[1], size[0], corners) @ maps
-        if maps.shape[2] != size[1]:
-            maps = maps @ _mixture(maps.shape[2], size[1], corners).T
-        return maps
+
+class _Axis(NamedTuple):
+    """Where windows lie along an axis, as mmseg lays them: the last one ends at the border."""
+
+    starts: list[int]
+    window: int
+    length: int
+
+    @classmethod
+    def of(cls, length: int, crop: int, stride: int) -> '_Axis':
+        number = max(length - crop + stride - 1, 0) // stride + 1
+        window = min(crop, length)
+        return cls([min(i * stride, length - window) for i in range(number)], window, length)
+
+    def counts(self) -> np.ndarray:
+        """Of each place the number of windows over it, float32."""
+        counts = np.zeros(self.length, np.float32)
+        for start in self.starts:
+            counts[start:start + self.window] += 1
+        return counts
+
+
+# --- images ----------------------------------------------------------------------------------
+
+
+class _Image(ABC):
+    """An image as the graph takes it.
+
+    Attributes:
+        size: (height, width) of that, in pixels.
+        original: Of the file's image.
+        no_data: (H, W) bool of the original, where there are none, as far as it has been read;
+            None: nowhere.
+    """
+
+    size: tuple[int, int]
+    original: tuple[int, int]
+    no_data: np.ndarray | None = None
+
+    def rows(self, top: int, bottom: int) -> np.ndarray:
+        """(C, bottom - top, width) float32."""
+        pixels = self.pixels(top, bottom)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+
+    def whole(self) -> np.ndarray:
+        """All of it."""
+        return self.rows(0, self.size[0])
+
+    @abstractmethod
+    def pixels(self, top: int, bottom: int) -> np.ndarray:
+        """(bottom - top, width, C) of any type."""
+
+
+class _Read(_Image):
+    """In memory."""
+
+    def __init__(
+        self, pixels: np.ndarray, original: tuple[int, int], no_data: np.ndarray | None
+    ) -> None:
+        self._pixels, self.original, self.no_data = pixels, tuple(original), no_data
+        self.size = pixels.shape[:2]
+
+    def pixels(self, top: int, bottom: int) -> np.ndarray:
+        return self._pixels[top:bottom]
+
+
+class _Colours(_Image):
+    """In a TIFF of 8 bits: read when it is asked for."""
+
+    def __init__(self, path: str, info: raster.ImageInfo) -> None:
+        self.path, self.info = path, info
+        self.size = self.original = (info.height, info.width)
+
+    def pixels(self, top: int, bottom: int) -> np.ndarray:
+        read = raster.read_window(self.path, top, 0, bottom - top, self.size[1])[..., :3]
+        return np.broadcast_to(read, (*read.shape[:2], 3))
+
+
+class _Bands(_Colours):
+    """As ``LoadBands`` reads it."""
+
+    def __init__(self, path: str, info: raster.ImageInfo, said: dict[str, Any]) -> None:
+        super().__init__(path, info)
+        self.said = said
+
+    def read(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Normalised rows, and where no band has data, see :func:`raster.normalise`."""
+        said = self.said
+        image = raster.read_window(self.path, top, 0, bottom - top, self.size[1], said['bands'])
+        nodata = said['nodata']
+        nodata = self.info.nodata_of(said['bands']) if nodata is None else nodata
+        return raster.normalise(image, said['mean'], said['std'], nodata)
+
+    def pixels(self, top: int, bottom: int) -> np.ndarray:
+        image, no_data = self.read(top, bottom)
+        if no_data is not None:
+            if self.no_data is None:
+                self.no_data = np.zeros(self.size, bool)
+            self.no_data[top:bottom] = no_data
+        return image
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """Of (B, K, ...) over K."""
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
-
-
-def _starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where mmseg lays windows: the last one ends at the border."""
-    number = max(length - crop + stride - 1, 0) // stride + 1
-    window = min(crop, length)
-    return [min(i * stride, length - window) for i in range(number)]
 
 
 def _mixture(source: int, target: int, align_corners: bool) -> np.ndarray:
@@ -317,10 +495,6 @@ def _mixture(source: int, target: int, align_corners: bool) -> np.ndarray:
 
 
 # --- the pipeline: transforms of mmcv and mmpretrain, on images as OpenCV reads them ----------
-
-
-def _load(image: np.ndarray, to_float32: bool) -> np.ndarray:
-    return image.astype(np.float32) if to_float32 else image
 
 
 def _to_size(
@@ -369,5 +543,4 @@ def _center_crop(image: np.ndarray, crop_size: Any) -> np.ndarray:
     return image[top:top + height, left:left + width]
 
 
-_STEPS = {'LoadImageFromFile': _load, 'Resize': _resize, 'ResizeEdge': _resize_edge,
-          'CenterCrop': _center_crop}
+_STEPS = {'Resize': _resize, 'ResizeEdge': _resize_edge, 'CenterCrop': _center_crop}

@@ -109,7 +109,7 @@ def calibration_images(
         from vpt_dense.predicting import inputs
 
         found = inputs.find([folder])
-        prepared = (predictor.prepare(image.path)[0] for image in _spread(found, number))
+        prepared = (predictor.prepare(image.path).whole() for image in _spread(found, number))
     else:
         dataset = dataset_of(cfg, 'train', cfg.get('test_pipeline'))
         prepared = (_input_of(dataset[i], cfg) for i in _spread(range(len(dataset)), number))
@@ -155,9 +155,8 @@ def _scope(cfg: Config) -> Any:
 def _input_of(data: dict, cfg: Config) -> np.ndarray:
     """What a pipeline has packed, (C, H, W), as exported graphs take it: float32, R first."""
     image = data['inputs'].numpy().astype(np.float32)
-    pipeline = cfg.get('test_pipeline') or [{}]
-    from_file = str(pipeline[0].get('type')).endswith('LoadImageFromFile')
-    return image[::-1] if from_file and len(image) == 3 else image
+    has_blue_first = len(image) == 3 and not cards.loads_bands(cfg.get('test_pipeline') or ())
+    return image[::-1] if has_blue_first else image
 
 
 def measure(
@@ -190,9 +189,9 @@ def measure(
         for index in indices:
             data = dataset[index]
             sample = data['data_samples']
-            inputs = np.ascontiguousarray(_input_of(data, cfg)[None])
-            original = tuple(sample.get('ori_shape', inputs.shape[2:]))[:2]
-            (result,) = predictor.predict(inputs, original)
+            inputs = _input_of(data, cfg)
+            original = tuple(sample.get('ori_shape', inputs.shape[1:]))[:2]
+            result = predictor.predict(inputs, original)
             if isinstance(result, Segmentation):
                 labels = np.vectorize(position.get, otypes=[np.int64])(result.labels)
                 sample.set_data(dict(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None])))

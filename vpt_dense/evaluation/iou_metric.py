@@ -14,7 +14,7 @@ from mmseg.evaluation import IoUMetric as _IoUMetric
 from vpt_dense.datasets import label_maps
 from vpt_dense.logging import tell_classes
 from vpt_dense.overrides import are_of
-from vpt_dense.predicting.results import annotation_ids
+from vpt_dense.predicting.results import annotation_ids, ignored_id
 from vpt_dense.registry import METRICS
 
 
@@ -118,7 +118,9 @@ class IoUMetric(_IoUMetric):
             raise ValueError(
                 f'IoUMetric: {source} and {sample["img_path"]} would both be {name} in '
                 f'{self.output_dir}')
-        label_maps.write(Path(self.output_dir, name), prediction.cpu().numpy(), ids)
+        label_maps.write(
+            Path(self.output_dir, name), prediction.cpu().numpy(), ids,
+            ignored_id(ids, reduced, self.ignore_index), sample.get('no_data'))
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Add up the counts of all processes, compute the metrics and start anew.

@@ -7,8 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from vpt_dense.datasets import label_maps
-from vpt_dense.datasets.names import image_names
-from vpt_dense.predicting.results import annotation_ids
+from vpt_dense.datasets.names import image_names, leaves
+from vpt_dense.predicting.results import annotation_ids, ignored_id
 from vpt_dense.registry import HOOKS
 
 
@@ -18,7 +18,8 @@ class LabelMapsHook(Hook):
 
     ``OUT_DIR/city0/frame.png`` for the image ``city0/frame.jpg`` of the data folder: one channel of
     8 bits, in the size of the image. Read as the data set reads masks (``reduce_zero_label``,
-    ``label_map``) it is the prediction again. Every process writes its own images.
+    ``label_map``) it is the prediction again, and ignored where the image has no data. Every
+    process writes its own images.
 
     Args:
         out_dir: The folder.
@@ -32,8 +33,10 @@ class LabelMapsHook(Hook):
         dataset = runner.test_loop.dataloader.dataset
         meta = dataset.metainfo
         self._name_of = image_names(dataset)
-        self._ids = annotation_ids(
-            len(meta['classes']), meta.get('reduce_zero_label', False), meta.get('label_map'))
+        reduced = meta.get('reduce_zero_label', False)
+        self._ids = annotation_ids(len(meta['classes']), reduced, meta.get('label_map'))
+        labels = [getattr(leaf, 'ignore_index', None) for leaf in leaves(dataset)]
+        self._ignored = ignored_id(self._ids, reduced, labels[0])
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -42,4 +45,5 @@ class LabelMapsHook(Hook):
         for sample in outputs:
             labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
             name = self._name_of(sample.img_path).with_suffix('.png')
-            label_maps.write(self.out_dir / name, labels, self._ids)
+            label_maps.write(
+                self.out_dir / name, labels, self._ids, self._ignored, sample.get('no_data'))

@@ -25,11 +25,19 @@ from mmengine.runner.amp import autocast
 from torch import Tensor, nn
 
 from vpt_dense import config as configs
-from vpt_dense import logging, preflight, visualization
+from vpt_dense import files, logging, preflight, visualization
 from vpt_dense.datasets import checks, raster
 from vpt_dense.engine import checkpoints
 from vpt_dense.errors import FULL, UserError, explain, is_programs
-from vpt_dense.predicting.results import Classification, Result, Segmentation, annotation_ids
+from vpt_dense.predicting.results import (
+    Classification,
+    Result,
+    Segmentation,
+    annotation_ids,
+    id_type,
+    ignored_id,
+    to_ids,
+)
 from vpt_dense.tree import kind_of, leaf_datasets
 from vpt_dense.tta import parts as tta_parts
 from vpt_dense.weights import deltas, stored_config
@@ -128,7 +136,7 @@ def _trained_classes(meta: dict) -> list[str] | None:
 
 
 def _metainfo(cfg: Config, meta: dict, stored: bool) -> dict[str, Any]:
-    """``classes``, ``palette``, ``reduce_zero_label`` and ``label_map`` of the data.
+    """``classes``, ``palette``, ``reduce_zero_label``, ``label_map``, ``ignore_index`` of the data.
 
     Args:
         cfg: The config.
@@ -146,7 +154,7 @@ def _metainfo(cfg: Config, meta: dict, stored: bool) -> dict[str, Any]:
                     return trained
                 raise
             info = dict(built.metainfo)
-            for key in ('reduce_zero_label', 'label_map'):
+            for key in ('reduce_zero_label', 'label_map', 'ignore_index'):
                 info[key] = getattr(built, key, None)
             return info
     return trained if isinstance(trained, dict) else {}
@@ -202,6 +210,7 @@ class ModelPredictor:
         classes: The names of the classes.
         ids: Of each class the id in label maps, as in the annotations; for classification its
             position.
+        ignored_id: The id of pixels without data, in images that ``LoadBands`` reads.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
         model: The model, in eval mode on its device.
         cfg: Its config.
@@ -232,11 +241,10 @@ class ModelPredictor:
         if not palette or len(palette) != number:
             palette = visualization.make_palette(number)
         self.palette = [list(map(int, colour)) for colour in palette]
-        self.ids = tuple(range(number))
+        self.ids, reduced = tuple(range(number)), bool(info.get('reduce_zero_label'))
         if dense:
-            self.ids = annotation_ids(
-                number, bool(info.get('reduce_zero_label')), info.get('label_map'))
-        self._ids = np.array(self.ids, np.uint8 if max(self.ids) < 256 else np.uint16)
+            self.ids = annotation_ids(number, reduced, info.get('label_map'))
+        self.ignored_id = ignored_id(self.ids, dense and reduced, info.get('ignore_index'))
         self.batch_size = (cfg.get('test_dataloader') or {}).get('batch_size', 1)
         self._half = bool((cfg.get('test_cfg') or {}).get('fp16'))
         self._steps = _without_annotations(pipeline)
@@ -469,21 +477,22 @@ class ModelPredictor:
                 raise UserError(
                     f'{type(self.model).__name__} gives no probabilities; set tta_model.type='
                     "'vpt_dense.SegTTAModel', or predict without --tta")
-            scores, _ = self.model.average(data)
+            scores, samples = self.model.average(data)
             labels = [self._inner.classify(each) for each in scores]
         results = []
-        for label, score in zip(labels, scores, strict=True):
+        for label, score, sample in zip(labels, scores, samples, strict=True):
             if score is not None:
                 score = self._probabilities(score, self.model is not self._inner).cpu().numpy()
-            results.append(self._segmented(self._to_ids(label), score))
+            label = self._to_ids(label, sample.get('no_data'))
+            results.append(self._segmented(label, score))
         return results
 
-    def _to_ids(self, labels: Tensor) -> np.ndarray:
+    def _to_ids(self, labels: Tensor, no_data: np.ndarray | None) -> np.ndarray:
         """Labels (1, H, W) as the ids (H, W) of the annotations."""
-        return self._ids[labels[0].to('cpu', torch.int64).numpy()]
+        return to_ids(labels[0].cpu().numpy(), self.ids, self.ignored_id, no_data)
 
     def _segmented(self, labels: np.ndarray, probabilities: np.ndarray | None) -> Segmentation:
-        return Segmentation(labels, self.classes, self.ids, probabilities)
+        return Segmentation(labels, self.classes, self.ids, self.ignored_id, probabilities)
 
     def _probabilities(self, scores: Tensor, averaged: bool = False) -> Tensor:
         """Probabilities (classes, H, W), float32, of what the model gives."""
@@ -541,11 +550,13 @@ class ModelPredictor:
             if model.test_cfg['mode'] == 'whole':
                 raise UserError(f'{megapixels}, more than fit at once; {self._advice()}')
             meta = dict(ori_shape=large.size, img_shape=large.size, pad_shape=large.size)
-            found = tiles.slide(model, self._rows(large, stack), large.size, meta)
+            no_data = np.zeros(large.size, bool) if self._reads_bands else None
+            found = tiles.slide(model, self._rows(large, stack, no_data), large.size, meta)
         else:
             data = model.data_preprocessor(pseudo_collate([self._transform(large.image,
                                                                            large.name)]), False)
             inputs, meta = data['inputs'], data['data_samples'][0].metainfo
+            no_data = meta.pop('no_data', None)
             if inputs.shape[2] * inputs.shape[3] * len(self.classes) * 4 > 2 * PLAIN_BYTES:
                 raise UserError(
                     f'{megapixels}, and its pipeline resizes it to {inputs.shape[2]} x '
@@ -554,23 +565,25 @@ class ModelPredictor:
             logits = next(model.each_logits(inputs, [meta]))
             logits = model.undo(logits, meta)
             found = tiles.enlarge(logits, large.size, model.align_corners)
-        labels = np.empty(large.size, self._ids.dtype)
-        maps = tiles.on_disk((len(self.classes), height, width), np.float16) \
+        labels = np.empty(large.size, id_type(self.ids, self.ignored_id))
+        maps = files.on_disk((len(self.classes), height, width), np.float16) \
             if probabilities else None
         for top, left, logits in found:
             place = slice(top, top + logits.shape[1]), slice(left, left + logits.shape[2])
             logits = logits.sigmoid() if len(logits) == 1 else logits
-            labels[place] = self._to_ids(model.classify(logits))
+            labels[place] = self._to_ids(
+                model.classify(logits), None if no_data is None else no_data[place])
             if maps is not None:
                 maps[(slice(None), *place)] = self._probabilities(logits).half().cpu().numpy()
         return self._segmented(labels, maps)
 
     def _rows(
-        self, large: _Large, stack: contextlib.ExitStack
+        self, large: _Large, stack: contextlib.ExitStack, no_data: np.ndarray | None
     ) -> Callable[[int, int], Tensor]:
         """Reads rows of an image, from top to bottom, as the backbone takes them.
 
-        Of a raster no more is read than that; other files are decoded whole, one byte a value.
+        Where ``LoadBands`` finds no data, that is noted in ``no_data`` (H, W). Of a raster no more
+        is read than that; other files are decoded whole, one byte a value.
         """
         width, whole, nodata = large.size[1], None, None
         if not _is_path(large.image):
@@ -597,6 +610,9 @@ class ModelPredictor:
             kept = kept[top - first:]  # windows overlap
             first, kept = top, np.concatenate([kept, read(top + len(kept), bottom)])
             data = pseudo_collate([self._transform(kept, large.name, nodata)])
+            found = data['data_samples'][0].get('no_data')
+            if found is not None:
+                no_data[top:bottom] = found
             return self.model.data_preprocessor(data, False)['inputs']
 
         return rows

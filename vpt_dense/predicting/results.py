@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ class Segmentation:
             image, as it is seen, the id that its class has in the annotations.
         classes: The names of the classes.
         ids: Of each class the id in ``labels``.
+        ignored_id: What stands there where the image has no data.
         probabilities: (classes, H, W) float32, of a large image an array on the disk in float16;
             None if they were not asked for.
     """
@@ -24,6 +25,7 @@ class Segmentation:
     labels: np.ndarray
     classes: tuple[str, ...]
     ids: tuple[int, ...]
+    ignored_id: int = 255
     probabilities: np.ndarray | None = None
 
     def pixels(self) -> list[int]:
@@ -71,12 +73,14 @@ class Predictor(Protocol):
         task: ``segmentation`` or ``classification``.
         classes: The names of the classes.
         ids: Of each class the id in the annotations; for classification its position.
+        ignored_id: The id of pixels that belong to no class.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
     """
 
     task: str
     classes: tuple[str, ...]
     ids: tuple[int, ...]
+    ignored_id: int
     palette: list[list[int]]
 
     def describe(self) -> dict[str, Any]:
@@ -149,3 +153,45 @@ def annotation_ids(
             ids[label] = next(i for i in count(label + shift) if i not in taken)
             taken.add(ids[label])
     return tuple(ids)
+
+
+def ignored_id(
+    ids: Sequence[int], reduce_zero_label: bool = False, ignore_index: int | None = None
+) -> int:
+    """The id that annotations have for pixels of no class.
+
+    Args:
+        ids: Those of the classes, see :func:`annotation_ids`.
+        reduce_zero_label: Whether that is 0.
+        ignore_index: The label that is left out of training; None: 255.
+
+    Returns:
+        0 or ``ignore_index``; or, if a class has that, an id that none has.
+    """
+    wanted = 0 if reduce_zero_label else 255 if ignore_index is None else ignore_index
+    return next(i for i in chain((wanted, 255), count()) if i not in ids and i >= 0)
+
+
+def id_type(ids: Sequence[int], ignored: int) -> np.dtype:
+    """What label maps hold: 8 bits, or 16 where an id is above 255."""
+    return np.dtype(np.uint8 if max(*ids, ignored) < 256 else np.uint16)
+
+
+def to_ids(
+    labels: np.ndarray, ids: Sequence[int], ignored: int, no_data: np.ndarray | None = None
+) -> np.ndarray:
+    """Turn classes into ids of annotations.
+
+    Args:
+        labels: (H, W), classes; of any type (mmseg's of one channel are float).
+        ids: Of each class its id.
+        ignored: That of pixels without data.
+        no_data: (H, W) bool, where there are none; None: nowhere.
+
+    Returns:
+        (H, W) of :func:`id_type`.
+    """
+    found = np.array(ids, id_type(ids, ignored))[labels.astype(np.intp, copy=False)]
+    if no_data is not None:
+        found[no_data] = ignored
+    return found

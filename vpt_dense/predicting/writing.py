@@ -65,6 +65,16 @@ class _Counts:
     skipped: list[dict[str, str]] = field(default_factory=list)
     #: Pixels, or images, of each class.
     of_classes: dict[str, int] = field(default_factory=dict)
+    #: Pixels without data.
+    no_data: int = 0
+
+    def add(self, found: dict[str | None, int]) -> None:
+        """Count what an image has of each class; None: without data."""
+        for name, number in found.items():
+            if name is None:
+                self.no_data += number
+            else:
+                self.of_classes[name] += number
 
 
 def check_out(out: str | Path, skip_existing: bool = False, force: bool = False) -> None:
@@ -126,6 +136,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             record['pixels'] = {
                 name: dict(id=i, pixels=number, share=round(number / total, 6))
                 for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
+            record['no_data'] = dict(id=predictor.ignored_id, pixels=counts.no_data)
         else:
             record['images_by_class'] = counts.of_classes
         return record
@@ -138,8 +149,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 missing.append(image)
                 continue
             counts.existing += 1
-            for name, number in found.items():
-                counts.of_classes[name] += number
+            counts.add(found)
             bar.step(counted=False)
         # Whose the folder's files are, also if the run does not come to its end.
         files.write_text(out / SUMMARY, _json(summary(finished=False)))
@@ -150,8 +160,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             written: Future | None = None  # while it is, the next image is predicted
 
             def wait() -> None:
-                for name, number in written.result().items():
-                    counts.of_classes[name] += number
+                counts.add(written.result())
                 counts.predicted += 1
                 bar.step()
 
@@ -224,7 +233,7 @@ class _Labels:
     def _place(self, folder: str, image: Image, ending: str) -> Path:
         return files.shortened(self.out / folder / f'{image.name}{ending}')
 
-    def existing(self, image: Image) -> dict[str, int] | None:
+    def existing(self, image: Image) -> dict[str | None, int] | None:
         """Pixels of each class if all is there that is wanted; a label map counts if it is read."""
         for placed in (False, True):
             labels, *others = self._places(image, placed)
@@ -234,11 +243,15 @@ class _Labels:
                 array = raster.read_image(labels)[..., 0]
             except ValueError:
                 continue
-            counts = count_pixels(array, self.predictor.ids)
-            return dict(zip(self.predictor.classes, counts, strict=True))
+            return self._counted(array)
         return None
 
-    def put(self, image: Image, result: Segmentation) -> dict[str, int]:
+    def _counted(self, labels: np.ndarray) -> dict[str | None, int]:
+        predictor = self.predictor
+        counts = count_pixels(labels, (*predictor.ids, predictor.ignored_id))
+        return dict(zip((*predictor.classes, None), counts, strict=True))
+
+    def put(self, image: Image, result: Segmentation) -> dict[str | None, int]:
         """Write what is wanted, the label map last: where it is, the rest is too."""
         info = raster.image_info(image.path)
         placed = info.crs is not None or info.transform is not None
@@ -250,10 +263,10 @@ class _Labels:
             picture = _overlay(image.path, result, self.predictor.palette)
             _write(others[0], cv2.imencode('.jpg', picture[..., ::-1])[1])
         if placed:
-            raster.write_raster(labels, result.labels, like)
+            raster.write_raster(labels, result.labels, like, nodata=result.ignored_id)
         else:
             _write(labels, cv2.imencode('.png', result.labels)[1])
-        return dict(zip(result.classes, result.pixels(), strict=True))
+        return self._counted(result.labels)
 
     def _put_probabilities(self, path: Path, result: Segmentation, like: str | None) -> None:
         dtype = np.dtype(self.wanted.dtype)
@@ -275,11 +288,11 @@ def _overlay(path: str, result: Segmentation, palette: list[list[int]]) -> np.nd
     with raster.open_image(path) as image:
         bands = [1, 2, 3] if image.info.bands >= 3 else [1]
     rows = [part[-top % step::step, ::step].copy() for top, part in raster.strips(path, bands)]
-    labels = np.zeros(max(result.ids) + 1, np.int64)
+    labels = np.full(max(*result.ids, result.ignored_id) + 1, -1)
     labels[list(result.ids)] = range(len(result.ids))
     return visualization.draw_labels(
         visualization.to_picture(np.concatenate(rows)), labels[result.labels[::step, ::step]],
-        result.classes, palette, ignore_index=None)
+        result.classes, palette, ignore_index=-1)
 
 
 def _write(path: Path, content: Any) -> None:

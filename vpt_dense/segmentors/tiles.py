@@ -1,7 +1,5 @@
 """Segmenting images whose logits would not fit into memory: tile by tile, from top to bottom."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,6 +8,7 @@ import torch
 from mmseg.models.utils import resize
 from torch import Tensor
 
+from vpt_dense import files
 from vpt_dense.segmentors.encoder_decoder import EncoderDecoder, _Axis, _check
 
 #: Bytes of logits that are made at a time.
@@ -153,21 +152,9 @@ def _places(length: int, wanted: int, align_corners: bool) -> tuple[np.ndarray, 
     return lower, (place - lower).astype(np.float32)
 
 
-def on_disk(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array of zeros in a file that goes with it, in the folder for temporary files.
-
-    Raises:
-        OSError: If the disk has no room for it.
-    """
-    with tempfile.TemporaryFile() as stream:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        os.posix_fallocate(stream.fileno(), 0, size)  # writing to a full disk would be a signal
-        return np.memmap(stream, dtype, 'r+', shape=shape)
-
-
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Of the dtype and device of ``like``; on the disk if it is large and on the CPU."""
     size = int(np.prod(shape)) * like.element_size()
     if size <= _IN_MEMORY or like.device.type != 'cpu' or like.dtype != torch.float32:
         return like.new_zeros(shape)
-    return torch.from_numpy(on_disk(shape, np.float32))
+    return torch.from_numpy(files.on_disk(shape, np.float32))

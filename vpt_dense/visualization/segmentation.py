@@ -12,6 +12,9 @@ from mmseg.visualization import SegLocalVisualizer as _SegLocalVisualizer
 from vpt_dense.registry import VISUALIZERS
 from vpt_dense.visualization.drawing import Panel, draw_panels
 
+#: Stands for pixels without data in predictions, in which every label from 0 on may be a class.
+_NO_CLASS = -1
+
 
 @VISUALIZERS.register_module()
 class SegLocalVisualizer(_SegLocalVisualizer):
@@ -19,7 +22,7 @@ class SegLocalVisualizer(_SegLocalVisualizer):
 
     The mask is titled 'truth', what the model says 'prediction'; a legend below names the classes
     that occur, in place of names inside the picture; ignored pixels are striped, where mmseg draws
-    them in the colour of a class or as nothing.
+    them in the colour of a class or as nothing, and so are those of a prediction without data.
 
     Args:
         name: As in ``mmseg.visualization.SegLocalVisualizer``.
@@ -57,10 +60,12 @@ class SegLocalVisualizer(_SegLocalVisualizer):
         panels = [Panel('image')] if with_image else []
         for wanted, key, title, ignored in (
             (draw_gt, 'gt_sem_seg', 'truth', self.ignore_index),
-            (draw_pred, 'pred_sem_seg', 'prediction', None),
+            (draw_pred, 'pred_sem_seg', 'prediction', _NO_CLASS),
         ):
             if wanted and key in data_sample:
                 labels = data_sample.get(key).data.squeeze(0).cpu().numpy()
+                if key == 'pred_sem_seg' and data_sample.get('no_data') is not None:
+                    labels = np.where(data_sample.no_data, _NO_CLASS, labels.astype(np.int64))
                 panels.append(Panel(title, labels, ignored))
         panels = panels or [Panel('image')]
         return draw_panels(image, panels, classes, palette, self.alpha, with_labels)
