@@ -219,7 +219,9 @@ def test_start_of_the_pretraining_on_another_device(monkeypatch):
                1e-6, torch.Generator())
 
 
-def test_optimizer_is_torchs_muon_and_adamw():
+def test_optimizer_is_timms_muon_and_torchs_adamw():
+    import timm.optim
+
     from vpt_dense.engine.muon import MuonAdamW
 
     generator = torch.Generator().manual_seed(0)
@@ -228,7 +230,8 @@ def test_optimizer_is_torchs_muon_and_adamw():
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     optimizers = [
         MuonAdamW(ours, lr=0.01, muon_factor=2.0, weight_decay=0.1),
-        torch.optim.Muon(theirs[:2], lr=0.02, momentum=0.95, weight_decay=0.1),
+        timm.optim.Muon(theirs[:2], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True,
+                        adjust_lr_fn='original', ns_coefficients='original'),
         torch.optim.AdamW(theirs[2:], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
     ]
     for _ in range(4):

@@ -48,7 +48,7 @@ def check(model: nn.Module, size: tuple[int, int]) -> None:
     model = Outs(model.double().eval())
     with torch.no_grad():
         x = images(2, 3, *size, dtype=torch.float64)
-        shapes = ({0: torch.export.Dim('batch')},)
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
         graphs = [
             torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False).module(),
             torch.jit.trace(model, x, check_trace=False),
@@ -92,7 +92,7 @@ def test_kinds_of_vision_transformers(kind):
         model, size = model.eval(), (32, 32)
         x = images(2, 3, *size)
         program = torch.export.export(
-            Outs(model), (x,), dynamic_shapes=({0: torch.export.Dim('batch')},), strict=False)
+            Outs(model), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
         with torch.no_grad():
             for number in (1, 3):
                 x = images(number, 3, *size, seed=number)

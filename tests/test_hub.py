@@ -95,8 +95,6 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A hub that the tools talk to; its repositories are ``server.repos``."""
-    if int(huggingface_hub.__version__.partition('.')[0]) < 2:
-        pytest.skip('clients before 2.0 ask for more than this server answers')
     handler = type('OwnHub', (Hub,), dict(repos={}))
     running = ThreadingHTTPServer(('127.0.0.1', 0), handler)
     running.url = f'http://127.0.0.1:{running.server_port}'
@@ -104,6 +102,11 @@ def server(tmp_path, monkeypatch):
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv('HF_ENDPOINT', running.url)
+    # Clients read it when they are imported, those before 2.0 in more places.
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+    monkeypatch.setattr(constants, 'ENDPOINT', running.url)
     monkeypatch.setenv('HF_TOKEN', TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', True)

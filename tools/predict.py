@@ -58,7 +58,8 @@ def main() -> None:
     from vpt_dense.predicting import inputs, writing
 
     # It tells of damaged files in lines of its own.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    quiet = getattr(cv2, 'setLogLevel', None) or cv2.utils.logging.setLogLevel  # before 5.0, since
+    quiet(0)
 
     writing.check_out(args.out, args.skip_existing, args.force)
     images = inputs.find(args.images, args.out)

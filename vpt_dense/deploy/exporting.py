@@ -352,7 +352,7 @@ def graph(
     # Not the size that the position embedding was made for, nor a square: so that neither is taken
     # for settled.
     height, width = (size[0] + 8, size[1] + 24) if dynamic else size
-    shapes = {0: torch.export.Dim('batch')}
+    shapes = {0: torch.export.Dim.DYNAMIC}
     if dynamic:
         shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     images = torch.zeros(2, channels, height, width)
