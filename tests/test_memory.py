@@ -308,7 +308,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
-from vpt_dense import config, logging, memory
+from vpt_dense import config, logging, memory, recomputing
 
 def resident():
     # What was mapped from files (libraries) may leave memory again at any time.
@@ -325,7 +325,7 @@ logging.quiet()
 cfg = config.load(sys.argv[1])
 estimate = memory.estimate(cfg)
 before = resident()
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 with DefaultScope.overwrite_default_scope(cfg.default_scope):
     model = MODELS.build(cfg.model).train()
