@@ -87,7 +87,7 @@ def main() -> None:
     from vpt_dense.datasets.names import image_names
     from vpt_dense.files import shortened
 
-    cfg = config.load(args.config, args.cfg_options)
+    cfg = config.load(args.config, args.cfg_options, args.method, trains=False)
     loader = cfg.get(f'{args.split}_dataloader')
     if not loader:
         raise errors.UserError(f'{args.config} has no {args.split}_dataloader')

@@ -40,14 +40,15 @@ def look(args: argparse.Namespace) -> dict:
         return track(items, description=description, total=total, console=Console(stderr=True))
 
     if not args.source.endswith(('.py', '.yaml', '.yml', '.json')):
-        if args.cfg_options:
-            raise errors.UserError('--cfg-options needs a config, not a folder')
+        if args.cfg_options or args.method:
+            key = '--cfg-options' if args.cfg_options else '--method'
+            raise errors.UserError(f'{key} needs a config, not a folder')
         return checks.check_folder(args.source, bar, args.stats)
 
     from vpt_dense import config
 
     logging.filter_warnings()
-    cfg = config.load(args.source, args.cfg_options)
+    cfg = config.load(args.source, args.cfg_options, args.method, trains=False)
     with contextlib.redirect_stdout(io.StringIO()):  # the stack prints while it is imported
         return checks.check_config(cfg, bar, args.stats)
 

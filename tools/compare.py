@@ -2,6 +2,7 @@
 
 ``python tools/compare.py``
 ``python tools/compare.py 'configs/demo/setr_{method}_digits.py' --methods head deep --seeds 0 1 2``
+``python tools/compare.py configs/vpt/setr_vit-l_ade20k.py --methods head deep lora``
 
 Trains and tests through tools/train.py and tools/test.py, then measures each method in a process
 of its own, then writes table.md, table.csv, table.json and scatter.svg. What is finished is not
@@ -32,9 +33,11 @@ def parse_args():
         'busy machine is worth little: --no-measure first, --measure-only later.',
     )
     add = parser.add_argument
-    add('pattern', nargs='?', default=DEMO, metavar='CONFIG_PATTERN',
-        help=f"path of the configs, with '{{method}}' in it (default: the demo, {DEMO})")
-    add('--methods', nargs='+', help='what stands for {method} (default: all that there are)')
+    add('pattern', nargs='?', default=DEMO, metavar='RECIPE|PATTERN',
+        help="path of a recipe; or of configs, with '{method}' in the name (default: the demo, "
+        f'{DEMO})')
+    add('--methods', '--method', nargs='+', metavar='NAME',
+        help='which (default: all that there are configs of)')
     add('--seeds', nargs='+', type=int, default=[0])
     add('--work-dir', type=Path, help='default: work_dirs/compare/ and the name of the pattern')
     add('--metric', help='of the test (default: mIoU or accuracy/top1)')
@@ -47,7 +50,7 @@ def parse_args():
     phase.add_argument('--no-measure', action='store_true', help='leave out time and memory')
     phase.add_argument('--measure-only', action='store_true',
                        help='train nothing: measure, and make the table of the runs that there are')
-    parser.add_config_options('override settings of all configs')
+    parser.add_config_options('override settings of all configs', method=False)
     args = parser.parse_args()
     check_numbers(args.seeds, args.jobs)
     if args.steps < 1:

@@ -1,6 +1,7 @@
 """Count the parameters of configs by part, or estimate memory; needs neither data nor weights."""
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterable
@@ -21,7 +22,10 @@ def parse_args() -> argparse.Namespace:
         'libraries and the gaps of the allocator come on top.',
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='path of a config file')
-    parser.add_config_options('override settings of all configs')
+    parser.add_config_options('override settings of all configs', method=False)
+    parser.add_argument(
+        '--method', nargs='+', metavar='NAME', default=[None],
+        help='what trains, for configs that are recipes: a row for each method')
     parser.add_argument(
         '--memory',
         action='store_true',
@@ -76,10 +80,10 @@ def memory_table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def short_names(paths: Iterable[str]) -> list[str]:
+def short_names(reports: Iterable[str]) -> list[str]:
     """The names of configs without folders, where these are enough to tell them apart."""
-    stems = [Path(path).stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else list(paths)
+    names = [Path(name).name.replace('.py', '') for name in reports]
+    return names if len(set(names)) == len(names) else list(reports)
 
 
 def print_rich(header: list[str], rows: list[list[str]], title: str, caption: str) -> None:
@@ -114,17 +118,18 @@ def main() -> None:
 
         logging.quiet()  # building an optimizer says a lot
     reports = {}
-    for path in args.configs:
-        cfg = config.load(path, args.cfg_options)
+    for path, method in itertools.product(args.configs, args.method):
+        cfg = config.load(path, args.cfg_options, method)
+        name = f'{path} {method}' if method else path
         try:
             preflight.check_model(cfg.model)
-            reports[path] = params.report(params.build_without_memory(cfg))
+            reports[name] = params.report(params.build_without_memory(cfg))
             if args.memory:
-                reports[path]['memory'] = memory.estimate(cfg)
+                reports[name]['memory'] = memory.estimate(cfg)
         except Exception as error:
             if not errors.is_plain(error):
                 raise
-            raise errors.UserError(f'config {path}: {errors.explain(error)}') from error
+            raise errors.UserError(f'config {name}: {errors.explain(error)}') from error
     if args.json:
         json.dump(reports, sys.stdout, indent=2)
         print()
@@ -133,7 +138,7 @@ def main() -> None:
     if args.markdown:
         print(params.markdown_table(*cells))
     elif args.memory:
-        device = reports[args.configs[0]]['memory']['device']
+        device = next(iter(reports.values()))['memory']['device']
         caption = 'kept: for backward; peak: with what comes and goes within the step'
         print_rich(*cells, f'Estimated memory of a training step ({device})', caption)
     else:

@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
 
     def sources(new: argparse.ArgumentParser) -> None:
         new.add_argument('--config', help='config of the training (default: the one in the file)')
+        new.add_argument('--method', metavar='NAME', help='its method, if it is a recipe')
         new.add_argument(
             '--base',
             metavar='PATH',
@@ -77,13 +78,14 @@ def main() -> None:
     from vpt_dense.weights import deltas
 
     if args.command == 'extract':
-        deltas.write(deltas.extract(args.checkpoint, args.config, args.base), args.out)
+        deltas.write(deltas.extract(args.checkpoint, args.config, args.base, args.method), args.out)
         report(args.out)
     elif args.command == 'merge':
-        files.write(files.plain(deltas.merge(args.delta, args.base, args.config)), args.out)
+        merged = deltas.merge(args.delta, args.base, args.config, args.method)
+        files.write(files.plain(merged), args.out)
         report(args.out)
     elif args.command == 'fold':
-        checkpoint, text = deltas.fold(args.delta, args.base, args.config)
+        checkpoint, text = deltas.fold(args.delta, args.base, args.config, args.method)
         files.write(files.plain(checkpoint), args.out)
         files.write_text(Path(args.out).with_suffix('.py'), text)
         report(args.out)

@@ -80,7 +80,8 @@ def main() -> None:
     print(f'loading {args.checkpoint} ...', flush=True)
     from vpt_dense.deploy import exporting
 
-    predictor = exporting.load(args.checkpoint, args.config, args.base, args.cfg_options)
+    predictor = exporting.load(
+        args.checkpoint, args.config, args.base, args.cfg_options, args.method)
 
     def export(out: str | Path) -> None:
         exporting.export(

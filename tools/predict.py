@@ -85,7 +85,8 @@ def load(args: argparse.Namespace):
     if args.checkpoint.lower().endswith('.onnx'):
         from vpt_dense.deploy import onnx_model
 
-        said = dict(CONFIG=args.config, tta=args.tta, base=args.base, cfg_options=args.cfg_options)
+        said = dict(CONFIG=args.config, method=args.method, tta=args.tta, base=args.base,
+                    cfg_options=args.cfg_options)
         for name, value in said.items():
             if value:
                 name = name if name.isupper() else f'--{name.replace("_", "-")}'
@@ -97,8 +98,8 @@ def load(args: argparse.Namespace):
     import vpt_dense
 
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    return vpt_dense.load(args.checkpoint, args.config, device, base=args.base,
-                          cfg_options=args.cfg_options, tta=args.tta)
+    return vpt_dense.load(args.checkpoint, args.config, device, base=args.base, tta=args.tta,
+                          cfg_options=args.cfg_options, method=args.method)
 
 
 if __name__ == '__main__':

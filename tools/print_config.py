@@ -23,7 +23,7 @@ def main() -> None:
             raise errors.UserError(
                 f'--save-path {args.save_path}: must end in {", ".join(config_files.SUFFIXES)}')
         outputs.check_free([args.save_path], args.force, [args.config])
-    cfg = config.load(args.config, args.cfg_options)
+    cfg = config.load(args.config, args.cfg_options, args.method)
     if args.save_path:
         path = Path(args.save_path)
         files.write_text(

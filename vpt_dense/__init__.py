@@ -18,7 +18,7 @@ __all__ = ['__version__', 'load']
 
 def load(
     checkpoint: Any, config: Any = None, device: str = 'cpu', *, base: Any = None,
-    cfg_options: Any = None, tta: bool = False,
+    cfg_options: Any = None, tta: bool = False, method: str | None = None,
 ) -> 'ModelPredictor':
     """Load a model to predict with.
 
@@ -32,6 +32,7 @@ def load(
             delta says they are.
         cfg_options: Settings that go over the config's: dotted key -> value.
         tta: Test-time augmentation, by the config's ``tta_model`` and ``tta_pipeline``.
+        method: What trained, if the config is a recipe: ``deep``, ``lora``, ...
 
     Returns:
         A predictor; see :meth:`vpt_dense.predicting.model.ModelPredictor.predict`.
@@ -45,4 +46,4 @@ def load(
     from vpt_dense.predicting import model
 
     return model.load(
-        checkpoint, config, device, base=base, cfg_options=cfg_options, tta=tta)
+        checkpoint, config, device, base=base, cfg_options=cfg_options, tta=tta, method=method)

@@ -9,7 +9,14 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
-from vpt_dense import config_files, data_config, ignore_index, options, run_settings
+from vpt_dense import (
+    config_files,
+    data_config,
+    ignore_index,
+    method_files,
+    options,
+    run_settings,
+)
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, heads, walk
@@ -25,30 +32,41 @@ KEYS = frozenset(
     'model_wrapper_cfg find_unused_parameters sync_bn activation_checkpointing compile '
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
-    'dataset ensemble new_heads pretrained tta tta_model tta_pipeline tuning_hooks'.split()
+    'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks'.split()
 ) | frozenset(run_settings.KEYS)
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
 _READ_ELSEWHERE = 'test_pipeline'
 
 
-def load(path: str, cfg_options: Mapping[str, Any] | Iterable[str] | None = None) -> Config:
+def load(
+    path: str,
+    cfg_options: Mapping[str, Any] | Iterable[str] | None = None,
+    method: str | None = None,
+    trains: bool = True,
+) -> Config:
     """Read a config file for a run.
 
     Args:
         path: The config file.
         cfg_options: Dotted key -> value; or ``KEY=VALUE`` arguments, see
             :mod:`vpt_dense.options`.
+        method: What to put on a recipe, see :mod:`vpt_dense.method_files`.
+        trains: Whether a recipe without a method is refused.
 
     Returns:
         The config, checked and resolved (see :func:`resolve`), without the files' variables.
 
     Raises:
         UserError: If the file is absent or broken, or a key in it or in ``cfg_options`` is not
-            one that anything reads.
+            one that anything reads; or if there is a recipe without a method, or the contrary.
     """
     cfg = config_files.parse(path)
     _check_keys(cfg, path)
+    if method is not None:
+        method_files.apply(cfg, method, path)
+    if trains:
+        method_files.check(cfg, path)
     if 'pretrained' in cfg:
         place_pretrained(cfg, _model_of_bases(Path(path)))
     if cfg_options:
@@ -101,6 +119,7 @@ def drop_variables(cfg: Config) -> None:
     if file is None or not file.is_file():
         return
     read = set().union(*(config_files.names(each)[1] for each in config_files.walk(file)))
+    read |= method_files.VARIABLES
     for key in [key for key in cfg if key in read - KEYS - {_READ_ELSEWHERE}]:
         cfg.pop(key)
 
@@ -122,7 +141,7 @@ def _check_keys(cfg: Config, path: str) -> None:
     read_anywhere = set().union(*(read for _, _, read in files))
     # A config that a run has written is without bases and holds no other variable.
     read_anywhere.add(_READ_ELSEWHERE)
-    unread = [key for key in unknown if key not in read_anywhere]
+    unread = [key for key in unknown if key not in read_anywhere | method_files.VARIABLES]
     leaf, assigned, read = files[0]
     for key in assigned - read - KEYS - {'_base_'}:
         if key in read_anywhere and any(key in names for _, names, _ in files[1:]):
@@ -211,7 +230,7 @@ def _uses(cfg: Config, name: str) -> str:
 
     for key in KEYS & set(cfg):
         visit(cfg[key], key)
-    if not places and isinstance(value, dict):  # merged into a larger dict, as `tuning` is
+    if not places and isinstance(value, dict):  # merged into a larger dict, as `method` is
         for child in value:
             places += [
                 place
@@ -255,7 +274,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - ``mean`` and ``std`` of a prompt made of pixels, where it leaves them None, are those of the
       data preprocessor.
     - ``num_tokens='classes'`` of a prompt becomes the number of classes of the head.
-    - ``tuning_hooks``, hooks that belong to a fragment of ``configs/_base_/tuning``, join
+    - ``method_hooks``, hooks that belong to a file of ``configs/_base_/methods``, join
       ``custom_hooks``.
     - ``ensemble``: see :func:`vpt_dense.ensemble.settings.place`.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
@@ -285,7 +304,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     ignore_index.place(cfg)
     _place_pixel_statistics(cfg.get('model') or {})
     _place_number_of_classes(cfg.get('model') or {})
-    hooks = cfg.pop('tuning_hooks', None)
+    hooks = cfg.pop('method_hooks', None)
     if hooks:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     settings.place(cfg)

@@ -52,8 +52,17 @@ class ArgumentParser(argparse.ArgumentParser):
             help='show the traceback of an error',
         )  # fmt: skip
 
-    def add_config_options(self, help: str = 'override settings') -> None:
-        """Add ``--cfg-options``: a list of ``KEY=VALUE``, which ``config.load`` reads."""
+    def add_config_options(self, help: str = 'override settings', method: bool = True) -> None:
+        """Add what ``config.load`` takes beside a file.
+
+        Args:
+            help: Of ``--cfg-options``, a list of ``KEY=VALUE``.
+            method: Whether there is ``--method NAME`` too.
+        """
+        if method:
+            self.add_argument(
+                '--method', metavar='NAME',
+                help='what trains, for a config that is a recipe: deep, lora, ...')
         self.add_argument(
             '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help=help
         )

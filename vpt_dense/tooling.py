@@ -26,7 +26,8 @@ def add_common_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         '--work-dir',
-        help='folder for logs and results (default: work_dir of the config, or work_dirs/<config>)',
+        help='folder for logs and results (default: work_dir of the config, or work_dirs/<config>, '
+        'of a recipe work_dirs/<recipe>_<method>)',
     )
     parser.add_config_options('override settings, e.g. model.backbone.prompt.num_tokens=50')
     add(
@@ -48,11 +49,10 @@ def load(args: argparse.Namespace) -> Config:
     """Load ``args.config``; apply ``cfg_options``, ``launcher`` and ``work_dir``."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     logging.filter_warnings()
-    cfg = config.load(args.config, args.cfg_options)
+    cfg = config.load(args.config, args.cfg_options, args.method)
     cfg.launcher = args.launcher
-    cfg.work_dir = (
-        args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
-    )
+    name = Path(args.config).stem + (f'_{Path(args.method).stem}' if args.method else '')
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', name))
     return cfg
 
 

@@ -1,4 +1,4 @@
 # SETR on the small ViT of this repository, digits: full fine-tuning.
-_base_ = ['./_setr_digits.py', '../_base_/tuning/full.py']
-model = dict(backbone=_base_.tuning)
-optim_wrapper = _base_.demo_optim.blocks
+_base_ = ['./setr_digits.py', '../_base_/methods/full.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

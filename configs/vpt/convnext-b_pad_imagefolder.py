@@ -1,9 +1,4 @@
 # ConvNeXt-B, a folder of images: a learnt border.
-_base_ = [
-    '../_base_/models/convnext-b_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/pad.py',
-]
-model = dict(backbone=_base_.tuning)
+_base_ = ['./convnext-b_imagefolder.py', '../_base_/methods/pad_cls.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

@@ -1,21 +1,4 @@
 # Linear head, DINOv2 ViT-L/14, ADE20K in crops of 518x518: head-only.
-_base_ = [
-    '../_base_/models/linear_vit-l.py',
-    '../_base_/backbones/dinov2_vit-l.py',
-    '../_base_/datasets/ade20k_518.py',
-    '../_base_/schedules/40k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/head.py',
-]
-model = dict(
-    # Test images are padded to a multiple of the patch.
-    data_preprocessor=dict(size=(518, 518), test_cfg=dict(size_divisor=14)),
-    backbone=dict(img_size=(518, 518), **_base_.tuning),
-    test_cfg=dict(crop_size=(518, 518), stride=(345, 345)),
-)
-# DINOv2's optimizer for linear heads, that of tuning/lora.py too.
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.0001),
-)
+_base_ = ['./linear_vit-l_dinov2_ade20k.py', '../_base_/methods/head.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

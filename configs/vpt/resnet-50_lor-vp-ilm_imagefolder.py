@@ -1,14 +1,8 @@
 # ResNet-50, a folder of images: LoR-VP with iterative label mapping. The classifier is the
 # pretrained one, 1,000 classes of ImageNet, and only the prompt trains.
-_base_ = [
-    '../_base_/models/resnet-50_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/lor-vp.py',
-]
+_base_ = ['./resnet-50_imagefolder.py', '../_base_/methods/lor-vp.py']
 model = dict(
-    backbone=_base_.tuning,
+    backbone=_base_.method,
     head=dict(
         _delete_=True,
         type='vpt_dense.LabelMappingHead',
@@ -21,3 +15,7 @@ model = dict(
     ),
 )
 custom_hooks = [dict(type='vpt_dense.LabelMappingHook'), *_base_.custom_hooks]
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001),
+)

@@ -1,9 +1,4 @@
 # Segmenter with its linear head, ViT-B/16, ADE20K: VPT-deep.
-_base_ = [
-    '../_base_/models/segmenter-linear_vit-b.py',
-    '../_base_/datasets/ade20k_512.py',
-    '../_base_/schedules/160k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/deep.py',
-]
-model = dict(backbone=_base_.tuning)
+_base_ = ['./segmenter-linear_vit-b_ade20k.py', '../_base_/methods/deep.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

@@ -1,9 +1,4 @@
 # SETR-PUP, ViT-L/16, ADE20K: VPT-shallow.
-_base_ = [
-    '../_base_/models/setr-pup_vit-l.py',
-    '../_base_/datasets/ade20k_512.py',
-    '../_base_/schedules/160k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/shallow.py',
-]
-model = dict(backbone=_base_.tuning)
+_base_ = ['./setr_vit-l_ade20k.py', '../_base_/methods/shallow.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

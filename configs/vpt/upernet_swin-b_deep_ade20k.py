@@ -1,12 +1,6 @@
 # UperNet, Swin-B, ADE20K: VPT-deep.
-_base_ = [
-    '../_base_/models/upernet_swin-b.py',
-    '../_base_/datasets/ade20k_512.py',
-    '../_base_/schedules/160k_warmup.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/deep.py',
-]
-# And the norms of the outputs, which no pretrained weights hold.
+_base_ = ['./upernet_swin-b_ade20k.py', '../_base_/methods/deep.py']
 model = dict(
-    backbone=dict(_base_.tuning, trainable=[*_base_.tuning.trainable, r'^norm\d\.'])
+    backbone=dict(_base_.method, trainable=[*_base_.method.trainable, *_base_.also_trainable])
 )
+optim_wrapper = _base_.optim[_base_.optim_group]

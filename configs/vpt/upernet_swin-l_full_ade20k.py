@@ -1,22 +1,4 @@
 # UperNet, Swin-L, ADE20K: full fine-tuning.
-_base_ = [
-    '../_base_/models/upernet_swin-l.py',
-    '../_base_/datasets/ade20k_512.py',
-    '../_base_/schedules/160k_warmup.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/full.py',
-]
-model = dict(backbone=_base_.tuning)
-# mmseg's optimizer for Swin.
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.00006, betas=(0.9, 0.999), weight_decay=0.01),
-    paramwise_cfg=dict(
-        custom_keys={
-            'absolute_pos_embed': dict(decay_mult=0.0),
-            'relative_position_bias_table': dict(decay_mult=0.0),
-            'norm': dict(decay_mult=0.0),
-        }
-    ),
-)
+_base_ = ['./upernet_swin-l_ade20k.py', '../_base_/methods/full.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

@@ -1,13 +1,4 @@
 # ViT-B/16, CIFAR-100: VPT-deep.
-_base_ = [
-    '../_base_/models/vit-b_cls.py',
-    '../_base_/datasets/cifar100.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/deep.py',
-]
-model = dict(
-    data_preprocessor=dict(to_rgb=False),  # CIFAR's images are RGB already
-    backbone=_base_.tuning,
-    head=dict(num_classes=100),
-)
+_base_ = ['./vit-b_cifar100.py', '../_base_/methods/deep.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

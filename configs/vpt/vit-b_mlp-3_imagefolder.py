@@ -1,16 +1,10 @@
 # ViT-B/16, a folder of images: MLP-3 (https://arxiv.org/abs/2203.12119), a frozen backbone and a
 # head of three layers. mmpretrain's head puts the batch norm before the ReLU, the paper's code
 # behind it.
-_base_ = [
-    '../_base_/models/vit-b_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/linear.py',
-]
+_base_ = ['./vit-b_imagefolder.py', '../_base_/methods/linear.py']
 kaiming = dict(type='Kaiming', layer='Linear', mode='fan_out', nonlinearity='relu')
 model = dict(
-    backbone=_base_.tuning,
+    backbone=_base_.method,
     head=dict(
         type='StackedLinearClsHead',
         mid_channels=[768, 768],
@@ -22,3 +16,4 @@ model = dict(
         ),
     ),
 )
+optim_wrapper = _base_.optim[_base_.optim_group]

@@ -1,10 +1,4 @@
 # MoCo v3 ViT-B/16, a folder of images: VPT-deep.
-_base_ = [
-    '../_base_/models/vit-b_cls.py',
-    '../_base_/backbones/mocov3_vit-b.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/deep.py',
-]
-model = dict(backbone=_base_.tuning)
+_base_ = ['./vit-b_mocov3_imagefolder.py', '../_base_/methods/deep.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

@@ -1,9 +1,4 @@
 # ViT-B/16, a folder of images: last block and final norm.
-_base_ = [
-    '../_base_/models/vit-b_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/partial-1.py',
-]
-model = dict(backbone=_base_.tuning)
+_base_ = ['./vit-b_imagefolder.py', '../_base_/methods/partial-1.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

@@ -1,10 +1,4 @@
 # ViT-H/14, IN-21k, a folder of images: VPT-deep.
-_base_ = [
-    '../_base_/models/vit-b_cls.py',
-    '../_base_/backbones/in21k_vit-h.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/deep.py',
-]
-model = dict(backbone=_base_.tuning)
+_base_ = ['./vit-h_in21k_imagefolder.py', '../_base_/methods/deep.py']
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]

@@ -117,7 +117,7 @@ def main() -> None:
     from vpt_dense import config, files, logging
 
     logging.quiet()
-    cfg = config.load(args.config, args.cfg_options)
+    cfg = config.load(args.config, args.cfg_options, args.method)
     figures = measure(cfg, args.steps, args.amp)
     files.write_text(args.out, json.dumps(figures, indent=1) + '\n')
 

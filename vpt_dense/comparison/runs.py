@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from vpt_dense import method_files
 from vpt_dense.errors import UserError, explain, suggest
 
 if TYPE_CHECKING:
@@ -109,19 +110,28 @@ def call(
 
 
 def find_methods(pattern: str, wanted: Sequence[str] | None = None) -> list[str]:
-    """Find the methods that a pattern of configs has.
+    """Find the methods that a recipe or a pattern of configs has.
 
     Args:
-        pattern: Path of a config with ``{method}`` in its name.
-        wanted: The methods asked for; none: all, by name.
+        pattern: Path of a recipe; or of a config with ``{method}`` in its name.
+        wanted: The methods asked for; none: all that there are configs of, by name.
 
     Raises:
-        UserError: If the pattern has no such place, or a config is not there.
+        UserError: If the pattern has no such place, a config is not there, or a recipe is to be
+            taken with all methods.
     """
     name = Path(pattern).name
+    if '{method}' not in pattern and Path(pattern).is_file():
+        if not wanted:
+            raise UserError(f'{pattern}: say which methods, with --methods deep lora ...')
+        for method in wanted:
+            if method.endswith('.py'):
+                raise UserError(f'--methods {method}: name a method, not a file')
+            method_files.find(method)
+        return list(dict.fromkeys(wanted))
     if pattern.count('{method}') != 1 or '{method}' not in name:
         raise UserError(
-            "the pattern of configs must hold '{method}' once, in the file's name; "
+            "it takes a recipe, or a pattern that holds '{method}' once, in the file's name; "
             f'found {pattern!r}'
         )
     before, after = name.split('{method}')
@@ -146,7 +156,7 @@ class Comparison:
     """Runs of one config with several methods.
 
     Attributes:
-        pattern: Path of the configs, with ``{method}``.
+        pattern: Path of the configs, with ``{method}``; or of a recipe.
         folder: Gets a folder ``METHOD_seedSEED`` a run, and ``cost``. A run whose folder holds one
             of other settings or data has a folder of its own, ``METHOD_seedSEED_MARK``.
         tools: The folder of train.py, test.py and delta.py.
@@ -170,14 +180,19 @@ class Comparison:
         self._data_marks: dict[tuple[Path, ...], str | None] = {}
 
     def config_path(self, method: str) -> Path:
-        """The path of a method's config."""
+        """The path of a method's config, or of the recipe."""
         return Path(self.pattern.replace('{method}', method))
+
+    def method_option(self, method: str) -> list[str]:
+        """What tools are told beside that path."""
+        return [] if '{method}' in self.pattern else ['--method', method]
 
     def config(self, method: str) -> 'Config':
         """A method's config, resolved."""
         from vpt_dense import config
 
-        return config.load(str(self.config_path(method)), self.options)
+        return config.load(
+            str(self.config_path(method)), self.options, *self.method_option(method)[1:])
 
     def work_dir(self, method: str, seed: int) -> Path:
         """The folder of a run; nothing in it is of another."""
@@ -302,7 +317,8 @@ class Comparison:
             expected=EPOCH if epochs else ITERATION,
             done=lambda number: progress.update(task, completed=number),
         )
-        arguments = [self.config_path(method), '--work-dir', work_dir]
+        arguments = [
+            self.config_path(method), *self.method_option(method), '--work-dir', work_dir]
         options = ['--cfg-options', *self.options] if self.options else []
         summary_file = work_dir / 'summary.json'  # written when training has ended
         if not summary_file.is_file():
@@ -379,7 +395,8 @@ class Comparison:
                         file.parent.mkdir(parents=True, exist_ok=True)
                         call(
                             ['-m', 'vpt_dense.comparison.cost', self.config_path(method), file,
-                             '--steps', steps, *(['--amp'] if self.amp else []),
+                             *self.method_option(method), '--steps', steps,
+                             *(['--amp'] if self.amp else []),
                              *(['--cfg-options', *self.options] if self.options else [])],
                             file.with_suffix('.log'), threads, stop=self._stop,
                         )

@@ -34,7 +34,8 @@ _IN_ONE_FILE = 1_900_000_000
 
 
 def load(
-    checkpoint: str, config: str | None = None, base: str | None = None, cfg_options: Any = None
+    checkpoint: str, config: str | None = None, base: str | None = None, cfg_options: Any = None,
+    method: str | None = None,
 ) -> ModelPredictor:
     """Load a model to export, in float32: weights that a run holds in half precision too.
 
@@ -43,11 +44,13 @@ def load(
         config: Its config; None: the one that it holds.
         base: Pretrained weights that a delta builds on.
         cfg_options: Settings that go over the config's.
+        method: What trained, if the config is a recipe.
 
     Raises:
         UserError: If a file is absent, damaged or of another model.
     """
-    predictor = vpt_dense.load(checkpoint, config, base=base, cfg_options=cfg_options)
+    said = dict(config=config, base=base, method=method)
+    predictor = vpt_dense.load(checkpoint, cfg_options=cfg_options, **said)
     if predictor.cfg.model.get('backbone', {}).get('frozen_dtype') is None:
         return predictor
     options = {'model.backbone.frozen_dtype': None}
@@ -55,7 +58,7 @@ def load(
         options = {**cfg_options, **options}
     elif cfg_options:
         options = [*cfg_options, 'model.backbone.frozen_dtype=None']
-    return vpt_dense.load(checkpoint, config, base=base, cfg_options=options)
+    return vpt_dense.load(checkpoint, cfg_options=options, **said)
 
 
 class Exportable(nn.Module):

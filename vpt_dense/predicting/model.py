@@ -62,6 +62,7 @@ def load(
     base: str | os.PathLike | None = None,
     cfg_options: Any = None,
     tta: bool = False,
+    method: str | None = None,
 ) -> 'ModelPredictor':
     """Load a model to predict with; see :func:`vpt_dense.load`."""
     logging.filter_warnings()
@@ -70,7 +71,7 @@ def load(
         path = checkpoints.find_last(path)
     content = deltas.read(path, bare=config is not None)
     meta = content['meta']
-    cfg = _config(config, cfg_options, content, path)
+    cfg = _config(config, cfg_options, method, content, path)
     scope = cfg.get('default_scope', 'mmengine')
     try:
         device = torch.device(device)
@@ -106,8 +107,12 @@ def load(
         return ModelPredictor(model.to(device).eval(), cfg, pipeline, info, scope, origin)
 
 
-def _config(config: Any, cfg_options: Any, content: dict, path: str) -> Config:
+def _config(
+    config: Any, cfg_options: Any, method: str | None, content: dict, path: str
+) -> Config:
     """The finished config: of a file, an object or the checkpoint."""
+    if method is not None and (config is None or isinstance(config, Config)):
+        raise UserError(f'--method {method} is for a recipe; name its file')
     if config is None:
         cfg = stored_config.parse(content['meta'].get('cfg'), path, everything=True)
         if 'model' not in cfg:
@@ -115,7 +120,7 @@ def _config(config: Any, cfg_options: Any, content: dict, path: str) -> Config:
     elif isinstance(config, Config):
         cfg = copy.deepcopy(config)
     else:
-        cfg = configs.load(os.fspath(config), cfg_options)
+        cfg = configs.load(os.fspath(config), cfg_options, method)
     if config is None or isinstance(config, Config):
         if cfg_options:
             configs.override(cfg, cfg_options)

@@ -184,12 +184,15 @@ def is_delta(checkpoint: dict) -> bool:
     )
 
 
-def extract(path: str, config_file: str | None = None, base: str | None = None) -> dict:
+def extract(
+    path: str, config_file: str | None = None, base: str | None = None, method: str | None = None
+) -> dict:
     """Reduce a checkpoint to a delta.
 
     Args:
         path: A whole checkpoint, one of a run, or a delta.
         config_file: The config that it was trained with. None: the one inside it.
+        method: Its method, if that config is a recipe.
         base: The pretrained weights, where they are not at the place that the config names.
 
     Returns:
@@ -205,7 +208,7 @@ def extract(path: str, config_file: str | None = None, base: str | None = None) 
     """
     checkpoint = read(path, bare=config_file is not None)
     state, old = checkpoint['state_dict'], checkpoint['meta']
-    cfg, text = _config(checkpoint, path, config_file)
+    cfg, text = _config(checkpoint, path, config_file, method)
     with contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
         model = params.build_without_memory(cfg)
     _check_tensors(model, state, path)
@@ -263,13 +266,16 @@ def write(delta: dict, path: str) -> None:
     files.write_tensors(delta['state_dict'], path, meta)
 
 
-def merge(path: str, base: str | None = None, config_file: str | None = None) -> dict:
+def merge(
+    path: str, base: str | None = None, config_file: str | None = None, method: str | None = None
+) -> dict:
     """Complete a delta, or a checkpoint of a run, with its pretrained weights.
 
     Args:
         path: The delta.
         base: The pretrained weights. None: from where the config or the delta says.
         config_file: The config that it was trained with. None: the one inside it.
+        method: Its method, if that config is a recipe.
 
     Returns:
         A plain checkpoint: ``state_dict`` with all tensors of the model, and ``meta``.
@@ -280,7 +286,7 @@ def merge(path: str, base: str | None = None, config_file: str | None = None) ->
     """
     checkpoint = read(path, bare=config_file is not None)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
-    cfg, meta['cfg'] = _config(checkpoint, path, config_file)
+    cfg, meta['cfg'] = _config(checkpoint, path, config_file, method)
     model = load(cfg, checkpoint, path, base, meta)
     meta.pop('format', None)  # it is no delta any more
     wanted = model.state_dict()
@@ -342,10 +348,14 @@ def rebased(init_cfg: dict | None, base: str) -> dict:
     return {**kept, 'type': 'Pretrained', 'checkpoint': base}
 
 
-def _config(checkpoint: dict, path: str, config_file: str | None) -> tuple[Config, str]:
+def _config(
+    checkpoint: dict, path: str, config_file: str | None, method: str | None
+) -> tuple[Config, str]:
     """The config that a checkpoint is of, and its text; the text inside is kept as it is."""
+    if method is not None and config_file is None:
+        raise UserError(f'--method {method} is for a recipe; name it with --config')
     if config_file is not None:
-        cfg = config.load(config_file)
+        cfg = config.load(config_file, method=method)
         _check_settings(cfg, checkpoint, path, config_file)
         return cfg, cfg.pretty_text
     text = checkpoint['meta'].get('cfg')
@@ -614,7 +624,9 @@ def _brief(settings: Any) -> str:
 # --- deployment ------------------------------------------------------------------------------
 
 
-def fold(path: str, base: str | None = None, config_file: str | None = None) -> tuple[dict, str]:
+def fold(
+    path: str, base: str | None = None, config_file: str | None = None, method: str | None = None
+) -> tuple[dict, str]:
     """Merge the adapters of a checkpoint into its weights, and turn prompts into keys and values.
 
     Exact for adapters that are linear maps of one layer
@@ -627,6 +639,7 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
         path: A delta, a checkpoint of a run or a whole one.
         base: The pretrained weights. None: from where the config or the checkpoint says.
         config_file: The config that it was trained with. None: the one inside it.
+        method: Its method, if that config is a recipe.
 
     Returns:
         A whole checkpoint, and the text of the config that loads it: the backbone has no adapters,
@@ -638,7 +651,7 @@ def fold(path: str, base: str | None = None, config_file: str | None = None) -> 
             says why.
     """
     checkpoint = read(path, bare=config_file is not None)
-    cfg, _ = _config(checkpoint, path, config_file)
+    cfg, _ = _config(checkpoint, path, config_file, method)
     if cfg.model.get('backbone', {}).get('adapters'):
         cfg.model.backbone.pop('frozen_dtype', None)
     model = load(cfg, checkpoint, path, base)

@@ -7,8 +7,9 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=10, by_epoch=True),
     dict(type='CosineAnnealingLR', T_max=90, eta_min=0, begin=10, end=100, by_epoch=True),
 ]
-# The learning rates in _base_/tuning/cls/ are the paper's base rates, for 256 images a step; this
-# multiplies them by the images of a step (batch size x processes x accumulative_counts) / 256.
+# The learning rates in _base_/optim/classification.py are the paper's base rates, for 256 images a
+# step; this multiplies them by the images of a step (batch size x processes x
+# accumulative_counts) / 256.
 auto_scale_lr = dict(base_batch_size=256, enable=True)
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

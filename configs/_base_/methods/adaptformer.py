@@ -1,0 +1,7 @@
+# AdaptFormer (https://arxiv.org/abs/2205.13535): bottlenecks of 64 beside the MLP of every block.
+# The sizes are the authors'; they train with SGD and search the rate.
+method = dict(
+    adapters=[dict(type='vpt_dense.AdaptFormer', hidden_dims=64, scale=0.1, dropout=0.1)],
+    trainable=[r'^adapters\.'],
+)
+optim_group = 'adapters'

@@ -1,0 +1,3 @@
+# APLA (https://arxiv.org/abs/2503.11335): the layer behind attention trains in every block.
+method = dict(trainable=[r'\.proj\.(weight|bias)$'])
+optim_group = 'blocks'

@@ -1,0 +1,3 @@
+# A control of VPT (https://arxiv.org/abs/2203.12119): the backbone's cls token trains, no prompts.
+method = dict(trainable=[r'^cls_token$'])
+optim_group = 'prompts'

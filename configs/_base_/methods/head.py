@@ -1,0 +1,3 @@
+# Head-only: the whole backbone is frozen.
+method = dict(trainable=[])
+optim_group = 'head'

@@ -1,0 +1,2 @@
+# Linear probing: what is called head-only in segmentation.
+_base_ = './head.py'

@@ -1,0 +1,3 @@
+# Partial-1 (https://arxiv.org/abs/2203.12119): the last block and the norms behind it train.
+method = dict(trainable=['partial:1'])
+optim_group = 'blocks'

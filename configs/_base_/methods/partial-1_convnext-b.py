@@ -1,0 +1,3 @@
+# Partial-1 of ConvNeXt-B: the last block (of 36) and the final norm train.
+method = dict(trainable=[r'^stages\.3\.2\.', r'^norm3\.'])
+optim_group = 'blocks'

@@ -1,0 +1,3 @@
+# Partial-1 of ResNet-50: the last residual block (of 16) trains.
+method = dict(trainable=[r'^layer4\.2\.'])
+optim_group = 'blocks'

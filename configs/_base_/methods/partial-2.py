@@ -1,0 +1,4 @@
+# Partial-2 (https://arxiv.org/abs/2203.12119): the last two blocks and the norms behind the
+# blocks train.
+method = dict(trainable=['partial:2'])
+optim_group = 'blocks'

@@ -1,3 +1,0 @@
-# A control of VPT (https://arxiv.org/abs/2203.12119): the backbone's cls token trains, no prompts.
-_base_ = './_sgd.py'
-tuning = dict(trainable=[r'^cls_token$'])

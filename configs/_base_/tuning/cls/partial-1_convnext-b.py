@@ -1,3 +1,0 @@
-# Partial-1 of ConvNeXt-B: the last block (of 36) and the final norm train.
-_base_ = './_adamw.py'
-tuning = dict(trainable=[r'^stages\.3\.2\.', r'^norm3\.'])

@@ -1,9 +1,0 @@
-# VPT-deep (https://arxiv.org/abs/2203.12119, section 4.3, "final output"): the classifier reads the
-# mean of the patches in place of the cls token.
-_base_ = './_sgd.py'
-tuning = dict(
-    prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=10, deep=True, dropout=0.1),
-    trainable=[r'^prompt\.'],
-    out_type='avg_tokens',
-    pool='patches',
-)

@@ -1,6 +1,0 @@
-# A control of VPT-deep (https://arxiv.org/abs/2203.12119): its prompts stay at their random start.
-_base_ = './_sgd.py'
-tuning = dict(
-    prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=10, deep=True, dropout=0.0),
-    trainable=[],
-)

@@ -1,8 +1,0 @@
-# VPT-deep (https://arxiv.org/abs/2203.12119) and LoRA (https://arxiv.org/abs/2106.09685) together.
-# LoRA acts on the keys and values of the prompts too.
-_base_ = './_adamw.py'
-tuning = dict(
-    prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=10, deep=True, dropout=0.1),
-    adapters=[dict(type='vpt_dense.LoRA', rank=8, targets=[r'\.qkv$'])],
-    trainable=[r'^prompt\.', r'^adapters\.'],
-)

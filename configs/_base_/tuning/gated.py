@@ -1,7 +1,0 @@
-# Gated prompt tuning (https://arxiv.org/abs/2306.05067): prompts before the first block, and a gate
-# behind each block for what it makes of them.
-_base_ = './_adamw.py'
-tuning = dict(
-    prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=100, gate_init=-5.0),
-    trainable=[r'^prompt\.'],
-)

@@ -1,3 +1,0 @@
-# Head-only: the whole backbone is frozen.
-_base_ = './_sgd_setr.py'
-tuning = dict(trainable=[])

@@ -1,6 +1,0 @@
-# LoRA (https://arxiv.org/abs/2106.09685) of rank 8 on queries, keys and values of every block.
-_base_ = './_adamw.py'
-tuning = dict(
-    adapters=[dict(type='vpt_dense.LoRA', rank=8, targets=[r'\.qkv$'])],
-    trainable=[r'^adapters\.'],
-)

@@ -1,6 +1,0 @@
-# VPT-shallow (https://arxiv.org/abs/2203.12119): prompts before the first block, no dropout.
-_base_ = './_sgd_setr.py'
-tuning = dict(
-    prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=50, deep=False, dropout=0.0),
-    trainable=[r'^prompt\.'],
-)

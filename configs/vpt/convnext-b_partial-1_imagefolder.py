@@ -1,9 +1,0 @@
-# ConvNeXt-B, a folder of images: last block and final norm.
-_base_ = [
-    '../_base_/models/convnext-b_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/partial-1_convnext-b.py',
-]
-model = dict(backbone=_base_.tuning)

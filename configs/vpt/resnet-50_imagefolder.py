@@ -1,0 +1,8 @@
+# ResNet-50, a folder of images.
+_base_ = [
+    '../_base_/models/resnet-50_cls.py',
+    '../_base_/datasets/imagefolder.py',
+    '../_base_/schedules/cls_100e.py',
+    '../_base_/default_runtime_cls.py',
+    '../_base_/optim/classification.py',
+]

@@ -1,9 +1,0 @@
-# ResNet-50, a folder of images: the last block.
-_base_ = [
-    '../_base_/models/resnet-50_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/partial-1_resnet-50.py',
-]
-model = dict(backbone=_base_.tuning)

@@ -1,9 +1,0 @@
-# SETR-PUP, ViT-L/16, ADE20K: one prompt added to all tokens.
-_base_ = [
-    '../_base_/models/setr-pup_vit-l.py',
-    '../_base_/datasets/ade20k_512.py',
-    '../_base_/schedules/160k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/add-1.py',
-]
-model = dict(backbone=_base_.tuning)

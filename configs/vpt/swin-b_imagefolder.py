@@ -1,0 +1,8 @@
+# Swin-B, a folder of images.
+_base_ = [
+    '../_base_/models/swin-b_cls.py',
+    '../_base_/datasets/imagefolder.py',
+    '../_base_/schedules/cls_100e.py',
+    '../_base_/default_runtime_cls.py',
+    '../_base_/optim/classification.py',
+]

@@ -1,9 +1,0 @@
-# UperNet with a feature pyramid, ViT-L/16, ADE20K: LoRA.
-_base_ = [
-    '../_base_/models/upernet_vit-l.py',
-    '../_base_/datasets/ade20k_512.py',
-    '../_base_/schedules/160k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/tuning/lora.py',
-]
-model = dict(backbone=_base_.tuning)

@@ -1,9 +1,0 @@
-# ViT-B/16, a folder of images: VAPT.
-_base_ = [
-    '../_base_/models/vit-b_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/vapt.py',
-]
-model = dict(backbone=_base_.tuning)

@@ -1,9 +1,0 @@
-# ViT-L/16, a folder of images: bias tuning.
-_base_ = [
-    '../_base_/models/vit-l_cls.py',
-    '../_base_/datasets/imagefolder.py',
-    '../_base_/schedules/cls_100e.py',
-    '../_base_/default_runtime_cls.py',
-    '../_base_/tuning/cls/bias.py',
-]
-model = dict(backbone=_base_.tuning)

@@ -1,0 +1,122 @@
+"""Method files (``configs/_base_/methods``) and what ``--method NAME`` does with one.
+
+A recipe is a task on a backbone: model, data, schedule, and in ``optim`` an optimizer for each
+group of methods. A method file says what a method sets on the backbone, in ``method``, and of which
+group it is. Together they are a config; a leaf says so in a file, ``--method`` on the command
+line::
+
+    _base_ = ['./setr_vit-l_ade20k.py', '../_base_/methods/deep.py']
+    model = dict(backbone=_base_.method)
+    optim_wrapper = _base_.optim[_base_.optim_group]
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from vpt_dense import config_files
+from vpt_dense.errors import UserError, suggest
+
+#: Where the method files are.
+FOLDER = Path(__file__).parent.parent / 'configs/_base_/methods'
+
+#: Variables of method files ...
+_OF_METHODS = ('method', 'optim_group', 'method_optim')
+#: ... and of recipes, which nothing reads but leaves and :func:`apply`.
+_OF_RECIPES = ('optim', 'also_trainable')
+VARIABLES = frozenset(_OF_METHODS + _OF_RECIPES)
+
+#: What only a method sets on a backbone.
+_PARTS = ('prompt', 'image_prompt', 'adapters', 'trainable')
+
+
+def names() -> list[str]:
+    """The names that ``--method`` knows."""
+    return sorted(path.stem for path in FOLDER.glob('*.py') if not path.stem.endswith('_cls'))
+
+
+def find(name: str, classifies: bool = False) -> Path:
+    """The file of a method.
+
+    Args:
+        name: ``deep``, or the path of a method file of your own.
+        classifies: Whether it is for classification, for which some have a file ``NAME_cls.py``.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name.endswith('.py'):
+        if not Path(name).is_file():
+            raise UserError(f'--method {name}: no such file')
+        return Path(name)
+    if name not in names():
+        raise UserError(
+            f'--method {name} is not known{suggest(name, names())}; the methods are '
+            f'{", ".join(names())}, or a method file of your own (*.py)')
+    special = FOLDER / f'{name}_cls.py'
+    return special if classifies and special.is_file() else FOLDER / f'{name}.py'
+
+
+def check(cfg: Config, path: str) -> None:
+    """Refuse a recipe that no method was put on.
+
+    Raises:
+        UserError: If so.
+    """
+    if 'optim' in cfg and 'optim_group' not in cfg:
+        raise UserError(
+            f'config {path} is a recipe: add --method NAME ({", ".join(names())}), or make a '
+            'config of it and a method file (docs/methods.md)')
+
+
+def apply(cfg: Config, name: str, path: str) -> None:
+    """Do what a leaf does, in place.
+
+    Args:
+        cfg: A recipe, or a config that is based on one and names no method.
+        name: See :func:`find`.
+        path: Of the recipe, for messages.
+
+    Raises:
+        UserError: If the config has a method, or sets what a method sets; there is no such method;
+            or the recipe has no optimizer for its group.
+    """
+    if 'optim' not in cfg or 'optim_group' in cfg:
+        raise UserError(
+            f'--method {name}: config {path} is no recipe, it says what trains; take its recipe '
+            '(configs/vpt/*.py without the name of a method), or change model.backbone')
+    file = find(name, classifies='head' in (cfg.get('model') or {}))
+    found = config_files.parse(str(file))
+    lacking = [key for key in ('method', 'optim_group') if key not in found]
+    strange = [key for key in found if key not in (*_OF_METHODS, 'method_hooks')]
+    if lacking or strange:
+        reason = f'it has no {lacking[0]}' if lacking else f'it sets {strange[0]}'
+        raise UserError(f'--method {name}: {file} is no method file: {reason}')
+    backbone = cfg.model.backbone
+    for key in _PARTS:
+        if key in backbone:
+            raise UserError(
+                f'--method {name}: config {path} sets model.backbone.{key}, which a method sets; '
+                f'leave it out, and change the method by --cfg-options model.backbone.{key}...')
+    method = found.method
+    method.trainable = [*method.trainable, *cfg.get('also_trainable', [])]
+    cfg.model.backbone = _merged(backbone, method)
+    optimizer = (cfg.optim or {}).get(found.optim_group)
+    if optimizer is None:
+        raise UserError(
+            f'--method {name}: the recipe {path} has no optimizer for it; add '
+            f'optim = dict({found.optim_group}=...), or take a config that has one')
+    said = cfg.get('optim_wrapper')
+    cfg.optim_wrapper = _merged(optimizer, found.get('method_optim'), said)
+    if 'method_hooks' in found:
+        cfg.method_hooks = found.method_hooks
+    cfg.optim_group = found.optim_group
+
+
+def _merged(*layers: Any) -> ConfigDict:
+    """What config files that say these, one after the other, come to."""
+    whole = ConfigDict()
+    for layer in layers:
+        whole.merge(ConfigDict(layer or {}))
+    return whole
