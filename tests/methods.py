@@ -68,13 +68,13 @@ class Row(NamedTuple):
     """One method.
 
     Attributes:
-        tuning: What it sets on the backbone, as the fragments of configs/_base_/tuning do.
+        tuning: What it sets on the backbone, as the files of configs/_base_/methods do.
         count: Family of backbone -> trainable parameters of the tiny one, as a formula. The
             families that it fits.
         tasks: 'cls', 'seg' or both.
         starts_equal: Without training the backbone computes what it computes without the method.
         merges: Its adapters can become weights of the backbone that compute the same.
-        fragments: Names of its files in configs/_base_/tuning.
+        files: Names of its files in configs/_base_/methods.
         seg_count: As ``count``, where segmentation has another.
     """
 
@@ -83,7 +83,7 @@ class Row(NamedTuple):
     tasks: tuple[str, ...] = ('cls', 'seg')
     starts_equal: bool = False
     merges: bool = False
-    fragments: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     seg_count: dict[str, int] = {}
 
 
@@ -96,30 +96,30 @@ ROWS = {
         dict(vit=N * BLOCK + PIXELS * D + D + D + (1 + PATCHES) * D + 2 * D,
              swin=SWIN_FULL + SWIN_NORMS['cls'], convnext=CONVNEXT_FULL + 2 * 32),
         # Not the ResNet: while all of it trains, its batch norms mix the images of a batch.
-        starts_equal=True, fragments=('full', 'cls/full'),
+        starts_equal=True, files=('full',),
         seg_count=dict(swin=SWIN_FULL + SWIN_NORMS['seg'],
                        convnext=CONVNEXT_FULL + 2 * (8 + 16 + 24 + 32))),
     'linear': Row(
         dict(trainable=[]), dict(vit=0, swin=0, resnet=0, convnext=0), starts_equal=True,
-        fragments=('head', 'cls/linear')),
+        files=('head', 'linear')),
     'bias': Row(
         dict(trainable=['bias$']),
         dict(vit=N * BLOCK_BIASES + D + D, resnet=8 + sum((6 * n + 4) * c for c, n in RESNET),
              swin=SWIN_BIASES + SWIN_NORMS['cls'] // 2, convnext=CONVNEXT_BIASES + 32),
-        starts_equal=True, fragments=('bias', 'cls/bias'),
+        starts_equal=True, files=('bias',),
         seg_count=dict(swin=SWIN_BIASES + SWIN_NORMS['seg'] // 2,
                        convnext=CONVNEXT_BIASES + 8 + 16 + 24 + 32)),
     'partial-1_resnet-50': Row(
         dict(trainable=[r'^layer4\.2\.']),
         dict(resnet=2 * 64 * 256 + 9 * 64 * 64 + 2 * (64 + 64 + 256)), starts_equal=True,
-        fragments=('cls/partial-1_resnet-50',)),
+        files=('partial-1_resnet-50',)),
     'partial-1_convnext-b': Row(
         dict(trainable=[r'^stages\.3\.2\.', r'^norm3\.']),
         dict(convnext=CONVNEXT_BLOCK[32] + 2 * 32), starts_equal=True,
-        fragments=('cls/partial-1_convnext-b',)),
+        files=('partial-1_convnext-b',)),
     'cls-token': Row(
         dict(trainable=[r'^cls_token$']), dict(vit=D), starts_equal=True,
-        fragments=('cls-token', 'cls/cls-token')),
+        files=('cls-token',)),
     'layernorm': Row(
         dict(trainable=[
             r'(^|\.|_)(ln|norm)\d*\.(weight|bias)$|^downsample_layers\.(0\.1|[1-3]\.0)\.']),
@@ -128,88 +128,88 @@ ROWS = {
              + SWIN_NORMS['cls']),
         seg_count=dict(swin=swin_norms + SWIN_NORMS['seg'],
                        convnext=CONVNEXT_NORMS + 2 * (8 + 16 + 24 + 32)),
-        starts_equal=True, fragments=('layernorm',)),
+        starts_equal=True, files=('layernorm',)),
     'partial-1': Row(
         dict(trainable=['partial:1']),
         dict(vit=BLOCK + 2 * D, swin=SWIN_BLOCK + SWIN_NORMS['cls']),
         seg_count=dict(swin=SWIN_BLOCK + SWIN_NORMS['seg']),
-        starts_equal=True, fragments=('partial-1',)),
+        starts_equal=True, files=('partial-1',)),
     'partial-2': Row(
         dict(trainable=['partial:2']),
         dict(vit=2 * BLOCK + 2 * D, swin=2 * SWIN_BLOCK + SWIN_NORMS['cls']),
         seg_count=dict(swin=2 * SWIN_BLOCK + SWIN_NORMS['seg']),
-        starts_equal=True, fragments=('partial-2',)),
+        starts_equal=True, files=('partial-2',)),
     'partial-4': Row(
         dict(trainable=['partial:4']), dict(vit=4 * BLOCK + 2 * D),
-        starts_equal=True, fragments=('partial-4',)),
+        starts_equal=True, files=('partial-4',)),
     'last-4': Row(
-        dict(trainable=['last:4']), dict(vit=4 * BLOCK), starts_equal=True, fragments=('last-4',)),
+        dict(trainable=['last:4']), dict(vit=4 * BLOCK), starts_equal=True, files=('last-4',)),
     'last-2': Row(
         dict(trainable=['last:2']), dict(vit=2 * BLOCK, swin=2 * SWIN_BLOCK), starts_equal=True),
     'attn-proj': Row(
         dict(trainable=[r'\.proj\.(weight|bias)$']),
         dict(vit=N * (D * D + D), swin=sum(depth * (c * c + c) for c, depth in SWIN)),
-        starts_equal=True, fragments=('attn-proj',)),
+        starts_equal=True, files=('attn-proj',)),
     # --- prompts in token space
     'shallow': Row(
-        dict(prompt=TOKENS), dict(vit=5 * D, swin=5 * 16), fragments=('shallow', 'cls/shallow')),
+        dict(prompt=TOKENS), dict(vit=5 * D, swin=5 * 16), files=('shallow', 'shallow_cls')),
     'deep': Row(
         dict(prompt=dict(**TOKENS, deep=True)),
         dict(vit=N * 5 * D, swin=sum(depth * 5 * c for c, depth in SWIN)),
-        fragments=('deep', 'cls/deep', 'samples', 'cls/samples', 'cls/prototypes')),
+        files=('deep', 'samples', 'prototypes')),
     'prompt-fixed': Row(
         dict(prompt=dict(**TOKENS, deep=True), trainable=[]), dict(vit=0, swin=0),
-        fragments=('prompt-fixed', 'cls/prompt-fixed')),
+        files=('prompt-fixed',)),
     'pixel': Row(
         dict(prompt=dict(type='vpt_dense.PixelPrompt', num_tokens=5)), dict(vit=5 * PIXELS),
-        fragments=('pixel', 'cls/pixel')),
+        files=('pixel',)),
     'pool-image': Row(
         dict(prompt=dict(**TOKENS, deep=True), out_type='avg_tokens', pool='patches'),
-        dict(vit=N * 5 * D), tasks=('cls',), fragments=('cls/pool-image',)),
+        dict(vit=N * 5 * D), tasks=('cls',), files=('pool-image',)),
     'pool-prompts': Row(
         dict(prompt=dict(**TOKENS, deep=True), out_type='avg_tokens', pool='prompts'),
-        dict(vit=N * 5 * D), tasks=('cls',), fragments=('cls/pool-prompts',)),
+        dict(vit=N * 5 * D), tasks=('cls',), files=('pool-prompts',)),
     'pool-both': Row(
         dict(prompt=dict(**TOKENS, deep=True), out_type='avg_tokens', pool='both'),
-        dict(vit=N * 5 * D), tasks=('cls',), fragments=('cls/pool-both',)),
+        dict(vit=N * 5 * D), tasks=('cls',), files=('pool-both',)),
     'add': Row(
         dict(adapters=[dict(type='vpt_dense.AddPrompt')]), dict(vit=(1 + PATCHES) * D),
-        merges=True, fragments=('add', 'cls/add')),
+        merges=True, files=('add',)),
     'add-deep': Row(
         dict(adapters=[dict(type='vpt_dense.AddPrompt', deep=True)]),
-        dict(vit=N * (1 + PATCHES) * D), fragments=('add', 'cls/add')),
+        dict(vit=N * (1 + PATCHES) * D), files=('add',)),
     'add-1': Row(
         dict(adapters=[dict(type='vpt_dense.AddPrompt', per_token=False)]), dict(vit=D),
-        merges=True, fragments=('add-1', 'cls/add-1')),
+        merges=True, files=('add-1',)),
     'add-1-deep': Row(
         dict(adapters=[dict(type='vpt_dense.AddPrompt', per_token=False, deep=True)]),
-        dict(vit=N * D), fragments=('add-1', 'cls/add-1')),
+        dict(vit=N * D), files=('add-1',)),
     'prefix': Row(
         dict(prompt=dict(type='vpt_dense.PrefixPrompt', num_tokens=5)),
         dict(vit=2 * N * 5 * D, swin=sum(depth * 2 * 5 * c for c, depth in SWIN)),
-        fragments=('prefix',)),
+        files=('prefix',)),
     'e2vpt': Row(
         dict(prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=5, num_kv_tokens=3)),
         dict(vit=N * (5 + 3) * D, swin=sum(depth * (5 + 3) * c for c, depth in SWIN)),
-        fragments=('e2vpt',)),
+        files=('e2vpt',)),
     'gated': Row(
         dict(prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=5)), dict(vit=5 * D + N - 1),
-        fragments=('gated',)),
+        files=('gated',)),
     'residual': Row(
         dict(prompt=dict(type='vpt_dense.ResidualPrompt', num_tokens=5)),
         dict(vit=N * 5 * D + (N - 1) * (5 * 5 + 5),
              swin=sum(depth * 5 * c + (depth - 1) * (5 * 5 + 5) for c, depth in SWIN)),
-        fragments=('residual',)),
+        files=('residual',)),
     'vapt': Row(
         dict(prompt=dict(type='vpt_dense.VAPTPrompt', num_tokens=5, hidden_dims=8, grid=(4, 4))),
         dict(vit=5 * D + (N - 1) * (2 * D + 2 * 2 + 3 * 3 * 5 + 5) + 2 * D * 8),
-        fragments=('vapt',)),
+        files=('vapt',)),
     # --- prompts in image space
     'pad': Row(
         dict(image_prompt=dict(type='vpt_dense.PadPrompt', width=32)),
         dict(vit=3 * 64 * (32 + 32 + 64), swin=3 * 64 * (32 + 32 + 64),
              resnet=3 * 64 * (64 + 64 + 64), convnext=3 * 64 * (64 + 64 + 64)),
-        fragments=('pad', 'cls/pad')),
+        files=('pad', 'pad_cls')),
     'concat-channel': Row(
         dict(image_prompt=dict(type='vpt_dense.ConcatChannelPrompt', num_channels=2),
              trainable=[r'^image_prompt\.',
@@ -217,20 +217,20 @@ ROWS = {
         dict(vit=2 * 32 * 32 + (3 + 2) * 64 * D + D,
              swin=2 * 32 * 32 + (3 + 2) * 4 * 4 * 16 + 16, resnet=2 * 64 * 64 + (3 + 2) * 7 * 7 * 8,
              convnext=2 * 64 * 64 + (3 + 2) * 4 * 4 * 8 + 8),
-        fragments=('concat-channel', 'cls/concat-channel')),
+        files=('concat-channel',)),
     'lor-vp': Row(
         dict(image_prompt=dict(type='vpt_dense.LoRVP', rank=4)),
         dict(vit=4 * 3 * (32 + 32), swin=4 * 3 * (32 + 32), resnet=4 * 3 * (64 + 64),
              convnext=4 * 3 * (64 + 64)),
-        starts_equal=True, fragments=('lor-vp',)),
+        starts_equal=True, files=('lor-vp',)),
     # --- adapters
     'lora': Row(
         dict(adapters=[dict(type='vpt_dense.LoRA', rank=2)]),
         dict(vit=N * 2 * (D + 3 * D), swin=sum(depth * 2 * 4 * c for c, depth in SWIN)),
-        starts_equal=True, merges=True, fragments=('lora',)),
+        starts_equal=True, merges=True, files=('lora',)),
     'cvpt': Row(
         dict(adapters=[dict(type='vpt_dense.CVPT', num_tokens=5)]),
-        dict(vit=N * 5 * D, swin=sum(depth * 5 * c for c, depth in SWIN)), fragments=('cvpt',)),
+        dict(vit=N * 5 * D, swin=sum(depth * 5 * c for c, depth in SWIN)), files=('cvpt',)),
     'lora-qv': Row(
         dict(adapters=[dict(type='vpt_dense.LoRA', rank=2, parts=['q', 'v'])]),
         dict(vit=4 * N * 2 * D, swin=sum(depth * 4 * 2 * c for c, depth in SWIN)),
@@ -245,45 +245,45 @@ ROWS = {
         dict(adapters=[dict(type='vpt_dense.BottleneckAdapter', reduction=8)]),
         dict(vit=N * (2 * D * (D // 8) + D // 8 + D),
              swin=sum(depth * (2 * c * (c // 8) + c // 8 + c) for c, depth in SWIN)),
-        starts_equal=True, fragments=('adapter',)),
+        starts_equal=True, files=('adapter',)),
     'adaptformer': Row(
         dict(adapters=[dict(type='vpt_dense.AdaptFormer', hidden_dims=8)]),
         dict(vit=N * (2 * D * 8 + 8 + D),
              swin=sum(depth * (2 * c * 8 + 8 + c) for c, depth in SWIN)),
-        starts_equal=True, fragments=('adaptformer',)),
+        starts_equal=True, files=('adaptformer',)),
     'rep-adapter': Row(
         dict(adapters=[dict(type='vpt_dense.RepAdapter', rank=4, groups=2)]),
         dict(vit=2 * N * (4 * D + 4 + 4 * D // 2 + D),
              swin=sum(2 * depth * (4 * c + 4 + 4 * c // 2 + c) for c, depth in SWIN)),
-        starts_equal=True, merges=True, fragments=('rep-adapter',)),
+        starts_equal=True, merges=True, files=('rep-adapter',)),
     'ssf': Row(
         dict(adapters=[dict(type='vpt_dense.SSF')]),
         dict(vit=N * 2 * (7 * D + H) + 4 * D,
              swin=(swin_ssf := sum(depth * 22 * c for c, depth in SWIN) + 4 * 16)
              + SWIN_NORMS['cls']),
-        seg_count=dict(swin=swin_ssf + SWIN_NORMS['seg']), merges=True, fragments=('ssf',)),
+        seg_count=dict(swin=swin_ssf + SWIN_NORMS['seg']), merges=True, files=('ssf',)),
     'rein': Row(
         dict(adapters=[dict(type='vpt_dense.Rein', num_tokens=6, rank=2)]),
         # The patches that the last block puts out are read in segmentation alone.
         dict(vit=(N - 1) * (6 * 2 + 2 * D) + 2 * (D * D + D) + 1,
              swin=sum(depth * (6 * 2 + 2 * c) + 2 * (c * c + c) for c, depth in SWIN) + 1),
-        seg_count=dict(vit=N * (6 * 2 + 2 * D) + 2 * (D * D + D) + 1), fragments=('rein',)),
+        seg_count=dict(vit=N * (6 * 2 + 2 * D) + 2 * (D * D + D) + 1), files=('rein',)),
     'side': Row(
         dict(adapters=[dict(type='vpt_dense.SideNetwork')]),
         dict(vit=ALEXNET + 9216 * D + 1, swin=ALEXNET + 256 * 32 + 1),
         seg_count=dict(vit=ALEXNET + 2 * 256 * D + 1, swin=ALEXNET + 256 * (16 + 32) + 1),
-        fragments=('side',)),
+        files=('side',)),
     # --- combinations
     'deep-bias': Row(
         dict(prompt=dict(**TOKENS, deep=True), trainable=[r'^prompt\.', 'bias$']),
         dict(vit=N * 5 * D + N * BLOCK_BIASES + D + D,
              swin=(swin_deep_bias := SWIN_BIASES + sum(depth * 5 * c for c, depth in SWIN))
              + SWIN_NORMS['cls'] // 2),
-        seg_count=dict(swin=swin_deep_bias + SWIN_NORMS['seg'] // 2), fragments=('deep-bias',)),
+        seg_count=dict(swin=swin_deep_bias + SWIN_NORMS['seg'] // 2), files=('deep-bias',)),
     'deep-lora': Row(
         dict(prompt=dict(**TOKENS, deep=True), adapters=[dict(type='vpt_dense.LoRA', rank=2)]),
         dict(vit=N * 5 * D + N * 2 * 4 * D, swin=sum(depth * (5 + 2 * 4) * c for c, depth in SWIN)),
-        fragments=('deep-lora',)),
+        files=('deep-lora',)),
 }  # fmt: skip
 
 #: Every row on every backbone that it fits, in every task.

@@ -358,7 +358,7 @@ def kind(name: str, **settings) -> dict:
     return dict(adapters=[dict(type=f'vpt_dense.{name}', **settings)])
 
 
-LAYERNORM, = Config.fromfile(CONFIGS / '_base_/tuning/layernorm.py').tuning.trainable
+LAYERNORM, = Config.fromfile(CONFIGS / '_base_/methods/layernorm.py').method.trainable
 #: Tuning -> parameters of ViT-B/16 and ViT-L/16. Those of partial-k, the Adapter on ViT-B and the
 #: side network were counted in the VPT authors' code; the others follow from the formulas of the
 #: papers. Rein's: 2,990,081 and 5,016,065 of its code less the 459,264 of its query layers.

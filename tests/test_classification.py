@@ -13,13 +13,13 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, MODELS
 from PIL import Image
 from safetensors.torch import save_file
-from utils import CONFIGS, TINY_ARCH, in_scope
+from utils import CONFIGS, LEAVES, TINY_ARCH, in_scope, load
 
 from vpt_dense import config, params, tooling
 from vpt_dense.errors import UserError
 
 VPT = CONFIGS / 'vpt'
-TUNINGS = ('full', 'linear', 'bias', 'partial-1', 'shallow', 'deep')
+METHODS = ('full', 'linear', 'bias', 'partial-1', 'shallow', 'deep')
 COLOURS = dict(iris=(90, 40, 200), rose=(200, 40, 60), tulip=(230, 200, 40))
 
 
@@ -93,8 +93,8 @@ COUNTS = [
 
 @pytest.mark.parametrize('data, classes', [('cifar100', 100), ('imagefolder', 1000)])
 @pytest.mark.parametrize('arch, tuning, wanted', COUNTS)
-def test_counts_of_every_leaf(arch, tuning, wanted, data, classes):
-    cfg = config.load(str(VPT / f'vit-{arch}_{tuning}_{data}.py'))
+def test_counts_of_the_papers_methods(arch, tuning, wanted, data, classes):
+    cfg = load(f'vit-{arch}_{data} {tuning}')
     parts = params.report(params.build_without_memory(cfg))['parts']
     head = parts.pop('classification head')
     assert head['trainable'] == head['total'] == ((768 if arch == 'b' else 1024) + 1) * classes
@@ -113,15 +113,8 @@ def test_count_of_prompts_and_biases_together():
     assert report['trainable'] == 195_072 + 769 * 100
 
 
-def test_every_leaf_is_there():
-    # A fourth part names a backbone (test_named_backbones.py).
-    names = {path.stem for path in VPT.glob('vit-*.py') if path.stem.count('_') == 2}
-    assert names >= {
-        f'vit-{arch}_{tuning}_{data}'
-        for arch in 'bl'
-        for tuning in TUNINGS
-        for data in ('cifar100', 'imagefolder')
-    }
+def test_the_papers_methods_have_leaves():
+    assert {f'vpt/vit-b_{method}_imagefolder.py' for method in METHODS} <= set(LEAVES)
 
 
 def test_head_starts_as_in_the_paper(mmpretrain_scope):
@@ -331,8 +324,8 @@ def test_timm_weights_give_timms_features(tmp_path, mmpretrain_scope):
     save_file(source.state_dict(), tmp_path / 'weights.safetensors')  # with its head of 21 classes
     init = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.safetensors'))
     cfg = config.load(
-        str(VPT / 'vit-b_linear_cifar100.py'),
-        tiny(tmp_path, **{'model.backbone.init_cfg': init}),
+        str(VPT / 'vit-b_cifar100.py'),
+        tiny(tmp_path, **{'model.backbone.init_cfg': init}), 'linear',
     )
     model = MODELS.build(cfg.model).eval()
     model.init_weights()

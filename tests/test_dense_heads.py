@@ -1,6 +1,7 @@
 """UperNet, Segmenter and linear heads on the plain vision transformer: every leaf, made tiny."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,16 +18,16 @@ from test_heads import COMMON, one_step
 from test_segmentation import batch
 from tool_helpers import run_tool, tiny_folder
 from torch import nn
-from utils import CONFIGS, images, in_scope, randomise
+from utils import CONFIGS, RECIPES, images, in_scope, load, randomise
 
 from vpt_dense import config, params, preflight
 from vpt_dense.errors import UserError
 
-LEAVES = sorted(
-    path.stem
-    for pattern in ('upernet_vit-*', 'segmenter*', 'linear*')
-    for path in (CONFIGS / 'vpt').glob(f'{pattern}_ade20k.py')
-)
+#: Every head on a ViT, with the methods that differ in what they do to it.
+ALL = [f'{Path(recipe).stem} {method}' for recipe in RECIPES
+       if Path(recipe).stem.startswith(('upernet_vit', 'segmenter', 'linear'))
+       and recipe.endswith('_ade20k.py')
+       for method in ('full', 'head', 'bias', 'deep', 'lora')]
 #: One leaf of every head.
 HEADS = [
     'upernet_vit-l_deep_ade20k',
@@ -39,8 +40,8 @@ ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 
 
 def tiny(leaf: str, **backbone) -> Config:
-    """A leaf with a tiny backbone, put there as a named one is: the heads follow."""
-    cfg = config.load(str(CONFIGS / 'vpt' / f'{leaf}.py'))
+    """A config with a tiny backbone, put there as a named one is: the heads follow."""
+    cfg = load(leaf)
     cfg.pretrained = dict(backbone=dict(
         arch=ARCH, patch_size=8, img_size=32, init_cfg=None, **backbone
     ))  # fmt: skip
@@ -59,8 +60,8 @@ def tiny(leaf: str, **backbone) -> Config:
 # --- one step --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
-def test_every_leaf_trains_the_heads_and_what_the_backbone_names(mmseg_scope, leaf):
+@pytest.mark.parametrize('leaf', ALL)
+def test_every_head_trains_itself_and_what_the_backbone_names(mmseg_scope, leaf):
     model = MODELS.build(tiny(leaf).model).train()
     data = model.data_preprocessor(batch(32, 32), training=True)
     total, logged = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
@@ -72,7 +73,7 @@ def test_every_leaf_trains_the_heads_and_what_the_backbone_names(mmseg_scope, le
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.requires_grad or name.startswith('backbone.'), name
     assert total.isfinite()
-    method = leaf.removesuffix('_ade20k').rpartition('_')[2]
+    method = leaf.partition(' ')[2]
     trained = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
     named = {
         'full': lambda name: True,
@@ -242,11 +243,11 @@ def test_a_linear_head_needs_an_index_for_each_of_its_channels(index):
 def named(tmp_path, model: str, backbone: str) -> Config:
     path = tmp_path / 'leaf.py'
     bases = [f'models/{model}', f'backbones/{backbone}', 'datasets/ade20k_512', 'schedules/160k',
-             'default_runtime', 'tuning/deep']  # fmt: skip
+             'default_runtime', 'methods/deep']  # fmt: skip
     listed = ', '.join(f"'{CONFIGS}/_base_/{base}.py'" for base in bases)
     path.write_text(f"""
 _base_ = [{listed}]
-model = dict(backbone=_base_.tuning)
+model = dict(backbone=_base_.method)
 dataset = dict(classes=['a', 'b', 'c'])
 """)
     return config.load(str(path)).model

@@ -26,15 +26,11 @@ CLASSIFICATION = {name: (name, {}, {}) for name in ('linear', 'deep', 'partial-1
     'deep-lean': ('deep', dict(memory='lean'), {}),
 }
 
-#: Fragments that both tasks share.
-FRAGMENTS = {'partial-1': 'partial-1.py'}
-
-
-def tuning(path: str) -> dict:
-    """What trains, from the fragment that the configs use; few tokens and no random dropout."""
+def tuning(method: str) -> dict:
+    """What trains, from the file that the configs use; few tokens and no random dropout."""
     from mmengine import Config
 
-    found = Config.fromfile(CONFIGS / '_base_' / 'tuning' / path).tuning.to_dict()
+    found = Config.fromfile(CONFIGS / f'_base_/methods/{method}.py').method.to_dict()
     if 'prompt' in found:
         found['prompt'].update(num_tokens=3, dropout=0.0)
     return found
@@ -47,7 +43,7 @@ def backbone(out_type: str, tuned: dict) -> dict:
     )  # fmt: skip
 
 
-def segmentation(fragment: str, options: dict) -> nn.Module:
+def segmentation(method: str, options: dict) -> nn.Module:
     """SETR-PUP with an auxiliary head, SyncBN as it is on CPU."""
     in_scope('mmseg')
     head = dict(
@@ -57,20 +53,19 @@ def segmentation(fragment: str, options: dict) -> nn.Module:
     return MODELS.build(dict(
         type='EncoderDecoder',
         data_preprocessor=dict(type='SegDataPreProcessor', size=(16, 16), seg_pad_val=255),
-        backbone=dict(**backbone('featmap', tuning(f'{fragment}.py')), out_indices=[1, 2],
+        backbone=dict(**backbone('featmap', tuning(method)), out_indices=[1, 2],
                       **options),
         decode_head=dict(**head, in_index=1),
         auxiliary_head=[dict(**head, in_index=0)],
     ))  # fmt: skip
 
 
-def classification(fragment: str, options: dict) -> nn.Module:
+def classification(method: str, options: dict) -> nn.Module:
     in_scope('mmpretrain')
-    path = FRAGMENTS.get(fragment, f'cls/{fragment}.py')
     return MODELS.build(dict(
         type='ImageClassifier',
         data_preprocessor=dict(type='ClsDataPreprocessor'),
-        backbone=dict(**backbone('cls_token', tuning(path)), **options),
+        backbone=dict(**backbone('cls_token', tuning(method)), **options),
         head=dict(type='LinearClsHead', num_classes=5, in_channels=16,
                   loss=dict(type='CrossEntropyLoss')),
     ))  # fmt: skip

@@ -79,7 +79,7 @@ def write(folder, data, method, around):
     """A leaf of one method; returns its path."""
     from mmengine import Config
 
-    tuning = Config.fromfile(CONFIGS / f'_base_/tuning/{method}.py').tuning.to_dict()
+    tuning = Config.fromfile(CONFIGS / f'_base_/methods/{method}.py').method.to_dict()
     if 'prompt' in tuning:
         tuning['prompt'].update(num_tokens=2, _delete_=True)  # the leaf has another
     return write_leaf(folder, data, LEAF.format(tuning=tuning, around=AROUND[around]))

@@ -128,7 +128,8 @@ def test_statistics_are_shown(streams, tmp_path, flowers):  # noqa: F811
     stream = streams(True)
     forget_runs()
     in_scope('mmpretrain')
-    cfg = config.load(str(VPT / 'vit-b_prototypes_imagefolder.py'), tiny_folder(tmp_path, flowers))
+    cfg = config.load(
+        str(VPT / 'vit-b_imagefolder.py'), tiny_folder(tmp_path, flowers), 'prototypes')
     runner = Runner.from_cfg(cfg)
     runner.train()
     states = re.findall(r'\r(prompts start [^\r\n\x1b]*)\x1b\[K', stream.getvalue())

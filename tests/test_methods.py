@@ -271,17 +271,16 @@ def test_a_checkpoint_holds_what_was_tuned_and_comes_back(name, family, task, ba
 
 # --- configs ---------------------------------------------------------------------------------
 
-FRAGMENTS = sorted({fragment for row in ROWS.values() for fragment in row.fragments})
+METHOD_FILES = CONFIGS / '_base_/methods'
 
 
-def test_every_fragment_is_in_the_table():
-    folder = CONFIGS / '_base_' / 'tuning'
-    found = {str(p.relative_to(folder).with_suffix('')) for p in folder.rglob('*.py')}
-    assert {name for name in found if not name.split('/')[-1].startswith('_')} == set(FRAGMENTS)
+def test_every_method_file_is_in_the_table():
+    named = [name for row in ROWS.values() for name in row.files]
+    assert {path.stem for path in METHOD_FILES.glob('*.py')} == set(named)
 
 
-@pytest.mark.parametrize('name', [name for name, row in ROWS.items() if row.fragments])
-def test_fragments_are_what_their_row_tests(name):
+@pytest.mark.parametrize('name', [name for name, row in ROWS.items() if row.files])
+def test_method_files_are_what_their_row_tests(name):
     def method(tuning) -> dict:
         parts = {k: tuning.get(k) or [] for k in ADDED}
         kinds = {k: [part['type'] for part in (found if isinstance(found, list) else [found])]
@@ -290,6 +289,6 @@ def test_fragments_are_what_their_row_tests(name):
         return {**kinds, 'trainable': tuning.get('trainable', added),
                 **{k: tuning.get(k) for k in ('out_type', 'pool')}}
 
-    for fragment in ROWS[name].fragments:
-        cfg = Config.fromfile(CONFIGS / '_base_' / 'tuning' / f'{fragment}.py').to_dict()
-        assert method(cfg['tuning']) == method(ROWS[name].tuning), fragment
+    for file in ROWS[name].files:
+        cfg = Config.fromfile(METHOD_FILES / f'{file}.py').to_dict()
+        assert method(cfg['method']) == method(ROWS[name].tuning), file

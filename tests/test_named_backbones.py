@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tool_helpers import run_tool
 from torch import nn
-from utils import CONFIGS, images, in_scope, randomise
+from utils import CONFIGS, RECIPES, images, in_scope, randomise
 
 from vpt_dense import config, preflight
 from vpt_dense.errors import UserError
@@ -47,9 +47,11 @@ _base_ = [
     '{configs}/_base_/datasets/imagefolder.py',
     '{configs}/_base_/schedules/cls_100e.py',
     '{configs}/_base_/default_runtime_cls.py',
-    '{configs}/_base_/tuning/cls/deep.py',
+    '{configs}/_base_/optim/classification.py',
+    '{configs}/_base_/methods/deep.py',
 ]
-model = dict(backbone=_base_.tuning)
+model = dict(backbone=_base_.method)
+optim_wrapper = _base_.optim[_base_.optim_group]
 """
 
 
@@ -148,9 +150,9 @@ def test_a_classifiers_pooling_is_the_authors(tmp_path):
 def segmentation(folder: Path, backbone: str, extra: str = '', model: str = 'setr-pup_vit-l'):
     path = folder / 'leaf.py'
     bases = [f'models/{model}', f'backbones/{backbone}', 'datasets/ade20k_512', 'schedules/160k',
-             'default_runtime', 'tuning/deep']  # fmt: skip
+             'default_runtime', 'methods/deep']  # fmt: skip
     listed = ', '.join(f"'{CONFIGS}/_base_/{base}.py'" for base in bases)
-    path.write_text(f'_base_ = [{listed}]\nmodel = dict(backbone=_base_.tuning)\n{extra}')
+    path.write_text(f'_base_ = [{listed}]\nmodel = dict(backbone=_base_.method)\n{extra}')
     return config.load(str(path)).model
 
 
@@ -332,11 +334,12 @@ def test_a_named_backbone_trains_and_its_dumped_config_needs_no_reader(tmp_path,
         torch.testing.assert_close(backbone(x)[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_every_leaf_names_its_backbone():
-    paths = list(CONFIGS.glob('vpt/vit-*_*_*_imagefolder.py'))
+def test_every_recipe_names_its_backbone():
+    paths = [CONFIGS / path for path in RECIPES if path.count('_') == 2 and 'vit-' in path]
+    paths = [path for path in paths if path.stem.endswith('_imagefolder')]
     assert len(paths) > 10
     for path in paths:
-        arch, family, *_ = path.stem.split('_')
+        arch, family, _ = path.stem.split('_')
         assert f'/backbones/{family}_{arch}.py' in path.read_text()
 
 

@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
     save_base(tmp_path / 'base.pth')
     save(classifier(tmp_path), tmp_path / 'c.pth')
     deltas.write(deltas.extract('c.pth'), 'd.safetensors')
-    shutil.copy(CONFIGS / '_base_/tuning/deep.py', 'config.py')
+    shutil.copy(CONFIGS / '_base_/methods/deep.py', 'config.py')
     return tmp_path
 
 

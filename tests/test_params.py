@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from torch import nn
+from utils import load
 
 from vpt_dense import params
 
@@ -220,7 +221,7 @@ def test_vit_b_configs_have_the_exact_counts():
         'partial-1': (0, 7_089_408),  # last block 12d^2 + 13d and the final norm 2d
     }
     for method, (prompt, backbone) in cases.items():
-        cfg = Config.fromfile(ROOT / f'configs/vpt/vit-b_{method}_cifar100.py')
+        cfg = load(f'vit-b_cifar100 {method}')
         counts = params.count(params.build_without_memory(cfg))
         assert counts['backbone'][0] == backbone, method
         assert counts.get('prompt', (0, 0))[0] == prompt, method

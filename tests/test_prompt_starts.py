@@ -274,13 +274,15 @@ def test_fragment_trains_and_resumes_exactly(source, flowers, tmp_path):
     path = tmp_path / 'leaf.py'
     bases = [str(CONFIGS / '_base_' / name) for name in (
         'models/vit-b_cls.py', 'datasets/imagefolder.py', 'schedules/cls_100e.py',
-        'default_runtime_cls.py', f'tuning/cls/{source}.py')]  # fmt: skip
-    path.write_text(f'_base_ = {bases}\nmodel = dict(backbone=_base_.tuning)\n')
+        'default_runtime_cls.py', 'optim/classification.py', f'methods/{source}.py')]  # fmt: skip
+    path.write_text(
+        f'_base_ = {bases}\nmodel = dict(backbone=_base_.method)\n'
+        'optim_wrapper = _base_.optim[_base_.optim_group]\n')
 
     def load(folder, **options):
         options = {'train_cfg.max_epochs': 2, **options}
         cfg = config.load(str(path), tiny_folder(tmp_path / folder, flowers, **options))
-        assert cfg.custom_hooks[-1].type == HOOK and 'tuning_hooks' not in cfg
+        assert cfg.custom_hooks[-1].type == HOOK and 'method_hooks' not in cfg
         assert cfg.model.backbone.prompt.num_tokens == (3 if source == 'prototypes' else 10)
         return cfg
 

@@ -69,7 +69,7 @@ SIZES = {
         'model.backbone.img_size': (96, 128)}),
     'swin': ('vpt/swin-b_deep_imagefolder', 'img_size=448', edges(448, 512)),
     'convnext': ('vpt/convnext-b_pad_imagefolder', 'img_size=112', edges(112, 128)),
-    'resnet': ('vpt/resnet-50_lor-vp_imagefolder', 'img_size=112', edges(112, 128)),
+    'resnet': ('vpt/resnet-50_pad_imagefolder', 'img_size=112', edges(112, 128)),
     'demo': ('demo/setr_deep_digits', 'img_size=48', {
         pipeline('train', 2, 'scale'): (48, 48), pipeline('train', 3, 'crop_size'): (48, 48),
         'model.backbone.img_size': (48, 48), 'model.data_preprocessor.size': (48, 48)}),

@@ -12,23 +12,21 @@ from mmengine import Config
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-from utils import CONFIGS, ROOT, TINY_ARCH, images, make_ade_folder, tiny_auxiliary_heads
+from utils import CONFIGS, ROOT, TINY_ARCH, images, load, make_ade_folder, tiny_auxiliary_heads
 
-from vpt_dense import config
+from vpt_dense import method_files
 
-#: Those of the published setting; a fourth word in the name is another backbone.
-LEAVES = sorted(
-    path.name
-    for path in (CONFIGS / 'vpt').glob('setr*_ade20k.py')
-    if path.stem.count('_') == 3 and 'ensemble' not in path.stem  # those: test_ensemble.py
-)
-PUBLISHED = [f'setr_vit-l_{method}_ade20k.py' for method in (
+#: SETR with every method.
+ALL = [f'setr_vit-l_ade20k {method}' for method in method_files.names()
+       if method not in ('pool-both', 'pool-image', 'pool-prompts', 'prototypes',
+                         'partial-1_resnet-50', 'partial-1_convnext-b')]
+PUBLISHED = [f'setr_vit-l_{method}_ade20k' for method in (
     'full', 'head', 'bias', 'shallow', 'deep', 'deep-bias')]
 
 
 def tiny_model(leaf: str, **backbone) -> torch.nn.Module:
-    """The model of a leaf with a tiny backbone and narrow heads; crops of 32 pixels."""
-    cfg = config.load(str(CONFIGS / 'vpt' / leaf)).model
+    """The model of a config with a tiny backbone and narrow heads; crops of 32 pixels."""
+    cfg = load(leaf).model
     cfg.data_preprocessor.size = (32, 32)
     cfg.backbone.update(
         dict(arch=TINY_ARCH, img_size=32, patch_size=8, out_indices=[0, 1, 2, 3], **backbone)
@@ -62,7 +60,7 @@ def batch(height: int, width: int, count: int = 2) -> dict:
     return dict(inputs=list(images(count, 3, height, width) * 50 + 120), data_samples=samples)
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
+@pytest.mark.parametrize('leaf', [*ALL, 'setr-mla_vit-l_ade20k deep'])
 def test_trains_the_heads_and_what_the_backbone_names(mmseg_scope, leaf):
     model = tiny_model(leaf).train()
     data = model.data_preprocessor(batch(32, 32), training=True)
@@ -83,7 +81,7 @@ def test_trains_the_heads_and_what_the_backbone_names(mmseg_scope, leaf):
 
 @pytest.mark.parametrize('mode', ['slide', 'whole'])
 @pytest.mark.parametrize('size', [(32, 32), (45, 70), (24, 80), (20, 20)])
-@pytest.mark.parametrize('leaf', ['setr_vit-l_deep_ade20k.py', 'setr-mla_vit-l_deep_ade20k.py'])
+@pytest.mark.parametrize('leaf', ['setr_vit-l_deep_ade20k', 'setr-mla_vit-l_deep_ade20k'])
 def test_predicts_any_size(mmseg_scope, leaf, mode, size):
     model = tiny_model(leaf).eval()
     model.test_cfg.mode = mode
@@ -97,7 +95,7 @@ def test_predicts_any_size(mmseg_scope, leaf, mode, size):
 
 
 def test_slide_of_one_window_is_whole(mmseg_scope):
-    model = tiny_model('setr_vit-l_deep_ade20k.py').eval()
+    model = tiny_model('setr_vit-l_deep_ade20k').eval()
     data = model.data_preprocessor(batch(32, 32, count=1), training=False)
     logits = []
     for mode in ('slide', 'whole'):
@@ -110,9 +108,9 @@ def test_slide_of_one_window_is_whole(mmseg_scope):
 
 @pytest.mark.parametrize('leaf', PUBLISHED)
 def test_leaves_are_short_and_say_what_was_published(leaf):
-    text = (CONFIGS / 'vpt' / leaf).read_text()
-    assert len(text.splitlines()) <= 10
-    cfg = Config.fromfile(CONFIGS / 'vpt' / leaf)
+    path = CONFIGS / 'vpt' / f'{leaf}.py'
+    assert len(path.read_text().splitlines()) <= 4
+    cfg = Config.fromfile(path)
     assert cfg.train_cfg.max_iters == 160_000
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('SGD', 1e-3, 0)

@@ -16,7 +16,7 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 from mmseg.structures import SegDataSample
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from torch.multiprocessing.reductions import StorageWeakRef
-from utils import CONFIGS, TINY_ARCH, images, in_scope, randomise
+from utils import CONFIGS, LEAVES, RECIPES, TINY_ARCH, images, in_scope, randomise
 
 from vpt_dense.segmentors import EncoderDecoder, SegTTAModel
 
@@ -308,12 +308,10 @@ def test_one_channel_gets_its_sigmoid_once(mmseg_scope):
 # --- configs, mmseg's inferencers and errors -------------------------------------------------
 
 
-@pytest.mark.parametrize('path', sorted(
-    str(p.relative_to(CONFIGS)) for folder in ('vpt', 'demo', 'examples', '_base_/models')
-    for p in (CONFIGS / folder).glob('*.py')))
+@pytest.mark.parametrize('path', [path for path in RECIPES + LEAVES if '_imagefolder' not in path])
 def test_configs_use_them(path):
     cfg = Config.fromfile(CONFIGS / path)
-    if 'decode_head' in cfg.get('model', {}):
+    if 'decode_head' in cfg.model:
         assert cfg.model.type == 'vpt_dense.EncoderDecoder'
     if 'tta_model' in cfg:
         assert cfg.tta_model.type == 'vpt_dense.SegTTAModel'

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tool_helpers import run_tool
 from torch import Tensor, nn
-from utils import CONFIGS, images, make_ade_folder, randomise
+from utils import CONFIGS, images, load, make_ade_folder, randomise
 
-from vpt_dense import config, files, params
+from vpt_dense import files, params
 from vpt_dense.adapters import Adapter
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.weights import load_pretrained
@@ -429,7 +429,7 @@ def wanted_of_backbone(size: str, method: str, dense: bool) -> int:
 @pytest.mark.parametrize('size', STAGES)
 @pytest.mark.parametrize('method', ['full', 'head', 'deep', 'lora', 'adaptformer', 'bias'])
 def test_counts_of_the_upernet_leaves(mmseg_scope, size, method):
-    cfg = config.load(str(CONFIGS / f'vpt/upernet_swin-{size}_{method}_ade20k.py'))
+    cfg = load(f'upernet_swin-{size}_ade20k {method}')
     backbone = cfg.model.backbone
     assert backbone.init_cfg.checkpoint.startswith(
         f'timm://swin_{backbone.arch}_patch4_window7_224')
@@ -453,7 +453,7 @@ def test_counts_of_the_upernet_leaves(mmseg_scope, size, method):
 
 @pytest.mark.parametrize('method', ['full', 'linear', 'bias', 'shallow', 'deep', 'lora'])
 def test_counts_and_features_of_the_classification_leaves(mmpretrain_scope, method):
-    cfg = config.load(str(CONFIGS / f'vpt/swin-b_{method}_imagefolder.py'))
+    cfg = load(f'swin-b_imagefolder {method}')
     counts = params.count(params.build_without_memory(cfg))
     trains = {part: trainable for part, (trainable, _) in counts.items()}
     assert trains.pop('classification head') == 1025 * 1000

@@ -98,7 +98,7 @@ def test_train_resume_test(capfd, leaf, tmp_path):
 
     # The config that the run has written, whole and without variables, is one like any other.
     written = work / 'leaf.py'
-    assert 'test_pipeline = ' in written.read_text() and 'tuning = ' not in written.read_text()
+    assert 'test_pipeline = ' in written.read_text() and 'method = ' not in written.read_text()
     again = run_tool(capfd, 'test', written, work, '--work-dir', tmp_path / 'again')
     assert (again.code, again.err) == (0, '')
     assert metrics(tmp_path / 'again')['mIoU'] == metrics(tmp_path / 'test')['mIoU']

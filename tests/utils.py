@@ -14,8 +14,28 @@ CONFIGS = ROOT / 'configs'
 
 _COUNTER = itertools.count()
 
+#: The recipes of configs/vpt and configs/demo, below configs: those that no method was put on.
+RECIPES = sorted(
+    str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo')
+    for path in (CONFIGS / folder).glob('*.py')
+    if '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
+)
+#: The configs that a run takes as they are.
+LEAVES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
+    if str(path.relative_to(CONFIGS)) not in RECIPES
+)
+
 #: The architecture of the reference vectors: width 64, 4 blocks, patches of 8, images of 32.
 TINY_ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=128)
+
+
+def load(name: str, options: dict | None = None) -> Config:
+    """Load a config of configs/vpt: by the name of a leaf; or of a recipe, a blank and a method."""
+    from vpt_dense import config
+
+    stem, _, method = name.partition(' ')
+    return config.load(str(CONFIGS / 'vpt' / f'{stem}.py'), options, method or None)
 
 
 def tiny_vit(**kwargs) -> torch.nn.Module:

@@ -100,7 +100,8 @@ def apply(cfg: Config, name: str, path: str) -> None:
                 f'--method {name}: config {path} sets model.backbone.{key}, which a method sets; '
                 f'leave it out, and change the method by --cfg-options model.backbone.{key}...')
     method = found.method
-    method.trainable = [*method.trainable, *cfg.get('also_trainable', [])]
+    if '.*' not in method.trainable:
+        method.trainable = [*method.trainable, *cfg.get('also_trainable', [])]
     cfg.model.backbone = _merged(backbone, method)
     optimizer = (cfg.optim or {}).get(found.optim_group)
     if optimizer is None:

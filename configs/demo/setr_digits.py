@@ -1,5 +1,5 @@
-# SETR on the small ViT of this repository, digits. The background covers four fifths of the pixels: it weighs
-# less, or a short training stays there.
+# SETR on the small ViT of this repository, digits. The background covers four fifths of the pixels:
+# it weighs less, or a short training stays there.
 _base_ = [
     '../_base_/models/setr_vit-demo.py',
     '../_base_/datasets/digits_96.py',

@@ -1,0 +1,183 @@
+"""Recipes and method files: what ``--method`` makes of them, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from methods import ROWS
+from tool_helpers import run_tool, write_leaf
+from utils import CONFIGS, LEAVES, RECIPES, ROOT, make_ade_folder
+
+from vpt_dense import config, method_files, params, preflight
+from vpt_dense.errors import UserError
+
+SETR, VIT = (str(CONFIGS / f'vpt/{name}.py') for name in ('setr_vit-l_ade20k', 'vit-b_imagefolder'))
+#: A recipe of every kind of backbone and optimizer.
+KINDS = ('vpt/setr_vit-l_ade20k.py', 'vpt/vit-b_imagefolder.py', 'vpt/upernet_swin-b_ade20k.py',
+         'vpt/resnet-50_imagefolder.py', 'demo/setr_digits.py')
+
+
+def leaves_of(recipe: str) -> list[Path]:
+    """The leaves that put a method on a recipe and say nothing else."""
+    name = Path(recipe).name
+    return [path for path in (CONFIGS / leaf for leaf in LEAVES)
+            if f"['./{name}', '../_base_/methods/" in path.read_text()]
+
+
+@pytest.mark.parametrize('recipe', [recipe for recipe in RECIPES if recipe.startswith('vpt')])
+def test_a_leaf_is_its_recipe_with_a_method(recipe):
+    leaves = leaves_of(recipe)
+    assert leaves
+    for leaf in leaves:
+        text = leaf.read_text()
+        if 'mlp-3' in leaf.stem or 'ilm' in leaf.stem:  # these change the head too
+            continue
+        method = text.partition('_base_/methods/')[2].partition('.py')[0].removesuffix('_cls')
+        made = config.load(str(CONFIGS / recipe), method=method)
+        assert made.to_dict() == config.load(str(leaf)).to_dict(), leaf
+
+
+@pytest.mark.parametrize(('recipe', 'method'), [
+    pytest.param(recipe, method, marks=() if recipe in KINDS else pytest.mark.slow)
+    for recipe in RECIPES for method in method_files.names()])
+def test_every_method_on_every_recipe(recipe, method):
+    """It is a run, or one line says why not."""
+    try:
+        cfg = config.load(str(CONFIGS / recipe), method=method)
+        preflight.check_model(cfg.model)
+        counts = params.count(params.build_without_memory(cfg))
+    except UserError as error:
+        assert '\n' not in str(error)
+        vit = 'vit-' in recipe or 'demo' in recipe
+        assert not vit or method in (
+            'partial-1_resnet-50', 'partial-1_convnext-b', 'pool-both', 'pool-image', 'full',
+            'pool-prompts', 'prototypes'), error
+        return
+    except (ValueError, TypeError) as error:  # of a class that refuses its arguments
+        assert 'vit-' not in recipe or 'partial-1_' in method or 'pool' in method, error
+        return
+    assert 0 < params.add_up(counts)[0] <= params.add_up(counts)[1]
+    preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
+    assert not method_files.VARIABLES & set(cfg)
+
+
+def test_the_optimizer_of_a_method_goes_over_its_groups():
+    rein = config.load(SETR, method='rein').optim_wrapper
+    assert (rein.optimizer.type, rein.optimizer.lr, rein.optimizer.weight_decay) == (
+        'AdamW', 1e-4, 0.05)
+    pixels = config.load(SETR, method='lor-vp').optim_wrapper
+    assert (pixels.optimizer.lr, pixels.get('paramwise_cfg')) == (0.02, None)
+
+
+def test_what_a_config_on_a_recipe_says_goes_over_both(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        f"_base_ = '{SETR}'\noptim_wrapper = dict(optimizer=dict(lr=0.5))\n"
+        "dataset = dict(type='vpt_dense.SegFolder', data_root='d', classes=['a', 'b'])\n")
+    cfg = config.load(str(path), ['optim_wrapper.optimizer.momentum=0.8'], 'deep')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', 0.5, 0.8)
+    assert cfg.model.decode_head.num_classes == 2
+    cfg = config.load(str(path), ['model.backbone.prompt.num_tokens=7'], 'deep')
+    assert cfg.model.backbone.prompt.num_tokens == 7
+
+
+def test_a_recipe_of_ones_own_has_its_optimizers(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        f"_base_ = '{SETR}'\noptim = dict(adapters=dict(optimizer=dict(lr=0.25)))\n"
+        "also_trainable = [r'^pos_embed$']\n")
+    cfg = config.load(str(path), method='lora')
+    assert cfg.optim_wrapper.optimizer.lr == 0.25
+    assert cfg.model.backbone.trainable == [r'^adapters\.', r'^pos_embed$']
+
+
+def test_a_method_file_of_ones_own(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        "method = dict(trainable=[r'^pos_embed$'])\noptim_group = 'blocks'\n"
+        "method_hooks = [dict(type='EMAHook')]\n")
+    cfg = config.load(VIT, method=str(path))
+    assert cfg.model.backbone.trainable == [r'^pos_embed$']
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+    assert cfg.custom_hooks[-1].type == 'EMAHook'
+
+
+def test_some_methods_have_other_sizes_in_classification():
+    tokens = [config.load(path, method='shallow').model.backbone.prompt.num_tokens
+              for path in (SETR, VIT)]
+    assert tokens == [50, 10]
+
+
+@pytest.mark.parametrize(('text', 'method', 'said'), [
+    ("_base_ = '{setr}'", None, r'is a recipe: add --method NAME \(adapter, .*vapt\)'),
+    ("_base_ = '{setr}'", 'loar', "--method loar is not known; did you mean 'lora'"),
+    ("_base_ = '{setr}'", 'gone.py', '--method gone.py: no such file'),
+    ("_base_ = '{setr}'", '{folder}/config.py', 'config.py is no method file: it has no method'),
+    ("_base_ = '{leaf}'", 'lora', 'is no recipe, it says what trains'),
+    ("_base_ = '{setr}'\nmodel = dict(backbone=dict(trainable=['x']))", 'deep',
+     r'sets model\.backbone\.trainable, which a method sets'),
+    ("_base_ = '{upernet}'", 'full', r'has no optimizer for it; add optim = dict\(all=...\)'),
+    ("_base_ = '{leaf}'\noptim = dict(prompts=dict())", None, "'optim' is a variable of a base"),
+])
+def test_what_is_refused(tmp_path, text, method, said):
+    path = tmp_path / 'config.py'
+    path.write_text(text.format(
+        setr=SETR, leaf=SETR.replace('_ade', '_deep_ade'), upernet=SETR.replace('setr', 'upernet')))
+    with pytest.raises(UserError, match=said):
+        config.load(str(path), method=method and method.format(folder=tmp_path))
+
+
+#: What every tool says of a recipe on its own.
+TOOLS = {
+    'train': ['{recipe}'], 'test': ['{recipe}', 'gone.pth'], 'print_config': ['{recipe}'],
+    'count_params': ['{recipe}'], 'predict': ['{recipe}', '{weights}', '{recipe}', '--out', 'o'],
+    'export': ['{recipe}', '{weights}', '--out', 'a.pt2'],
+    'delta': ['extract', '{weights}', 'a.safetensors', '--config', '{recipe}'],
+}
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_tools_ask_for_a_method(tool, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict=dict(x=torch.zeros(1)), meta=dict(cfg='')), tmp_path / 'w.pth')
+    arguments = [part.format(recipe=SETR, weights=tmp_path / 'w.pth') for part in TOOLS[tool]]
+    done = run_tool(capfd, tool, *arguments)
+    assert done.code == 2 and 'is a recipe: add --method NAME' in done.err.splitlines()[-1]
+    done = run_tool(capfd, tool, *arguments, '--method', 'loar')
+    assert done.code == 2 and "did you mean 'lora'" in done.err.splitlines()[-1]
+
+
+def test_a_run_of_a_recipe(tmp_path, capfd, monkeypatch):
+    """Trained and tested; its folder is called by both names."""
+    monkeypatch.chdir(tmp_path)
+    data = make_ade_folder(tmp_path / 'data', size=(48, 64))
+    leaf = write_leaf(tmp_path, data, name='tiny_ade20k')
+    text = leaf.read_text().replace('setr_vit-l_deep_ade20k.py', 'setr_vit-l_ade20k.py')
+    assert 'prompt=dict(num_tokens=2)' in text and "work_dir = '" in text
+    lines = [line for line in text.splitlines() if not line.startswith('work_dir')]
+    leaf.write_text('\n'.join(lines).replace('prompt=dict(num_tokens=2)', ''))
+    for arguments in (['train', leaf], ['test', leaf, 'work_dirs/tiny_ade20k_lora']):
+        done = run_tool(capfd, *arguments, '--method', 'lora')
+        assert done.code == 0, done.err
+    folder = tmp_path / 'work_dirs/tiny_ade20k_lora'
+    assert json.loads((folder / 'test.json').read_text())['metrics']
+
+
+def test_count_params_takes_several_methods(capfd):
+    done = run_tool(capfd, 'count_params', SETR, '--method', 'head', 'deep', '--json')
+    found = json.loads(done.out)
+    assert [name.rpartition(' ')[2] for name in found] == ['head', 'deep']
+    assert len({report['trainable'] for report in found.values()}) == 2
+
+
+def test_data_tools_need_no_method(capfd, tmp_path):
+    done = run_tool(capfd, 'check_dataset', SETR, '--cfg-options', f'dataset.data_root={tmp_path}')
+    assert 'recipe' not in done.err and str(tmp_path) in done.err + done.out
+
+
+def test_every_method_of_the_table_has_a_name():
+    named = {name for row in ROWS.values() for name in row.files}
+    assert set(method_files.names()) == {name for name in named if not name.endswith('_cls')}
+    assert (ROOT / 'configs/_base_/methods') == method_files.FOLDER
