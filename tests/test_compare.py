@@ -302,8 +302,9 @@ def test_patterns(tmp_path):
     assert find(braces, ['x']) == ['x']
     assert runs.Comparison(braces, tmp_path, tmp_path).config_path('x') == tmp_path / '{d}_x.py'
     for pattern, message in (
-        (f'{tmp_path}/c.py', "must hold '{method}' once"),
-        (f'{tmp_path}/{{method}}/c.py', "must hold '{method}' once, in the file's name"),
+        (f'{tmp_path}/c.py', 'c.py: say which methods, with --methods deep lora'),
+        (f'{tmp_path}/gone.py', "takes a recipe, or a pattern that holds '{method}' once"),
+        (f'{tmp_path}/{{method}}/c.py', "holds '{method}' once, in the file's name"),
         (f'{tmp_path}/z_{{method}}.py', 'no config fits .*z_'),
     ):
         with pytest.raises(UserError, match=message):

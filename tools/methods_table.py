@@ -1,26 +1,30 @@
-"""All methods as a table in Markdown: fragment, where it acts, what it fits, what it trains.
+"""All methods as a table in Markdown: name, where it acts, what it fits, what it trains.
 
 ``python tools/methods_table.py``
 ``python tools/methods_table.py --update docs/methods.md``
 
-The rows are the files of configs/_base_/tuning; all columns come from building them.
+The rows are the files of configs/_base_/methods; all columns come from building them.
 """
 
 from pathlib import Path
 
-from vpt_dense import errors, files
+from vpt_dense import errors, files, method_files
 from vpt_dense.tuning import ADDED
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAGMENTS = ROOT / 'configs/_base_/tuning'
 HEADER = [
-    'fragment', 'where it acts', 'backbones', 'tasks', 'merges', 'ViT-B/16, 224 px',
+    'method', 'where it acts', 'backbones', 'tasks', 'merges', 'ViT-B/16, 224 px',
     'ViT-L/16, 512 px',
 ]
 BEGIN = '<!-- made by: python tools/methods_table.py --update docs/methods.md -->'
 END = '<!-- end of the table -->'
-#: The columns that count: model and the folder whose fragments come first.
-MODELS = {'vit-b_cls.py': 'cls', 'setr-pup_vit-l.py': '.'}
+#: The columns that count: models, and whether they classify.
+MODELS = {'vit-b_cls.py': True, 'setr-pup_vit-l.py': False}
+#: Methods of classification alone: they read the cls token, or classes of images.
+OF_CLASSIFICATION = (
+    'linear', 'partial-1_convnext-b', 'partial-1_resnet-50', 'pool-both', 'pool-image', 'pool-prompts',
+    'prototypes',
+)
 #: Small backbones of each family, to see which patterns of names fit them.
 FAMILIES = {
     'ViT': dict(
@@ -50,37 +54,33 @@ def build(backbone, tuning, preprocessor=None):
 
 
 def names():
-    """The fragments by name; those of classification alone at the end."""
-    both = sorted(path.stem for path in FRAGMENTS.glob('[!_]*.py'))
-    alone = sorted(path.stem for path in (FRAGMENTS / 'cls').glob('[!_]*.py'))
-    return both, [name for name in alone if name not in both]
+    """The methods by name; those of classification alone at the end."""
+    return sorted(method_files.names(), key=lambda name: (name in OF_CLASSIFICATION, name))
 
 
-def row(name, tasks):
+def row(name):
     """A row of the table, as text."""
     from mmengine.config import Config
 
     counts, backbone = [], None
-    for model_file, folder in MODELS.items():
-        files = [FRAGMENTS / folder / f'{name}.py', FRAGMENTS / f'{name}.py']
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
+    for model_file, classifies in MODELS.items():
+        if name in OF_CLASSIFICATION and not classifies:
             counts.append('-')
             continue
-        fragment = Config.fromfile(file).to_dict()
-        tuning = fragment['tuning']
+        found = Config.fromfile(method_files.find(name, classifies)).to_dict()
+        tuning = found['method']
         model = Config.fromfile(ROOT / 'configs/_base_/models' / model_file).to_dict()['model']
         try:
             backbone = build(model['backbone'], tuning, model['data_preprocessor'])
-        except ValueError:  # the fragment is of another backbone
+        except ValueError:  # the method is of another backbone
             counts.append('-')
             continue
         counts.append(f'{sum(p.numel() for p in backbone.parameters() if p.requires_grad):,}')
     where, parts = [], []
     for key, kind in (('prompt', 'token prompt'), ('image_prompt', 'image prompt'),
                       ('adapters', 'adapter')):
-        found = tuning.get(key) or []
-        for part in found if isinstance(found, list) else [found]:
+        added = tuning.get(key) or []
+        for part in added if isinstance(added, list) else [added]:
             where.append(f'{kind} `{part["type"].removeprefix("vpt_dense.")}`')
             parts.append(part['type'])
     added = [part for part in tuning.get('trainable') or ()
@@ -88,11 +88,10 @@ def row(name, tasks):
     if added or not where:
         patterns = ', '.join(f'`{part}`' for part in added).replace('|', '\\|')  # | ends a cell
         where.append(f'selection {patterns}' if added else 'nothing: the head alone')
-    hooks = [hook['type'] for hook in fragment.get('tuning_hooks', ())]
-    folder_note = '' if tasks == 'both' else 'cls/'
+    hooks = [hook['type'] for hook in found.get('method_hooks', ())]
     return [
-        f'`{folder_note}{name}`', '; '.join(where), ', '.join(fitting(tuning, parts, hooks)),
-        'both' if tasks == 'both' else 'classification', merges(parts, backbone), *counts,
+        f'`{name}`', '; '.join(where), ', '.join(fitting(tuning, parts, hooks)),
+        'classification' if name in OF_CLASSIFICATION else 'both', merges(parts, backbone), *counts,
     ]
 
 
@@ -133,9 +132,7 @@ def table():
     from vpt_dense import logging, params
 
     logging.filter_warnings()
-    both, alone = names()
-    rows = [row(name, 'both') for name in both] + [row(name, 'cls') for name in alone]
-    return params.markdown_table(HEADER, rows, text_columns=5)
+    return params.markdown_table(HEADER, [row(name) for name in names()], text_columns=5)
 
 
 def run():

@@ -20,7 +20,7 @@ class ConcatChannelPrompt(ImagePrompt):
     Visual prompt tuning (Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119, the ablation of
     prompt locations). The first convolution of the backbone gets p more input channels: pretrained
     weights fill those of the image, the others stay at their random start, and ``trainable`` names
-    the whole convolution (``tuning/concat-channel.py`` does for every family). p H W pixels are
+    the whole convolution (``methods/concat-channel.py`` does for every family). p H W pixels are
     learnt, beside the convolution.
 
     ``form='normalised'``: pixels are learnt in 0..1, start at U(0, 1) and are normalised with the
