@@ -22,8 +22,8 @@ END = '<!-- end of the table -->'
 MODELS = {'vit-b_cls.py': True, 'setr-pup_vit-l.py': False}
 #: Methods of classification alone: they read the cls token, or classes of images.
 OF_CLASSIFICATION = (
-    'linear', 'partial-1_convnext-b', 'partial-1_resnet-50', 'pool-both', 'pool-image', 'pool-prompts',
-    'prototypes',
+    'linear', 'partial-1_convnext-b', 'partial-1_resnet-50', 'pool-both', 'pool-image',
+    'pool-prompts', 'prototypes',
 )
 #: Small backbones of each family, to see which patterns of names fit them.
 FAMILIES = {
