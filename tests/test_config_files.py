@@ -199,7 +199,7 @@ def test_a_config_of_classes(capfd, tmp_path):
         ({'top.yaml': '_base_: top.yaml'}, r'circle: \S*top.yaml -> \S*top.yaml'),
         ({'top.json': '{"_base_": "leaf.py", "modle": {}}'},
          r"nothing reads the top-level key 'modle'; did you mean 'model'"),
-        ({'top.yaml': '_base_: leaf.py\ntuning: {prompt: 3}'}, r"'tuning' is a variable of a base"),
+        ({'top.yaml': '_base_: leaf.py\nmethod: {prompt: 3}'}, r"'method' is a variable of a base"),
         ({'top.json': '{"_base_": "leaf.py",'}, r'config \S*top.json: Expecting property'),
         ({'top.yaml': 'a: [1\nb: 2'}, r'config \S*top.yaml: while parsing'),
         ({'top.yaml': '- a\n- b'}, r'config \S*top.yaml: it holds no keys and values'),

@@ -27,7 +27,9 @@ from vpt_dense.errors import UserError
 ALL = [f'{Path(recipe).stem} {method}' for recipe in RECIPES
        if Path(recipe).stem.startswith(('upernet_vit', 'segmenter', 'linear'))
        and recipe.endswith('_ade20k.py')
-       for method in ('full', 'head', 'bias', 'deep', 'lora')]
+       for method in ('full', 'head', 'bias', 'deep', 'lora')
+       if method != 'full' or 'upernet' not in recipe] + [
+    f'upernet_vit-{size}_full_ade20k' for size in 'bl']  # with a schedule of their own
 #: One leaf of every head.
 HEADS = [
     'upernet_vit-l_deep_ade20k',
@@ -73,7 +75,7 @@ def test_every_head_trains_itself_and_what_the_backbone_names(mmseg_scope, leaf)
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.requires_grad or name.startswith('backbone.'), name
     assert total.isfinite()
-    method = leaf.partition(' ')[2]
+    method = leaf.partition(' ')[2] or 'full'
     trained = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
     named = {
         'full': lambda name: True,

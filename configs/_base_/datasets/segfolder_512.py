@@ -6,3 +6,6 @@
 # `dataset` takes every argument of vpt_dense.SegFolder, e.g. reduce_zero_label=True.
 _base_ = './ade20k_512.py'
 dataset = dict(type='vpt_dense.SegFolder', data_root='data/segfolder')
+train_dataloader = dict(dataset=dict(**dataset))
+val_dataloader = dict(dataset=dict(**dataset))
+test_dataloader = dict(dataset=dict(**dataset))
