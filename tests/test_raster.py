@@ -51,6 +51,7 @@ TIFFS = {
     'double': (5, 'float64', dict(compress='lerc', **TILES)),
     'signed': (1, 'int16', {}),
     'wide': (2, 'int32', dict(bigtiff='yes', **TILES)),
+    'wide, high byte first': (2, 'uint16', dict(bigtiff='yes', endianness='big')),
     'bytes': (7, 'int8', {}),
     'huge': (1, 'uint32', dict(compress='packbits')),
     'white is zero': (1, 'uint8', dict(photometric='MINISWHITE')),
@@ -137,6 +138,13 @@ def test_cmyk_becomes_the_colours_that_the_default_loader_sees(suffix, tmp_path)
     assert raster.image_info(path).bands == 3
     seen = cv2.imread(str(path))[..., ::-1].astype(int)
     assert abs(raster.read_image(path) - seen).max() <= 3
+
+
+@pytest.mark.parametrize('mode', ['LAB', 'YCbCr'])
+def test_colours_that_gdal_converts_come_without_an_alpha_of_its_own(mode, tmp_path):
+    path = tmp_path / 'a.tif'
+    Image.fromarray(cv2.resize(values(3, 'uint8'), (8, 8)), mode).save(path)
+    assert raster.image_info(path).bands == raster.read_image(path).shape[2] == 3
 
 
 @pytest.mark.parametrize('turn', range(1, 9))

@@ -458,8 +458,8 @@ class _Raster(Opened):
             self.palette = np.zeros((np.iinfo(dtype).max + 1, 3), np.uint8)
             self.palette[: len(colours)] = colours
             bands, dtype = 3, self.palette.dtype
-        elif photometric == 5 and colours == 'red':  # GDAL has converted CMYK, and adds alpha
-            bands = 3
+        elif 'SOURCE_COLOR_SPACE' in source.tags(ns='IMAGE_STRUCTURE'):
+            bands = 3  # GDAL has converted CMYK or CIELAB, and adds alpha
         # Of one bit: 0 is black, whatever the file's 0 is.
         self.is_inverse = photometric == 0 and source.tags(1, ns='IMAGE_STRUCTURE').get(
             'NBITS') == '1'
@@ -529,9 +529,10 @@ def _tiff_tags(path: str) -> dict[int, Any]:
     """Photometric interpretation, orientation and palette, which GDAL does not tell."""
     with open(path, 'rb') as stream:
         header = stream.read(8)
-        if header[2:4] in (b'+\0', b'\0+'):  # BigTIFF
-            header += stream.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        order = header[:2]
+        if header[2:4] in (b'+\0', b'\0+'):  # BigTIFF; Pillow takes no big-endian header of it
+            header = b'II+\0' + header[4:] + stream.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header, prefix=order)
         stream.seek(tags.next)
         tags.load(stream)
         return {t: tags[t] for t in (_PHOTOMETRIC, _ORIENTATION, _COLOURS) if t in tags}
