@@ -216,6 +216,20 @@ def test_a_finished_config_stays_and_takes_another_size(tmp_path):
     assert schedule(other) == [line(0, 1500), poly(1500, 40000)]
 
 
+@pytest.mark.parametrize('base, said, twice', [
+    (SETR, 'iters = 20', 'train_cfg = dict(max_iters=20)'),
+    (SETR, 'epochs = 20',
+     "train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=20, val_interval=2)"),
+    (CLS, 'epochs = 20', 'train_cfg = dict(max_epochs=20)'),
+])
+def test_a_length_said_twice_moves_the_schedule_too(tmp_path, base, said, twice):
+    once = leaf(tmp_path, said, base, 'a.py')
+    both = leaf(tmp_path, f'{said}\n{twice}', base, 'b.py')
+    expected, found = config.load(once), config.load(both)
+    for key in ('param_scheduler', 'train_cfg', 'default_hooks'):
+        assert found[key] == expected[key]
+
+
 def test_what_is_said_above_wins(tmp_path):
     first = leaf(tmp_path, 'img_size = 256\nepochs = 20\nwarmup = 2', name='first.py')
     top = tmp_path / 'top.py'

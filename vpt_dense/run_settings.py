@@ -493,10 +493,13 @@ def _place_length(cfg: Config, given: dict[str, Any], origins: dict[str, _Origin
     said = next((key for key in ('epochs', 'iters') if key in given), 'warmup')
     if not loop:
         raise UserError(f'{said}: the config has no train_cfg that it could set')
-    was_by_epoch = kind_of(loop) == _LOOPS['max_epochs'] or bool(loop.get('by_epoch'))
+    # The length said beside it as well, schedule and intervals are still those of the one below.
+    below = None if said == 'warmup' else _get(origins[said].beneath, 'train_cfg')
+    was_by_epoch, old = _length_of(below or loop)
+    if old is None:
+        was_by_epoch, old = _length_of(loop)
     by_epoch = was_by_epoch if said == 'warmup' else said == 'epochs'
     unit, other = ('max_epochs', 'max_iters') if by_epoch else ('max_iters', 'max_epochs')
-    old = loop.get('max_epochs' if was_by_epoch else 'max_iters')
     new = given.get(said, old) if said != 'warmup' else old
     for name in (unit, other) if said != 'warmup' else ():
         value = loop.get(name)
@@ -537,6 +540,12 @@ def _place_length(cfg: Config, given: dict[str, Any], origins: dict[str, _Origin
     if not by_epoch and not origin.says(cfg, 'default_hooks.logger.interval') and logger:
         every = logger.get('interval', 10)
         logger['interval'] = min(every, max(1, new // 20))
+
+
+def _length_of(loop: Mapping) -> tuple[bool, Any]:
+    """Whether a loop counts epochs, and its length; None: it has none."""
+    by_epoch = kind_of(loop) == _LOOPS['max_epochs'] or bool(loop.get('by_epoch'))
+    return by_epoch, loop.get('max_epochs' if by_epoch else 'max_iters')
 
 
 def _count_by(cfg: Config, by_epoch: bool, origin: _Origin) -> None:
