@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -390,6 +391,16 @@ def test_names_of_one_stem_are_never_one(tmp_path):
         (tmp_path / name).write_bytes(b'')
     names = [image.name for image in inputs.find([str(tmp_path)])]
     assert len(set(names)) == 3
+
+
+def test_a_name_that_is_no_text_is_a_name(capfd, seg, tmp_path):
+    for name in (b'\xff\xfe', b'\xff' + b'z' * 248):
+        shutil.copy(seg / 'data/images/validation/000.jpg', bytes(tmp_path) + b'/' + name + b'.jpg')
+    out = tmp_path / 'out'
+    predict(capfd, seg / 'c.pth', tmp_path, '--out', out)
+    assert len(os.listdir(out / 'labels')) == summary(out)['predicted'] == 2
+    predict(capfd, seg / 'c.pth', tmp_path, '--out', out, '--skip-existing')
+    assert summary(out)['existing'] == 2
 
 
 @pytest.mark.parametrize(('sources', 'message'), [

@@ -71,7 +71,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     unfinished = None
-    known = path.name.encode()[:200].decode(errors='ignore')  # a name has at most 255 bytes
+    known = os.fsencode(path.name)[:200].decode(errors='ignore')  # a name has at most 255 bytes
     try:
         with told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,11 +126,11 @@ def shortened(path: str | Path) -> Path:
         It, or one whose name has 255 bytes: the beginning, a digest of the whole, the ending.
     """
     path = Path(path)
-    name = path.name.encode()
+    name = os.fsencode(path.name)
     if len(name) <= 255:
         return path
     end = f'~{hashlib.sha256(name).hexdigest()[:8]}{path.suffix}'
-    return path.with_name(name[: 255 - len(end.encode())].decode(errors='ignore') + end)
+    return path.with_name(name[: 255 - len(os.fsencode(end))].decode(errors='ignore') + end)
 
 
 def write_text(path: str | Path, text: str) -> None:
