@@ -356,6 +356,7 @@ def pictures(tmp_path, monkeypatch):
                  'in/out/labels/x.png', 'other/a.png', 'other/a.bmp'):  # fmt: skip
         picture(Path(name))
     Path('in/notes.md').write_text('no image')
+    Path('other/city1.txt').write_text('in/city1/frame.png')
     Path('other/list.txt').write_text('in/city1/frame.png\n\n a.png \nin/Ü 1.JPG\n', 'utf-8')
     return tmp_path
 
@@ -371,6 +372,7 @@ def pictures(tmp_path, monkeypatch):
     (['in/city0', 'in/city0/frame.png', './in/city0'], ['frame']),
     (['in', 'other'], ['in/city0/frame', 'in/city1/frame', 'in/Ü 1', 'other/a.bmp', 'other/a.png']),
     (['other/list.txt'], ['in/city1/frame', 'other/a', 'in/Ü 1']),
+    (['other/city1.txt'], ['in/city1/frame']),
     (['-'], ['in/city0/frame', 'other/a']),
     (['in/notes.md'], ['notes']),
 ], ids=' '.join)  # fmt: skip
@@ -379,6 +381,7 @@ def test_sources(pictures, monkeypatch, sources, expected):
     found = inputs.find(sources, 'in/out')
     assert sorted(image.name for image in found) == sorted(expected)
     assert all(os.path.exists(image.path) for image in found)
+    assert len({image.root for image in found}) == 1
 
 
 def test_a_link_that_leads_back_is_not_followed(pictures):
@@ -461,6 +464,9 @@ def test_what_is_there(capfd, seg, tmp_path):
     for arguments in ([other], [checkpoint, '--tta']):
         outcome = predict(capfd, *arguments, images, '--out', out, '--skip-existing', code=2)
         assert 'holds predictions of' in outcome.err
+    namesakes = seg / 'data/images/validation'
+    outcome = predict(capfd, checkpoint, namesakes, '--out', out, '--skip-existing', code=2)
+    assert f"another folder ('{images}', now '{namesakes}')" in outcome.err
     predict(capfd, other, images, '--out', out, '--force')
     outcome = predict(capfd, checkpoint, images, '--out', seg / 'leaf.py', code=2)
     assert 'is a file' in outcome.err

@@ -18,12 +18,20 @@ class Image(NamedTuple):
 
     Attributes:
         path: Where it is, as the user said.
-        name: Of its results: the path below the folder that all images have in common, without
-            suffix; '/' between folders.
+        name: Of its results: the path below the folder that all images have in common (of relative
+            paths in a list, that from which they are seen), without suffix; '/' between folders.
     """
 
     path: str
     name: str
+
+    @property
+    def root(self) -> str:
+        """The folder below which the name is the path."""
+        path = os.path.abspath(self.path)
+        for _ in range(self.name.count('/') + 1):
+            path = os.path.dirname(path)
+        return path
 
 
 def find(sources: Iterable[str], out: str | Path | None = None) -> list[Image]:
@@ -57,7 +65,7 @@ def find(sources: Iterable[str], out: str | Path | None = None) -> list[Image]:
             f'no images in {", ".join(sources)}; folders are searched for '
             f'{", ".join(IMAGE_SUFFIXES)}, other files have to be named'
         )
-    common = os.path.commonpath(set(roots))
+    common = os.path.commonpath({*roots, *map(os.path.dirname, found)})
     whole = {path: os.path.relpath(path, common).replace(os.sep, '/') for path in found}
     stems = Counter(os.path.splitext(name)[0] for name in whole.values())
     names = {}
@@ -127,7 +135,9 @@ def _listed(lines: Iterable[str], where: str, folder: str) -> Iterator[tuple[str
             empty = False
             beside = os.path.join(folder, path)
             path = beside if not raster.exists(path) and raster.exists(beside) else path
-            yield os.path.dirname(path), path
+            # A list of other images of the same folder shall not name them by another root.
+            seen_from = folder if path is beside else ''
+            yield os.path.dirname(path) if os.path.isabs(path) else seen_from, path
     except UnicodeDecodeError as error:
         raise UserError(f'{where} is no text with a path a line') from error
     if empty:

@@ -30,7 +30,7 @@ LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
 #: The longest edge in pixels that is drawn; of larger images rows and columns are left out.
 LONGEST = 2048
 #: What of a model's description must be the same for a run that goes on with another's files.
-_SAME = ('sha256', 'tta', 'cfg_options')
+_SAME = ('sha256', 'tta', 'cfg_options', 'folder')
 
 
 @dataclass
@@ -120,6 +120,8 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                         'of more classes: --top-k')
     check_out(out, wanted.skip_existing, wanted.force)
     about = predictor.describe()
+    if dense:  # lines of predictions.jsonl hold the whole path
+        about['folder'] = images[0].root
     if wanted.skip_existing:
         _check_same(out, about)
     writer = (_Labels if dense else _Lines)(predictor, out, wanted)
@@ -193,7 +195,7 @@ def _check_same(out: Path, about: dict) -> None:
     for key in _SAME:
         if key in old and old.get(key) != about.get(key):
             raise UserError(
-                f'--skip-existing: {out} holds predictions of {old.get("checkpoint")} with other '
+                f'--skip-existing: {out} holds predictions of {old.get("checkpoint")} with another '
                 f'{key} ({old.get(key)!r}, now {about.get(key)!r}); take another --out, or --force')
 
 
