@@ -1,7 +1,10 @@
 """LoadBands, what means "no data", and what the checks say of images beyond 3 x 8 bits."""
 
+import ast
 import json
 import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -10,7 +13,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 from test_raster import write
 from tool_helpers import run_tool, write_leaf
-from utils import in_scope
+from utils import ROOT, in_scope
 
 from vpt_dense import config, preflight
 from vpt_dense.datasets import checks, listing, raster
@@ -260,7 +263,21 @@ def test_stats_of_bands(tmp_path, capfd, monkeypatch):
     pasted = eval(re.search(r'dict\(.*LoadBands.*\)', outcome.out)[0])
     assert pasted['bands'] == [4, 2]
     np.testing.assert_allclose(pasted['mean'], valid.mean(0), rtol=1e-5)
+    assert 'nodata' not in pasted
     assert re.search(r'x .*33\.33%.*\n.*y .*66\.67%', outcome.out)
+    outcome = run_tool(capfd, 'check_dataset', path, '--stats', '--cfg-options',
+                       'train_dataloader.dataset.pipeline.0.nodata=7')
+    assert eval(re.search(r'dict\(.*LoadBands.*\)', outcome.out)[0])['nodata'] == 7
+
+
+def test_what_is_printed_for_programs_is_nothing_else(tmp_path):
+    """The packages print when they are imported first."""
+    root = seg_folder(tmp_path / 'data', {'a.tif': tif(4)}, np.ones((64, 64)))
+    path = leaf(tmp_path, root, 4, None, BANDS)
+    for tool, *more in (('check_dataset', '--json'), ('print_config',)):
+        done = subprocess.run([sys.executable, ROOT / f'tools/{tool}.py', path, *more],
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        json.loads(done.stdout) if more else ast.parse(done.stdout)
 
 
 @pytest.mark.parametrize('task', ['segmentation', 'classification'])

@@ -25,7 +25,12 @@ from vpt_dense.datasets import raster
 from vpt_dense.errors import UserError
 from vpt_dense.predicting import inputs, writing
 from vpt_dense.predicting import model as predicting
-from vpt_dense.predicting.results import Classification, Segmentation, annotation_ids
+from vpt_dense.predicting.results import (
+    Classification,
+    Segmentation,
+    annotation_ids,
+    ignored_id,
+)
 from vpt_dense.segmentors import tiles
 from vpt_dense.weights import deltas
 
@@ -291,6 +296,22 @@ def test_ids_of_the_annotations(arguments, expected):
         labels = label_table(reduce, {int(k): v for k, v in (label_map or {}).items()})
         for label, i in enumerate(expected):
             assert labels[i] == label or label not in labels and labels[i] >= number
+
+
+@pytest.mark.parametrize(('arguments', 'expected'), [
+    ((2, False, None, None), 255),
+    ((2, True, None, None), 0),
+    ((2, False, None, 7), 7),
+    ((2, False, {255: 1}, None), 2),  # 1 would be read as a class
+    ((2, False, {255: 1, 9: 255}, None), 9),
+    ((2, True, {255: 0}, None), 3),
+    ((2, False, {0: 255, 1: 0, 2: 1}, None), 255),
+    ((256, False, None, None), 256),
+])
+def test_the_id_of_pixels_without_data_is_read_as_no_class(arguments, expected):
+    number, reduce, label_map, ignore_index = arguments
+    ids = annotation_ids(number, reduce, label_map)
+    assert ignored_id(ids, reduce, ignore_index, label_map) == expected
 
 
 FOLDER = """

@@ -92,8 +92,9 @@ def paste(statistics: dict) -> str:
     }
     text = f'mean={figures["mean"]}, std={figures["std"]}'
     if statistics['loader'] == 'LoadBands':
-        bands = f'bands={statistics["bands"]}, ' if statistics['bands'] else ''
-        return f"dict(type='vpt_dense.LoadBands', {bands}{text})"
+        more = ''.join(f'{key}={statistics[key]}, ' for key in ('bands', 'nodata')
+                       if key in statistics)  # fmt: skip
+        return f"dict(type='vpt_dense.LoadBands', {more}{text})"
     return f'model = dict(data_preprocessor=dict({text}))'
 
 
@@ -153,7 +154,8 @@ def main() -> None:
     args = parse_args()
     if not Path(args.source).exists():
         raise errors.UserError(f'{args.source}: no such config or folder')
-    report = look(args)
+    with contextlib.redirect_stdout(io.StringIO()):  # the packages print when they are imported
+        report = look(args)
     if args.json:
         json.dump(report, sys.stdout, indent=2)
         print()

@@ -6,8 +6,10 @@ says for all; such values follow ``dataset``. Which they are is seen by comparin
 """
 
 import ast
+import contextlib
 import copy
 import inspect
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,8 +109,8 @@ def _pass_no_data(pipeline: list | None) -> None:
         return
     for step in steps:
         if kind_of(step) == 'PackSegInputs':
-            from mmseg.datasets.transforms import PackSegInputs
-
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints when it is imported
+                from mmseg.datasets.transforms import PackSegInputs
             usual = inspect.signature(PackSegInputs).parameters['meta_keys'].default
             keys = step.get('meta_keys', usual)
             step['meta_keys'] = [key for key in keys if key != 'no_data'] + ['no_data']

@@ -550,8 +550,9 @@ def _statistics(
             return None
         found = found or BandStatistics(len(part.mean))
         found.join(part)
+    said = {key: getattr(loader, key, None) for key in ('bands', 'nodata')}
     return dict(found.to_dict(), loader='LoadImageFromFile' if is_default else 'LoadBands',
-                bands=loader.bands if loader else None)  # fmt: skip
+                **{key: value for key, value in said.items() if value is not None})  # fmt: skip
 
 
 def check_classification(
@@ -916,7 +917,7 @@ def _check_mmpretrain(dataset, name: str, how: dict) -> dict:
             found = BandStatistics(3)
             for image in (d['img'] for d in data):
                 found.add(image, np.zeros(image.shape, bool))
-            split['statistics'] = dict(found.to_dict(), loader='LoadImageFromFile', bands=None)
+            split['statistics'] = dict(found.to_dict(), loader='LoadImageFromFile')
         return split
     samples = [(d['img_path'], d.get('gt_label')) for d in data]
     return check_classification(samples, classes, name=name, needs_all_classes=train, **how)

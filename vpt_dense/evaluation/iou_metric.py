@@ -111,7 +111,8 @@ class IoUMetric(_IoUMetric):
         """Write a prediction as a PNG, in the ids that the data set's own masks have."""
         meta = self.dataset_meta
         reduced = sample.get('reduce_zero_label', meta.get('reduce_zero_label', False))
-        ids = annotation_ids(len(meta['classes']), reduced, meta.get('label_map'))
+        label_map = meta.get('label_map')
+        ids = annotation_ids(len(meta['classes']), reduced, label_map)
         name = self.image_name(sample['img_path']).with_suffix('.png')
         source = self._written.setdefault(name, sample['img_path'])
         if source != sample['img_path']:  # a runner of ours tells names that differ
@@ -120,7 +121,7 @@ class IoUMetric(_IoUMetric):
                 f'{self.output_dir}')
         label_maps.write(
             Path(self.output_dir, name), prediction.cpu().numpy(), ids,
-            ignored_id(ids, reduced, self.ignore_index), sample.get('no_data'))
+            ignored_id(ids, reduced, self.ignore_index, label_map), sample.get('no_data'))
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Add up the counts of all processes, compute the metrics and start anew.

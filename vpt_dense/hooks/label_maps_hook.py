@@ -33,10 +33,10 @@ class LabelMapsHook(Hook):
         dataset = runner.test_loop.dataloader.dataset
         meta = dataset.metainfo
         self._name_of = image_names(dataset)
-        reduced = meta.get('reduce_zero_label', False)
-        self._ids = annotation_ids(len(meta['classes']), reduced, meta.get('label_map'))
+        reduced, label_map = meta.get('reduce_zero_label', False), meta.get('label_map')
+        self._ids = annotation_ids(len(meta['classes']), reduced, label_map)
         labels = [getattr(leaf, 'ignore_index', None) for leaf in leaves(dataset)]
-        self._ignored = ignored_id(self._ids, reduced, labels[0])
+        self._ignored = ignored_id(self._ids, reduced, labels[0], label_map)
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

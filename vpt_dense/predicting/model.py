@@ -246,10 +246,11 @@ class ModelPredictor:
         if not palette or len(palette) != number:
             palette = visualization.make_palette(number)
         self.palette = [list(map(int, colour)) for colour in palette]
-        self.ids, reduced = tuple(range(number)), bool(info.get('reduce_zero_label'))
+        self.ids, changes = tuple(range(number)), (False, None)
         if dense:
-            self.ids = annotation_ids(number, reduced, info.get('label_map'))
-        self.ignored_id = ignored_id(self.ids, dense and reduced, info.get('ignore_index'))
+            changes = bool(info.get('reduce_zero_label')), info.get('label_map')
+            self.ids = annotation_ids(number, *changes)
+        self.ignored_id = ignored_id(self.ids, changes[0], info.get('ignore_index'), changes[1])
         self.batch_size = (cfg.get('test_dataloader') or {}).get('batch_size', 1)
         self._half = bool((cfg.get('test_cfg') or {}).get('fp16'))
         self._steps = _without_annotations(pipeline)

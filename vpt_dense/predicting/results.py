@@ -156,7 +156,10 @@ def annotation_ids(
 
 
 def ignored_id(
-    ids: Sequence[int], reduce_zero_label: bool = False, ignore_index: int | None = None
+    ids: Sequence[int],
+    reduce_zero_label: bool = False,
+    ignore_index: int | None = None,
+    label_map: dict[int, int] | None = None,
 ) -> int:
     """The id that annotations have for pixels of no class.
 
@@ -164,12 +167,23 @@ def ignored_id(
         ids: Those of the classes, see :func:`annotation_ids`.
         reduce_zero_label: Whether that is 0.
         ignore_index: The label that is left out of training; None: 255.
+        label_map: As in :func:`annotation_ids`.
 
     Returns:
-        0 or ``ignore_index``; or, if a class has that, an id that none has.
+        0 or ``ignore_index``; or, if a class has that or becomes of it, an id that is left out, or
+        else one that is no class's.
     """
-    wanted = 0 if reduce_zero_label else 255 if ignore_index is None else ignore_index
-    return next(i for i in chain((wanted, 255), count()) if i not in ids and i >= 0)
+    label_map = {int(old): new for old, new in (label_map or {}).items()}
+    left_out = 255 if ignore_index is None else ignore_index
+
+    def label(i: int) -> int:
+        before = i if not reduce_zero_label else 255 if i in (0, 255) else i - 1
+        return label_map.get(before, before)
+
+    wanted = 0 if reduce_zero_label else left_out
+    others = (i for i in range(256) if label(i) == left_out)
+    return next(i for i in chain((wanted, 255), others, count())
+                if i >= 0 and i not in ids and label(i) not in range(len(ids)))
 
 
 def id_type(ids: Sequence[int], ignored: int) -> np.dtype:
