@@ -168,6 +168,17 @@ def test_classification_is_the_models(capfd, tmp_path, cls):
         assert (other.name, other.label) == (one.name, one.label)
 
 
+def test_a_classifier_that_gives_labels_has_no_scores(capfd, tmp_path, cls):
+    leaf, path, pictures = cls
+    out = tmp_path / 'a.onnx'
+    done = run_tool(capfd, 'export', leaf, path, '--out', out, '--resize')
+    assert done.code == 2 and '--resize is for segmentation' in done.err
+    assert run_tool(capfd, 'export', leaf, path, '--out', out, '--argmax').code == 0
+    done = run_tool(capfd, 'predict', out, *pictures, '--out', tmp_path / 'p')
+    assert done.code == 2 and 'gives labels, no probabilities' in done.err
+    assert not (tmp_path / 'p').exists()
+
+
 def test_what_a_file_says_of_itself(capfd, tmp_path, seg):
     leaf, path, _ = seg
     out = tmp_path / 'a.onnx'
@@ -239,6 +250,8 @@ def test_a_file_that_differs_is_not_kept(capfd, tmp_path, seg, monkeypatch):
     (['--out', 'a.onnx', '--size', '64', '64'], 'the windows of model.test_cfg.crop_size are 32x'),
     (['--out', 'a.onnx', '--size', '64', '64', '--dynamic'], '--dynamic any'),
     (['--out', 'a.pt2', '--quantize', 'int8'], '--quantize int8 is for --format onnx'),
+    (['--out', 'a.onnx', '--calibrate', '8'], '--calibrate is for --quantize int8'),
+    (['--out', 'a.onnx', '--calibration-images', '.'], '--calibration-images is for --quantize'),
     (['--out', 'a.onnx', '--quantize', 'int4'], '--quantize int4 is not known; there is int8'),
 ])
 def test_the_tool_refuses(capfd, tmp_path, seg, monkeypatch, options, said):
@@ -269,6 +282,7 @@ def test_predicting_refuses(capfd, tmp_path, seg):
         ([tmp_path / 'none.onnx'], 'no file'),
         ([leaf, out], 'CONFIG is for checkpoints'),
         ([out, '--tta'], '--tta is for checkpoints'),
+        ([tmp_path / 'a.pt2'], 'is a graph for torch.export.load'),
     ]:
         done = run_tool(capfd, 'predict', *arguments, *pictures, '--out', tmp_path / 'p')
         assert done.code == 2 and said in done.err.splitlines()[-1], done.err

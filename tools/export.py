@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         help='scores at the size of the input (segmentation; default: that of the head)')
     add('--argmax', action='store_true', help='labels in place of scores')
     add('--quantize', metavar='int8', help='also in int8 (ONNX): --out is that file then')
-    add('--calibrate', type=errors.count, default=64, metavar='N',
+    add('--calibrate', type=errors.count, metavar='N',
         help='images that int8 is calibrated with (default: 64)')
     add('--calibration-images', metavar='DIR', help='where they are (default: those of training)')
     add('--measure', type=errors.count, metavar='N',
@@ -65,6 +65,10 @@ def parse_args() -> argparse.Namespace:
     if args.quantize and args.argmax:
         raise errors.UserError(
             '--quantize measures by scores: leave --argmax out')
+    for option in ('calibrate', 'calibration_images', 'measure'):
+        if not args.quantize and getattr(args, option):
+            raise errors.UserError(f'--{option.replace("_", "-")} is for --quantize int8')
+    args.calibrate = args.calibrate or 64
     return args
 
 

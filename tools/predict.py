@@ -93,6 +93,10 @@ def load(args: argparse.Namespace):
                 raise errors.UserError(
                     f'{args.checkpoint} holds all that it needs: {name} is for checkpoints')
         return onnx_model.load(args.checkpoint, args.device or 'cpu')
+    if args.checkpoint.lower().endswith('.pt2'):
+        raise errors.UserError(
+            f'{args.checkpoint} is a graph for torch.export.load: predict with the checkpoint that '
+            'it was made from, or export that to .onnx')
     import torch
 
     import vpt_dense

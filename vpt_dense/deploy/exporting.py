@@ -411,6 +411,8 @@ def export(
     """
     if kind == 'onnx':
         cards.needed('onnx', 'onnxscript', 'onnxruntime')
+    if resize and predictor.task == 'classification':
+        raise UserError('--resize is for segmentation, this model classifies images')
     check(predictor, dynamic, kind)
     size = sizes_of(predictor, size)
     model = predictor.model.requires_grad_(False).eval()

@@ -129,13 +129,13 @@ class OnnxPredictor:
 
         Raises:
             UserError: If the pipeline of the config is one that is not known here, or
-                probabilities are wanted of a file that gives labels.
+                probabilities (of a classifier always) are wanted of a file that gives labels.
         """
         if self.card['pipeline_problem']:
             raise UserError(
                 f'{self._path} cannot read images by itself: of the pipeline that it was exported '
                 f'with {self.card["pipeline_problem"]}; predict with the checkpoint')
-        if probabilities and self._gives_labels:
+        if (probabilities or self.task == 'classification') and self._gives_labels:
             raise UserError(
                 f'{self._path} gives labels, no probabilities; export without --argmax')
         batch: list[tuple[str, np.ndarray]] = []
@@ -237,11 +237,7 @@ class OnnxPredictor:
         except UserError as error:
             yield from (UserError(f'{path}: {error}') for path, _ in batch)
             return
-        if self._gives_labels:
-            scores = np.eye(len(self.classes), dtype=np.float32)[scores]
-        else:
-            scores = _softmax(scores)
-        for each in scores:
+        for each in _softmax(scores):
             yield Classification(int(each.argmax()), self.classes, each)
 
     def _segmented(self, image: '_Image', probabilities: bool, windows: int) -> Segmentation:

@@ -153,8 +153,6 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             counts.existing += 1
             counts.add(found)
             bar.step(counted=False)
-        # Whose the folder's files are, also if the run does not come to its end.
-        files.write_text(out / SUMMARY, _json(summary(finished=False)))
         with contextlib.closing(writer), ThreadPoolExecutor(1) as thread:
             results = predictor.stream(
                 (image.path for image in missing), wanted.probabilities is not None,
@@ -166,7 +164,9 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 counts.predicted += 1
                 bar.step()
 
-            for image, result in zip(missing, results, strict=True):
+            for i, (image, result) in enumerate(zip(missing, results, strict=True)):
+                if i == 0:  # whose the files are, also if the run does not come to its end
+                    files.write_text(out / SUMMARY, _json(summary(finished=False)))
                 if written is not None:
                     wait()
                     written = None
