@@ -499,6 +499,26 @@ def test_browse_writes_images_with_masks(tmp_path, monkeypatch, capsys):
     assert (pixels[-20:].reshape(-1, 3) == [255, 0, 0]).all(1).any()
 
 
+@pytest.mark.parametrize('content, message', [
+    (np.ones((64, 64, 4), np.uint16), 'reads wrongly or not at all: 1 of 4 x 16 bit'),
+    (None, 'cannot read or transform'),
+])
+def test_browse_refuses_what_a_run_would(tmp_path, monkeypatch, capsys, content, message):
+    root = make_seg_folder(tmp_path / 'data', sizes=((64, 64),))
+    (path,) = root.glob('images/validation/*')
+    path.write_bytes(b'no image')
+    if content is not None:
+        path.unlink()
+        cv2.imwrite(str(path.with_suffix('.tif')), content)
+    code = call_tool(
+        'browse_dataset', EXAMPLES / 'new_segmentation_dataset.py', '--split', 'val',
+        '--out-dir', tmp_path / 'out', '--cfg-options', f'dataset.data_root={root}',
+        monkeypatch=monkeypatch,
+    )  # fmt: skip
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2 and message in line and path.stem in line
+
+
 def test_browse_shows_four_bands_of_16_bits(tmp_path, monkeypatch, capsys):
     root = make_seg_folder(tmp_path / 'data', sizes=((64, 64),))
     for path in root.glob('images/*/*'):

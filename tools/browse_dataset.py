@@ -85,7 +85,9 @@ def main() -> None:
 
     from vpt_dense import config, visualization
     from vpt_dense.datasets.names import image_names
+    from vpt_dense.engine import runner
     from vpt_dense.files import shortened
+    from vpt_dense.hooks import data_check_hook
 
     cfg = config.load(args.config, args.cfg_options, args.method, trains=False)
     loader = cfg.get(f'{args.split}_dataloader')
@@ -96,6 +98,8 @@ def main() -> None:
         dataset = DATASETS.build(loader.dataset)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
+        data_check_hook.check_images(dataset, args.split, args.number)
+        runner.name_files(dataset)
         visualizer = visualization.ours(cfg.visualizer)
         visualizer = VISUALIZERS.build(dict(visualizer, name='browse', vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo

@@ -245,7 +245,7 @@ class Runner(_Runner):
                 dataset = DATASETS.build(dataset)
                 if hasattr(dataset, 'full_init'):
                     dataset.full_init()
-                _name_files(dataset)
+                name_files(dataset)
             dataloader = {**dataloader, 'dataset': dataset}
             if positions:
                 dataloader['dataset'] = seeding.SeededDataset(dataset)
@@ -521,11 +521,11 @@ def _states(schedulers: list | dict) -> list | dict:
     return [scheduler.state_dict() for scheduler in schedulers]
 
 
-def _name_files(dataset: object) -> None:
+def name_files(dataset: object) -> None:
     """Replace the pipelines of a data set, inside wrappers too, by naming ones."""
     for inner in [getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', [])]:
         if inner is not None:
-            _name_files(inner)
+            name_files(inner)
     pipeline = getattr(dataset, 'pipeline', None)
     if type(pipeline) is Compose:
         dataset.pipeline = NamingPipeline(pipeline.transforms)

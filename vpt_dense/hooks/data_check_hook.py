@@ -50,19 +50,19 @@ class DataCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Compare the training set's classes with the heads', its images with their loader."""
         _check_classes(runner.model, runner.train_dataloader.dataset, 'train')
-        _check_images(runner.train_dataloader.dataset, 'train', self.samples)
+        check_images(runner.train_dataloader.dataset, 'train', self.samples)
 
     def before_val(self, runner: Runner) -> None:
         """Compare the validation set's classes with the heads', its images with their loader."""
         _check_classes(runner.model, runner.val_dataloader.dataset, 'val')
         if 'val' not in self._looked:
             self._looked.add('val')
-            _check_images(runner.val_dataloader.dataset, 'val', self.samples)
+            check_images(runner.val_dataloader.dataset, 'val', self.samples)
 
     def before_test(self, runner: Runner) -> None:
         """Compare the test set's classes with the heads', its images with their loader."""
         _check_classes(runner.model, runner.test_dataloader.dataset, 'test')
-        _check_images(runner.test_dataloader.dataset, 'test', self.samples)
+        check_images(runner.test_dataloader.dataset, 'test', self.samples)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check a training batch."""
@@ -169,7 +169,7 @@ def _check_classes(model: nn.Module, dataset: Any, split: str) -> None:
             )
 
 
-def _check_images(dataset: Any, split: str, samples: int) -> None:
+def check_images(dataset: Any, split: str, samples: int) -> None:
     """Raise if a loader changes what images hold; warn if it keeps the upper 8 bits alone."""
     for part in _leaves(dataset):
         transforms = getattr(getattr(part, 'pipeline', None), 'transforms', [])
