@@ -325,6 +325,8 @@ def test_a_link_into_its_own_folder_is_not_entered(tmp_path):
     (tmp_path / 'set/train').mkdir(parents=True)
     (tmp_path / 'set/train/x').symlink_to(root, target_is_directory=True)
     assert len(checks.list_class_files(tmp_path / 'set/train', ['x'])) == 4
+    (root / 'a/back').symlink_to(tmp_path, target_is_directory=True)  # above what is looked through
+    assert list(checks.list_files(root, '.png')) == list(found)
 
 
 # --- the table of docs/datasets.md -----------------------------------------------------------

@@ -14,7 +14,8 @@ def walk(folder: str | os.PathLike) -> Iterator[str]:
 
     Args:
         folder: Hidden files and folders in it are left out. A link that leads back to a folder
-            that it is in is left out as well; two links to one folder are two folders.
+            that it is in, this one or one above, is left out as well; two links to one folder are
+            two folders.
 
     Yields:
         The files, sorted within a folder.
@@ -31,7 +32,7 @@ def walk(folder: str | os.PathLike) -> Iterator[str]:
         for path in folders:
             yield from enter(path, (*above, real))
 
-    return enter(os.fspath(folder), ())
+    return enter(os.fspath(folder), tuple(map(str, Path(folder).resolve().parents)))
 
 
 def read_names(ann_file: str | os.PathLike) -> dict[str, int]:

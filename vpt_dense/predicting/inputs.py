@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vpt_dense.datasets import medical, raster
+from vpt_dense.datasets import listing, medical, raster
 from vpt_dense.datasets.checks import IMAGE_SUFFIXES
 from vpt_dense.errors import UserError
 
@@ -104,17 +104,9 @@ def _expand(source: str, hidden: str | None) -> Iterator[tuple[str, str]]:
 
 def _walk(folder: str, hidden: str | None) -> Iterator[str]:
     """The images below a folder, sorted; a folder that a link leads back to is not entered."""
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        key = os.path.realpath(root)
-        if key in seen or _is_below(root, hidden):
-            folders.clear()
-            continue
-        seen.add(key)
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.'):
-                yield os.path.join(root, name)
+    for path in listing.walk(folder):
+        if path.lower().endswith(IMAGE_SUFFIXES) and not _is_below(path, hidden):
+            yield path
 
 
 def _is_below(path: str, folder: str | None) -> bool:
