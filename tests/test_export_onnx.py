@@ -9,6 +9,7 @@ import torch
 from methods import GRAPHS, SIZES, build
 from mmengine import Config
 from test_export import HEADS, Outs, segmentor
+from test_raster import write as write_tiff
 from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise
 
@@ -137,6 +138,16 @@ def test_bands_are_read_as_the_model_reads_them(capfd, tmp_path, number, size):
     assert (found[0].labels[:40, :40] == 255).all() and found[0].ignored_id == 255
     assert set(np.unique(found[0].labels[40:])) == {0, 1}
     assert (found[0].labels != wanted[0].labels).mean() < 1e-3
+    np.testing.assert_allclose(found[0].probabilities, wanted[0].probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize('profile', [dict(nbits=1), dict(photometric='miniswhite')], ids=str)
+def test_a_raster_is_what_the_loader_gives(capfd, tmp_path, seg, profile):
+    """OpenCV makes 255 of the 1 of a bit, and black of what is white as 0."""
+    leaf, path, _ = seg
+    stored = np.random.default_rng(0).integers(0, 2, (50, 60, 1)).astype(np.uint8)
+    write_tiff(tmp_path / 'a.tif', stored * (1 if 'nbits' in profile else 200), **profile)
+    wanted, found = both(leaf, path, tmp_path / 'a.onnx', [str(tmp_path / 'a.tif')], capfd)
     np.testing.assert_allclose(found[0].probabilities, wanted[0].probabilities, atol=1e-5)
 
 

@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 import torch
 from mmengine import Config
+from test_raster import write as write_tiff
 from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT, randomise
 
@@ -692,6 +693,17 @@ def test_tiles_are_the_whole(seg, tmp_path, monkeypatch, pipeline, size):
         assert isinstance(result.probabilities, np.memmap)
         assert np.array_equal(result.labels, expected.labels)
         np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-4)
+
+
+@pytest.mark.parametrize('profile', [dict(nbits=1), dict(photometric='miniswhite')], ids=str)
+def test_rows_of_a_raster_are_what_the_loader_gives(seg, tmp_path, monkeypatch, profile):
+    """OpenCV makes 255 of the 1 of a bit, and black of what is white as 0."""
+    predictor, path = vpt_dense.load(seg / 'c.pth'), str(tmp_path / 'a.tif')
+    stored = np.random.default_rng(0).integers(0, 2, (50, 60, 1)).astype(np.uint8)
+    write_tiff(path, stored * (1 if 'nbits' in profile else 200), **profile)
+    expected = predictor.predict(path)
+    monkeypatch.setattr(predicting, 'PLAIN_PIXELS', 10)
+    assert np.array_equal(predictor.predict(path).labels, expected.labels)
 
 
 @pytest.mark.parametrize(('options', 'tta', 'message'), [

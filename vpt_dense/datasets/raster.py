@@ -58,6 +58,8 @@ class ImageInfo:
             None: the file names none.
         crs: Coordinate reference system (``rasterio.crs.CRS``); None: not georeferenced.
         transform: From (column, row) to its coordinates (``affine.Affine``), or None.
+        is_plain: Whether OpenCV gives the same values, where it gives any: not of fewer than 8 bits
+            a value, nor where 0 is white.
     """
 
     height: int
@@ -68,6 +70,7 @@ class ImageInfo:
     nodata: float | tuple[float | None, ...] | None = None
     crs: Any = None
     transform: Any = None
+    is_plain: bool = True
 
     @property
     def kind(self) -> str:
@@ -460,9 +463,9 @@ class _Raster(Opened):
             bands, dtype = 3, self.palette.dtype
         elif 'SOURCE_COLOR_SPACE' in source.tags(ns='IMAGE_STRUCTURE'):
             bands = 3  # GDAL has converted CMYK or CIELAB, and adds alpha
+        bits = source.tags(1, ns='IMAGE_STRUCTURE').get('NBITS', '8')
         # Of one bit: 0 is black, whatever the file's 0 is.
-        self.is_inverse = photometric == 0 and source.tags(1, ns='IMAGE_STRUCTURE').get(
-            'NBITS') == '1'
+        self.is_inverse = photometric == 0 and bits == '1'
         is_placed = self.turn == 1 and not (source.crs is None and source.transform.is_identity)
         nodata = source.nodatavals[:bands] if self.palette is None else (None,)
         height, width = source.shape[::-1] if self.turn > 4 else source.shape
@@ -471,6 +474,7 @@ class _Raster(Opened):
             nodata[0] if len({str(value) for value in nodata}) == 1 else tuple(nodata),
             source.crs if is_placed else None,
             source.transform if is_placed else None,
+            photometric != 0 and int(bits) >= 8,
         )  # fmt: skip
         self.block_rows = source.block_shapes[0][0]
 

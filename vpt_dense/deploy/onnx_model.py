@@ -171,7 +171,7 @@ class OnnxPredictor:
         self._check_bands(path, info)
         if not others and reads_bands:
             return _Bands(path, info, first)
-        if not others and info.format == 'GTiff' and info.dtype == np.uint8:
+        if not others and info.format == 'GTiff' and info.dtype == np.uint8 and info.is_plain:
             return _Colours(path, info)
         no_data = None
         if reads_bands:

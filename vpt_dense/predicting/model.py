@@ -596,9 +596,11 @@ class ModelPredictor:
             whole = _as_array(large.image, self._reads_bands)
         else:
             image = stack.enter_context(raster.open_image(large.image))
-            bands, nodata = image.info.bands, image.info.nodata
+            info = image.info
+            bands, nodata = info.bands, info.nodata
             if not self._reads_bands:
-                if image.info.format != 'GTiff' or image.info.dtype != np.uint8 or self._grey:
+                if (info.format != 'GTiff' or info.dtype != np.uint8 or not info.is_plain
+                        or self._grey):
                     # The others are decoded whole anyway, as the loader does it.
                     whole = self._load(large.image)
                 bands = min(bands, 3)
