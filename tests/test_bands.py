@@ -270,6 +270,19 @@ def test_stats_of_bands(tmp_path, capfd, monkeypatch):
     assert eval(re.search(r'dict\(.*LoadBands.*\)', outcome.out)[0])['nodata'] == 7
 
 
+def test_stats_of_bits_are_what_the_default_loader_gives(tmp_path, capfd):
+    image = RNG.integers(0, 2, (64, 64, 1)).astype(np.uint8)
+    root = seg_folder(tmp_path / 'data', {
+        'a.tif': lambda path: write(path, image, nbits=1),
+        'b.png': lambda path: Image.fromarray(image[..., 0] > 0).save(path),
+        'c.tif': lambda path: write(path, 200 * image, photometric='miniswhite')},
+        np.ones((64, 64)))  # fmt: skip
+    outcome = run_tool(capfd, 'check_dataset', leaf(tmp_path, root, 3), '--stats', '--json')
+    found = json.loads(outcome.out)['splits']['train']['statistics']
+    means = 255 * image.mean(), 255 * image.mean(), 255 - 200 * image.mean()
+    np.testing.assert_allclose(found['mean'], [np.mean(means)] * 3)
+
+
 def test_what_is_printed_for_programs_is_nothing_else(tmp_path):
     """The packages print when they are imported first."""
     root = seg_folder(tmp_path / 'data', {'a.tif': tif(4)}, np.ones((64, 64)))

@@ -337,13 +337,21 @@ def _look(sample: tuple[str, str | int | None], loader: Loader | None, stats: bo
             nodata = info.nodata_of(bands)
             if loader and loader.nodata is not None:
                 nodata = loader.nodata
+            is_default = loader is not None and loader.count is None
             for _, part in opened.strips(bands):
-                if stats:
-                    if loader and loader.count is None and part.dtype == np.uint16:
+                if stats and not (is_default and not info.is_plain):
+                    if is_default and part.dtype == np.uint16:
                         part = (part >> 8).astype(np.uint8)  # as OpenCV does
                     if file.statistics is None:
                         file.statistics = BandStatistics(part.shape[2])
                     file.statistics.add(part, raster.is_nodata(part, nodata))
+        if stats and is_default and not info.is_plain:
+            import cv2
+
+            seen = cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR)
+            if seen is not None:
+                file.statistics = BandStatistics(3)
+                file.statistics.add(seen[..., ::-1], np.zeros(seen.shape, bool))
     except ValueError as error:
         file.error = _reason(error, image)
     if not isinstance(mask_path, str):

@@ -416,7 +416,8 @@ class _Picture(Opened):
         dtype = {'I': np.int32, 'I;16': np.uint16, 'F': np.float32}.get(picture.mode, np.uint8)
         if picture.mode == 'I' and ';16' in str(picture.tile):  # Pillow before 11 has no such mode
             dtype = np.uint16
-        self.info = ImageInfo(height, width, bands, np.dtype(dtype), picture.format)
+        self.info = ImageInfo(height, width, bands, np.dtype(dtype), picture.format,
+                              is_plain=picture.mode != '1')  # fmt: skip
         self.pixels: np.ndarray | None = None
 
     def close(self) -> None:
