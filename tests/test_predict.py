@@ -184,12 +184,14 @@ def test_arrays_pictures_and_tensors(seg):
     (torch.zeros(3, 8, 8), 'must be uint8'),
     (np.zeros((8, 8, 4), np.uint8), r'4 bands, 3 \(or 1\) are expected'),
     (np.zeros(8, np.uint8), r'not a ndarray \(8,\)'),
-    (PIL.Image.fromarray(np.zeros((8, 8), np.uint16)), 'more than 8 bits'),
+    (PIL.Image.fromarray(np.zeros((8, 8), np.uint16)), 'of mode I;16 is not of 8 bits'),
     (7, 'an image is a path, a PIL image'),
+    (PIL.Image.new('LAB', (8, 8)), 'of mode LAB is not of 8 bits and grey or R, G, B'),
+    (np.zeros((0, 8, 3), np.uint8), 'the image is empty'),
     ('/nowhere/a.png', '/nowhere/a.png: no such file'),
 ], ids=[
     'float array', 'float tensor', 'four bands', 'one axis', 'grey of 16 bits', 'number',
-    'no file'])
+    'colours of another kind', 'nothing in it', 'no file'])
 def test_what_is_no_image(seg, image, message):
     predictor = vpt_dense.load(str(seg / 'c.pth'))
     with pytest.raises(ValueError, match=message):

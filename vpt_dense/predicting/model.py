@@ -664,6 +664,8 @@ def _as_array(image: Any, bands: bool) -> np.ndarray:
         raise ValueError(
             f'an image is a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), not a '
             f'{what}')
+    if not image.size:
+        raise ValueError(f'the image is empty: {image.shape}')
     return image[..., None] if image.ndim == 2 else image
 
 
@@ -674,8 +676,8 @@ def _from_pil(image: PIL.Image.Image, bands: bool) -> np.ndarray:
         image = image.convert('RGB')
     if not bands and image.mode not in ('L', 'RGB'):
         raise ValueError(
-            f'a PIL image of mode {image.mode} has more than 8 bits; give its path, or an array of '
-            'uint8')
+            f'a PIL image of mode {image.mode} is not of 8 bits and grey or R, G, B; give its '
+            'path, or convert it')
     return np.asarray(image)
 
 
