@@ -229,7 +229,8 @@ def test_classification_is_that_of_tools_test(capfd, cls, tmp_path):
     # Goes on where it was, also after a line that was cut off.
     whole = (out / 'predictions.jsonl').read_text()
     (out / 'predictions.jsonl').write_text(whole[:-20])
-    outcome = predict(capfd, checkpoint, images, '--out', out, '--top-k', 2, '--skip-existing')
+    command = leaf, checkpoint, images, '--out', out, '--top-k', 2, '--skip-existing'
+    outcome = predict(capfd, *command)
     assert '1 images predicted' in outcome.out and '2 were there' in outcome.out
     again = [json.loads(line) for line in (out / 'predictions.jsonl').read_text().splitlines()]
     assert [(line['path'], line['class']) for line in again] == [
@@ -488,7 +489,7 @@ def test_what_is_there(capfd, seg, tmp_path):
     predict(capfd, checkpoint, images, '--out', out, '--skip-existing', '--overlay')
     assert len(list(out.glob('overlays/*.jpg'))) == 3
     other = save(seg / 'leaf.py', tmp_path / 'other.pth', dict(seed=1))
-    for arguments in ([other], [checkpoint, '--tta']):
+    for arguments in ([other], [checkpoint, '--tta'], [seg / 'leaf.py', checkpoint]):
         outcome = predict(capfd, *arguments, images, '--out', out, '--skip-existing', code=2)
         assert 'holds predictions of' in outcome.err
     namesakes = seg / 'data/images/validation'

@@ -101,7 +101,8 @@ def load(
             around, pipeline = tta_parts(cfg, pipeline, 'test_pipeline', 'predict')
             model = MODELS.build(dict(**around, module=model))
         origin = dict(
-            checkpoint=path, sha256=_sha256(path), config=cfg.filename or None,
+            checkpoint=path, sha256=_sha256(path),
+            config=os.path.abspath(cfg.filename) if cfg.filename else None,
             tta=bool(tta or cfg.get('tta')), cfg_options=_as_texts(cfg_options),
             **{key: meta[key] for key in ('iter', 'epoch', 'metric') if meta.get(key) is not None})
         return ModelPredictor(model.to(device).eval(), cfg, pipeline, info, scope, origin)

@@ -30,7 +30,7 @@ LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
 #: The longest edge in pixels that is drawn; of larger images rows and columns are left out.
 LONGEST = 2048
 #: What of a model's description must be the same for a run that goes on with another's files.
-_SAME = ('sha256', 'tta', 'cfg_options', 'folder')
+_SAME = ('sha256', 'config', 'tta', 'cfg_options', 'folder')
 
 
 @dataclass
