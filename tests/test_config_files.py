@@ -89,9 +89,27 @@ def test_bases_of_a_package(tmp_path):
                     "_base_.train_dataloader.batch_size = 3\n")  # fmt: skip
     cfg = config.load(str(path))
     assert cfg.val_dataloader.batch_size == 64 and 'bgr_mean' not in cfg
-    path.write_text("_base_ = 'mmseg::_base_/default_runtime.py'\n")
-    with pytest.raises(UserError, match=r'top.py: .*mmseg::_base.*write its path, (/.*runtime.py)'):
-        config.load(str(path))
+    path.write_text("_base_ = 'mmseg::_base_/schedules/schedule_20k.py'\n")
+    cfg = config.load(str(path))  # its distribution goes by another name
+    assert cfg.train_cfg.max_iters == 20_000 and cfg.optim_wrapper._scope_ == 'mmseg'
+    path.write_text("_base_ = 'vpt_dense::setr_vit-l_deep_ade20k'\n")
+    ours = config.load('vpt_dense::vpt/setr_vit-l_deep_ade20k.py')
+    assert config.load(str(path)).to_dict() == ours.to_dict()
+    assert config.load('vpt_dense::setr_vit-l_ade20k', method='deep').to_dict() == ours.to_dict()
+
+
+@pytest.mark.parametrize(('name', 'told'), [
+    ('mmsegg::setr/a.py', "there is no package 'mmsegg'"),
+    ('mmengine::a.py', 'mmengine was installed without its configs'),
+    ('vpt_dense::setr_vit-l_dep_ade20k', "has no such config; did you mean 'setr_vit-l_deep_ade20"),
+    ('mmseg::setr/setr_vit-l_naive.py', 'mmseg has no such config'),
+])
+def test_bases_that_packages_have_not(tmp_path, name, told):
+    path = tmp_path / 'top.py'
+    path.write_text(f'_base_ = {name!r}')
+    for each in (name, str(path)):
+        with pytest.raises(UserError, match=told):
+            config.load(each)
 
 
 #: A whole run in mmengine's style of imports.

@@ -13,6 +13,7 @@ from vpt_dense import (
     config_files,
     data_config,
     ignore_index,
+    installed,
     method_files,
     options,
     run_settings,
@@ -48,7 +49,7 @@ def load(
     """Read a config file for a run.
 
     Args:
-        path: The config file.
+        path: The config file; or one that a package brings along, ``vpt_dense::setr_vit-l_ade20k``.
         cfg_options: Dotted key -> value; or ``KEY=VALUE`` arguments, see
             :mod:`vpt_dense.options`.
         method: What to put on a recipe, see :mod:`vpt_dense.method_files`.
@@ -61,6 +62,7 @@ def load(
         UserError: If the file is absent or broken, or a key in it or in ``cfg_options`` is not
             one that anything reads; or if there is a recipe without a method, or the contrary.
     """
+    path = str(installed.config(path)) if '::' in path else path
     cfg = config_files.parse(path)
     _check_keys(cfg, path)
     if method is not None:

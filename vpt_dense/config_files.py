@@ -20,6 +20,7 @@ import mmengine
 from mmengine import registry as mmengine_registry
 from mmengine.config import Config
 
+from vpt_dense import installed
 from vpt_dense.errors import UserError, is_programs, suggest
 
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
@@ -43,7 +44,8 @@ def parse(path: str) -> Config:
     files = walk(Path(path))
     try:
         # Left to itself mmengine takes an import above `_base_` for the other style, without bases.
-        cfg = Config.fromfile(path, lazy_import=False if _has_base(files[0]) else None)
+        with _bases_of_packages():
+            cfg = Config.fromfile(path, lazy_import=False if _has_base(files[0]) else None)
         scope = cfg.get('default_scope')
         pairs = any(file.suffix != '.py' for file in files)
         content = {
@@ -210,19 +212,25 @@ def _is_lazy(path: Path) -> bool:
 
 
 def _base_file(name: str, path: Path) -> Path:
-    if '::' not in name:
-        return path.parent / name
+    return installed.config(name) if '::' in name else path.parent / name
+
+
+@contextlib.contextmanager
+def _bases_of_packages() -> Iterator[None]:
+    """Let mmengine find ``PACKAGE::CONFIG`` where the package is: it looks by names of pip's."""
+    usual = Config._get_cfg_path
+
+    def find(name: str, path: str) -> tuple[str, str | None]:
+        if '::' not in name:
+            return usual(name, path)
+        package = name.partition('::')[0]  # whose scope its types have; ours say it themselves
+        return str(installed.config(name)), None if package == 'vpt_dense' else package
+
+    Config._get_cfg_path = staticmethod(find)
     try:
-        return Path(Config._get_cfg_path(name, str(path))[0])
-    except (ImportError, OSError, ValueError, AssertionError) as error:
-        package, _, rest = name.partition('::')
-        spec = importlib.util.find_spec(package)
-        file = Path(spec.origin).parent / '.mim/configs' / rest if spec and spec.origin else None
-        if file and file.is_file():  # mmengine knows its package by another name than pip
-            raise UserError(
-                f'config {path}: mmengine does not find the base {name}; write its path, {file}'
-            ) from error
-        raise UserError(f'config {path}: there is no base {name} ({error})') from error
+        yield
+    finally:
+        Config._get_cfg_path = staticmethod(usual)
 
 
 def _module_file(module: str, path: Path) -> Path:

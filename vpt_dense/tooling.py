@@ -51,7 +51,8 @@ def load(args: argparse.Namespace) -> Config:
     logging.filter_warnings()
     cfg = config.load(args.config, args.cfg_options, args.method)
     cfg.launcher = args.launcher
-    name = Path(args.config).stem + (f'_{Path(args.method).stem}' if args.method else '')
+    name = Path(args.config.rpartition('::')[2]).stem
+    name += f'_{Path(args.method).stem}' if args.method else ''
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', name))
     return cfg
 

@@ -1,0 +1,54 @@
+"""Files that come with packages: configs (``mmseg::setr/...``) and this one's backbone.
+
+A wheel holds them in ``.mim``, as the OpenMMLab packages do; a checkout has them beside the
+package.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from vpt_dense.errors import UserError, suggest
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(name: str) -> Path:
+    """``configs``, ``pretrain`` or ``tools`` of this package."""
+    inside = _PACKAGE / '.mim' / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def is_checkout() -> bool:
+    """Whether this is a clone, not an installed package."""
+    return not (_PACKAGE / '.mim').is_dir()
+
+
+def config(name: str) -> Path:
+    """The file that ``PACKAGE::CONFIG`` means.
+
+    Args:
+        name: The config's path below the package's configs; for ``vpt_dense`` the name alone is
+            enough: ``vpt_dense::setr_vit-l_ade20k``.
+
+    Raises:
+        UserError: If the package is not installed, comes without configs or has no such one.
+    """
+    package, _, rest = name.partition('::')
+    if package == 'vpt_dense':
+        configs = folder('configs')
+    else:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.origin:
+            raise UserError(f'config {name}: there is no package {package!r}')
+        configs = Path(spec.origin).parent / '.mim/configs'
+    for file in (configs / rest, configs / f'{rest}.py'):
+        if file.is_file():
+            return file
+    there = {path.stem: path for path in sorted(configs.glob('*/*.py'))}
+    stem = rest.removesuffix('.py')
+    if package == 'vpt_dense' and stem in there:
+        return there[stem]
+    if not configs.is_dir():
+        raise UserError(f'config {name}: {package} was installed without its configs')
+    raise UserError(
+        f'config {name}: {package} has no such config{suggest(stem.rpartition("/")[2], there)}')
