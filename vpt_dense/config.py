@@ -62,7 +62,7 @@ def load(
         UserError: If the file is absent or broken, or a key in it or in ``cfg_options`` is not
             one that anything reads; or if there is a recipe without a method, or the contrary.
     """
-    path = str(installed.config(path)) if '::' in path else path
+    path = str(installed.config(path)) if '::' in str(path) else path
     cfg = config_files.parse(path)
     _check_keys(cfg, path)
     if method is not None:

@@ -212,7 +212,12 @@ def _is_lazy(path: Path) -> bool:
 
 
 def _base_file(name: str, path: Path) -> Path:
-    return installed.config(name) if '::' in name else path.parent / name
+    if '::' not in name:
+        return path.parent / name
+    try:
+        return installed.config(name)
+    except UserError as error:
+        raise UserError(f'config {path}: its base {str(error).removeprefix("config ")}') from error
 
 
 @contextlib.contextmanager
