@@ -58,15 +58,15 @@ def compare(folder, capfd, monkeypatch):
     calls = []
 
     def call(command, log, *args, **kwargs):
-        tool, *arguments = map(str, command)
-        calls.append(Path(tool).stem if tool != '-m' else 'cost')
+        _, module, *arguments = map(str, command)  # python -m
+        tool = arguments[0] if module == 'vpt_dense' else 'cost'
+        calls.append(tool)
         forget_runs()
         log.parent.mkdir(parents=True, exist_ok=True)
-        run = runpy.run_path if tool != '-m' else runpy.run_module
-        argv = [tool, *arguments] if tool != '-m' else arguments
+        argv = [module, *arguments]
         with mock.patch.object(sys, 'argv', argv), mock.patch.dict(os.environ):
             with pytest.raises(SystemExit) as leave:
-                run(argv[0], run_name='__main__')
+                runpy.run_module(module, run_name='__main__')
         forget_runs()
         printed = capfd.readouterr()
         with log.open('a') as stream:
@@ -258,7 +258,7 @@ def test_what_a_run_must_agree_with(folder, tmp_path):
     def comparison(**kwargs):
         options = [f'dataset.data_root={tmp_path}/data', *kwargs.pop('options', ())]
         return runs.Comparison(
-            str(folder / 'tiny_{method}.py'), tmp_path / 'out', ROOT / 'tools', options=options,
+            str(folder / 'tiny_{method}.py'), tmp_path / 'out', options=options,
             **kwargs)
 
     first = comparison()
@@ -300,7 +300,7 @@ def test_patterns(tmp_path):
     assert find(f'{tmp_path}/a_{{method}}_b.py', ['y-1', 'x', 'y-1']) == ['y-1', 'x']
     braces = f'{tmp_path}/{{d}}_{{method}}.py'
     assert find(braces, ['x']) == ['x']
-    assert runs.Comparison(braces, tmp_path, tmp_path).config_path('x') == tmp_path / '{d}_x.py'
+    assert runs.Comparison(braces, tmp_path).config_path('x') == tmp_path / '{d}_x.py'
     for pattern, message in (
         (f'{tmp_path}/c.py', 'c.py: say which methods, with --methods deep lora'),
         (f'{tmp_path}/gone.py', "takes a recipe, or a pattern that holds '{method}' once"),
@@ -313,7 +313,8 @@ def test_patterns(tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_as_ctrl_c_does(monkeypatch, number):
-    stop_politely = runpy.run_path(str(ROOT / 'tools/compare.py'))['stop_politely']
+    from vpt_dense.commands.compare import stop_politely
+
     handlers = {number: signal.SIG_DFL}
     monkeypatch.setattr(signal, 'signal', handlers.__setitem__)
     monkeypatch.setattr(signal, 'getsignal', lambda wanted: handlers.get(wanted, signal.SIG_DFL))
@@ -345,7 +346,6 @@ def test_the_demo_runs_each_method_once_and_writes_where_it_is_told(tmp_path, ca
 def test_trials_of_the_search_are_those_of_their_settings(tmp_path, monkeypatch):
     """One with mixed precision, from another machine, was taken for one without."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     trial = runpy.run_path(str(ROOT / 'tools/search_demo.py'))['trial']
     calls, progress = [], mock.Mock()
 

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from test_classification import make_image_folder, tiny_folder
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
-from utils import CONFIGS, ROOT, TINY_ARCH, in_scope, tiny_setr_overrides
+from utils import CONFIGS, TINY_ARCH, in_scope, tiny_setr_overrides
 
 from vpt_dense import config, memory, recomputing
 from vpt_dense.errors import UserError
@@ -223,8 +223,7 @@ def test_nothing_is_allocated(load):
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Call tools/count_params.py in this process; returns exit code, output and errors."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    import count_params
+    from vpt_dense.commands import count_params
 
     def call(*arguments):
         monkeypatch.setattr(sys, 'argv', ['count_params.py', *map(str, arguments)])

@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 import vpt_dense
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What a wheel holds beside the package, in vpt_dense/.mim.
+RIDING = ('configs', 'pretrain', 'tools')
 
 
 def run_python(code, *args):
@@ -166,23 +169,47 @@ def test_imports_are_declared():
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_whole_package(tmp_path):
-    """Builds in an isolated environment, which pip fetches setuptools for."""
+def test_the_wheel_works_alone(tmp_path):
+    """Built in an isolated environment, which pip fetches setuptools for; run in a bare folder."""
     source = tmp_path / 'source'
     source.mkdir()
-    for name in ('setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md'):
+    for name in ('setup.cfg', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md'):
         shutil.copy(ROOT / name, source)
-    for name in ('vpt_dense', 'requirements'):
+    for name in ('vpt_dense', 'requirements', *RIDING):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
     pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
     subprocess.run([*pip, '--wheel-dir', tmp_path, source], check=True)
     (wheel,) = tmp_path.glob('*.whl')
     packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('vpt_dense/')}
     ours = {str(p.relative_to(source)) for p in source.glob('vpt_dense/**/*') if p.is_file()}
-    assert packed == {n for n in ours if '.egg-info' not in n}
+    with_it = {f'vpt_dense/.mim/{p.relative_to(source)}' for name in RIDING
+               for p in (source / name).rglob('*') if p.is_file() and 'tools/dev' not in str(p)}
+    assert packed == {n for n in ours if '.egg-info' not in n} | with_it
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
     assert wheel.name.startswith(f'{config["metadata"]["name"].replace("-", "_")}-')
+
+    zipfile.ZipFile(wheel).extractall(tmp_path / 'site')
+    (tmp_path / 'bare').mkdir()
+
+    def call(*arguments):
+        done = subprocess.run(
+            [sys.executable, '-m', 'vpt_dense', *map(str, arguments)], capture_output=True,
+            text=True, cwd=tmp_path / 'bare',
+            env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert 'make-dataset' in call('--help')
+    assert '"trainable": 13389400' in call(
+        'count', 'vpt_dense::setr_vit-l_ade20k', '--method', 'deep', '--json')
+    call('make-dataset', 'digits', 'data/digits')
+    weights = tmp_path / 'site/vpt_dense/.mim/pretrain/vit-demo_formula.safetensors'
+    call('train', 'vpt_dense::setr_digits', '--method', 'lora', '--cfg-options',
+         'train_cfg.max_iters=2', 'train_cfg.val_interval=100', 'train_dataloader.num_workers=0',
+         'train_dataloader.persistent_workers=False',
+         f'model.backbone.init_cfg.checkpoint={weights}')
+    assert (tmp_path / 'bare/work_dirs/setr_digits_lora/summary.json').is_file()
 
 
 @pytest.mark.parametrize('first', ['', 'import mmpretrain\n'])

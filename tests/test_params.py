@@ -250,9 +250,8 @@ def test_tool_prints_json():
 @pytest.fixture
 def tool(monkeypatch):
     """Call the tool in this process, with a command line."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     monkeypatch.chdir(ROOT)
-    import count_params
+    from vpt_dense.commands import count_params
 
     def call(*arguments):
         monkeypatch.setattr(sys, 'argv', ['count_params.py', *arguments])

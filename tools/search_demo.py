@@ -7,15 +7,11 @@ The test split is not touched. Results: work_dirs/search/table.md. Finished tria
 
 import json
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import compare
-import demo
-
 from vpt_dense import files
+from vpt_dense.commands import compare, demo
 from vpt_dense.comparison import runs
 from vpt_dense.errors import ArgumentParser, UserError, main
 
@@ -41,7 +37,7 @@ def trial(method, options, folder, amp, progress):
     """
     name = '_'.join([method, *(f'{value:g}' for value in options.values())])
     pairs = [f'{key}={value}' for key, value in options.items()]
-    mark = runs.Comparison(compare.DEMO, folder, 'tools', amp, options=pairs).fingerprint(method, 0)
+    mark = runs.Comparison(compare.DEMO, folder, amp, options=pairs).fingerprint(method, 0)
     work_dir = runs.own_place(folder / name, f'/{runs.RESULT}', mark)
     done = work_dir / 'summary.json'
     if done.exists() and not (work_dir / runs.RESULT).exists():
@@ -50,7 +46,7 @@ def trial(method, options, folder, amp, progress):
     task = progress.add_task(name, total=None)
     if not done.exists():
         files.write_text(work_dir / runs.RESULT, json.dumps(mark) + '\n')
-        runs.call(['tools/train.py', demo.config_of(method), '--work-dir', work_dir,
+        runs.call([*runs.TOOL, 'train', demo.config_of(method), '--work-dir', work_dir,
                    *(['--amp'] if amp else []),
                    '--cfg-options', *pairs],
                   work_dir / 'output.log', 1,
@@ -67,7 +63,7 @@ def run():
     parser.add_argument('--methods', nargs='+', choices=GRID, default=list(GRID))
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     args = parser.parse_args()
-    os.chdir(demo.ROOT)
+    os.chdir(compare.ROOT)
     amp = runs.has_fast_bfloat16()
     jobs = [(method, options) for method in args.methods for options in GRID[method]]
     with runs.progress_bars() as progress, ThreadPoolExecutor(args.jobs) as pool:

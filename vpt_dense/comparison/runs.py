@@ -32,6 +32,9 @@ EPOCH = re.compile(r'Epoch\(train\)\s*\[\s*(\d+)\]')
 #: In a run's folder; it says which run the folder is of and, at the end, what came of it.
 RESULT = 'run.json'
 
+#: How a tool is called in a process of its own: the command comes behind.
+TOOL = ('-m', 'vpt_dense')
+
 Failures = dict[tuple[str, int | None], str]
 
 
@@ -105,7 +108,7 @@ def call(
     if process.returncode:
         lines = log.read_bytes()[begin:].decode(errors='replace').strip().splitlines()
         last = lines[-1] if lines else f'no output, exit code {process.returncode}'
-        tool = command[1] if command[0] == '-m' else command[0]
+        tool = ' '.join(command[1:3]) if command[0] == '-m' else command[0]
         raise UserError(f'{tool} failed, see {log}: {last}')
 
 
@@ -159,7 +162,6 @@ class Comparison:
         pattern: Path of the configs, with ``{method}``; or of a recipe.
         folder: Gets a folder ``METHOD_seedSEED`` a run, and ``cost``. A run whose folder holds one
             of other settings or data has a folder of its own, ``METHOD_seedSEED_MARK``.
-        tools: The folder of train.py, test.py and delta.py.
         amp: Mixed precision.
         threads: Of a run.
         options: Overrides of the configs, ``KEY=VALUE`` as on the command line.
@@ -168,7 +170,6 @@ class Comparison:
 
     pattern: str
     folder: Path
-    tools: Path
     amp: bool = False
     threads: int = 1
     options: Sequence[str] = ()
@@ -323,11 +324,11 @@ class Comparison:
         summary_file = work_dir / 'summary.json'  # written when training has ended
         if not summary_file.is_file():
             call_tool([
-                self.tools / 'train.py', *arguments, '--seed', seed,
+                *TOOL, 'train', *arguments, '--seed', seed,
                 *(['--amp'] if self.amp else []), '--resume', 'if-any', *options,
             ])
         progress.update(task, description=f'{label}: testing')
-        call_tool([self.tools / 'test.py', arguments[0], work_dir, *arguments[1:], *options])
+        call_tool([*TOOL, 'test', arguments[0], work_dir, *arguments[1:], *options])
         test = json.loads((work_dir / 'test.json').read_text(encoding='utf-8'))
         summary = json.loads(summary_file.read_text(encoding='utf-8'))
         counts = test['params']
@@ -358,7 +359,7 @@ class Comparison:
         if not (isinstance(init_cfg, dict) and init_cfg.get('checkpoint')):
             file = Path(checkpoint)
         else:
-            call_tool([self.tools / 'delta.py', 'extract', checkpoint, file, '--force'])
+            call_tool([*TOOL, 'delta', 'extract', checkpoint, file, '--force'])
         return file.stat().st_size / 1e6
 
     # --- cost --------------------------------------------------------------------------------

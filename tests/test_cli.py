@@ -1,0 +1,75 @@
+"""The console command: every tool under one name."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from tool_helpers import run_tool
+from utils import CONFIGS, ROOT
+
+from vpt_dense import cli, errors
+from vpt_dense.version import __version__
+
+
+def call(capfd, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['vpt-dense', *map(str, arguments)])
+    with pytest.raises(SystemExit) as leaving:
+        errors.main(cli.main)
+    return leaving.value.code or 0, *capfd.readouterr()
+
+
+@pytest.mark.parametrize('arguments', [(), ('--help',), ('-h',)])
+def test_help_fits_a_screen(capfd, monkeypatch, arguments):
+    code, out, err = call(capfd, monkeypatch, *arguments)
+    assert (code, err) == (0, '')
+    lines = out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert all(f'  {name} ' in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_every_command_is_the_tool(capfd, monkeypatch, name):
+    """The same function; its help says by which name it was called."""
+    module, _ = cli.COMMANDS[name]
+    command = importlib.import_module(f'vpt_dense.commands.{module}')
+    text = (ROOT / 'tools' / f'{module}.py').read_text()
+    assert f'from vpt_dense.commands.{module} import main' in text and len(text.splitlines()) <= 20
+    assert command.main.__module__ == command.__name__
+    code, out, _ = call(capfd, monkeypatch, name, '--help')
+    assert code == 0 and out.startswith(f'usage: vpt-dense {name} ')
+
+
+def test_every_tool_is_a_command():
+    tools = {path.stem for path in (ROOT / 'tools').glob('*.py')}
+    of_the_repository = {'methods_table', 'pretrain_demo', 'search_demo'}
+    assert tools - of_the_repository == {module for module, _ in cli.COMMANDS.values()}
+
+
+def test_a_command_does_what_the_tool_does(capfd, monkeypatch):
+    config = CONFIGS / 'vpt/setr_vit-l_ade20k.py'
+    by_tool = run_tool(capfd, 'print_config', config, 'model.backbone', '--method', 'deep')
+    code, out, _ = call(capfd, monkeypatch, 'config', config, 'model.backbone', '--method', 'deep')
+    assert code == 0 and out == by_tool.out and 'TokenPrompt' in out
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (['trian'], "vpt-dense trian: there is no such command; did you mean 'train'?"),
+    (['train'], 'the following arguments are required: config; see vpt-dense train --help'),
+    (['train', 'gone.py'], 'config gone.py: no such file'),
+])
+def test_what_is_wrong_is_one_line(capfd, monkeypatch, arguments, said):
+    code, _, err = call(capfd, monkeypatch, *arguments)
+    (line,) = err.splitlines()
+    assert code == 2 and said in line
+
+
+def test_the_version(capfd, monkeypatch):
+    assert call(capfd, monkeypatch, '--version')[1] == f'vpt-dense {__version__}\n'
+
+
+def test_help_imports_no_framework():
+    code = ("import sys; from vpt_dense import cli; sys.argv = ['vpt-dense', '--help']; cli.main();"
+            "print([m for m in ('torch', 'mmengine', 'numpy', 'rich') if m in sys.modules])")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == '[]'

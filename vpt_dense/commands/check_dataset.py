@@ -1,0 +1,167 @@
+"""Look through the data of a config or a folder: files, sizes, labels. Exit code 1 if it is wrong.
+
+CONFIG checks what a run of it would read. FOLDER is a segmentation set (images/training,
+annotations/training, ...) or an image folder (train/<class>/, val/<class>/).
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpt_dense import errors, logging
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = errors.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', metavar='CONFIG|FOLDER', help='a config file or a data folder')
+    parser.add_config_options()
+    parser.add_argument(
+        '--stats', action='store_true',
+        help='print mean and std of every band, to paste into a config, and the share of each class'
+    )  # fmt: skip
+    parser.add_argument('--json', action='store_true', help='print everything, as JSON')
+    return parser.parse_args(argv)
+
+
+def look(args: argparse.Namespace) -> dict:
+    """Check what the command line names, with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from vpt_dense.datasets import checks
+
+    def bar(items, description='', total=None):
+        return track(items, description=description, total=total, console=Console(stderr=True))
+
+    if not args.source.endswith(('.py', '.yaml', '.yml', '.json')):
+        if args.cfg_options or args.method:
+            key = '--cfg-options' if args.cfg_options else '--method'
+            raise errors.UserError(f'{key} needs a config, not a folder')
+        return checks.check_folder(args.source, bar, args.stats)
+
+    from vpt_dense import config
+
+    logging.filter_warnings()
+    cfg = config.load(args.source, args.cfg_options, args.method, trains=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # the stack prints while it is imported
+        return checks.check_config(cfg, bar, args.stats)
+
+
+def cells(split: dict) -> dict[str, str]:
+    """What the table says of a split, by row."""
+    sizes = split['image_sizes']
+    rows = {'images': f'{split["images"]:,}'}
+    if 'masks' in split:
+        rows['masks'] = f'{split["masks"]:,}'
+        rows['images without a mask'] = f'{len(split["images_without_mask"]):,}'
+    if sizes:
+        for key in ('min', 'max'):
+            rows[f'{"smallest" if key == "min" else "largest"} image'] = '{}x{}'.format(*sizes[key])
+        rows['most common size'] = '{}x{} ({:.0%})'.format(
+            *sizes['most_common'], sizes['most_common_share']
+        )
+    kinds = sorted(split['image_kinds'].items(), key=lambda item: -item[1])
+    rows['bands and depth'] = ', '.join(
+        kind if len(kinds) == 1 else f'{kind} ({count:,})' for kind, count in kinds
+    )
+    if 'masks' in split:
+        rows['labels'] = '{} to {}'.format(*split['labels']) if split['labels'] else '-'
+        outside = split['ids_outside']
+        rows['masks with ids outside'] = '-' if outside is None else f'{len(outside):,}'
+        rows['masks with colours'] = f'{len(split["multi_channel_masks"]):,}'
+        share = split['ignored_share']
+        rows['ignored pixels'] = '-' if share is None else f'{share:.1%}'
+    elif split['per_class']:
+        counts = list(split['per_class'].values())
+        rows['images a class'] = f'{min(counts):,} to {max(counts):,}'
+    rows['unreadable files'] = f'{len(split["unreadable"]):,}'
+    return rows
+
+
+def paste(statistics: dict) -> str:
+    """Mean and std as a config takes them."""
+    figures = {
+        key: '[' + ', '.join('nan' if v is None else f'{v:.6g}' for v in statistics[key]) + ']'
+        for key in ('mean', 'std')
+    }
+    text = f'mean={figures["mean"]}, std={figures["std"]}'
+    if statistics['loader'] == 'LoadBands':
+        more = ''.join(f'{key}={statistics[key]}, ' for key in ('bands', 'nodata')
+                       if key in statistics)  # fmt: skip
+        return f"dict(type='vpt_dense.LoadBands', {more}{text})"
+    return f'model = dict(data_preprocessor=dict({text}))'
+
+
+def show_statistics(report: dict, console) -> None:
+    """Print what `--stats` asks for: of the first split the figures, of all the classes."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    name, split = next(iter(report['splits'].items()))
+    if split.get('statistics'):
+        console.print(f'mean and std of {name}, by band:', highlight=False)
+        console.print(escape(paste(split['statistics'])), highlight=False)
+    what, unit = ('class_pixels', 'pixels') if 'masks' in split else ('per_class', 'images')
+    table = Table(title=f'share of {unit} by class')
+    table.add_column('')
+    counts = {name: split[what] for name, split in report['splits'].items()}
+    for name in counts:
+        table.add_column(name, justify='right')
+    for label in dict.fromkeys(label for found in counts.values() for label in found):
+        row = []
+        for found in counts.values():
+            total = sum(found.values())
+            row.append(f'{found.get(label, 0) / total:.2%}' if total else '-')
+        table.add_row(escape(label), *row)
+    console.print(table)
+
+
+def show(report: dict, stats: bool) -> None:
+    """Print the table and a line for everything that is wrong or odd."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    known = report['classes']
+    classes = f', {len(known)} classes' if known else ', classes not known: ids are not checked'
+    table = Table(title=escape(f'{report["source"]}: {report["task"]}{classes}'))
+    table.add_column('')
+    columns = {name: cells(split) for name, split in report['splits'].items()}
+    for name in columns:
+        table.add_column(name, justify='right')
+    for row in dict.fromkeys(row for column in columns.values() for row in column):
+        table.add_row(row, *(column.get(row, '-') for column in columns.values()))
+    console.print(table)
+    if stats:
+        show_statistics(report, console)
+    for kind, style in (('warnings', 'yellow'), ('problems', 'red')):
+        for name, split in report['splits'].items():
+            for line in split[kind]:
+                word = kind.removesuffix('s')
+                console.print(f'[{style}]{word}[/] {escape(f"{name}: {line}")}', highlight=False)
+    console.print('ok' if report['ok'] else 'wrong: see the problems (--json names all files)')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check, print, and exit with 1 if a run on this data would fail or mislead."""
+    args = parse_args(argv)
+    if not Path(args.source).exists():
+        raise errors.UserError(f'{args.source}: no such config or folder')
+    with contextlib.redirect_stdout(io.StringIO()):  # the packages print when they are imported
+        report = look(args)
+    if args.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        show(report, args.stats)
+    if not report['ok']:
+        sys.exit(1)
+

@@ -1,0 +1,192 @@
+"""Methods x seeds on one config: score, parameters, disk, time and memory in one table.
+
+``python tools/compare.py``
+``python tools/compare.py 'configs/demo/setr_{method}_digits.py' --methods head deep --seeds 0 1 2``
+``python tools/compare.py configs/vpt/setr_vit-l_ade20k.py --methods head deep lora``
+
+Trains and tests through tools/train.py and tools/test.py, then measures each method in a process
+of its own, then writes table.md, table.csv, table.json and scatter.svg. What is finished is not
+repeated; what was interrupted goes on.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from vpt_dense import installed
+from vpt_dense.errors import ArgumentParser, UserError
+
+ROOT = installed.folder('configs').parent
+DEMO = 'configs/demo/setr_{method}_digits.py'
+DATA = 'data/digits'
+
+
+def parse_args(argv=None):
+    """Reads the command line."""
+    from vpt_dense import logging
+
+    logging.filter_warnings()
+    parser = ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog='Memory is that of the whole process on a CPU, of tensors on a GPU. Time on a '
+        'busy machine is worth little: --no-measure first, --measure-only later.',
+    )
+    add = parser.add_argument
+    add('pattern', nargs='?', default=DEMO, metavar='RECIPE|PATTERN',
+        help="path of a recipe; or of configs, with '{method}' in the name (default: the demo, "
+        f'{DEMO})')
+    add('--methods', '--method', nargs='+', metavar='NAME',
+        help='which (default: all that there are configs of)')
+    add('--seeds', nargs='+', type=int, default=[0])
+    add('--work-dir', type=Path, help='default: work_dirs/compare/ and the name of the pattern')
+    add('--metric', help='of the test (default: mIoU or accuracy/top1)')
+    add('--jobs', type=int,
+        help='runs at a time (default: one per CPU, at most 4; with a GPU one)')
+    add('--amp', choices=['auto', 'on', 'off'], default='auto',
+        help='mixed precision (auto: on a CPU that computes in bfloat16 natively)')
+    add('--steps', type=int, default=10, help='steps that are timed (default: %(default)s)')
+    phase = parser.add_mutually_exclusive_group()
+    phase.add_argument('--no-measure', action='store_true', help='leave out time and memory')
+    phase.add_argument('--measure-only', action='store_true',
+                       help='train nothing: measure, and make the table of the runs that there are')
+    parser.add_config_options('override settings of all configs', method=False)
+    args = parser.parse_args(argv)
+    check_numbers(args.seeds, args.jobs)
+    if args.steps < 1:
+        raise UserError(f'--steps must be at least 1, found {args.steps}')
+    return args
+
+
+def check_numbers(seeds, jobs):
+    """Refuses seeds and numbers of processes that make no sense."""
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f'--seeds must be different and not negative, found {seeds}')
+    if jobs is not None and jobs < 1:
+        raise UserError(f'--jobs must be at least 1, found {jobs}')
+
+
+def stop_politely():
+    """Lets SIGTERM, and a terminal that closes, do what Ctrl-C does.
+
+    Running trainings save a checkpoint and end; else they would go on beside the next call's.
+    """
+    for name in ('SIGTERM', 'SIGHUP'):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+
+
+def make_demo_data():
+    """Makes the demo's data unless they are there."""
+    subprocess.run([sys.executable, '-m', 'vpt_dense', 'make-dataset', 'digits', DATA], check=True)
+
+
+def go_to_demo():
+    """Makes the demo's data and says where its configs are, and what options they need.
+
+    A checkout has data, weights and runs in it; where the package is installed, data and runs are
+    in the current folder.
+    """
+    options = []
+    if installed.is_checkout():
+        os.chdir(ROOT)
+    else:
+        weights = installed.folder('pretrain') / 'vit-demo_formula.safetensors'
+        options = [f'model.backbone.init_cfg.checkpoint={weights}']
+    make_demo_data()
+    return str(DEMO if installed.is_checkout() else ROOT / DEMO), options
+
+
+def plan(methods, seeds, jobs, amp, folder):
+    """Divides the CPUs, chooses the precision and says so.
+
+    Returns:
+        tuple: Runs at a time, threads for each, whether in mixed precision.
+    """
+    import torch
+
+    from vpt_dense.comparison import runs
+
+    gpu, cpus, total = torch.cuda.is_available(), runs.num_cpus(), len(methods) * len(seeds)
+    jobs = min(jobs or (1 if gpu else min(cpus, 4)), total)
+    threads = max(1, cpus // jobs)
+    amp = amp == 'on' or (amp == 'auto' and not gpu and runs.has_fast_bfloat16())
+    precision = 'float32' if not amp else 'float16 autocast' if gpu else 'bfloat16 autocast'
+    print(f'{total} runs, {jobs} at a time with {threads} thread(s) each, {precision}; '
+          f'logs in {folder}/*/output.log')
+    return jobs, threads, amp
+
+
+def fail(failures, total):
+    """Ends the tool if something has failed.
+
+    Raises:
+        UserError: Names what and why.
+    """
+    if failures:
+        name, error = next(iter(failures.items()))
+        raise UserError(f'{len(failures)} of {total} failed; {name}: {error}')
+
+
+def main(argv=None):
+    """Command line."""
+    args = parse_args(argv)
+    from vpt_dense.comparison import report
+    from vpt_dense.comparison.runs import Comparison, find_methods, num_cpus
+
+    stop_politely()
+    folder = args.work_dir or Path(
+        'work_dirs/compare', Path(args.pattern).stem.replace('{method}', 'METHOD'))
+    folder = folder.absolute()
+    options = args.cfg_options or []
+    if args.pattern == DEMO:
+        args.pattern, needed = go_to_demo()
+        options = [*needed, *options]
+    methods = find_methods(args.pattern, args.methods)
+    jobs, threads, amp = plan(methods, args.seeds, args.jobs, args.amp, folder)
+    comparison = Comparison(args.pattern, folder, amp, threads, options)
+    if args.measure_only:
+        results, failures = comparison.finished(methods, args.seeds), {}
+    else:
+        results, failures = comparison.run(methods, args.seeds, jobs)
+    costs, note = {}, None
+    if not args.no_measure:
+        costs, broken = comparison.measure(methods, args.steps, num_cpus())
+        failures.update(broken)
+        note = describe(costs)
+    failures = {
+        f'{method}, {"cost" if seed is None else f"seed {seed}"}': error
+        for (method, seed), error in failures.items()
+    }
+    if results:
+        metric = report.find_metric(results, args.metric)
+        rows = report.summarise(results, metric, methods, costs)
+        notes = dict(command=shlex.join(['python', *sys.argv]), cost=note, amp=amp,
+                     threads=threads, versions=results[0]['versions'], costs=costs)
+        written = report.write(rows, metric, folder, notes, failures)
+        report.draw(rows, metric, folder / 'scatter.svg')
+        print(written[0].read_text(encoding='utf-8'))
+        print(*written, folder / 'scatter.svg', sep='\n')
+    elif not failures:
+        print(f'no run in {folder} is finished; measured: {folder / "cost"}')
+    runs = 0 if args.measure_only else len(args.seeds)
+    fail(failures, len(methods) * (runs + (not args.no_measure)))
+
+
+def describe(costs):
+    """How time and memory were measured, in a sentence; None without measurements."""
+    if not costs:
+        return None
+    cost = next(iter(costs.values()))
+    where = cost['device'] if cost['device'] != 'cpu' else f'{cost["threads"]} CPU threads'
+    size = 'x'.join(map(str, cost['image']))
+    return (
+        f'Time: median of {cost["steps"]} steps, images of {size}, batches of '
+        f'{cost["batch_size"]} (testing: {cost["test_batch_size"]}), {where}'
+        f'{", mixed precision in training" if cost["amp"] else ""}. Memory: {cost["peak_kind"]}, '
+        'its peak in training.'
+    )
+

@@ -1,0 +1,50 @@
+"""Train a model: ``python tools/train.py CONFIG``; several processes: ``tools/dist_train.sh``."""
+
+
+from collections.abc import Sequence
+
+from vpt_dense import errors, preemption
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train."""
+    preemption.listen()
+    from vpt_dense import tooling
+
+    parser = errors.ArgumentParser(description='Train a model.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        action='append',
+        metavar='PATH',
+        help='go on from a checkpoint, or from the last one of a folder (default: the work dir); '
+        'if-any: from the last one of the work dir, or from the start if it has none',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 on a GPU, bfloat16 on a CPU',
+    )
+    parser.add_argument('--seed', type=int, help='random seed (default: that of the config)')
+    tooling.add_base_option(parser)
+    tooling.add_common_options(parser)
+    args = parser.parse_args(argv)
+
+    tooling.say(f'loading {args.config} ...')
+    cfg = tooling.load(args)
+    if args.base:
+        tooling.use_base(cfg, args.base)
+    if args.amp:
+        cfg.optim_wrapper.type = 'vpt_dense.AmpOptimWrapper'
+    if args.seed is not None:
+        cfg.randomness = dict(seed=args.seed)
+    for path in reversed(args.resume or []):  # the last one counts, unless it finds nothing
+        if path != 'if-any' or tooling.has_checkpoint(cfg.work_dir):
+            path = 'auto' if path == 'if-any' else path
+            cfg.resume, cfg.load_from = True, tooling.find_checkpoint(path, cfg.work_dir)
+            tooling.say(f'resuming from {cfg.load_from}')
+            break
+    tooling.start(cfg, 'train', cfg.get('load_from')).train()
+
