@@ -8,7 +8,7 @@ from utils import TINY_ARCH, randomise
 #: Tiny backbones of every family, the images they are tested with (height, width in pixels), and
 #: what turns their features into maps (seg) or into vectors (cls).
 BACKBONES: dict[str, dict[str, Any]] = {
-    'vit': dict(type='vpt_dense.PromptedVisionTransformer', arch=TINY_ARCH, img_size=32,
+    'vit': dict(type='vpt_dense.VisionTransformer', arch=TINY_ARCH, img_size=32,
                 patch_size=8),
     'swin': dict(type='vpt_dense.SwinTransformer', img_size=32, patch_size=4, window_size=4,
                  arch=dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4]), out_indices=(1,),

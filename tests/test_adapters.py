@@ -388,7 +388,7 @@ def test_counts_on_vit_base_and_large(tuning, base, large):
             continue
         with torch.device('meta'):
             model = MODELS.build(dict(
-                type='vpt_dense.PromptedVisionTransformer', arch=arch, img_size=224,
+                type='vpt_dense.VisionTransformer', arch=arch, img_size=224,
                 **{'out_type': 'cls_token', **tuning}))
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == wanted
 

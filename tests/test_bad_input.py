@@ -211,7 +211,7 @@ CONFIG_CASES = [
      r'in_channels of the .*SETRUPHead is 33, but the backbone is 32 wide'),
     ('patch-size', ['model.backbone.patch_size=0'], '', r'patch_size=0 must be positive'),
     ('arch-name', ['model.backbone.arch=gigantic'], '',
-     r'PromptedVisionTransformer refuses its arguments: Arch gigantic is not in'),
+     r'VisionTransformer refuses its arguments: Arch gigantic is not in'),
     ('arch-heads', ['model.backbone.arch.num_heads=5'], '', r'32 is not a multiple of num_heads 5'),
     ('backbone-type', ['model.backbone.type=VisionTransfomer'], '',
      r"unknown type 'VisionTransfomer'.*did you mean 'VisionTransformer'"),

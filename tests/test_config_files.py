@@ -123,7 +123,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.models import SegDataPreProcessor
 from torch.optim import SGD
 
-from vpt_dense.backbones import PromptedVisionTransformer
+from vpt_dense.backbones import VisionTransformer
 from vpt_dense.datasets.seg_folder import SegFolder
 from vpt_dense.heads import SETRUPHead
 from vpt_dense.prompts import TokenPrompt
@@ -138,7 +138,7 @@ model = dict(
     type=EncoderDecoder,
     data_preprocessor=dict(type=SegDataPreProcessor, size=size, seg_pad_val=255),
     backbone=dict(
-        type=PromptedVisionTransformer, img_size=size, patch_size=8, out_indices=[1],
+        type=VisionTransformer, img_size=size, patch_size=8, out_indices=[1],
         out_type='featmap', prompt=prompt, trainable=['^prompt'],
         arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)),
     decode_head=dict(

@@ -172,7 +172,7 @@ def test_what_cannot_be_rebuilt_is_written_whole_and_said(tmp_path, data, case, 
     if case == 'no base':
         options['model.backbone.init_cfg'] = None
     else:
-        from vpt_dense.backbones import PromptedVisionTransformer as Vit
+        from vpt_dense.backbones import VisionTransformer as Vit
 
         def load_and_change(self, checkpoint, load=Vit.load_base):
             load(self, checkpoint)
@@ -374,7 +374,7 @@ def test_mmsegs_own_entries(runs, whole, tmp_path, kind, config_from):
 def classifier(folder: Path) -> Config:
     """A tiny classifier of mmpretrain with a prompted backbone."""
     backbone = dict(
-        type='vpt_dense.PromptedVisionTransformer', img_size=32, patch_size=8,
+        type='vpt_dense.VisionTransformer', img_size=32, patch_size=8,
         arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64),
         out_type='cls_token', prompt=DEEP,
         init_cfg=dict(type='Pretrained', checkpoint=str(folder / 'base.pth')),

@@ -38,7 +38,7 @@ def tuning(method: str) -> dict:
 
 def backbone(out_type: str, tuned: dict) -> dict:
     return dict(
-        type='vpt_dense.PromptedVisionTransformer', arch=ARCH, img_size=16, patch_size=4,
+        type='vpt_dense.VisionTransformer', arch=ARCH, img_size=16, patch_size=4,
         out_type=out_type, **tuned,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ DEEP = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
 def model_config(task: str) -> Config:
     """A tiny model with a deep prompt, as configured; cross entropy before upsampling included."""
     backbone = dict(
-        type='vpt_dense.PromptedVisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=8,
+        type='vpt_dense.VisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=8,
         prompt=DEEP)
     if task == 'cls':
         return Config(dict(

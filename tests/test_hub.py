@@ -121,7 +121,7 @@ def delta(tmp_path):
     """A small delta with everything that a model card tells."""
     base = Base(
         checkpoint='timm://vit_tiny.demo', layout='timm', sha256='0123' * 16, tensors=28,
-        parameters=1000, arch='PromptedVisionTransformer of width 32 on 4x4 patches',
+        parameters=1000, arch='VisionTransformer of width 32 on 4x4 patches',
     )  # fmt: skip
     state = {'backbone.prompt.tokens': torch.rand(2, 3, 32), f'backbone.{KEY}': base.to_tensor(),
              'decode_head.conv_seg.weight': torch.rand(5, 8, 1, 1)}

@@ -167,7 +167,7 @@ def test_lor_vp_starts_at_nothing_with_5376_parameters():
 # --- maps and the border ---------------------------------------------------------------------
 
 FAMILIES = {
-    'vit': (dict(type='vpt_dense.PromptedVisionTransformer', img_size=64, patch_size=8,
+    'vit': (dict(type='vpt_dense.VisionTransformer', img_size=64, patch_size=8,
                  arch=dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=8),
                  out_type='featmap'), (8,)),
     'resnet': (dict(type='vpt_dense.ResNet', depth=18, img_size=64, base_channels=8,

@@ -11,14 +11,14 @@ from torch import nn
 from utils import tiny_vit
 
 from vpt_dense import config, memory, tooling
-from vpt_dense.backbones import ConvNeXt, PromptedVisionTransformer
+from vpt_dense.backbones import ConvNeXt, VisionTransformer
 from vpt_dense.engine import layer_decay
 
 DEEP = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
 LORA = dict(type='vpt_dense.LoRA', rank=2)
 PAD = dict(type='vpt_dense.PadPrompt', width=32)
 VIT = dict(
-    type='vpt_dense.PromptedVisionTransformer', img_size=32, patch_size=8, num_registers=1,
+    type='vpt_dense.VisionTransformer', img_size=32, patch_size=8, num_registers=1,
     pre_norm=True, arch=dict(embed_dims=8, num_layers=4, num_heads=2, feedforward_channels=16),
     prompt=DEEP, adapters=[LORA, dict(type='vpt_dense.CVPT', num_tokens=2)], trainable=['.*'])
 SWIN = dict(
@@ -77,7 +77,7 @@ def optim(constructor, weight_decay=0.1, **paramwise):
 
 
 @pytest.mark.parametrize(('backbone', 'layers'), [
-    (type('MAE', (PromptedVisionTransformer,), {}), 4), (ConvNeXt, 6)])
+    (type('MAE', (VisionTransformer,), {}), 4), (ConvNeXt, 6)])
 @pytest.mark.parametrize('name', layer_decay._MMSEG)
 def test_the_groups_are_mmsegs(backbone, layers, name):
     """Of backbones that mmseg's constructor knows by the names of their classes."""
@@ -153,7 +153,7 @@ def test_a_classification_run(tmp_path):
      'paramwise_cfg.norm_decay_mult does nothing where rates fall by layers'),
     ('LearningRateDecayOptimizerConstructor',
      "dict(num_layers=2, decay_rate=0.5, decay_type='stage_wise')",
-     "decay_type='stage_wise' is for ConvNeXt, the backbone is a PromptedVisionTransformer"),
+     "decay_type='stage_wise' is for ConvNeXt, the backbone is a VisionTransformer"),
     ('mmpretrain.LearningRateDecayOptimWrapperConstructor',
      f'dict(layer_decay_rate=0.5, {CUSTOM})', 'custom_keys.head.lr_mult does nothing with the'),
 ])

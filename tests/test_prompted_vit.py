@@ -179,7 +179,7 @@ def test_without_a_prompt_it_is_mmpretrains_vit_bit_for_bit(options, size):
     theirs = MODELS.build(
         dict(type='mmpretrain.VisionTransformer', **shared, **options)
     )
-    ours = MODELS.build(dict(type='vpt_dense.PromptedVisionTransformer', **shared, **options))
+    ours = MODELS.build(dict(type='vpt_dense.VisionTransformer', **shared, **options))
     assert list(theirs.state_dict()) == list(ours.state_dict())
     randomise(theirs)
     ours.load_state_dict(theirs.state_dict())

@@ -206,7 +206,7 @@ def test_log_says_what_runs_and_what_trains(trained):
         'cpu, 1 process',
         str(trained.work_dir),
         'TokenPrompt',
-        'EncoderDecoder, PromptedVisionTransformer, SETRUPHead, 3 x auxiliary SETRUPHead\n',
+        'EncoderDecoder, VisionTransformer, SETRUPHead, 3 x auxiliary SETRUPHead\n',
         r"'^prompt",
     ):
         assert text in trained.log, text
@@ -350,7 +350,7 @@ def classification_config(root, work_dir):
         model=dict(
             type='ImageClassifier',
             backbone=dict(
-                type='vpt_dense.PromptedVisionTransformer',
+                type='vpt_dense.VisionTransformer',
                 arch=TINY_ARCH,
                 img_size=32,
                 patch_size=8,

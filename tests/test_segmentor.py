@@ -53,7 +53,7 @@ def build(kind, head='pup', test_cfg=SLIDE, num_classes=7, align_corners=False, 
     cfg = dict(
         type=f'{kind}.EncoderDecoder',
         data_preprocessor=dict(type='mmseg.SegDataPreProcessor', **preprocessor or {}),
-        backbone=dict(type='vpt_dense.PromptedVisionTransformer', img_size=32, patch_size=8,
+        backbone=dict(type='vpt_dense.VisionTransformer', img_size=32, patch_size=8,
                       arch=dict(TINY_ARCH, num_layers=2), out_type='featmap', out_indices=[0, 1],
                       interpolate_mode='bilinear'),
         decode_head=head, test_cfg=test_cfg)

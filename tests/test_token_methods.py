@@ -566,7 +566,7 @@ def test_counts(arch, counts):
         tuning = dict(adapters=[part]) if name == 'cvpt' else dict(prompt=part)
         with torch.device('meta'):
             model = MODELS.build(
-                dict(type='vpt_dense.PromptedVisionTransformer', arch=arch, **tuning))
+                dict(type='vpt_dense.VisionTransformer', arch=arch, **tuning))
         found[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found == counts
 

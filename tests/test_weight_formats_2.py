@@ -310,7 +310,7 @@ def classifier(num_classes: int = 5, prompt: dict | None = None) -> nn.Module:
     return MODELS.build(dict(
         type='mmpretrain.ImageClassifier',
         backbone=dict(
-            type='vpt_dense.PromptedVisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=8,
+            type='vpt_dense.VisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=8,
             prompt=prompt),
         head=dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=64),
     )).eval()  # fmt: skip
@@ -479,7 +479,7 @@ def test_norms_of_other_outputs_are_new_only_where_the_config_says_so(tmp_path):
 
 
 @pytest.mark.parametrize('ours, state, message', [
-    (vit, lambda: timm_swin().state_dict(), r'holds a swin .*PromptedVisionTransformer is a vit'),
+    (vit, lambda: timm_swin().state_dict(), r'holds a swin .*VisionTransformer is a vit'),
     (swin, lambda: vit().state_dict(), r'holds a vit .*SwinTransformer is a swin'),
 ], ids=['Swin into ViT', 'ViT into Swin'])  # fmt: skip
 def test_a_backbone_of_another_family_is_refused(tmp_path, ours, state, message):

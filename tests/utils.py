@@ -41,7 +41,7 @@ def load(name: str, options: dict | None = None) -> Config:
 def tiny_vit(**kwargs) -> torch.nn.Module:
     """Build a tiny prompted ViT; keyword arguments override its config."""
     cfg = dict(
-        type='vpt_dense.PromptedVisionTransformer',
+        type='vpt_dense.VisionTransformer',
         arch=TINY_ARCH,
         img_size=32,
         patch_size=8,

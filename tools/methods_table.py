@@ -28,7 +28,7 @@ OF_CLASSIFICATION = (
 #: Small backbones of each family, to see which patterns of names fit them.
 FAMILIES = {
     'ViT': dict(
-        type='vpt_dense.PromptedVisionTransformer',
+        type='vpt_dense.VisionTransformer',
         arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
     ),
     'Swin': dict(

@@ -1,7 +1,7 @@
 """Visual prompt tuning of vision transformers for dense prediction and classification.
 
 Importing the package is quick: it pulls in no framework. Every class is reached from a config by
-its scoped name (``type='vpt_dense.PromptedVisionTransformer'``); :mod:`vpt_dense.registry` finds
+its scoped name (``type='vpt_dense.VisionTransformer'``); :mod:`vpt_dense.registry` finds
 the module that holds it. :func:`load` gives a model to predict with.
 """
 

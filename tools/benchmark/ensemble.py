@@ -30,7 +30,7 @@ def config(args: argparse.Namespace, tokens: int) -> dict[str, Any]:
     """The config of one member's model."""
     arch = models.architecture(args.arch, args.layers)
     backbone = dict(
-        type='vpt_dense.PromptedVisionTransformer', arch=arch, img_size=args.img_size,
+        type='vpt_dense.VisionTransformer', arch=arch, img_size=args.img_size,
         prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=tokens, deep=True))
     if not args.seg:
         head = dict(type='mmpretrain.LinearClsHead', num_classes=CLASSES['cls'],

@@ -40,7 +40,7 @@ def build(args: argparse.Namespace, fold: bool) -> nn.Module:
     torch.manual_seed(0)
     prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=args.tokens, deep=True)
     model = Classifier(MODELS.build(dict(
-        type='vpt_dense.PromptedVisionTransformer', arch=args.arch, img_size=args.img_size,
+        type='vpt_dense.VisionTransformer', arch=args.arch, img_size=args.img_size,
         out_type='cls_token', prompt=prompt))).eval().requires_grad_(False)
     if fold:
         exporting.fold(model)

@@ -161,7 +161,7 @@ class Backbones:
         from mmengine.registry import MODELS
 
         return MODELS.build(dict(
-            type='vpt_dense.PromptedVisionTransformer', arch=self.arch, img_size=self.img_size,
+            type='vpt_dense.VisionTransformer', arch=self.arch, img_size=self.img_size,
             **{'out_type': 'featmap', **kwargs}))
 
     def _folded(self, model: nn.Module, num_tokens: int) -> nn.Module:

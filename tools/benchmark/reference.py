@@ -19,7 +19,7 @@ class Reference(nn.Module):
     """The plain algorithm on the weights of one of our backbones.
 
     Args:
-        backbone: A `vpt_dense.PromptedVisionTransformer` whose prompt, if there is one, is a
+        backbone: A `vpt_dense.VisionTransformer` whose prompt, if there is one, is a
             `vpt_dense.TokenPrompt` at full width from the first block on. Its parameters are used,
             not copied; dropout is left out. Images must have its `img_size`.
 

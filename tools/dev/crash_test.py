@@ -130,7 +130,7 @@ def build(folder: Path, setting: Setting, megabytes: float, stock: bool, **optio
         type='ImageClassifier',
         data_preprocessor=dict(type='ClsDataPreprocessor'),
         backbone=dict(
-            type='vpt_dense.PromptedVisionTransformer', img_size=16, patch_size=8,
+            type='vpt_dense.VisionTransformer', img_size=16, patch_size=8,
             arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16),
             out_type='cls_token', trainable=['prompt'],
             prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=2),

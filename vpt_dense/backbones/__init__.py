@@ -1,8 +1,14 @@
 """Prompted backbones, one file a family. They place prompt tokens and know no method."""
 
 from vpt_dense.backbones.convnext import ConvNeXt
-from vpt_dense.backbones.prompted_vit import PromptedVisionTransformer
 from vpt_dense.backbones.resnet import ResNet
 from vpt_dense.backbones.swin import SwinTransformer
+from vpt_dense.backbones.token_backbone import TokenBackbone
+from vpt_dense.backbones.vision_transformer import VisionTransformer
 
-__all__ = ['ConvNeXt', 'PromptedVisionTransformer', 'ResNet', 'SwinTransformer']
+PromptedVisionTransformer = VisionTransformer  # what it was called at first
+
+__all__ = [
+    'ConvNeXt', 'PromptedVisionTransformer', 'ResNet', 'SwinTransformer', 'TokenBackbone',
+    'VisionTransformer',
+]

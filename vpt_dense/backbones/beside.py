@@ -65,6 +65,20 @@ def quietly(module: nn.Module, tokens: Tensor) -> Tensor:
     return out
 
 
+def spread(tensor: Tensor, batch: int) -> Tensor:
+    """Repeat (b, ...) to (batch, ...): each of the b for batch / b neighbours.
+
+    b is 1 for prompts that are the same for all images, the number of members for those of an
+    ensemble, whose images come member by member; or ``batch``, and nothing happens.
+    """
+    number = tensor.shape[0]  # not len(), which is a constant in an exported graph
+    if number == 1:
+        return tensor.expand(batch, *[-1] * (tensor.ndim - 1))
+    if number == batch:
+        return tensor
+    return tensor.unsqueeze(1).expand(-1, batch // number, *[-1] * (tensor.ndim - 1)).flatten(0, 1)
+
+
 def _hooks_of(module: nn.Module) -> list[Callable]:
     """The forward hooks of a module."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]

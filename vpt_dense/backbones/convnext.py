@@ -59,11 +59,7 @@ class ConvNeXt(ConvolutionalBackbone, backbones.ConvNeXt):
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        if kwargs.get('frozen_stages', 0) > 0:
-            raise ValueError(
-                f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
-                r"same: name what trains, for instance trainable=[r'^stages\.3\.', r'^norm3\.']"
-            )
+        self.refuse_frozen_stages(kwargs, 1, r"trainable=[r'^stages\.3\.', r'^norm3\.']")
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
         check_stages(indices, 4, from_end=True)
         front, in_channels = self.build_front(prompt, image_prompt, img_size, in_channels)

@@ -1,13 +1,16 @@
 """The transformer block of the prompted backbones."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from mmpretrain.models.utils import MultiheadAttention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
-from vpt_dense.backbones.beside import beside, is_plain, quietly
+from vpt_dense.backbones.attention import attention
+from vpt_dense.backbones.beside import beside, is_plain, spread
 from vpt_dense.backbones.tuned_block import TunedBlock
 
 
@@ -24,9 +27,10 @@ class PromptedAttention(MultiheadAttention):
         """Compute attention.
 
         Args:
-            x: Normalised tokens without the prompts, (B, N, C).
-            prompts: Normalised prompts, (b, P, C), b being B or 1.
-            keys_values: As in :meth:`PromptedEncoderLayer.forward`.
+            x: Normalised tokens, (B, N, C).
+            prompts: Normalised prompts of which keys and values alone are made, (b, P, C), b being
+                B or 1.
+            keys_values: Further keys and values, each (b, heads, P', C / heads).
             only_first: Compute the output of the first token (cls) alone.
 
         Returns:
@@ -79,72 +83,36 @@ class PromptedAttention(MultiheadAttention):
 
 
 class PromptedEncoderLayer(TunedBlock, TransformerEncoderLayer):
-    """mmpretrain's transformer block, with prompts that only keys and values are made of.
+    """mmpretrain's transformer block, with prompts; see :class:`PromptedAttention`."""
 
-    Where the outputs at prompt positions are thrown away (VPT-deep), a prompt acts on the other
-    tokens through its key and value alone: its query, attention output, projection and MLP are
-    dead work. With them left out the outputs at all other positions stay what they were, up to
-    rounding. An object of the parent becomes one of this class by
-    ``layer.__class__ = PromptedEncoderLayer``, its attention a :class:`PromptedAttention`.
+    attention_class = PromptedAttention
 
-    The modules in it are called as those of the parent, once and with the tokens that the parent
-    has: what watches them sees no prompts (:func:`vpt_dense.backbones.beside.beside`).
-    """
+    @classmethod
+    def adopt(cls, block: nn.Module) -> None:
+        """See :meth:`TunedBlock.adopt`."""
+        super().adopt(block)
+        block.attn.__class__ = cls.attention_class
+        block.attn.scaled_dot_product_attention = attention
 
-    def forward(
-        self,
-        x: Tensor,
-        prompts: Tensor | None = None,
-        keys_values: tuple[Tensor, Tensor] | None = None,
-        only_first: bool = False,
-    ) -> Tensor:
-        """Compute the block.
-
-        Args:
-            x: Tokens without the prompts, (B, N, C).
-            prompts: Prompt tokens, (B, P, C), or (1, P, C) for the same in the whole batch.
-            keys_values: Further keys and values that all tokens attend to, each (b, heads, P,
-                C / heads), b being B or 1.
-            only_first: Compute the output of the first token (cls) alone.
-
-        Returns:
-            (B, N, C), or (B, 1, C) with ``only_first``. Without prompts it is the parent's output,
-            bit for bit.
-        """
-        return self.run(x, prompts, keys_values, only_first)
-
-    def prompt_keys_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn prompt tokens, (b, P, C), into keys and values, each (b, heads, P, C / heads)."""
-        projected = quietly(self.attn.qkv, quietly(self.ln1, prompts))
-        return self.attn._split_heads(projected)[1:]
+    def parts(self) -> dict[str, Any]:
+        """See :meth:`TunedBlock.parts`."""
+        ffn = self.ffn
+        mlp = dict(mlp=ffn)
+        if hasattr(ffn, 'w12'):  # SwiGLU
+            mlp.update(fc1=ffn.w12, fc2=ffn.w3)
+        else:
+            linears = [module for module in ffn.layers.modules() if isinstance(module, nn.Linear)]
+            mlp.update(mlp=ffn.layers, fc1=linears[0], fc2=linears[-1])
+        return dict(
+            embed_dims=self.embed_dims, num_heads=self.attn.num_heads, norm1=self.ln1,
+            qkv=self.attn.qkv, proj=self.attn.proj, norm2=self.ln2, ffn=ffn, **mlp)
 
     def _attention(
-        self,
-        x: Tensor,
-        prompts: Tensor | None,
-        keys_values: tuple[Tensor, Tensor] | None,
-        only_first: bool,
+        self, x: Tensor, prompts: Tensor | None = None, only_first: bool = False, **further: Any
     ) -> Tensor:
         tokens, prompts = beside(self.ln1, x, prompts)
-        if prompts is None and keys_values is None and not only_first:
-            return x + self.attn(tokens)
-        out = self.attn(tokens, prompts=prompts, keys_values=keys_values, only_first=only_first)
-        return x[:, : out.shape[1]] + out
+        out = self.attn(tokens, prompts=prompts, only_first=only_first, **further)
+        return (x[:, :1] if only_first else x) + out
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        """The second half of the block: x + MLP."""
         return self.ffn(self.ln2(x), identity=x)
-
-
-def spread(tensor: Tensor, batch: int) -> Tensor:
-    """Repeat (b, ...) to (batch, ...): each of the b for batch / b neighbours.
-
-    b is 1 for prompts that are the same for all images, the number of members for those of an
-    ensemble, whose images come member by member; or ``batch``, and nothing happens.
-    """
-    number = tensor.shape[0]  # not len(), which is a constant in an exported graph
-    if number == 1:
-        return tensor.expand(batch, *[-1] * (tensor.ndim - 1))
-    if number == batch:
-        return tensor
-    return tensor.unsqueeze(1).expand(-1, batch // number, *[-1] * (tensor.ndim - 1)).flatten(0, 1)

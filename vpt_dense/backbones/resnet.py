@@ -55,11 +55,7 @@ class ResNet(ConvolutionalBackbone, backbones.ResNet):
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        if kwargs.get('frozen_stages', -1) >= 0:
-            raise ValueError(
-                f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
-                r"same: name what trains, for instance trainable=[r'^layer4\.']"
-            )
+        self.refuse_frozen_stages(kwargs, 0, r"trainable=[r'^layer4\.']")
         if depth not in self.arch_settings:
             raise ValueError(f'depth must be one of {list(self.arch_settings)}, found {depth!r}')
         check_stages(out_indices, kwargs.get('num_stages', 4))

@@ -1,27 +1,22 @@
 """The Swin transformer with prompt tokens."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from mmpretrain.models import backbones
-from torch import Tensor
+from torch import Tensor, nn
 
-from vpt_dense.adapters import Block
-from vpt_dense.arguments import check_stages, to_pair
-from vpt_dense.backbones.swin_block import (
-    PromptedShiftWindowMSA,
-    PromptedSwinBlock,
-    PromptedWindowMSA,
-)
-from vpt_dense.backbones.tuned import TunedBackbone
-from vpt_dense.backbones.tuned_block import what_to_recompute
+from vpt_dense.arguments import check_stages
+from vpt_dense.backbones.swin_block import PromptedSwinBlock
+from vpt_dense.backbones.token_backbone import TokenBackbone
+from vpt_dense.backbones.tuned_block import TunedBlock
 from vpt_dense.prompts import StagePrompts, TokenLayout
 from vpt_dense.registry import MODELS
-from vpt_dense.sizes import resize_positions
 
 
 @MODELS.register_module()
-class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
+class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
     """mmpretrain's Swin transformer with prompts, adapters and a choice of what trains.
 
     Without a prompt it computes what :class:`mmpretrain.SwinTransformer` computes, bit for bit.
@@ -34,6 +29,7 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
 
     Args:
         img_size: Training image size in pixels, a number or (height, width). Other sizes work.
+        patch_size: Patch size in pixels, a number or (height, width).
         in_channels: Channels of the images.
         prompt: Config of a :class:`vpt_dense.prompts.Prompt` that fits Swin, for instance
             ``dict(type='vpt_dense.TokenPrompt', num_tokens=10, deep=True)``; one is built for each
@@ -49,8 +45,9 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
         prompts_as: 'keys_values' (default): blocks whose outputs at prompt positions are thrown
             away compute nothing but keys and values for their prompts, which is exact. 'tokens':
             prompts pass through every block like other tokens, for comparison.
-        memory: 'default' or 'lean': as in :class:`vpt_dense.backbones.PromptedVisionTransformer`.
+        memory: 'default' or 'lean': as in :class:`vpt_dense.backbones.VisionTransformer`.
         with_cp: Recompute every block in backward from its input.
+        patch_cfg: Further arguments of mmpretrain's ``PatchEmbed``.
         init_cfg: ``dict(type='Pretrained', checkpoint=ADDRESS)`` loads pretrained weights of any
             known format of a Swin; a tensor that is missing, left over or of another shape is an
             error (see :func:`vpt_dense.weights.compute`). The published weights hold the last
@@ -68,10 +65,13 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
 
     weights_family = 'swin'  # which formats of pretrained weights it takes
     stem = ('absolute_pos_embed',)
+    block_class = PromptedSwinBlock
+    pos_embed_name = 'absolute_pos_embed'
 
     def __init__(
         self,
         img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 4,
         in_channels: int = 3,
         prompt: dict | None = None,
         image_prompt: dict | None = None,
@@ -80,49 +80,35 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
         prompts_as: str = 'keys_values',
         memory: str = 'default',
         with_cp: bool = False,
+        patch_cfg: dict | None = None,
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        if kwargs.get('frozen_stages', -1) >= 0:
-            raise ValueError(
-                f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
-                r"same: name what trains, for instance trainable=[r'^stages\.3\.', r'^norm3\.']"
-            )
+        self.refuse_frozen_stages(kwargs, 0, r"trainable=[r'^stages\.3\.', r'^norm3\.']")
         arch = kwargs.get('arch')
         stages = len(arch['depths']) if isinstance(arch, dict) and 'depths' in arch else 4
         check_stages(kwargs.get('out_indices', (3,)), stages)
-        image_hw = to_pair('img_size', img_size)
-        front = self.build_image_prompt(image_prompt, image_hw, in_channels)
-        if front is not None:
-            image_hw = tuple(n + 2 * front.border for n in image_hw)
-            in_channels += front.extra_channels
-            patch_hw = to_pair('patch_size', kwargs.get('patch_size', 4))
-            kwargs['patch_cfg'] = {**front.patch_cfg(patch_hw), **kwargs.get('patch_cfg', {})}
-        super().__init__(img_size=image_hw, in_channels=in_channels, init_cfg=init_cfg, **kwargs)
-        for block in (block for stage in self.stages for block in stage.blocks):
-            block.__class__ = PromptedSwinBlock  # same parameters, more ways to run
-            block.attn.__class__ = PromptedShiftWindowMSA
-            block.attn.w_msa.__class__ = PromptedWindowMSA
-            block.recompute = what_to_recompute(memory, with_cp)
-        built = None
-        if prompt is not None:
-            self.check_part('prompt', prompt)
-            built = StagePrompts(
-                prompt,
-                embed_dims=[stage.embed_dims for stage in self.stages],
-                depths=self.depths,
-                num_heads=self.num_heads,
-                patch_size=self.patch_embed.projection.kernel_size,
-            )
-        if prompts_as not in ('keys_values', 'tokens'):
-            raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
-        self.keys_values_layers = [
-            i for i in range(sum(self.depths))
-            if prompts_as == 'keys_values' and built is not None and built.is_discarded(i)
+        front, sizes = self.build_front(
+            image_prompt, img_size, patch_size, in_channels, patch_cfg or {})
+        super().__init__(init_cfg=init_cfg, **sizes, **kwargs)
+        self.tune(prompt, front, adapters, trainable, prompts_as, memory, with_cp)
+
+    def named_blocks(self) -> list[tuple[str, TunedBlock]]:
+        """See :meth:`TokenBackbone.named_blocks`."""
+        return [
+            (f'stages.{s}.blocks.{i}', block)
+            for s, stage in enumerate(self.stages) for i, block in enumerate(stage.blocks)
         ]
-        self.tune(built, front, adapters, trainable)
-        for i, block in enumerate(self.blocks()):
-            block.module.adapters, block.module.index = tuple(self.adapters), i
+
+    def build_prompt(self, config: dict) -> StagePrompts:
+        """See :meth:`TokenBackbone.build_prompt`: one for each stage."""
+        return StagePrompts(
+            config,
+            embed_dims=[stage.embed_dims for stage in self.stages],
+            depths=self.depths,
+            num_heads=self.num_heads,
+            patch_size=self.patch_embed.projection.kernel_size,
+        )
 
     def map_strides(self) -> list[tuple[int, int]]:
         """See :meth:`TunedBackbone.map_strides`."""
@@ -143,109 +129,46 @@ class SwinTransformer(TunedBackbone, backbones.SwinTransformer):
             One map (B, C_s, H / s, W / s) for each stage of ``out_indices``, s = 4, 8, 16, 32
             pixels for patches of 4. Prompts are never among the outputs.
         """
-        images = x
-        x = images if self.image_prompt is None else self.image_prompt(images)
-        x, hw_shape = self.patch_embed(x)  # (B, N, C)
+        return super().forward(x)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, TokenLayout]:
+        """See :meth:`TokenBackbone.embed`."""
+        x, grid = self.patch_embed(images)  # (B, N, C)
         if self.use_abs_pos_embed:
-            x = x + resize_positions(
-                self.absolute_pos_embed, self.patch_resolution, hw_shape,
-                self.interpolate_mode, self.num_extra_tokens,
-            )
-        x = self.drop_after_pos(x)
+            x = self.add_positions(x, grid)
+        return self.drop_after_pos(x), TokenLayout(0, 0, grid)
 
-        prepared = None if self.prompt is None else self.prompt.prepare(self._embed)
-        num_prompts, index, outs = 0, 0, []  # prompts are the first tokens
-        for s, stage in enumerate(self.stages):
-            for block in stage.blocks:
-                x, num_prompts = self._block(block, index, x, num_prompts, hw_shape, prepared)
-                index += 1
-            size = hw_shape
-            if stage.downsample is not None and self.out_after_downsample:
-                x, size = self._merge(stage.downsample, x, num_prompts, hw_shape)
-            if s in self.out_indices:
-                out = getattr(self, f'norm{s}')(x[:, num_prompts:])
-                outs.append(out.unflatten(1, size).permute(0, 3, 1, 2).contiguous())
-            if stage.downsample is not None and not self.out_after_downsample:
-                x, size = self._merge(stage.downsample, x, num_prompts, hw_shape)
-            hw_shape = size
-        outs = self.crop_border(outs)
-        for adapter in self.adapters:
-            outs = adapter.after_backbone(outs, images)
-        return outs
+    def block_arguments(self, grid: tuple[int, int]) -> tuple[tuple[int, int]]:
+        """See :meth:`TokenBackbone.block_arguments`."""
+        return (grid,)
 
-    def _embed(self, images: Tensor) -> Tensor:
-        """Images (b, 3, h, w) to patch tokens (b, n, C), without positions."""
-        return self.patch_embed(images)[0]
-
-    def _block(
-        self,
-        block: PromptedSwinBlock,
-        i: int,
-        x: Tensor,
-        num_prompts: int,
-        hw_shape: tuple[int, int],
-        prepared: object,
-    ) -> tuple[Tensor, int]:
-        """Run block i with its prompts and adapters; tells how many prompts are in what it returns.
-
-        Args and returns: tokens (B, P + N, C) and P.
-        """
-        layout = TokenLayout(0, num_prompts, hw_shape)
-        for adapter in self.adapters:
-            x = adapter.before_block(x, i, layout)
-        prompts = keys_values = None
-        if self.prompt is not None:
-            tokens, keys_values = self.prompt(x, i, prepared, layout), self.prompt.keys_values(i)
-            if i in self.keys_values_layers:
-                prompts = tokens
-                x, num_prompts = layout.patches(x), 0  # those of earlier blocks end here
-            elif tokens is not None:
-                tokens = tokens.expand(x.shape[0], -1, -1).to(x.dtype)
-                x, num_prompts = torch.cat((tokens, layout.patches(x)), dim=1), tokens.shape[1]
-            layout = TokenLayout(0, num_prompts, hw_shape)
-        x = block(
-            x, hw_shape, num_prompts=num_prompts, prompts=prompts, keys_values=keys_values)
-        for adapter in self.adapters:
-            x = adapter.after_block(x, i, layout)
-        return x, num_prompts
+    def leave_block(
+        self, x: Tensor, i: int, layout: TokenLayout, outs: list[Tensor]
+    ) -> tuple[Tensor, TokenLayout]:
+        """See :meth:`TokenBackbone.leave_block`."""
+        stops = list(accumulate(self.depths))
+        if i + 1 not in stops:
+            return x, layout
+        s = stops.index(i + 1)
+        downsample = self.stages[s].downsample
+        if downsample is not None and self.out_after_downsample:
+            x, layout = self._merge(downsample, x, layout)
+        if s in self.out_indices:
+            out = getattr(self, f'norm{s}')(layout.patches(x))
+            outs.append(out.unflatten(1, layout.grid).permute(0, 3, 1, 2).contiguous())
+        if downsample is not None and not self.out_after_downsample:
+            x, layout = self._merge(downsample, x, layout)
+        return x, layout
 
     @staticmethod
     def _merge(
-        downsample: torch.nn.Module, x: Tensor, num_prompts: int, hw_shape: tuple[int, int]
-    ) -> tuple[Tensor, tuple[int, int]]:
+        downsample: nn.Module, x: Tensor, layout: TokenLayout
+    ) -> tuple[Tensor, TokenLayout]:
         """Merge patches, (B, P + N, C), and prompts, each as if it were all patches of a place."""
-        merged, size = downsample(x[:, num_prompts:], hw_shape)
-        if num_prompts:
+        merged, grid = downsample(layout.patches(x), layout.grid)
+        if layout.num_prompts:
             kernel = tuple(downsample.sampler.kernel_size)
-            prompts = x[:, :num_prompts].flatten(0, 1)[:, None]  # (B * P, 1, C)
+            prompts = layout.prompts(x).flatten(0, 1)[:, None]  # (B * P, 1, C)
             prompts, _ = downsample(prompts.expand(-1, kernel[0] * kernel[1], -1), kernel)
             merged = torch.cat((prompts.unflatten(0, (x.shape[0], -1))[:, :, 0], merged), dim=1)
-        return merged, size
-
-    def extra_repr(self) -> str:
-        """One line for ``print(model)``."""
-        if self.prompt is None:
-            return ''
-        layers = self.keys_values_layers
-        return f'prompts as keys and values in layers {layers}' if layers else 'prompts as tokens'
-
-    def blocks(self) -> list[Block]:
-        """See :meth:`TunedBackbone.blocks`."""
-        return [
-            Block(
-                name=f'stages.{s}.blocks.{i}',
-                module=block,
-                embed_dims=stage.embed_dims,
-                num_heads=block.attn.w_msa.num_heads,
-                norm1=block.norm1,
-                qkv=block.attn.w_msa.qkv,
-                proj=block.attn.w_msa.proj,
-                norm2=block.norm2,
-                ffn=block.ffn,
-                mlp=block.ffn.layers,
-                fc1=block.ffn.layers[0][0],
-                fc2=block.ffn.layers[1],
-            )
-            for s, stage in enumerate(self.stages)
-            for i, block in enumerate(stage.blocks)
-        ]
+        return merged, TokenLayout(0, layout.num_prompts, grid)

@@ -1,10 +1,12 @@
 """The block of the Swin transformer, with prompts in every window."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones.swin_transformer import SwinBlock
 from mmpretrain.models.utils import ShiftWindowMSA, WindowMSA
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpt_dense.backbones.beside import beside, quietly
 from vpt_dense.backbones.tuned_block import TunedBlock
@@ -101,16 +103,15 @@ class PromptedShiftWindowMSA(ShiftWindowMSA):
         self,
         query: Tensor,
         hw_shape: tuple[int, int],
-        num_prompts: int = 0,
         prompts: Tensor | None = None,
         keys_values: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Compute attention.
 
         Args:
-            query: Normalised tokens, (B, P + H * W, C).
+            query: Normalised tokens, (B, P + H * W, C), P prompts in front, whose outputs are
+                wanted.
             hw_shape: (H, W) of the map of patches.
-            num_prompts: P, prompts at the front of ``query`` whose outputs are wanted.
             prompts: Further prompts, normalised, of which only keys and values are made, (b, P',
                 C), b being B or 1.
             keys_values: Further keys and values, each (b, heads, P'', C / heads).
@@ -119,9 +120,10 @@ class PromptedShiftWindowMSA(ShiftWindowMSA):
             (B, P + H * W, C). The output of a prompt is the mean over the windows of its image.
             Without prompts it is the parent's output, bit for bit.
         """
+        size, (height, width), batch = self.window_size, hw_shape, query.shape[0]
+        num_prompts = int(query.shape[1]) - height * width
         if not num_prompts and prompts is None and keys_values is None:
             return super().forward(query, hw_shape)
-        size, (height, width), batch = self.window_size, hw_shape, query.shape[0]
         shift = self.shift_size
         if min(hw_shape) <= size and not self.pad_small_map:  # the parent's rule
             shift = 0
@@ -168,41 +170,27 @@ class PromptedShiftWindowMSA(ShiftWindowMSA):
 class PromptedSwinBlock(TunedBlock, SwinBlock):
     """mmpretrain's Swin block, with prompts; see :class:`PromptedShiftWindowMSA`."""
 
-    def forward(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        num_prompts: int = 0,
-        prompts: Tensor | None = None,
-        keys_values: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Compute the block.
+    @classmethod
+    def adopt(cls, block: nn.Module) -> None:
+        """See :meth:`TunedBlock.adopt`."""
+        super().adopt(block)
+        block.attn.__class__ = PromptedShiftWindowMSA
+        block.attn.w_msa.__class__ = PromptedWindowMSA
 
-        Args:
-            x: Tokens, (B, P + H * W, C).
-            hw_shape: (H, W) of the map of patches.
-            num_prompts: P, prompts at the front of ``x``; they pass through the block.
-            prompts: Further prompt tokens, (b, P', C), b being B or 1, that act on ``x`` through
-                their keys and values alone.
-            keys_values: Further keys and values, each (b, heads, P'', C / heads).
-
-        Returns:
-            (B, P + H * W, C). Without prompts it is the parent's output, bit for bit.
-        """
-        return self.run(x, hw_shape, num_prompts, prompts, keys_values)
+    def parts(self) -> dict[str, Any]:
+        """See :meth:`TunedBlock.parts`."""
+        heads = self.attn.w_msa
+        return dict(
+            embed_dims=heads.embed_dims, num_heads=heads.num_heads, norm1=self.norm1,
+            qkv=heads.qkv, proj=heads.proj, norm2=self.norm2, ffn=self.ffn, mlp=self.ffn.layers,
+            fc1=self.ffn.layers[0][0], fc2=self.ffn.layers[1],
+        )
 
     def _attention(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        num_prompts: int,
-        prompts: Tensor | None,
-        keys_values: tuple[Tensor, Tensor] | None,
+        self, x: Tensor, hw_shape: tuple[int, int], prompts: Tensor | None = None, **further: Any
     ) -> Tensor:
         tokens, prompts = beside(self.norm1, x, prompts)
-        out = self.attn(
-            tokens, hw_shape, num_prompts=num_prompts, prompts=prompts, keys_values=keys_values)
-        return out + x
+        return self.attn(tokens, hw_shape, prompts=prompts, **further) + x
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.ffn(self.norm2(x), identity=x)

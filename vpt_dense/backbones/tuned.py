@@ -37,6 +37,24 @@ class TunedBackbone(FrozenBase):
     weights_family: str
     stem: tuple[str, ...] = ()
 
+    @staticmethod
+    def refuse_frozen_stages(kwargs: dict, least: int, way_out: str) -> None:
+        """Refuse mmpretrain's way to say what trains.
+
+        Args:
+            kwargs: Arguments of the parent.
+            least: From which ``frozen_stages`` on it freezes something.
+            way_out: An example of ``trainable``.
+
+        Raises:
+            ValueError: If it would; the message names ``frozen_stages``.
+        """
+        found = kwargs.get('frozen_stages', -1)
+        if found >= least:
+            raise ValueError(
+                f'frozen_stages={found} and `trainable` are two ways to say the same: name what '
+                f'trains, for instance {way_out}')
+
     @abstractmethod
     def blocks(self) -> list[Block]:
         """The transformer blocks in order; none in a convolutional network."""

@@ -1,9 +1,11 @@
 """What the transformer blocks of this package share: adapters inside, and what backward keeps."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,9 +14,15 @@ class TunedBlock(nn.Module):
     """A transformer block in two halves, attention and MLP, with adapters between them.
 
     To be listed before the class of the block among the parents; nothing is added to the block
-    itself: an object of the parent becomes one of the subclass by ``block.__class__ = ...``, its
-    parameters and their names are the parent's. A subclass defines :meth:`_attention` and
-    :meth:`_feed_forward`, both with their residual sums, and calls :meth:`run` in its ``forward``.
+    itself: an object of the parent becomes one of the subclass (:meth:`adopt`), its parameters and
+    their names are the parent's. A subclass defines :meth:`parts`, :meth:`_attention` and
+    :meth:`_feed_forward`, both with their residual sums.
+
+    Where the outputs at prompt positions are thrown away (VPT-deep), a prompt acts on the other
+    tokens through its key and value alone: its query, attention output, projection and MLP are
+    dead work. With them left out the outputs at all other positions stay what they were, up to
+    rounding. The modules of a block are called as those of the parent, once and with the tokens
+    that the parent has: what watches them sees no prompts (:mod:`vpt_dense.backbones.beside`).
 
     Attributes:
         recompute: What backward computes again instead of finding it kept: None, nothing;
@@ -29,31 +37,55 @@ class TunedBlock(nn.Module):
     adapters: tuple[nn.Module, ...] = ()
     index = 0
 
-    def run(self, *arguments) -> Tensor:
-        """Compute the block from the arguments of :meth:`_attention`, as :attr:`recompute` says."""
-        if self.recompute is None or not self._needs_graph(arguments):
-            return self._whole(*arguments)
-        if self.recompute == 'block':
-            return self._checkpoint(self._whole, *arguments)
-        return self._checkpoint(self._feed_forward, self._checkpoint(self._attend, *arguments))
+    @classmethod
+    def adopt(cls, block: nn.Module) -> None:
+        """Make a block of the parent one of this class, in place."""
+        block.__class__ = cls
+        for module in block.modules():
+            if isinstance(module, DropPath):  # upstream's is NumPy's, which splits the graph
+                module.drop_prob = float(module.drop_prob)  # of torch.compile
 
     @abstractmethod
-    def _attention(self, *arguments) -> Tensor:
-        """Attention with its residual sum, of the tokens that are the first argument."""
+    def parts(self) -> dict[str, Any]:
+        """The fields of :class:`vpt_dense.adapters.Block`, but for ``name`` and ``module``."""
+
+    def forward(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        """Compute the block, as :attr:`recompute` says.
+
+        Args:
+            x: Tokens, (B, N, C); prompts that pass through the block are among them.
+            *arguments: Those of the attention of this class, see ``forward`` there.
+            **further: Likewise. All classes have ``prompts``, tokens (b, P, C), b being B or 1,
+                that act on ``x`` through their keys and values alone; and ``keys_values``, two
+                tensors (b, heads, P', C / heads) that all tokens attend to.
+
+        Returns:
+            (B, N, C). Without prompts it is the parent's output, bit for bit.
+        """
+        if self.recompute is None or not self._needs_graph((x, *arguments, *further.values())):
+            return self._whole(x, *arguments, **further)
+        if self.recompute == 'block':
+            return self._checkpoint(self._whole, x, *arguments, **further)
+        x = self._checkpoint(self._attend, x, *arguments, **further)
+        return self._checkpoint(self._feed_forward, x)
+
+    @abstractmethod
+    def _attention(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        """Attention with its residual sum."""
 
     @abstractmethod
     def _feed_forward(self, x: Tensor) -> Tensor:
         """The MLP with its residual sum."""
 
-    def _attend(self, *arguments) -> Tensor:
+    def _attend(self, *arguments: Any, **further: Any) -> Tensor:
         """The first half of the block: x + attention, and what adapters make of it."""
-        x = self._attention(*arguments)
+        x = self._attention(*arguments, **further)
         for adapter in self.adapters:
             x = adapter.after_attention(x, self.index)
         return x
 
-    def _whole(self, *arguments) -> Tensor:
-        return self._feed_forward(self._attend(*arguments))
+    def _whole(self, *arguments: Any, **further: Any) -> Tensor:
+        return self._feed_forward(self._attend(*arguments, **further))
 
     def _needs_graph(self, arguments: Iterable) -> bool:
         """Whether backward will come here: a checkpoint keeps its inputs even if it will not."""
@@ -65,11 +97,12 @@ class TunedBlock(nn.Module):
             sources += module.parameters()
         return torch.is_grad_enabled() and any(source.requires_grad for source in sources)
 
-    def _checkpoint(self, function, *arguments) -> Tensor:
+    def _checkpoint(self, function: Callable, *arguments: Any, **further: Any) -> Tensor:
         # Without dropout there is no random state that had to be the same again.
         random = any(
             module.training for part in (self, *self.adapters) for module in part.modules())
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
+        return checkpoint(
+            function, *arguments, use_reentrant=False, preserve_rng_state=random, **further)
 
 
 def what_to_recompute(memory: str, with_cp: bool) -> str | None:

@@ -16,7 +16,7 @@ class PromptEnsemble(Members, Prompt):
     """Prompts of one kind that share a frozen backbone, batched: (k * B, ...), member by member.
 
     In training mode the images come so, each member's its own. In eval mode all members see the
-    same B images: the backbone repeats their tokens k times (:attr:`copies`). Heads of an ensemble
+    same B images: their tokens are repeated k times (:meth:`before_block`). Heads of an ensemble
     (:mod:`vpt_dense.ensemble.heads`) take the features apart again.
 
     Args:
@@ -56,10 +56,24 @@ class PromptEnsemble(Members, Prompt):
         self.depends_on_input = member.depends_on_input
         self.first_layer = member.first_layer
 
-    @property
-    def copies(self) -> int:
-        """How often the backbone repeats the tokens of each image."""
-        return 1 if self.training else len(self.members)
+    def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """See :meth:`Prompt.before_block`.
+
+        In eval mode what lies before the first block with prompts is computed once for all.
+
+        Returns:
+            (k * B, F + N, C) from the first block with prompts on.
+        """
+        repeats = layer == self.first_layer and not self.training
+        return x.repeat(len(self.members), 1, 1) if repeats else x
+
+    def after_backbone(self, outs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`Prompt.after_backbone`: outputs of blocks before the first are repeated."""
+        k, batch = len(self.members), images.shape[0]
+        if self.training or k == 1:
+            return outs
+        return tuple(
+            out.repeat(k, *[1] * (out.ndim - 1)) if out.shape[0] == batch else out for out in outs)
 
     def check(self, backbone: nn.Module) -> None:
         """Refuse what members would share; see :meth:`Prompt.check`.

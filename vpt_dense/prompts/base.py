@@ -4,6 +4,7 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -29,6 +30,18 @@ class TokenLayout(NamedTuple):
         """The patches among tokens, (B, N, C)."""
         return x[:, self.num_first + self.num_prompts :]
 
+    def replace(self, x: Tensor, prompts: Tensor | None) -> tuple[Tensor, 'TokenLayout']:
+        """Put prompts, (B, P, C), in the place of those among tokens; None: take these out.
+
+        Returns:
+            The tokens, (B, F + P + N, C), and what they are.
+        """
+        first = [x[:, : self.num_first]] if self.num_first else []
+        parts = [*first, *([] if prompts is None else [prompts]), self.patches(x)]
+        number = 0 if prompts is None else prompts.shape[1]
+        tokens = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return tokens, TokenLayout(self.num_first, number, self.grid)
+
 
 class Prompt(BaseModule, metaclass=ABCMeta):
     """Yields the prompt tokens of a transformer, block by block.
@@ -43,14 +56,11 @@ class Prompt(BaseModule, metaclass=ABCMeta):
         families: The backbones that it fits, by their ``weights_family``; others refuse it.
         depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not have
             keys and values that can be stored in their place (``tools/delta.py fold``).
-        copies: How often the backbone repeats the tokens of the images, all after all, before
-            block :attr:`first_layer` (:class:`vpt_dense.ensemble.prompt.PromptEnsemble`).
         first_layer: The first block that prompts may enter.
     """
 
     families: tuple[str, ...] = ('vit',)
     depends_on_input = True
-    copies = 1
     first_layer = 0
 
     def check(self, backbone: nn.Module) -> None:
@@ -106,6 +116,18 @@ class Prompt(BaseModule, metaclass=ABCMeta):
             place of the prompts in ``x``. P may be 0 (the prompts in ``x`` are removed). None:
             whatever prompts ``x`` holds flow on as ordinary tokens.
         """
+
+    def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """Change the tokens about to enter a block, (B, F + P + N, C), before :meth:`forward`."""
+        return x
+
+    def after_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """Change what a block puts out, (B, F + P + N, C)."""
+        return x
+
+    def after_backbone(self, outs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
+        """Change the features: what the backbone is about to return for a batch of images."""
+        return outs
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Return keys and values that all tokens of a block attend to, beside its tokens.

@@ -14,7 +14,7 @@ class FoldedPrompt(Prompt):
     """The keys and values of prompts, computed once and stored in place of the prompts.
 
     Blocks that throw away the outputs at prompt positions read nothing of a prompt but its key and
-    value (:class:`vpt_dense.backbones.PromptedVisionTransformer`, ``prompts_as='keys_values'``).
+    value (:class:`vpt_dense.backbones.VisionTransformer`, ``prompts_as='keys_values'``).
     ``tools/delta.py fold`` writes checkpoints with this prompt. Nothing of it trains: the backbone
     needs ``trainable=[]``.
 

@@ -712,16 +712,11 @@ def fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[in
             f'{path}: {name} makes its tokens from the image, they have no keys '
             'and values that could be stored; use tools/delta.py merge'
         )
-    if prompt.copies > 1:
-        raise UserError(
-            f'{path}: the {prompt.copies} sets of {name} have keys and values of their own; use '
-            'tools/delta.py merge'
-        )
     folded = {}
     half = backbone.frozen_dtype
     with torch.no_grad(), torch.autocast('cpu', half, enabled=half is not None):
         x = backbone.pos_embed.new_zeros(1, 1, backbone.embed_dims)  # tells type and device only
-        prepared = prompt.prepare(backbone._embed)
+        prepared = prompt.prepare(backbone.embed_patches)
         for i in range(len(backbone.layers)):
             if i in backbone.keys_values_layers:
                 folded[i] = backbone.prompt_keys_values(x, i)
@@ -734,6 +729,12 @@ def fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[in
                 )
             elif prompt.keys_values(i) is not None:
                 folded[i] = prompt.keys_values(i)
+    sets = max((keys.shape[0] for keys, _ in folded.values()), default=1)
+    if sets > 1:
+        raise UserError(
+            f'{path}: the {sets} sets of {name} have keys and values of their own; use '
+            'tools/delta.py merge'
+        )
     if len({keys.shape for keys, _ in folded.values()}) != 1:
         raise UserError(
             f'{path}: {name} has not the same number of keys in all blocks that it enters, which '

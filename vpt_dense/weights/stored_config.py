@@ -21,6 +21,12 @@ _TYPE = re.compile(r'((vpt_dense|mmengine|mmcv|mmseg|mmpretrain)\.)?[A-Za-z_]\w*
 #: What a config says of one run: a test by a config that keeps it writes into that run's folder.
 _RUN = ('work_dir', 'load_from', 'resume', 'experiment_name')
 
+#: Names of one thing: batch norm has the same weights wherever a run was, a class its first name.
+_SAME = (
+    {'SyncBN', 'vpt_dense.CPUSyncBN'},
+    {'vpt_dense.VisionTransformer', 'vpt_dense.PromptedVisionTransformer'},
+)
+
 
 def parse(text: object, path: str, everything: bool = False) -> Config:
     """Read the config that a checkpoint holds.
@@ -123,8 +129,7 @@ def difference(a: Any, b: Any, place: str, but: Container[str] = ()) -> str:
             return place
         pairs = enumerate(zip(a, b, strict=True))
         return next(filter(None, (difference(*pair, f'{place}.{i}', but) for i, pair in pairs)), '')
-    # Batch norm has the same weights wherever a run was.
-    same = a == b or {str(a), str(b)} <= {'SyncBN', 'vpt_dense.CPUSyncBN'}
+    same = a == b or any({str(a), str(b)} <= names for names in _SAME)
     return '' if same else f'{place} ({a!r} and {b!r})'
 
 

@@ -14,7 +14,7 @@ model = dict(
         size=(512, 512),
     ),
     backbone=dict(
-        type='vpt_dense.PromptedVisionTransformer',
+        type='vpt_dense.VisionTransformer',
         arch='large',
         img_size=(512, 512),
         patch_size=16,

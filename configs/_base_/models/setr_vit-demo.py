@@ -13,7 +13,7 @@ model = dict(
         size=(96, 96),
     ),
     backbone=dict(
-        type='vpt_dense.PromptedVisionTransformer',
+        type='vpt_dense.VisionTransformer',
         arch=dict(embed_dims=192, num_layers=6, num_heads=3, feedforward_channels=768),
         img_size=(96, 96),
         patch_size=8,

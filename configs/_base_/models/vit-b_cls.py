@@ -8,7 +8,7 @@ model = dict(
         to_rgb=True,
     ),
     backbone=dict(
-        type='vpt_dense.PromptedVisionTransformer',
+        type='vpt_dense.VisionTransformer',
         arch='base',
         img_size=224,
         patch_size=16,

@@ -3,26 +3,23 @@
 from collections.abc import Sequence
 
 import torch
-from mmcv.cnn.bricks import DropPath
-from mmpretrain.models.backbones import VisionTransformer
+from mmpretrain.models import backbones
 from torch import Tensor, nn
 
-from vpt_dense.adapters import Block
 from vpt_dense.adapters.base import output_norms
 from vpt_dense.arguments import to_pair
-from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.beside import is_watched
-from vpt_dense.backbones.encoder_layer import PromptedAttention, PromptedEncoderLayer, spread
-from vpt_dense.backbones.tuned import TunedBackbone
-from vpt_dense.backbones.tuned_block import what_to_recompute
+from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
+from vpt_dense.backbones.half_precision import hold_frozen_in
+from vpt_dense.backbones.token_backbone import TokenBackbone
+from vpt_dense.backbones.tuned_block import TunedBlock
 from vpt_dense.prompts import Prompt, TokenLayout
 from vpt_dense.registry import MODELS
-from vpt_dense.sizes import resize_positions
-from vpt_dense.tuning import is_added
 
 
-@MODELS.register_module()
-class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
+# The second name is what it was called at first: configs and checkpoints have it.
+@MODELS.register_module(name=['VisionTransformer', 'PromptedVisionTransformer'])
+class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
     """mmpretrain's vision transformer with prompts, adapters and a choice of what trains.
 
     Without a prompt it computes what :class:`mmpretrain.VisionTransformer` computes, bit for bit.
@@ -84,13 +81,16 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
 
     weights_family = 'vit'  # which formats of pretrained weights it takes
     stem = ('register_tokens', 'pre_norm')
-    OUT_TYPES = VisionTransformer.OUT_TYPES | {'avg_tokens'}
+    block_class = PromptedEncoderLayer
+    pos_embed_name = 'pos_embed'
+    OUT_TYPES = backbones.VisionTransformer.OUT_TYPES | {'avg_tokens'}
 
     def __init__(
         self,
         arch: str | dict = 'base',
         img_size: int | Sequence[int] = 224,
         patch_size: int | Sequence[int] = 16,
+        in_channels: int = 3,
         out_indices: int | Sequence[int] = -1,
         prompt: dict | None = None,
         image_prompt: dict | None = None,
@@ -102,14 +102,11 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         frozen_dtype: str | None = None,
         pool: str | None = None,
         num_registers: int = 0,
+        patch_cfg: dict | None = None,
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        if kwargs.get('frozen_stages', -1) > 0:
-            raise ValueError(
-                f'frozen_stages={kwargs["frozen_stages"]} and `trainable` are two ways to say the '
-                "same: name what trains, for instance trainable=[r'^layers\\.(10|11)\\.']"
-            )
+        self.refuse_frozen_stages(kwargs, 1, r"trainable=[r'^layers\.(10|11)\.']")
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
         is_list = isinstance(indices, Sequence) and not isinstance(indices, str)
         if not is_list or not indices or not all(type(index) is int for index in indices):
@@ -125,18 +122,14 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 f'img_size {image_hw} is not a multiple of patch_size {patch_hw}; the nearest '
                 f'that is: {nearest}'
             )
-        front = self.build_image_prompt(image_prompt, image_hw, kwargs.get('in_channels', 3))
-        if front is not None:
-            image_hw = tuple(n + 2 * front.border for n in image_hw)
-            kwargs['in_channels'] = front.in_channels + front.extra_channels
-            kwargs['patch_cfg'] = {**front.patch_cfg(patch_hw), **kwargs.get('patch_cfg', {})}
+        front, sizes = self.build_front(
+            image_prompt, image_hw, patch_hw, in_channels, patch_cfg or {})
         super().__init__(
             arch=arch,
-            img_size=image_hw,
-            patch_size=patch_hw,
             # A list, since the parent writes the resolved negative indices into it.
             out_indices=list(indices),
             init_cfg=init_cfg,
+            **sizes,
             **kwargs,
         )
         if any(not 0 <= index < self.num_layers for index in self.out_indices):
@@ -144,9 +137,7 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 f'out_indices {out_indices} must lie in [-{self.num_layers}, {self.num_layers}) '
                 f'for a backbone of {self.num_layers} layers'
             )
-        if isinstance(num_registers, bool) or not isinstance(num_registers, int) or (
-            num_registers < 0
-        ):
+        if type(num_registers) is not int or num_registers < 0:
             raise ValueError(
                 f'num_registers must be a number of tokens, 0 or more, found {num_registers!r}'
             )
@@ -154,55 +145,24 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         if num_registers:
             self.register_tokens = nn.Parameter(torch.empty(1, num_registers, self.embed_dims))
             nn.init.normal_(self.register_tokens, std=1e-6)  # as in DINOv2
-        for layer in self.layers:
-            layer.attn.scaled_dot_product_attention = attention
-            layer.attn.__class__ = PromptedAttention
-            layer.__class__ = PromptedEncoderLayer  # same parameters, more ways to run
-            layer.recompute = what_to_recompute(memory, with_cp)
-            for module in layer.modules():
-                if isinstance(module, DropPath):  # upstream's is NumPy's, which splits the graph
-                    module.drop_prob = float(module.drop_prob)  # of torch.compile
-        built = None
-        if prompt is not None:
-            served = dict(
-                embed_dims=self.embed_dims,
-                num_layers=self.num_layers,
-                num_heads=self.arch_settings['num_heads'],
-                patch_size=patch_hw,
-            )
-            self.check_part('prompt', prompt)
-            built = MODELS.build(prompt, default_args=served)
-        if prompts_as not in ('keys_values', 'tokens'):
-            raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
-        self.pool = self._check_pool(pool, built)
-        read = self.out_indices if self.pool in ('prompts', 'both') else ()
-        self.keys_values_layers = [
-            i for i in range(self.num_layers)
-            if prompts_as == 'keys_values' and built is not None and built.is_discarded(i)
-            and i not in read
-        ]
-        self.tune(built, front, adapters, trainable)
-        for i, layer in enumerate(self.layers):
-            layer.adapters, layer.index = tuple(self.adapters), i
-        self.frozen_dtype = None if frozen_dtype is None else self._hold_frozen_in(frozen_dtype)
+        self.pool = self._check_pool(pool, prompt)
+        self.tune(prompt, front, adapters, trainable, prompts_as, memory, with_cp)
+        self._check_pooled_prompts()
+        self.frozen_dtype = None if frozen_dtype is None else hold_frozen_in(frozen_dtype, self)
 
-    def blocks(self) -> list[Block]:
-        """See :meth:`TunedBackbone.blocks`."""
-        return [
-            Block(
-                name=f'layers.{i}',
-                module=layer,
-                embed_dims=self.embed_dims,
-                num_heads=layer.attn.num_heads,
-                norm1=layer.ln1,
-                qkv=layer.attn.qkv,
-                proj=layer.attn.proj,
-                norm2=layer.ln2,
-                ffn=layer.ffn,
-                **_mlp_parts(layer.ffn),
-            )
-            for i, layer in enumerate(self.layers)
-        ]
+    def named_blocks(self) -> list[tuple[str, TunedBlock]]:
+        """See :meth:`TokenBackbone.named_blocks`."""
+        return [(f'layers.{i}', layer) for i, layer in enumerate(self.layers)]
+
+    def build_prompt(self, config: dict) -> Prompt:
+        """See :meth:`TokenBackbone.build_prompt`."""
+        served = dict(
+            embed_dims=self.embed_dims,
+            num_layers=self.num_layers,
+            num_heads=self.arch_settings['num_heads'],
+            patch_size=self.patch_embed.projection.kernel_size,
+        )
+        return MODELS.build(config, default_args=served)
 
     def map_strides(self) -> list[tuple[int, int]]:
         """See :meth:`TunedBackbone.map_strides`."""
@@ -223,83 +183,38 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
         kind = x.device.type
         if self.frozen_dtype is not None and not torch.is_autocast_enabled(kind):
             with torch.autocast(kind, self.frozen_dtype):
-                return self._forward(x)
-        return self._forward(x)
+                return super().forward(x)
+        return super().forward(x)
 
-    def _embed(self, images: Tensor) -> Tensor:
-        """Images (b, 3, h, w) to patch tokens (b, n, C), without positions."""
-        return self.patch_embed(images)[0]
-
-    def _forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = images if self.image_prompt is None else self.image_prompt(images)
-        x, patch_resolution = self.patch_embed(x)  # (B, N, C)
+    def embed(self, images: Tensor) -> tuple[Tensor, TokenLayout]:
+        """See :meth:`TokenBackbone.embed`."""
+        x, grid = self.patch_embed(images)  # (B, N, C)
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, cls + N, C)
-        x = x + resize_positions(
-            self.pos_embed, self.patch_resolution, patch_resolution, self.interpolate_mode,
-            self.num_extra_tokens,
-        )
+        x = self.add_positions(x, grid)
         first = self.num_extra_tokens
         if self.num_registers:
             registers = self.register_tokens.expand(x.shape[0], -1, -1)
             x = torch.cat((x[:, :first], registers, x[:, first:]), dim=1)  # (B, cls + R + N, C)
             first += self.num_registers
-        x = self.drop_after_pos(x)
-        x = self.pre_norm(x)
+        return self.pre_norm(self.drop_after_pos(x)), TokenLayout(first, 0, grid)
 
-        # Prompts begin at ``first``, after the cls and register tokens.
-        num_prompts = 0
-        outs = []
-        prepared = None
-        if self.prompt is not None:
-            prepared = self.prompt.prepare(self._embed)
-        copies = 1 if self.prompt is None else self.prompt.copies
-        for i, layer in enumerate(self.layers):
-            if copies > 1 and i == self.prompt.first_layer:
-                # What lies before was computed once for all sets of prompts of an ensemble.
-                x = x.repeat(copies, 1, 1)  # (copies * B, cls + N, C)
-                outs = [out.repeat(copies, *[1] * (out.ndim - 1)) for out in outs]
-            layout = TokenLayout(first, num_prompts, patch_resolution)
-            for adapter in self.adapters:
-                x = adapter.before_block(x, i, layout)
-            arguments = {}
-            if i in self.keys_values_layers:
-                arguments = dict(
-                    prompts=self.prompt(x, i, prepared, layout),
-                    keys_values=self.prompt.keys_values(i),
-                )
-                if num_prompts:  # those of earlier blocks end here
-                    x = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
-                    layout = TokenLayout(first, num_prompts := 0, patch_resolution)
-                arguments['only_first'] = self._reads_only_cls(i)
-            elif self.prompt is not None:
-                tokens = self.prompt(x, i, prepared, layout)
-                if tokens is not None:
-                    tokens = spread(tokens, x.shape[0]).to(x.dtype)
-                    # (B, cls + P + N, C)
-                    x = torch.cat((x[:, :first], tokens, layout.patches(x)), dim=1)
-                    layout = TokenLayout(first, num_prompts := tokens.shape[1], patch_resolution)
-                arguments['keys_values'] = self.prompt.keys_values(i)
-            x = layer(x, **arguments)
-            if not arguments.get('only_first'):
-                for adapter in self.adapters:
-                    x = adapter.after_block(x, i, layout)
-            if i == self.num_layers - 1 and self.final_norm:
-                x = self.ln1(x)
-            if i in self.out_indices:
-                if self.pool is not None:
-                    outs.append(self._mean(x, TokenLayout(first, num_prompts, patch_resolution)))
-                    continue
-                out = x
-                if num_prompts:
-                    out = torch.cat((x[:, :first], x[:, first + num_prompts :]), dim=1)
-                out = self._format_output(out, patch_resolution)  # without prompts
+    def leave_block(
+        self, x: Tensor, i: int, layout: TokenLayout, outs: list[Tensor]
+    ) -> tuple[Tensor, TokenLayout]:
+        """See :meth:`TokenBackbone.leave_block`."""
+        if i == self.num_layers - 1 and self.final_norm:
+            x = self.ln1(x)
+        if i in self.out_indices:
+            if self.pool is not None:
+                out = self._mean(x, layout)
+            else:
+                out = layout.replace(x, None)[0] if layout.num_prompts else x
+                out = self._format_output(out, layout.grid)
                 # A head keeps its input until backward, and a view would keep all tokens.
-                outs.append(out.clone() if self.out_type == 'cls_token' else out)
-        outs = self.crop_border(outs)
-        for adapter in self.adapters:
-            outs = adapter.after_backbone(outs, images)
-        return outs
+                out = out.clone() if self.out_type == 'cls_token' else out
+            outs.append(out)
+        return x, layout
 
     def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """As upstream, which knows no registers and cannot shape maps of no images."""
@@ -308,12 +223,16 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             return patches.unflatten(1, hw).permute(0, 3, 1, 2)
         return super()._format_output(x, hw)
 
-    def _reads_only_cls(self, i: int) -> bool:
-        """Whether nobody, hooks neither, reads what a block puts out at other places."""
+    def reads_prompts(self, i: int) -> bool:
+        """See :meth:`TokenBackbone.reads_prompts`."""
+        return self.pool in ('prompts', 'both') and i in self.out_indices
+
+    def reads_only_first(self, i: int) -> bool:
+        """See :meth:`TokenBackbone.reads_only_first`; hooks read everything."""
         last = i == self.num_layers - 1 and self.out_type == 'cls_token'
         return last and not is_watched((self.layers[i], *output_norms(self)))
 
-    def _check_pool(self, pool: str | None, prompt: Prompt | None) -> str | None:
+    def _check_pool(self, pool: str | None, prompt: dict | None) -> str | None:
         """What the outputs are a mean of; None: they are no mean."""
         averages = self.out_type in ('avg_tokens', 'avg_featmap')
         if pool not in (None, 'patches', 'prompts', 'both'):
@@ -325,15 +244,18 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
                 f'out_type is {self.out_type!r}')
         if pool in ('prompts', 'both') and prompt is None:
             raise ValueError(f'pool={pool!r} needs prompts, but there is no `prompt`')
-        if pool in ('prompts', 'both'):
-            without = [i for i in self.out_indices if not prompt.leaves(i)]
-            if without:
-                raise ValueError(
-                    f'pool={pool!r} needs prompts, but those of {type(prompt).__name__} are not '
-                    f'among the tokens behind block {without[0]} of out_indices='
-                    f"{self.out_indices}; take other blocks or prompts, or pool='patches'"
-                )
         return (pool or 'patches') if averages else None
+
+    def _check_pooled_prompts(self) -> None:
+        """Refuse to pool prompts that are not there."""
+        without = [
+            i for i in self.out_indices if self.reads_prompts(i) and not self.prompt.leaves(i)]
+        if without:
+            raise ValueError(
+                f'pool={self.pool!r} needs prompts, but those of {type(self.prompt).__name__} are '
+                f'not among the tokens behind block {without[0]} of out_indices='
+                f"{self.out_indices}; take other blocks or prompts, or pool='patches'"
+            )
 
     def _mean(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """The mean of some tokens of (B, F + P + N, C), (B, C)."""
@@ -343,57 +265,3 @@ class PromptedVisionTransformer(TunedBackbone, VisionTransformer):
             tokens = layout.prompts(x) if self.pool == 'prompts' else x[:, layout.num_first :]
         mean = tokens.mean(dim=1)
         return self.ln2(mean) if self.out_type == 'avg_featmap' else mean
-
-    def prompt_keys_values(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """Compute all keys and values of the prompts of a block whose outputs are discarded.
-
-        Args:
-            x: Tells type and device of tokens; prompts that depend on it have no such keys.
-            i: Index of the block, one of :attr:`keys_values_layers`.
-
-        Returns:
-            Two tensors (1, heads, P, C / heads).
-        """
-        tokens, own = self.prompt(x, i), self.prompt.keys_values(i)
-        parts = [] if own is None else [own]
-        if tokens is not None:
-            parts.append(self.layers[i].prompt_keys_values(tokens.to(x.dtype)))
-        keys, values = (torch.cat(same, dim=2) for same in zip(*parts, strict=True))
-        return keys, values
-
-    def _hold_frozen_in(self, name: str) -> torch.dtype:
-        """Turn the frozen weights of linear layers and convolutions into another type."""
-        dtypes = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
-        if not isinstance(name, str) or name not in dtypes:
-            raise ValueError(
-                f'frozen_dtype must be None or one of {sorted(dtypes)}, found {name!r}')
-        frozen = [
-            parameter
-            for own, module in self.named_modules()
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and not is_added(own)
-            for parameter in module.parameters(recurse=False)
-            if not parameter.requires_grad
-        ]
-        if not frozen:
-            raise ValueError(
-                f'frozen_dtype={name!r}, but trainable={self.trainable} leaves no weight of a '
-                'linear layer or convolution frozen; leave frozen_dtype out'
-            )
-        for parameter in frozen:
-            parameter.data = parameter.data.to(dtypes[name])
-        return dtypes[name]
-
-    def extra_repr(self) -> str:
-        """One line for ``print(model)``."""
-        if self.prompt is None:
-            return ''
-        layers = self.keys_values_layers
-        return f'prompts as keys and values in layers {layers}' if layers else 'prompts as tokens'
-
-
-def _mlp_parts(ffn: nn.Module) -> dict[str, nn.Module]:
-    """``mlp``, ``fc1`` and ``fc2`` of a :class:`Block`."""
-    if hasattr(ffn, 'w12'):  # SwiGLU
-        return dict(mlp=ffn, fc1=ffn.w12, fc2=ffn.w3)
-    linears = [module for module in ffn.layers.modules() if isinstance(module, nn.Linear)]
-    return dict(mlp=ffn.layers, fc1=linears[0], fc2=linears[-1])
