@@ -438,7 +438,7 @@ def test_the_last_blocks_whatever_the_depth():
 
 
 @pytest.mark.parametrize(('pattern', 'message'), [
-    ('last:5', r'trainable: last:5 asks for 5 of the 4 transformer blocks of Prompted'),
+    ('last:5', r'trainable: last:5 asks for 5 of the 4 transformer blocks of Vision'),
     ('partial:0', r'trainable: partial:0 asks for 0 of the 4 transformer blocks'),
     ('last:x', r"trainable: pattern 'last:x' matches none"),
 ])
@@ -587,5 +587,5 @@ def test_parts_under_the_wrong_key(build, settings, message):
 
 
 def test_convolutional_networks_take_no_adapters():
-    with pytest.raises(ValueError, match=r'adapters: SSF fits backbones of the families vit, swin'):
+    with pytest.raises(ValueError, match='adapters: SSF needs transformer blocks, ResNet'):
         MODELS.build(dict(type='vpt_dense.ResNet', depth=18, **kind('SSF')))

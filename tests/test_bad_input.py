@@ -100,10 +100,10 @@ METHOD_CASES = [
     ('last-blocks', METHOD.format("trainable=['last:9']"), r'trainable.*last:9'),
     ('prompt-on-swin', f"model['backbone'] = {SWIN}\nmodel['backbone']['prompt'] = dict("
                        "type='vpt_dense.VAPTPrompt', num_tokens=3)",
-     r'prompt.*VAPTPrompt fits .*vit.*SwinTransformer is a swin'),
+     r'prompt: VAPTPrompt needs blocks that are all of one width, SwinTransformer has none'),
     ('adapter-on-resnet', "model['backbone'] = dict(_delete_=True, type='vpt_dense.ResNet', "
                           "depth=50, img_size=64, adapters=[dict(type='vpt_dense.LoRA')])",
-     r'adapters.*LoRA fits .*vit, swin.*ResNet is a resnet'),
+     r'adapters: LoRA needs transformer blocks, ResNet has none'),
     ('bottleneck', METHOD.format("adapters=[dict(type='vpt_dense.AdaptFormer', hidden_dims=0)]"),
      r'adapters.*0'),
     ('border', METHOD.format("image_prompt=dict(type='vpt_dense.PadPrompt', width=3)"),

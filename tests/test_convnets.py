@@ -294,9 +294,9 @@ def test_upernet_on_convnext_builds_and_learns():
 
 @pytest.mark.parametrize(('build', 'kwargs', 'message'), [
     (resnet, dict(prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=5)),
-     r'prompt: TokenPrompt fits backbones of the families .*vit.*; ResNet is a resnet'),
+     r'prompt: TokenPrompt needs transformer blocks, ResNet has none'),
     (convnext, dict(adapters=[dict(type='vpt_dense.LoRA')]),
-     r'adapters: LoRA fits backbones of the families vit.*; ConvNeXt is a convnext'),
+     r'adapters: LoRA needs transformer blocks, ConvNeXt has none'),
     (resnet, dict(frozen_stages=1), 'frozen_stages=1 and `trainable` are two ways'),
     (convnext, dict(frozen_stages=2), 'frozen_stages=2 and `trainable` are two ways'),
     (resnet, dict(depth=51), r'depth must be one of \[18, .*found 51'),

@@ -5,10 +5,11 @@ import textwrap
 
 import pytest
 import torch
+from methods import build_at_start
 from mmengine.registry import MODELS
 from utils import ROOT, TINY_ARCH, images, randomise, tiny_vit
 
-from vpt_dense.prompts import Prompt
+from vpt_dense.prompts import Prompt, Site
 from vpt_dense.tuning import ADDED
 
 TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
@@ -255,7 +256,7 @@ def test_dropout_keeps_the_mean():
 def test_initial_range_is_the_papers(patch, dims, project, bound):
     prompt = MODELS.build(
         dict(type='vpt_dense.TokenPrompt', num_tokens=50, deep=True, project_dims=project),
-        default_args=dict(embed_dims=dims, num_layers=4, patch_size=(patch, patch)),
+        default_args=dict(site=Site(dims, range(4), 4, 8, (patch, patch), dims)),
     )
     largest = prompt.tokens.abs().max().item()
     assert bound * 0.999 < largest <= bound * 1.00001
@@ -314,16 +315,19 @@ def test_initialisation_depends_on_the_seed_alone():
     assert torch.equal(tokens(), tokens())
 
 
-def test_the_example_of_contributing_works():
+@pytest.mark.parametrize('family', ['vit', 'swin'])
+def test_the_example_of_contributing_works(family):
     """The class that CONTRIBUTING shows, as it stands there."""
     text = (ROOT / 'CONTRIBUTING.md').read_text()
     source = textwrap.dedent(re.search(r'```python\n(.*?class MyPrompt.*?)```', text, re.S)[1])
     known = dict(MODELS=MODELS, Prompt=Prompt, torch=torch, nn=torch.nn)
     try:
         exec(source, known)
-        model = tiny_vit(prompt=dict(type='MyPrompt', num_tokens=3)).train()
-        model(images(2, 3, 32, 32))[0].square().sum().backward()
-        assert model.prompt.tokens.grad.abs().sum() > 0
+        model = build_at_start(dict(prompt=dict(type='MyPrompt', num_tokens=3)), family, 'seg')
+        sum(out.square().sum() for out in model.train()(images(2, 3, 32, 32))).backward()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert sum(len(p) for p in trained) == 4  # a set for each block
+        assert all(own.any() for p in trained for own in p.grad)
         assert model.keys_values_layers == []
     finally:
         MODELS.module_dict.pop('MyPrompt', None)

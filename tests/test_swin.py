@@ -328,7 +328,7 @@ def test_all_stages_start_with_the_bound_of_the_first(dims):
     (dict(prompt=dict(**DEEP, layer_range=(0, 9))), r'prompt\.layer_range .* 8 layers.*\(0, 9\)'),
     (dict(prompt=dict(DEEP, num_tokens=0)), r'prompt\.num_tokens must be .* 0'),
     (dict(prompt=dict(type='vpt_dense.FoldedPrompt', layers=[0], num_tokens=1)),
-     r'prompt: FoldedPrompt fits backbones of the families vit; SwinTransformer is a swin'),
+     r'prompt: FoldedPrompt needs blocks that are all of one width, SwinTransformer has none'),
     (dict(prompt=DEEP, prompts_as='keys'), r"prompts_as must be 'keys_values' or 'tokens'"),
     (dict(out_indices=(0, -1)), r'out_indices must be .* integers from 0 to 3, found \(0, -1\)'),
     (dict(out_indices=()), r'out_indices must be .* found \(\)'),

@@ -14,6 +14,7 @@ from vpt_dense.prompts import (
     E2VPTPrompt,
     GatedPrompt,
     ResidualPrompt,
+    Site,
     TokenLayout,
     VAPTPrompt,
 )
@@ -319,7 +320,7 @@ def test_dropout_draws_masks_for_every_sample_while_training(kind, kwargs):
 @pytest.mark.parametrize('silent', ['up', 'kernels'])
 def test_vapt_drops_channels_and_hidden_units(silent):
     part = randomise(VAPTPrompt(
-        num_tokens=P, embed_dims=D, num_layers=2, patch_size=(8, 8), grid=(4, 4), dropout=0.5))
+        Site(D, range(2), 2, HEADS, (8, 8), D), num_tokens=P, grid=(4, 4), dropout=0.5))
     for parameter in getattr(part, silent).parameters():
         nn.init.zeros_(parameter)
     x = images(1, 1 + 16, D).expand(2, -1, -1)
@@ -331,7 +332,7 @@ def test_vapt_drops_channels_and_hidden_units(silent):
 
 def test_residual_prompts_of_the_layer_before_have_masks_of_their_own():
     part = ResidualPrompt(
-        num_tokens=1, embed_dims=10_000, num_layers=2, patch_size=(8, 8), dropout=0.5).train()
+        Site(10_000, range(2), 2, 1, (8, 8), 10_000), num_tokens=1, dropout=0.5).train()
     with torch.no_grad():
         part.tokens.fill_(1)
         part.mixes[0].weight.fill_(10)
@@ -525,20 +526,20 @@ def test_vapt_starts_with_zeros_behind_the_first_block():
 
 
 def test_ranges_of_the_starts():
-    sizes = dict(embed_dims=768, num_layers=12, num_heads=12, patch_size=(16, 16))
+    site = Site(768, range(12), 12, 12, (16, 16), 768)
     torch.manual_seed(0)
     vpt = math.sqrt(6 / (3 * 16 * 16 + 768))
-    for part in (GatedPrompt(100, **sizes), ResidualPrompt(10, **sizes), VAPTPrompt(100, **sizes),
-                 E2VPTPrompt(10, 5, **sizes)):
+    for part in (GatedPrompt(site, 100), ResidualPrompt(site, 10), VAPTPrompt(site, 100),
+                 E2VPTPrompt(site, 10, 5)):
         assert 0.99 * vpt < part.tokens.abs().max() < vpt
-    for parameter in (E2VPTPrompt(1, 5, **sizes).keys,
-                      E2VPTPrompt(1, 5, shared_kv=False, **sizes).values):
+    for parameter in (E2VPTPrompt(site, 1, 5).keys,
+                      E2VPTPrompt(site, 1, 5, shared_kv=False).values):
         bound = math.sqrt(6 / (5 * 64))
         for layer in parameter:
             assert 0.99 * bound < layer.abs().max() < bound
-    assert GatedPrompt(1, **sizes).gates.tolist() == [-5.0] * 11
-    assert GatedPrompt(1, gate_init=2, **sizes).gates.tolist() == [2.0] * 11
-    kernels = torch.cat([k.flatten() for k in VAPTPrompt(1, kernel_size=9, **sizes).kernels])
+    assert GatedPrompt(site, 1).gates.tolist() == [-5.0] * 11
+    assert GatedPrompt(site, 1, gate_init=2).gates.tolist() == [2.0] * 11
+    kernels = torch.cat([k.flatten() for k in VAPTPrompt(site, 1, kernel_size=9).kernels])
     assert abs(kernels.std() - 1) < 0.1
     prompts = tiny_vit(adapters=[dict(type='vpt_dense.CVPT', num_tokens=200)]).adapters[0].prompts
     bound = math.sqrt(6 / (200 * D + LAYERS * D))

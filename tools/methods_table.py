@@ -103,8 +103,8 @@ def fitting(tuning, parts, hooks):
     classes = [*map(REGISTRY.get, parts), *map(HOOKS.get, hooks)]
     found = []
     for label, backbone in FAMILIES.items():
-        family = REGISTRY.get(backbone['type']).weights_family
-        if any(family not in part.families for part in classes):
+        offers = REGISTRY.get(backbone['type']).offers
+        if any(part.needs - offers for part in classes):
             continue
         # A pattern may match nothing there, an argument be unknown. Sizes, which may not fit these
         # small backbones, are left to the classes' word.

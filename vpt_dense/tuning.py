@@ -14,6 +14,14 @@ from torch import nn
 #: The children of a backbone that tuning adds to it; all others are its base.
 ADDED = ('prompt', 'image_prompt', 'adapters')
 
+#: What a backbone may offer to methods, which say what they need.
+OFFERS = {
+    'images': 'images in front of its first layer',
+    'tokens': 'transformer blocks',
+    'one width': 'blocks that are all of one width',
+    'open sizes': 'graphs that take images of any size',
+}
+
 #: The parameters of the norms behind the blocks: ``ln1`` of a ViT, ``norm3`` of a Swin.
 OUTPUT_NORM = re.compile(r'(ln|norm)\d+\.')
 

@@ -168,8 +168,7 @@ class Backbones:
         from vpt_dense.prompts import FoldedPrompt
 
         layers = range(self.arch['num_layers'])
-        prompt = FoldedPrompt(
-            layers, num_tokens, self.arch['num_heads'], self.arch['embed_dims'], len(layers))
+        prompt = FoldedPrompt(*model.sites(), layers, num_tokens)
         with torch.no_grad():
             pairs = [model.prompt_keys_values(model.pos_embed, i) for i in layers]
             prompt.keys, prompt.values = map(torch.cat, zip(*pairs, strict=True))

@@ -44,7 +44,7 @@ class AddPrompt(Adapter):
         ValueError: If ``per_token`` or ``deep`` is no switch, or the range selects no block.
     """
 
-    families = ('vit',)
+    needs = frozenset({'tokens', 'one width'})
 
     def __init__(
         self,
@@ -55,18 +55,18 @@ class AddPrompt(Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
-        width = backbone.embed_dims
+        (site,) = backbone.sites()
+        width = site.dims
         self.num_cls = backbone.num_extra_tokens
         self.grid = tuple(backbone.patch_resolution)
         self.interpolate_mode = backbone.interpolate_mode
         self.per_token = check_flag(per_token, 'adapters.per_token')
         check_flag(deep, 'adapters.deep')
         self.start, stop = resolve_range(
-            layer_range, backbone.num_layers, 'adapters.layer_range')
+            layer_range, site.num_layers, 'adapters.layer_range')
         first = self.start == 0 and isinstance(backbone.pre_norm, nn.Identity)
         self.mergeable = not deep and first
-        patch = backbone.patch_embed.projection.kernel_size
-        bound = math.sqrt(6 / (3 * math.prod(patch) + width))
+        bound = math.sqrt(6 / (3 * math.prod(site.patch_size) + width))
         number = self.num_cls + math.prod(self.grid) if per_token else 1
         self.tokens = nn.ParameterList(
             torch.empty(1, number, width).uniform_(-bound, bound)

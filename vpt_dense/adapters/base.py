@@ -74,14 +74,14 @@ class Adapter(BaseModule, metaclass=ABCMeta):
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Attributes:
-        families: The backbones that it fits, by their ``weights_family``; others refuse it.
+        needs: What a backbone must offer, of :data:`vpt_dense.tuning.OFFERS`; others refuse it.
         mergeable: Whether :meth:`merge` can put what it does into the backbone's own weights.
         merged: Whether it has.
         changes_inputs: Whether its hooks change what goes into linear layers, not what comes out.
             Of several adapters on one layer these act first, wherever they are in the list.
     """
 
-    families: tuple[str, ...] = ('vit', 'swin')
+    needs: frozenset[str] = frozenset({'tokens'})
     mergeable = False
     changes_inputs = False
     merged = False

@@ -1,7 +1,5 @@
 """Cross-attention from the tokens to prompts, with the blocks' own weights: CVPT."""
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,10 +52,9 @@ class CVPT(Adapter):
         self.layers = tuple((block.num_heads, block.qkv, block.proj) for block in blocks)
         self.prompts = nn.ParameterList()
         self.places: list[tuple[int, int]] = []  # of each block: which parameter, which row
-        for width, run in itertools.groupby(block.embed_dims for block in blocks):
-            number = len(list(run))
-            self.places += [(len(self.prompts), row) for row in range(number)]
-            parameter = nn.Parameter(torch.empty(number, num_tokens, width))
+        for site in backbone.sites():
+            self.places += [(len(self.prompts), row) for row in range(len(site.layers))]
+            parameter = nn.Parameter(torch.empty(len(site.layers), num_tokens, site.dims))
             self.prompts.append(nn.init.xavier_uniform_(parameter))
 
     def after_attention(self, x: Tensor, layer: int) -> Tensor:

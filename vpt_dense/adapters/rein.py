@@ -58,8 +58,8 @@ class Rein(Adapter):
         if rank is not None:
             check_count(rank, 'adapters.rank')
         check_number(scale, 'adapters.scale')
-        pixels = 3 * math.prod(backbone.patch_embed.projection.kernel_size)
-        blocks = _blocks_that_are_read(backbone)
+        pixels = 3 * math.prod(backbone.sites()[0].patch_size)
+        blocks = backbone.read_blocks()
         if not blocks:
             raise ValueError(
                 f'adapters: Rein refines patches, but of the {backbone.num_layers} blocks in front '
@@ -117,13 +117,3 @@ class Maps(nn.Module):
         self.token, self.feature = nn.Linear(dims, dims), nn.Linear(dims, dims)
         for linear in (self.token, self.feature):
             nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
-
-
-def _blocks_that_are_read(backbone: nn.Module) -> list:
-    """The blocks of a backbone whose patches something behind them reads."""
-    blocks = backbone.blocks()
-    if backbone.weights_family != 'vit':
-        return blocks
-    last = max(backbone.out_indices)
-    unread = backbone.out_type == 'cls_token' or backbone.pool == 'prompts'
-    return blocks[: last if unread else last + 1]

@@ -59,14 +59,10 @@ class SideNetwork(Adapter):
         self.features = _alexnet_features()
         self.out = nn.ModuleList()
         self.is_map = bool(backbone.map_strides())
-        if backbone.weights_family == 'vit':
-            if backbone.out_type == 'raw':
-                raise ValueError(
-                    "adapters: SideNetwork needs maps or vectors, out_type is 'raw'; set another"
-                )
-            widths = [backbone.embed_dims] * len(backbone.out_indices)
-        else:
-            widths = [backbone.num_features[i] for i in backbone.out_indices]
+        widths = backbone.out_dims()
+        if not widths:
+            raise ValueError(
+                "adapters: SideNetwork needs maps or vectors, out_type is 'raw'; set another")
         for width in widths:
             self.out.append(
                 nn.Conv2d(256, width, 1, bias=False) if self.is_map

@@ -11,7 +11,7 @@ from vpt_dense.arguments import check_stages
 from vpt_dense.backbones.swin_block import PromptedSwinBlock
 from vpt_dense.backbones.token_backbone import TokenBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock
-from vpt_dense.prompts import StagePrompts, TokenLayout
+from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -65,6 +65,7 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
 
     weights_family = 'swin'  # which formats of pretrained weights it takes
     stem = ('absolute_pos_embed',)
+    offers = frozenset({'images', 'tokens'})
     block_class = PromptedSwinBlock
     pos_embed_name = 'absolute_pos_embed'
 
@@ -100,15 +101,9 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
             for s, stage in enumerate(self.stages) for i, block in enumerate(stage.blocks)
         ]
 
-    def build_prompt(self, config: dict) -> StagePrompts:
-        """See :meth:`TokenBackbone.build_prompt`: one for each stage."""
-        return StagePrompts(
-            config,
-            embed_dims=[stage.embed_dims for stage in self.stages],
-            depths=self.depths,
-            num_heads=self.num_heads,
-            patch_size=self.patch_embed.projection.kernel_size,
-        )
+    def out_dims(self) -> list[int]:
+        """See :meth:`TokenBackbone.out_dims`."""
+        return [self.num_features[i] for i in self.out_indices]
 
     def map_strides(self) -> list[tuple[int, int]]:
         """See :meth:`TunedBackbone.map_strides`."""

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from vpt_dense.backbones.beside import quietly, spread
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock, what_to_recompute
 from vpt_dense.image_prompts import ImagePrompt
-from vpt_dense.prompts import Prompt, TokenLayout
+from vpt_dense.prompts import Site, StagePrompts, TokenLayout
+from vpt_dense.registry import MODELS
 from vpt_dense.sizes import resize_positions
 
 
@@ -32,6 +34,7 @@ class TokenBackbone(TunedBackbone):
         keys_values_layers: The blocks whose prompts are keys and values.
     """
 
+    offers = frozenset({'images', 'tokens', 'one width', 'open sizes'})
     block_class: type[TunedBlock]
     pos_embed_name: str
     num_extra_tokens: int
@@ -61,7 +64,7 @@ class TokenBackbone(TunedBackbone):
         """
 
     def block_arguments(self, grid: tuple[int, int]) -> tuple[Any, ...]:
-        """What a block gets behind the tokens; computed once for all blocks of a grid of patches."""
+        """What blocks get behind the tokens; computed once for those of one grid of patches."""
         return ()
 
     def add_positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -82,6 +85,24 @@ class TokenBackbone(TunedBackbone):
     def blocks(self) -> list[Block]:
         """See :meth:`TunedBackbone.blocks`."""
         return [Block(name=n, module=b, **b.parts()) for n, b in self.named_blocks()]
+
+    def sites(self) -> list[Site]:
+        """Its runs of blocks of one width; one if it offers 'one width'."""
+        found = [(block.embed_dims, block.num_heads) for block in self.blocks()]
+        patch = tuple(self.patch_embed.projection.kernel_size)
+        sites, start = [], 0
+        for (dims, heads), run in groupby(found):
+            layers = range(start, start := start + len(list(run)))
+            sites.append(Site(dims, layers, len(found), heads, patch, found[0][0]))
+        return sites
+
+    def read_blocks(self) -> list[Block]:
+        """The blocks whose patches something behind them reads."""
+        return self.blocks()
+
+    @abstractmethod
+    def out_dims(self) -> list[int]:
+        """Widths of the maps or vectors that it puts out; empty: it puts out neither."""
 
     def build_front(
         self,
@@ -133,9 +154,14 @@ class TokenBackbone(TunedBackbone):
         for block in blocks:
             self.block_class.adopt(block)
             block.recompute = what_to_recompute(memory, with_cp)
+        built = None
         if prompt is not None:
             self.check_part('prompt', prompt)
-        built = None if prompt is None else self.build_prompt(prompt)
+            sites = self.sites()
+            built = (
+                MODELS.build(prompt, default_args=dict(site=sites[0]))
+                if 'one width' in self.offers else StagePrompts(prompt, sites)
+            )
         if prompts_as not in ('keys_values', 'tokens'):
             raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
         self.keys_values_layers = [
@@ -146,10 +172,6 @@ class TokenBackbone(TunedBackbone):
         super().tune(built, image_prompt, adapters, trainable)
         for i, block in enumerate(blocks):
             block.adapters, block.index = tuple(self.adapters), i
-
-    @abstractmethod
-    def build_prompt(self, config: dict) -> Prompt:
-        """Build the prompt of a config."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of a batch of images.

@@ -9,7 +9,7 @@ from vpt_dense.adapters import Adapter, Block
 from vpt_dense.image_prompts import ImagePrompt
 from vpt_dense.prompts import Prompt
 from vpt_dense.registry import MODELS
-from vpt_dense.tuning import ADDED, is_added, select_trainable
+from vpt_dense.tuning import ADDED, OFFERS, is_added, select_trainable
 from vpt_dense.weights.base import FrozenBase
 
 #: Key of a backbone's config -> what a part that is listed there must be.
@@ -26,7 +26,8 @@ class TunedBackbone(FrozenBase):
     Attributes:
         stem: Children and parameters in front of the blocks that mmpretrain's ``get_layer_depth``
             does not know.
-        weights_family: Which formats of pretrained weights, prompts and adapters fit.
+        weights_family: Which formats of pretrained weights fit.
+        offers: What it has for methods, of :data:`vpt_dense.tuning.OFFERS`.
         prompt: The token prompt, or None.
         image_prompt: The prompt in image space, or None.
         adapters: The adapters, a ``ModuleList``.
@@ -35,6 +36,7 @@ class TunedBackbone(FrozenBase):
     """
 
     weights_family: str
+    offers: frozenset[str] = frozenset({'images', 'open sizes'})
     stem: tuple[str, ...] = ()
 
     @staticmethod
@@ -96,8 +98,8 @@ class TunedBackbone(FrozenBase):
             trainable: Patterns; None: all that tuning adds, or everything if it adds nothing.
 
         Raises:
-            ValueError: If a part does not fit this family of backbones, or a pattern matches no
-                parameter; the message names the key.
+            ValueError: If a part does not fit this backbone, or a pattern matches no parameter;
+                the message names the key.
         """
         is_list = isinstance(adapters or [], Sequence) and not isinstance(adapters, str)
         if not is_list or not all(isinstance(config, dict) for config in adapters or []):
@@ -135,8 +137,8 @@ class TunedBackbone(FrozenBase):
             config: Of the part.
 
         Raises:
-            ValueError: If it is no config, of another key, or does not fit this family of
-                backbones; the message names the key.
+            ValueError: If it is no config, of another key, or needs what this backbone does not
+                offer; the message names the key.
         """
         if not isinstance(config, dict) or 'type' not in config:
             raise ValueError(f"{key} needs a dict with a 'type', found {config!r}")
@@ -149,11 +151,10 @@ class TunedBackbone(FrozenBase):
         if key not in right:
             way_out = f'list it under `{right[0]}`' if right else 'it is no method of tuning'
             raise ValueError(f'{key}: {name} does not belong here; {way_out}')
-        if self.weights_family not in part.families:
+        lacking = [words for offer, words in OFFERS.items() if offer in part.needs - self.offers]
+        if lacking:
             raise ValueError(
-                f'{key}: {name} fits backbones of the families '
-                f'{", ".join(part.families)}; {type(self).__name__} is a {self.weights_family}'
-            )
+                f'{key}: {name} needs {" and ".join(lacking)}, {type(self).__name__} has none')
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for learning rates that fall with it.

@@ -6,6 +6,7 @@ import torch
 from mmpretrain.models import backbones
 from torch import Tensor, nn
 
+from vpt_dense.adapters import Block
 from vpt_dense.adapters.base import output_norms
 from vpt_dense.arguments import to_pair
 from vpt_dense.backbones.beside import is_watched
@@ -13,7 +14,7 @@ from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.backbones.half_precision import hold_frozen_in
 from vpt_dense.backbones.token_backbone import TokenBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock
-from vpt_dense.prompts import Prompt, TokenLayout
+from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -154,15 +155,15 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         """See :meth:`TokenBackbone.named_blocks`."""
         return [(f'layers.{i}', layer) for i, layer in enumerate(self.layers)]
 
-    def build_prompt(self, config: dict) -> Prompt:
-        """See :meth:`TokenBackbone.build_prompt`."""
-        served = dict(
-            embed_dims=self.embed_dims,
-            num_layers=self.num_layers,
-            num_heads=self.arch_settings['num_heads'],
-            patch_size=self.patch_embed.projection.kernel_size,
-        )
-        return MODELS.build(config, default_args=served)
+    def read_blocks(self) -> list[Block]:
+        """See :meth:`TokenBackbone.read_blocks`."""
+        last = max(self.out_indices)
+        unread = self.out_type == 'cls_token' or self.pool == 'prompts'
+        return self.blocks()[: last if unread else last + 1]
+
+    def out_dims(self) -> list[int]:
+        """See :meth:`TokenBackbone.out_dims`."""
+        return [] if self.out_type == 'raw' else [self.embed_dims] * len(self.out_indices)
 
     def map_strides(self) -> list[tuple[int, int]]:
         """See :meth:`TunedBackbone.map_strides`."""

@@ -194,12 +194,11 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
             'is not a part of exported models; leave it out')
     if not dynamic:
         return
-    family = getattr(backbone, 'weights_family', None)
     way = 'export with --size HEIGHT WIDTH, without --dynamic'
-    if family == 'swin':
+    if 'open sizes' not in getattr(backbone, 'offers', ('open sizes',)):
         raise UserError(
-            'model.backbone: the windows of a SwinTransformer and their masks are laid out for '
-            f'one size of images; {way}')
+            f'model.backbone: the windows of a {type(backbone).__name__} and their masks are laid '
+            f'out for one size of images; {way}')
     if kind == 'onnx':
         for name, module in model.named_modules():
             if name.startswith('auxiliary_head'):

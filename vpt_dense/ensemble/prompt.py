@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.ensemble.members import Members
-from vpt_dense.prompts import Prompt, TokenLayout
+from vpt_dense.prompts import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -22,37 +22,26 @@ class PromptEnsemble(Members, Prompt):
     Args:
         seeds: A whole number for each member, all different; what it starts with follows from it.
         prompt: Config of a member, any :class:`vpt_dense.prompts.Prompt`.
-        embed_dims: As of a member; filled in by the backbone, as are the next three.
-        num_layers: As of a member.
-        num_heads: As of a member.
-        patch_size: As of a member.
+        site: As of a member; filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
         ValueError: If an argument is wrong, or of a member's arguments one is.
     """
 
+    needs = frozenset({'tokens', 'one width'})
+
     def __init__(
         self,
+        site: Site,
         seeds: Sequence[int],
         prompt: dict[str, Any],
-        embed_dims: int,
-        num_layers: int,
-        num_heads: int,
-        patch_size: Sequence[int],
         init_cfg: dict | None = None,
     ) -> None:
-        served = dict(embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads,
-                      patch_size=patch_size)
-        super().__init__('prompt.prompt', prompt, seeds, served, init_cfg)
+        super().__init__('prompt.prompt', prompt, seeds, dict(site=site), init_cfg)
         member = self.members[0]
         if not isinstance(member, Prompt) or isinstance(member, PromptEnsemble):
             raise ValueError(f'prompt.prompt must be a prompt, found {type(member).__name__}')
-        if 'vit' not in member.families:  # the family of backbones that know of copies
-            raise ValueError(
-                f'prompt.prompt: {type(member).__name__} does not fit a vision transformer, '
-                'ensembles need one'
-            )
         self.depends_on_input = member.depends_on_input
         self.first_layer = member.first_layer
 

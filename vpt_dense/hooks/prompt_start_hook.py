@@ -56,7 +56,7 @@ class PromptStartHook(Hook):
         UserError: Before training, if the prompt, the backbone or the model does not fit.
     """
 
-    families = ('vit',)  # the backbones that it fits, as for prompts
+    needs = frozenset({'tokens', 'one width'})  # of a backbone, as prompts say it
     priority = 'HIGH'  # behind what starts the backbone and what checks the data
 
     def __init__(
@@ -116,7 +116,7 @@ class PromptStartHook(Hook):
         backbone = model.backbone
         prompt = getattr(backbone, 'prompt', None)
         where = f'PromptStartHook(source={self.source!r})'
-        if not isinstance(prompt, TokenPrompt) or backbone.weights_family not in self.families:
+        if not isinstance(prompt, TokenPrompt) or not self.needs <= backbone.offers:
             found = 'None' if prompt is None else type(prompt).__name__
             raise UserError(
                 f'{where} starts a TokenPrompt of a vision transformer; model.backbone is '

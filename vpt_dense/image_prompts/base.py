@@ -34,7 +34,7 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
         extra_channels: Channels that it adds behind those of the image.
         mean: (C, 1, 1), float32, in 0..255.
         std: Likewise.
-        families: The backbones that it fits, by their ``weights_family``.
+        needs: What a backbone must offer, of :data:`vpt_dense.tuning.OFFERS`.
 
     Raises:
         ValueError: If there is not one mean and one standard deviation above 0 for each channel;
@@ -44,7 +44,7 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
     border = 0
     aligned = True
     extra_channels = 0
-    families: tuple[str, ...] = ('vit', 'swin', 'resnet', 'convnext')
+    needs: frozenset[str] = frozenset({'images'})
 
     def __init__(
         self,

@@ -2,11 +2,33 @@
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)  # mmengine's configs would take a tuple of names apart
+class Site:
+    """The blocks of one width that a prompt serves; a backbone has one or several.
+
+    Attributes:
+        dims: Width C of these blocks.
+        layers: Which they are, counted through all blocks of the backbone.
+        num_layers: Number of all its blocks.
+        heads: Attention heads of these blocks.
+        patch_size: The backbone's patch size (height, width) in pixels.
+        first_dims: Width of its first block.
+    """
+
+    dims: int
+    layers: range
+    num_layers: int
+    heads: int
+    patch_size: tuple[int, int]
+    first_dims: int
 
 
 class TokenLayout(NamedTuple):
@@ -46,20 +68,19 @@ class TokenLayout(NamedTuple):
 class Prompt(BaseModule, metaclass=ABCMeta):
     """Yields the prompt tokens of a transformer, block by block.
 
-    A prompt knows no backbone: it is told the width and depth that it serves when the backbone
-    builds it (``embed_dims``, ``num_layers``, ``num_heads`` and ``patch_size`` are filled in), and
-    where its tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``). A
-    backbone of several widths builds one prompt for each
-    (:class:`vpt_dense.prompts.StagePrompts`, which says what a prompt needs for that).
+    A prompt knows no backbone: the backbone that builds it fills in ``site``, the blocks that it
+    serves, and where its tokens go is the backbone's business (ViT: ``[cls | prompts | patches]``).
+    A backbone of several widths builds one prompt for each
+    (:class:`vpt_dense.prompts.StagePrompts`).
 
     Attributes:
-        families: The backbones that it fits, by their ``weights_family``; others refuse it.
+        needs: What a backbone must offer, of :data:`vpt_dense.tuning.OFFERS`; others refuse it.
         depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not have
             keys and values that can be stored in their place (``tools/delta.py fold``).
         first_layer: The first block that prompts may enter.
     """
 
-    families: tuple[str, ...] = ('vit',)
+    needs: frozenset[str] = frozenset({'tokens'})
     depends_on_input = True
     first_layer = 0
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.arguments import check_count, check_flag
-from vpt_dense.prompts.token_prompt import TokenPrompt
+from vpt_dense.prompts.base import Site
+from vpt_dense.prompts.token_prompt import TokenPrompt, common
 from vpt_dense.registry import MODELS
 
 
@@ -21,11 +22,7 @@ class E2VPTPrompt(TokenPrompt):
         num_kv_tokens: Number M of keys, and of values, in each layer, at least 1.
         shared_kv: The same numbers for keys and values, as in the authors' code; False: two
             parameters.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number of its blocks. Filled in by the backbone.
-        num_heads: Its attention heads. Filled in by the backbone.
-        stage: Layers (first, stop) that have this width and number of heads. Filled in by
-            backbones whose width grows (Swin).
+        site: Filled in by the backbone.
         **kwargs: As in :class:`vpt_dense.prompts.TokenPrompt`, but for ``deep``. ``dropout`` and
             ``shared`` act on the tokens alone.
 
@@ -40,24 +37,17 @@ class E2VPTPrompt(TokenPrompt):
 
     def __init__(
         self,
+        site: Site,
         num_tokens: int,
         num_kv_tokens: int,
-        embed_dims: int,
-        num_layers: int,
-        num_heads: int,
         shared_kv: bool = True,
-        stage: tuple[int, int] | None = None,
         **kwargs,
     ) -> None:
-        super().__init__(
-            num_tokens, embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads,
-            deep=True, stage=stage, **kwargs,
-        )  # fmt: skip
+        super().__init__(site, num_tokens, deep=True, **kwargs)
         check_count(num_kv_tokens, 'prompt.num_kv_tokens')
         check_flag(shared_kv, 'prompt.shared_kv')
-        first, stop = stage or (0, num_layers)
-        self.own = range(max(self.start, first), min(self.stop, stop))
-        shape = (len(self.own), num_heads, num_kv_tokens, embed_dims // num_heads)
+        self.own = common(range(self.start, self.stop), site.layers)
+        shape = (len(self.own), site.heads, num_kv_tokens, site.dims // site.heads)
         self.keys = nn.Parameter(torch.empty(shape))
         self.values = None if shared_kv else nn.Parameter(torch.empty(shape))
         for parameter in (self.keys, self.values):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -21,10 +21,7 @@ class FoldedPrompt(Prompt):
     Args:
         layers: The blocks that prompts enter.
         num_tokens: Number of prompt tokens P in each.
-        num_heads: Attention heads of the backbone.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number of its blocks. Filled in by the backbone.
-        patch_size: Its patch size. Filled in by the backbone; not used.
+        site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Attributes:
@@ -35,25 +32,27 @@ class FoldedPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    needs = frozenset({'tokens', 'one width'})
     depends_on_input = False
 
     def __init__(
         self,
+        site: Site,
         layers: Sequence[int],
         num_tokens: int,
-        num_heads: int,
-        embed_dims: int,
-        num_layers: int,
-        patch_size: Sequence[int] = (),
+        num_heads: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not layers or any(not 0 <= layer < num_layers for layer in layers):
+        if not layers or any(layer not in site.layers for layer in layers):
             raise ValueError(
-                f'prompt.layers must name some of the {num_layers} layers, found {layers!r}'
+                f'prompt.layers must name some of the {site.num_layers} layers, found {layers!r}'
             )
+        if num_heads not in (None, site.heads):
+            raise ValueError(
+                f'prompt.num_heads is {num_heads}, the backbone has {site.heads}; leave it out')
         self.layers = list(layers)
-        shape = (len(self.layers), num_heads, num_tokens, embed_dims // num_heads)
+        shape = (len(self.layers), site.heads, num_tokens, site.dims // site.heads)
         self.register_buffer('keys', torch.zeros(shape))
         self.register_buffer('values', torch.zeros(shape))
 

@@ -1,12 +1,12 @@
 """Prompts that pass through the blocks at a learnt rate: gated prompt tuning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from vpt_dense.arguments import check_number
-from vpt_dense.prompts.base import TokenLayout
+from vpt_dense.prompts.base import Site, TokenLayout
 from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.registry import MODELS
 
@@ -28,10 +28,7 @@ class GatedPrompt(TokenPrompt):
         gate_init: gamma_i at the start; -5 lets 0.7 % of a block's output through.
         project_dims: As in :class:`vpt_dense.prompts.TokenPrompt`.
         dropout: As there.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number N of its blocks. Filled in by the backbone.
-        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
-        num_heads: Its attention heads. Filled in by the backbone; not used.
+        site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default the tokens start as those
             of VPT.
 
@@ -42,29 +39,24 @@ class GatedPrompt(TokenPrompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    families = ('vit',)
+    needs = frozenset({'tokens', 'one width'})
     depends_on_input = True
 
     def __init__(
         self,
+        site: Site,
         num_tokens: int,
-        embed_dims: int,
-        num_layers: int,
-        patch_size: Sequence[int],
-        num_heads: int | None = None,
         gate_init: float = -5.0,
         project_dims: int | None = None,
         dropout: float = 0.0,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(
-            num_tokens, embed_dims, num_layers, patch_size, num_heads,
-            project_dims=project_dims, dropout=dropout, init_cfg=init_cfg,
-        )  # fmt: skip
+            site, num_tokens, project_dims=project_dims, dropout=dropout, init_cfg=init_cfg)
         check_number(gate_init, 'prompt.gate_init')
         self.gates = None
-        if num_layers > 1:
-            self.gates = nn.Parameter(torch.full((num_layers - 1,), float(gate_init)))
+        if site.num_layers > 1:
+            self.gates = nn.Parameter(torch.full((site.num_layers - 1,), float(gate_init)))
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> dict:
         """The tokens, projected, and a place for the prompts that entered the last block."""

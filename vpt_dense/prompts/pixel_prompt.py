@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vpt_dense.arguments import check_count, check_number
 from vpt_dense.image_prompts.base import MEAN, STD
-from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 
 STARTS = ('uniform', 'normal', 'image')
@@ -32,10 +32,7 @@ class PixelPrompt(Prompt):
             ``start='image'``. None in a config: that of ``model.data_preprocessor``, else
             ImageNet's.
         std: Standard deviation that it divides by, likewise.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number of its blocks. Filled in by the backbone; not used.
-        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
-        num_heads: Its attention heads. Filled in by the backbone; not used.
+        site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Attributes:
@@ -45,15 +42,13 @@ class PixelPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    needs = frozenset({'tokens', 'one width'})
     depends_on_input = False
 
     def __init__(
         self,
+        site: Site,
         num_tokens: int,
-        embed_dims: int,
-        num_layers: int,
-        patch_size: Sequence[int],
-        num_heads: int | None = None,
         start: str = 'uniform',
         in_channels: int = 3,
         mean: Sequence[float] | None = None,
@@ -68,10 +63,10 @@ class PixelPrompt(Prompt):
         self.num_tokens = num_tokens
         self.in_channels = in_channels
         self.start = start
-        height, width = patch_size
+        height, width = site.patch_size
         self.pixels = nn.Parameter(torch.empty(1, in_channels, height, num_tokens * width))
         if start == 'uniform':
-            bound = math.sqrt(6 / (3 * height * width + embed_dims))
+            bound = math.sqrt(6 / (3 * height * width + site.dims))
             nn.init.uniform_(self.pixels, -bound, bound)
         elif start == 'normal':
             nn.init.normal_(self.pixels)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.arguments import check_count
-from vpt_dense.prompts.base import Prompt, TokenLayout
-from vpt_dense.prompts.token_prompt import resolve_range
+from vpt_dense.prompts.base import Prompt, Site, TokenLayout
+from vpt_dense.prompts.token_prompt import common, resolve_range
 from vpt_dense.registry import MODELS
 
 
@@ -28,13 +28,7 @@ class PrefixPrompt(Prompt):
     Args:
         num_tokens: Number P of keys, and of values, in each layer, at least 1.
         layer_range: ``(start, stop)`` as in :class:`vpt_dense.prompts.TokenPrompt`.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number of its blocks. Filled in by the backbone.
-        num_heads: Its attention heads. Filled in by the backbone.
-        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
-        stage: Layers (first, stop) that have this width and number of heads. Filled in by
-            backbones whose width grows (Swin).
-        init_dims: Width that the range of the start is computed from. Filled in by these too.
+        site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Attributes:
@@ -45,30 +39,23 @@ class PrefixPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    families = ('vit', 'swin')
     depends_on_input = False
 
     def __init__(
         self,
+        site: Site,
         num_tokens: int,
-        embed_dims: int,
-        num_layers: int,
-        num_heads: int,
-        patch_size: Sequence[int],
         layer_range: Sequence[int | None] = (0, None),
-        stage: tuple[int, int] | None = None,
-        init_dims: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.num_tokens = check_count(num_tokens, 'prompt.num_tokens')
-        self.start, self.stop = resolve_range(layer_range, num_layers)
+        self.start, self.stop = resolve_range(layer_range, site.num_layers)
         self.first_layer = self.start
-        first, stop = stage or (0, num_layers)
-        self.own = range(max(self.start, first), min(self.stop, stop))
-        self.embed_dims = embed_dims
-        self.bound = math.sqrt(6 / (3 * math.prod(patch_size) + (init_dims or embed_dims)))
-        shape = (len(self.own), num_heads, num_tokens, embed_dims // num_heads)
+        self.own = common(range(self.start, self.stop), site.layers)
+        self.embed_dims = site.dims
+        self.bound = math.sqrt(6 / (3 * math.prod(site.patch_size) + site.first_dims))
+        shape = (len(self.own), site.heads, num_tokens, site.dims // site.heads)
         self.keys = nn.Parameter(torch.empty(shape))
         self.values = nn.Parameter(torch.empty(shape))
         for parameter in (self.keys, self.values):  # until the backbone has its weights

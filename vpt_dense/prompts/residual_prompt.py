@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vpt_dense.prompts.base import TokenLayout
+from vpt_dense.prompts.base import Site, TokenLayout
 from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.registry import MODELS
 
@@ -25,13 +25,7 @@ class ResidualPrompt(TokenPrompt):
         keep_outputs: As there.
         project_dims: As there.
         dropout: As there; P_{i-1} gets a mask of its own.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number of its blocks. Filled in by the backbone.
-        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
-        num_heads: Its attention heads. Filled in by the backbone; not used.
-        stage: Layers (first, stop) that have this width and number of heads. Filled in by
-            backbones whose width grows (Swin).
-        init_dims: Width that the range of the start is computed from. Filled in by these too.
+        site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default tokens start as those of
             VPT and A_i as PyTorch's linear layers do.
 
@@ -44,23 +38,17 @@ class ResidualPrompt(TokenPrompt):
 
     def __init__(
         self,
+        site: Site,
         num_tokens: int,
-        embed_dims: int,
-        num_layers: int,
-        patch_size: Sequence[int],
-        num_heads: int | None = None,
         layer_range: Sequence[int | None] = (0, None),
         keep_outputs: bool = True,
         project_dims: int | None = None,
         dropout: float = 0.0,
-        stage: tuple[int, int] | None = None,
-        init_dims: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(
-            num_tokens, embed_dims, num_layers, patch_size, num_heads, deep=True,
-            layer_range=layer_range, keep_outputs=keep_outputs, project_dims=project_dims,
-            dropout=dropout, stage=stage, init_dims=init_dims, init_cfg=init_cfg,
+            site, num_tokens, deep=True, layer_range=layer_range, keep_outputs=keep_outputs,
+            project_dims=project_dims, dropout=dropout, init_cfg=init_cfg,
         )  # fmt: skip
         self.mixes = nn.ModuleList(
             nn.Linear(num_tokens, num_tokens) for _ in range(1, len(self.tokens))

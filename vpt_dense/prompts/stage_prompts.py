@@ -1,11 +1,10 @@
 """Prompts of a backbone whose width grows from stage to stage."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
 
-from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -13,16 +12,11 @@ class StagePrompts(Prompt):
     """One prompt for each stage, of the width of that stage; to the backbone they are one prompt.
 
     Layers are counted through all stages. The prompt of a stage is built from the same config with
-    its ``embed_dims`` and ``num_heads``, ``stage=(first, stop)``, its layers, and ``init_dims``,
-    the width of the first stage: it holds what enters these layers, and answers
-    ``is_discarded`` for all.
+    its site: it holds what enters these layers, and answers ``is_discarded`` for all.
 
     Args:
         config: Config of a prompt.
-        embed_dims: Width of each stage.
-        depths: Layers of each stage.
-        num_heads: Attention heads of each stage.
-        patch_size: Patch size (height, width) in pixels.
+        sites: The stages.
 
     Attributes:
         stages: Index of a stage -> its prompt; stages without parameters are left out.
@@ -31,33 +25,15 @@ class StagePrompts(Prompt):
         ValueError: From the prompt's own arguments.
     """
 
-    families = ('swin',)
-
-    def __init__(
-        self,
-        config: dict,
-        embed_dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        patch_size: Sequence[int],
-    ) -> None:
+    def __init__(self, config: dict, sites: Sequence[Site]) -> None:
         super().__init__()
-        borders = [0, *accumulate(depths)]
         self.stages = nn.ModuleDict()
         self._stage_of: dict[int, str] = {}
-        for s, stage in enumerate(pairwise(borders)):
-            served = dict(
-                embed_dims=embed_dims[s],
-                num_layers=borders[-1],
-                num_heads=num_heads[s],
-                patch_size=tuple(patch_size),
-                stage=stage,
-                init_dims=embed_dims[0],
-            )
-            prompt = MODELS.build(config, default_args=served)
+        for s, site in enumerate(sites):
+            prompt = MODELS.build(config, default_args=dict(site=site))
             if any(tensor.numel() for tensor in (*prompt.parameters(), *prompt.buffers())):
                 self.stages[str(s)] = prompt
-                self._stage_of |= dict.fromkeys(range(*stage), str(s))
+                self._stage_of |= dict.fromkeys(site.layers, str(s))
         self.depends_on_input = any(prompt.depends_on_input for prompt in self.stages.values())
 
     def _of(self, layer: int) -> tuple[str, Prompt]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.arguments import check_dropout, check_flag
-from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 
 
@@ -35,19 +35,10 @@ class TokenPrompt(Prompt):
             linear layer that all layers (of a stage) share. None: learn them at full width.
         dropout: Dropout on the (projected) tokens while training; masks are drawn for every sample
             and layer. The paper uses 0.1 for deep and 0 for shallow prompts.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number of its blocks. Filled in by the backbone.
-        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
-        num_heads: Its attention heads. Filled in by the backbone; not used.
-        stage: (first, stop) of the layers that have this width, in a backbone of several: this
-            prompt holds the tokens of these layers alone. Filled in by
-            :class:`vpt_dense.prompts.StagePrompts`; ``layer_range`` and ``layer`` count through
-            all stages.
-        init_dims: D of the formula below, if it is not the width that tokens are learnt in: the
-            original starts the prompts of all stages as those of the first. Filled in likewise.
+        site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default the tokens start as in the
-            paper: U(-v, v), v = sqrt(6 / (3 * ph * pw + D)), D the width they are learnt in, and
-            the projection with kaiming normal (fan out).
+            paper: U(-v, v), v = sqrt(6 / (3 * ph * pw + D)), D the width they are learnt in (at
+            full width that of the first stage), and the projection with kaiming normal (fan out).
 
     Attributes:
         tokens: The parameter, (1, P, D) for shallow or shared prompts and (stop - start, P, D)
@@ -57,24 +48,18 @@ class TokenPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    families = ('vit', 'swin')
     depends_on_input = False
 
     def __init__(
         self,
+        site: Site,
         num_tokens: int,
-        embed_dims: int,
-        num_layers: int,
-        patch_size: Sequence[int],
-        num_heads: int | None = None,
         deep: bool = False,
         layer_range: Sequence[int | None] = (0, None),
         keep_outputs: bool = True,
         shared: bool = False,
         project_dims: int | None = None,
         dropout: float = 0.0,
-        stage: tuple[int, int] | None = None,
-        init_dims: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -93,33 +78,34 @@ class TokenPrompt(Prompt):
             check_flag(value, f'prompt.{key}')
         if shared and not deep:
             raise ValueError('prompt.shared=True needs prompt.deep=True')
-        self.start, self.stop = resolve_range(layer_range, num_layers)
+        self.start, self.stop = resolve_range(layer_range, site.num_layers)
         self.first_layer = self.start
         self.num_tokens = num_tokens
-        self.num_layers = num_layers
+        self.num_layers = site.num_layers
         self.deep = deep
         self.keep_outputs = keep_outputs
         self.shared = shared
         self.dropout = dropout
 
-        first, stop = stage or (0, num_layers)
         inserted = range(self.start, self.stop if deep else self.start + 1)
-        own = range(max(inserted.start, first), min(inserted.stop, stop))
+        own = common(inserted, site.layers)
         if shared and 0 < len(own) < len(inserted):
             raise ValueError(
                 f'prompt.shared=True needs layers of one width, and prompt.layer_range selects '
-                f'layers {self.start}..{self.stop - 1}, more than the stage {first}..{stop - 1}; '
+                f'layers {self.start}..{self.stop - 1}, more than the stage '
+                f'{site.layers.start}..{site.layers.stop - 1}; '
                 'leave it out: every stage has tokens of its own width'
             )
         self.first = own.start  # the layer of the first set
         num_sets = min(len(own), 1) if shared else len(own)
-        dims = project_dims or init_dims or embed_dims
-        bound = math.sqrt(6 / (3 * math.prod(patch_size) + dims))
-        self.tokens = nn.Parameter(torch.empty(num_sets, num_tokens, project_dims or embed_dims))
+        # The original starts the prompts of all stages as those of the first.
+        dims = project_dims or site.first_dims
+        bound = math.sqrt(6 / (3 * math.prod(site.patch_size) + dims))
+        self.tokens = nn.Parameter(torch.empty(num_sets, num_tokens, project_dims or site.dims))
         nn.init.uniform_(self.tokens, -bound, bound)
         self.project: nn.Module = nn.Identity()
         if project_dims is not None and num_sets:
-            self.project = nn.Linear(project_dims, embed_dims)
+            self.project = nn.Linear(project_dims, site.dims)
             nn.init.kaiming_normal_(self.project.weight, mode='fan_out')
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
@@ -176,6 +162,11 @@ class TokenPrompt(Prompt):
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def common(layers: range, others: range) -> range:
+    """The layers that are in both; they begin where the first of them would be if there is none."""
+    return range(max(layers.start, others.start), min(layers.stop, others.stop))
 
 
 def resolve_range(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.arguments import check_count, check_dropout
-from vpt_dense.prompts.base import Prompt, TokenLayout
+from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 from vpt_dense.sizes import are_equal
 
@@ -35,10 +35,7 @@ class VAPTPrompt(Prompt):
         grid: (rows, columns) of patches whose map step 3 mixes as it is; 14 x 14 are the
             published 224 pixels with patches of 16.
         dropout: Of whole channels behind step 2 and of the hidden layer of step 4.
-        embed_dims: Width C of the backbone. Filled in by the backbone.
-        num_layers: Number of its blocks. Filled in by the backbone.
-        patch_size: Its patch size (height, width) in pixels. Filled in by the backbone.
-        num_heads: Its attention heads. Filled in by the backbone; not used.
+        site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default the tokens start as those of
             VPT, kernels with N(0, 1), W1 and W2 as PyTorch's linear layers.
 
@@ -51,13 +48,12 @@ class VAPTPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    needs = frozenset({'tokens', 'one width'})
+
     def __init__(
         self,
+        site: Site,
         num_tokens: int,
-        embed_dims: int,
-        num_layers: int,
-        patch_size: Sequence[int],
-        num_heads: int | None = None,
         kernel_size: int = 2,
         hidden_dims: int = 8,
         grid: Sequence[int] = (14, 14),
@@ -79,7 +75,8 @@ class VAPTPrompt(Prompt):
         self.kernel_size = kernel_size
         self.map_size = tuple(side - kernel_size + 1 for side in grid)
         self.dropout = dropout
-        bound = math.sqrt(6 / (3 * math.prod(patch_size) + embed_dims))
+        embed_dims, num_layers = site.dims, site.num_layers
+        bound = math.sqrt(6 / (3 * math.prod(site.patch_size) + embed_dims))
         self.tokens = nn.Parameter(torch.empty(1, num_tokens, embed_dims))
         nn.init.uniform_(self.tokens, -bound, bound)
         further = range(1, num_layers)

@@ -677,7 +677,6 @@ def fold(
         state |= {f'{place}keys': keys, f'{place}values': values}
         cfg.model.backbone.prompt = dict(
             type='vpt_dense.FoldedPrompt', layers=layers, num_tokens=keys.shape[2],
-            num_heads=keys.shape[1],
         )
     cfg.model.backbone.trainable = []
     cfg.model.backbone.init_cfg = None
@@ -702,7 +701,7 @@ def fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[in
         UserError: If they are not all that the prompt does.
     """
     prompt, name = backbone.prompt, type(backbone.prompt).__name__
-    if backbone.weights_family != 'vit':
+    if not FoldedPrompt.needs <= backbone.offers:
         raise UserError(
             f'{path}: prompts are folded in a vision transformer only, this is a '
             f'{type(backbone).__name__}; use tools/delta.py merge'
@@ -749,8 +748,7 @@ def fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[in
 def put_folded(backbone: nn.Module, keys: Tensor, values: Tensor, layers: list[int]) -> None:
     """Put what :func:`fold_prompt` returned in the place of a backbone's prompt."""
     prompt = FoldedPrompt(
-        layers, num_tokens=keys.shape[2], num_heads=keys.shape[1], embed_dims=backbone.embed_dims,
-        num_layers=backbone.num_layers)
+        *backbone.sites(), layers, num_tokens=keys.shape[2])
     prompt.keys.copy_(keys)
     prompt.values.copy_(values)
     backbone.prompt = prompt.eval()
