@@ -10,6 +10,8 @@ from utils import TINY_ARCH, randomise
 BACKBONES: dict[str, dict[str, Any]] = {
     'vit': dict(type='vpt_dense.VisionTransformer', arch=TINY_ARCH, img_size=32,
                 patch_size=8),
+    'eva02': dict(type='vpt_dense.EVA02VisionTransformer', img_size=32, patch_size=8,
+                  arch=dict(TINY_ARCH, sub_norm=True)),
     'swin': dict(type='vpt_dense.SwinTransformer', img_size=32, patch_size=4, window_size=4,
                  arch=dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4]), out_indices=(1,),
                  drop_path_rate=0.0, pad_small_map=True),
@@ -18,9 +20,11 @@ BACKBONES: dict[str, dict[str, Any]] = {
     'convnext': dict(type='vpt_dense.ConvNeXt', img_size=64,
                      arch=dict(depths=[1, 1, 1, 3], channels=[8, 16, 24, 32])),
 }  # fmt: skip
-SIZES = {'vit': (32, 32), 'swin': (32, 32), 'resnet': (64, 64), 'convnext': (64, 64)}
+SIZES = {'vit': (32, 32), 'eva02': (32, 32), 'swin': (32, 32), 'resnet': (64, 64),
+         'convnext': (64, 64)}  # fmt: skip
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     'vit': dict(cls=dict(out_type='cls_token'), seg=dict(out_type='featmap', out_indices=[1, 3])),
+    'eva02': dict(cls=dict(out_type='cls_token'), seg=dict(out_type='featmap', out_indices=[1, 3])),
     'swin': dict(cls={}, seg=dict(out_indices=(0, 1))),
     'resnet': dict(cls={}, seg=dict(out_indices=(0, 1, 2, 3))),
     'convnext': dict(cls={}, seg=dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False)),
@@ -285,6 +289,20 @@ ROWS = {
         dict(vit=N * 5 * D + N * 2 * 4 * D, swin=sum(depth * (5 + 2 * 4) * c for c, depth in SWIN)),
         files=('deep-lora',)),
 }  # fmt: skip
+
+#: What the tiny EVA-02 has more than the ViT of its sizes: the first layer of its MLP, a SwiGLU,
+#: puts out gates beside values, H more, and there is a norm of H in it.
+EVA02_BLOCK = (D * H + H) + 2 * H
+_MORE = {
+    'full': N * EVA02_BLOCK, 'bias': N * 2 * H, 'deep-bias': N * 2 * H, 'layernorm': N * 2 * H,
+    'partial-1': EVA02_BLOCK, 'partial-2': 2 * EVA02_BLOCK, 'partial-4': 4 * EVA02_BLOCK,
+    'last-2': 2 * EVA02_BLOCK, 'last-4': 4 * EVA02_BLOCK, 'lora-all': N * 2 * H,
+    'ssf': N * 2 * H,
+}
+for _name, _row in ROWS.items():
+    for _counts in (_row.count, _row.seg_count):
+        if 'vit' in _counts:
+            _counts['eva02'] = _counts['vit'] + _MORE.get(_name, 0)
 
 #: Every row on every backbone that it fits, in every task.
 CASES = [

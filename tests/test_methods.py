@@ -188,7 +188,7 @@ UPSTREAM = {
 }
 
 
-@pytest.mark.parametrize(('family', 'task'), FAMILIES)
+@pytest.mark.parametrize(('family', 'task'), [f for f in FAMILIES if f[0] in UPSTREAM])
 def test_without_a_method_it_is_upstream_bit_for_bit(family, task):
     ours = randomise(build_at_start({}, family, task))
     cfg = {**BACKBONES[family], **TASKS[family][task], 'type': UPSTREAM[family]}

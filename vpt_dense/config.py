@@ -439,9 +439,12 @@ def architecture(backbone: dict) -> tuple[int, int, int | None] | None:
         from vpt_dense.logging import filter_warnings
 
         filter_warnings()
+        from mmengine.registry import MODELS
         from mmpretrain.models import VisionTransformer  # takes seconds
 
-        arch = VisionTransformer.arch_zoo.get(arch.lower())
+        kind = backbone.get('type')
+        kind = MODELS.get(kind) if isinstance(kind, str) else kind
+        arch = getattr(kind, 'arch_zoo', VisionTransformer.arch_zoo).get(arch.lower())
     if not isinstance(arch, dict) or not {'embed_dims', 'num_layers'} <= set(arch):
         return None
     return arch['embed_dims'], arch['num_layers'], arch.get('num_heads')

@@ -20,6 +20,7 @@ class PromptedAttention(MultiheadAttention):
     def forward(
         self,
         x: Tensor,
+        positions: Any = None,
         prompts: Tensor | None = None,
         keys_values: tuple[Tensor, Tensor] | None = None,
         only_first: bool = False,
@@ -28,6 +29,7 @@ class PromptedAttention(MultiheadAttention):
 
         Args:
             x: Normalised tokens, (B, N, C).
+            positions: What :meth:`place` gets; None: the tokens alone know their places.
             prompts: Normalised prompts of which keys and values alone are made, (b, P, C), b being
                 B or 1.
             keys_values: Further keys and values, each (b, heads, P', C / heads).
@@ -37,7 +39,7 @@ class PromptedAttention(MultiheadAttention):
             (B, N, C), or (B, 1, C) with ``only_first``. Without prompts it is the parent's output,
             bit for bit.
         """
-        if prompts is None and keys_values is None and not only_first:
+        if positions is None and prompts is None and keys_values is None and not only_first:
             return super().forward(x)
         first = x[:, :1] if only_first else x
         further = [] if keys_values is None else [keys_values]
@@ -55,6 +57,9 @@ class PromptedAttention(MultiheadAttention):
             queries = queries[:, :, : first.shape[1]]
             if prompts is not None:
                 further.append(self._split_heads(of_prompts)[1:])
+        if positions is not None:
+            queries = queries if only_first else self.place(queries, positions)
+            keys = self.place(keys, positions)
         if further:
             keys, values = (
                 torch.cat([own, *(spread(e.to(own.dtype), x.shape[0]) for e in extra)], 2)
@@ -65,6 +70,10 @@ class PromptedAttention(MultiheadAttention):
         )
         out = self.proj(out.transpose(1, 2).flatten(2))
         return self.out_drop(self.gamma1(self.proj_drop(out)))
+
+    def place(self, tokens: Tensor, positions: Any) -> Tensor:
+        """Tell queries or keys, (B, heads, N, C / heads), their places; a family's own."""
+        raise NotImplementedError
 
     def _rows(self, rows: slice) -> tuple[Tensor, Tensor | None]:
         """Some rows of the weight and bias of queries, keys and values."""
@@ -108,10 +117,16 @@ class PromptedEncoderLayer(TunedBlock, TransformerEncoderLayer):
             qkv=self.attn.qkv, proj=self.attn.proj, norm2=self.ln2, ffn=ffn, **mlp)
 
     def _attention(
-        self, x: Tensor, prompts: Tensor | None = None, only_first: bool = False, **further: Any
+        self,
+        x: Tensor,
+        positions: Any = None,
+        prompts: Tensor | None = None,
+        only_first: bool = False,
+        **further: Any,
     ) -> Tensor:
         tokens, prompts = beside(self.ln1, x, prompts)
-        out = self.attn(tokens, prompts=prompts, only_first=only_first, **further)
+        out = self.attn(
+            tokens, positions=positions, prompts=prompts, only_first=only_first, **further)
         return (x[:, :1] if only_first else x) + out
 
     def _feed_forward(self, x: Tensor) -> Tensor:

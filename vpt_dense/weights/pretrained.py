@@ -30,6 +30,7 @@ _PREFERRED = ('base_encoder', 'teacher', 'backbone', 'encoder', 'visual', 'model
 _STAGE_NORMS = tuple(f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias'))
 _OPTIONAL = {
     'vit': ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'cls_token'),
+    'eva02': ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'cls_token'),
     'swin': _STAGE_NORMS,
     'convnext': _STAGE_NORMS,
 }
@@ -64,6 +65,7 @@ _KERNELS = (
 #: What to set where the weights are those of another size.
 _SIZES = {
     'vit': 'model.backbone.arch, patch_size and final_norm',
+    'eva02': 'model.backbone.arch, patch_size and final_norm',
     'swin': 'model.backbone.arch and patch_size',
     'resnet': 'model.backbone.depth, stem_channels and base_channels',
     'convnext': 'model.backbone.arch and stem_patch_size',
@@ -141,8 +143,8 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     same on every machine.
 
     Args:
-        backbone: A backbone with ``weights_family``: 'vit', 'swin', 'resnet' or 'convnext', with
-            mmpretrain's names. Of its ``init_cfg``, if that is a
+        backbone: A backbone with ``weights_family``: 'vit', 'eva02', 'swin', 'resnet' or
+            'convnext', with mmpretrain's names. Of its ``init_cfg``, if that is a
             ``dict(type='Pretrained', ...)`` with this checkpoint, further keys are read:
             ``allow_missing``, regular expressions of tensors that may stay at their random start;
             ``source_grid``, the (rows, columns) of the file's position embedding where it is not
@@ -167,8 +169,8 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
             'file of pretrained weights; name it in load_from, with new_heads=True for another '
             'task, or complete it with tools/delta.py merge'
         )
-    layout, prefix = _recognise(source, checkpoint, options.get('prefix'))
     family = backbone.weights_family
+    layout, prefix = _recognise(source, checkpoint, options.get('prefix'), family)
     if layout.family != family:
         raise UserError(
             f'{checkpoint} holds a {layout.family} ({layout.name} format), the backbone '
@@ -274,12 +276,12 @@ def _options(backbone: nn.Module, checkpoint: str, keys: dict | None) -> dict:
 
 
 def _recognise(
-    source: dict[str, Tensor], checkpoint: str, wanted: str | None
+    source: dict[str, Tensor], checkpoint: str, wanted: str | None, family: str
 ) -> tuple[Layout, str]:
     """Find the format, and what stands before the backbone's names."""
     for layout in LAYOUTS:
         prefixes = layout.prefixes(source)
-        if not prefixes:
+        if not prefixes or (layout.own_family_alone and layout.family != family):
             continue
         if layout.refused:
             raise UserError(
@@ -635,6 +637,7 @@ def _fit_windows(
 #: What is done to the tensors of a family after their conversion, in this order.
 _FITS = {
     'vit': (_fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
+    'eva02': (_fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
     'swin': (_fit_windows, _fit_bands, _fit_patches, _fit_prompted_channels),
     'resnet': (_fit_bands, _fit_prompted_channels),
     'convnext': (_fit_bands, _fit_patches, _fit_prompted_channels),

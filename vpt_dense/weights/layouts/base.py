@@ -44,8 +44,10 @@ class Layout(NamedTuple):
             pairs, for another order of axes or another shape. Applied before parts are joined.
         zeros: Names of the target that are zero in the format's own model where the file lacks
             them (no patch bias, say).
-        family: Which backbones take it: 'vit', 'swin', 'resnet' or 'convnext' (their
+        family: Which backbones take it: 'vit', 'eva02', 'swin', 'resnet' or 'convnext' (their
             ``weights_family``).
+        own_family_alone: Whether it is looked for where the backbone is of its family alone, as
+            another family has the same names.
         refused: Why this format cannot be loaded; empty: it can.
     """
 
@@ -57,6 +59,7 @@ class Layout(NamedTuple):
     transforms: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
     zeros: tuple[str, ...] = ()
     family: str = 'vit'
+    own_family_alone: bool = False
     refused: str = ''
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
