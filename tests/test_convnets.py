@@ -191,6 +191,15 @@ def test_norms_of_further_outputs_are_named(tmp_path):
     convnext(**maps, init_cfg=init).init_weights()
 
 
+def test_a_convnext_may_have_another_number_of_stages():
+    """Upstream counts from the fourth: its last output of five is that of the fourth."""
+    arch = dict(depths=[1] * 5, channels=[8, 8, 8, 8, 16])
+    assert convnext(arch=arch).out_indices == [4]
+    model = convnext(arch=arch, out_indices=(0, -1), gap_before_final_norm=False).eval()
+    assert [out.shape for out in model(images(1, 3, 64, 64))] == [(1, 8, 16, 16), (1, 16, 1, 1)]
+    assert model.map_strides() == [(4, 4), (64, 64)]
+
+
 @pytest.mark.parametrize(('build', 'wrong', 'message'), [
     (resnet, dict(depth=101), r'ResNet\(arch of 33 layers, .*Set model\.backbone\.depth'),
     (convnext, dict(arch=dict(depths=[1] * 4, channels=ARCH['channels'])),

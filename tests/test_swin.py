@@ -250,6 +250,14 @@ def test_recomputing_changes_nothing_and_keeps_less(recompute, prompt, how):
     assert kept[1] < 0.6 * kept[0]
 
 
+def test_some_stages_may_be_recomputed():
+    stages = [dict(block_cfgs=dict(with_cp=s == 1)) for s in range(4)]
+    model = swin(stage_cfgs=stages)
+    assert [block.module.recompute for block in model.blocks()] == [
+        'block' if block.name.startswith('stages.1.') else None for block in model.blocks()]
+    assert all(block.module.with_cp for block in swin(with_cp=True).blocks())
+
+
 @pytest.mark.parametrize('options', [{}, dict(with_cp=True), dict(memory='lean')], ids=str)
 def test_without_prompts_it_is_upstream_bit_for_bit(options):
     """At sizes that need padding, with outputs after merging and stochastic depth too."""

@@ -405,6 +405,19 @@ def test_swin_of_mmseg(tmp_path, size):
             torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
+def test_swin_of_the_first_mmcls(tmp_path):
+    """Its last norm has no number; mmpretrain's own class renames it likewise."""
+    theirs = mmpretrain_swin()
+    state = {n.replace('norm3.', 'norm.'): t for n, t in theirs.state_dict().items()}
+    torch.save({'state_dict': state}, tmp_path / 'mmcls.pth')
+    ours = swin()
+    load_pretrained(ours, str(tmp_path / 'mmcls.pth'))
+    theirs.eval(), ours.eval()  # theirs returns None
+    x = images(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(ours(x)[0], theirs(x)[0])
+
+
 def mmpretrain_swin(**kwargs) -> nn.Module:
     cfg = dict(type='mmpretrain.SwinTransformer', arch=SWIN, img_size=224)
     return randomise(MODELS.build({**cfg, **kwargs}))

@@ -61,15 +61,15 @@ class ConvNeXt(ConvolutionalBackbone, backbones.ConvNeXt):
     ) -> None:
         self.refuse_frozen_stages(kwargs, 1, r"trainable=[r'^stages\.3\.', r'^norm3\.']")
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
-        check_stages(indices, 4, from_end=True)
+        stages = len(arch['depths']) if isinstance(arch, dict) and 'depths' in arch else 4
+        check_stages(indices, stages, from_end=True)
         front, in_channels = self.build_front(prompt, image_prompt, img_size, in_channels)
         if init_cfg is not None:  # else the parent's own
             kwargs['init_cfg'] = init_cfg
         super().__init__(
             arch=arch,
             in_channels=in_channels,
-            # A list, since the parent writes the resolved negative indices into it.
-            out_indices=list(indices),
+            out_indices=[index % stages for index in indices],  # the parent counts from the fourth
             gap_before_final_norm=gap_before_final_norm,
             **kwargs,
         )

@@ -46,7 +46,8 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
             away compute nothing but keys and values for their prompts, which is exact. 'tokens':
             prompts pass through every block like other tokens, for comparison.
         memory: 'default' or 'lean': as in :class:`vpt_dense.backbones.VisionTransformer`.
-        with_cp: Recompute every block in backward from its input.
+        with_cp: Recompute every block in backward from its input; ``stage_cfgs`` can say it for
+            some.
         patch_cfg: Further arguments of mmpretrain's ``PatchEmbed``.
         init_cfg: ``dict(type='Pretrained', checkpoint=ADDRESS)`` loads pretrained weights of any
             known format of a Swin; a tensor that is missing, left over or of another shape is an
@@ -91,8 +92,8 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
         check_stages(kwargs.get('out_indices', (3,)), stages)
         front, sizes = self.build_front(
             image_prompt, img_size, patch_size, in_channels, patch_cfg or {})
-        super().__init__(init_cfg=init_cfg, **sizes, **kwargs)
-        self.tune(prompt, front, adapters, trainable, prompts_as, memory, with_cp)
+        super().__init__(init_cfg=init_cfg, with_cp=with_cp, **sizes, **kwargs)
+        self.tune(prompt, front, adapters, trainable, prompts_as, memory)
 
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
         """See :meth:`TokenBackbone.named_blocks`."""

@@ -145,7 +145,8 @@ class TokenBackbone(TunedBackbone):
             trainable: As there.
             prompts_as: 'keys_values' or 'tokens'.
             memory: 'default' or 'lean'.
-            with_cp: Recompute every block in backward from its input.
+            with_cp: Recompute every block in backward from its input, where the blocks of the
+                parent do not know.
 
         Raises:
             ValueError: As there, or if one of the others is out of its range.
@@ -153,7 +154,7 @@ class TokenBackbone(TunedBackbone):
         blocks = [block for _, block in self.named_blocks()]
         for block in blocks:
             self.block_class.adopt(block)
-            block.recompute = what_to_recompute(memory, with_cp)
+            block.recompute = what_to_recompute(memory, getattr(block, 'with_cp', with_cp))
         built = None
         if prompt is not None:
             self.check_part('prompt', prompt)

@@ -61,6 +61,7 @@ TIMM_SWIN = Layout(
 MM_SWIN = Layout(
     name='OpenMMLab Swin',
     signature='stages.*.blocks.*.attn.w_msa.qkv.weight',
+    rules=(('norm.', 'norm3.'),),  # of the first mmcls
     ignored=(r'^head\.', _FIXED),
     family='swin',
 )
