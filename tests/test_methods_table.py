@@ -37,7 +37,7 @@ def test_counts_by_formula(table):
     assert rows['bias'][5] == '102,912' and rows['partial-1'][5] == '7,089,408'
     assert rows['full'][5] == '85,798,656' and rows['full'][6] == '304,147,456'
     assert rows['lora'][4] == 'yes' and rows['deep-lora'][4] == 'adapters'
-    assert rows['samples'][2] == rows['cls/prototypes'][2] == 'ViT'  # as their hook says
+    assert rows['samples'][2] == rows['prototypes'][2] == 'ViT'  # as their hook says
     assert rows['head'][2] == 'ViT, Swin, ResNet, ConvNeXt' and rows['cls-token'][2] == 'ViT'
 
 
