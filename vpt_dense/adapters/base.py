@@ -1,15 +1,13 @@
 """The contract between an adapter and a backbone."""
 
 import re
-from abc import ABCMeta
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from vpt_dense.prompts import TokenLayout
+from vpt_dense.prompts import Part
 from vpt_dense.tuning import OUTPUT_NORM, is_added
 
 
@@ -53,7 +51,7 @@ class Change(nn.Module):
     """
 
 
-class Adapter(BaseModule, metaclass=ABCMeta):
+class Adapter(Part):
     """Changes what the blocks of a frozen backbone compute.
 
     An adapter is built with the backbone (``backbone.adapters`` holds all of them, in the order of
@@ -74,14 +72,12 @@ class Adapter(BaseModule, metaclass=ABCMeta):
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Attributes:
-        needs: What a backbone must offer, of :data:`vpt_dense.tuning.OFFERS`; others refuse it.
         mergeable: Whether :meth:`merge` can put what it does into the backbone's own weights.
         merged: Whether it has.
         changes_inputs: Whether its hooks change what goes into linear layers, not what comes out.
             Of several adapters on one layer these act first, wherever they are in the list.
     """
 
-    needs: frozenset[str] = frozenset({'tokens'})
     mergeable = False
     changes_inputs = False
     merged = False
@@ -89,30 +85,9 @@ class Adapter(BaseModule, metaclass=ABCMeta):
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
 
-    def start_from(self, backbone: nn.Module) -> None:
-        """Take starting values from the backbone, whose weights have just been initialised."""
-
-    def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
-        """Change the tokens about to enter a block, (B, F + P + N, C).
-
-        Args:
-            x: The tokens.
-            layer: Index of the block, counted through all stages.
-            layout: What the tokens are.
-        """
-        return x
-
     def after_attention(self, x: Tensor, layer: int) -> Tensor:
         """Change the tokens between attention and MLP, (B, n, C), the residual already added."""
         return x
-
-    def after_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
-        """Change what a block puts out, (B, F + P + N, C)."""
-        return x
-
-    def after_backbone(self, outs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
-        """Change the features: what the backbone is about to return for a batch of images."""
-        return outs
 
     def merge(self, backbone: nn.Module) -> None:
         """Put what this adapter does into the backbone's weights and take its hooks off.

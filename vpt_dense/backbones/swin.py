@@ -23,9 +23,11 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
     With one, every window of a block attends to the prompts of its image beside its own patches
     (:class:`vpt_dense.backbones.swin_block.PromptedShiftWindowMSA`). Prompts that flow on from a
     block (VPT-shallow) are averaged over the windows of their image and merged between stages as
-    four equal patches would be. Outputs never contain prompts: a classifier pools the patches,
-    where the original pools prompts and patches. ``pad_small_map=True`` is what segmentation
-    needs: windows stay whole where the map is smaller than one, as in mmseg.
+    four equal patches would be. It puts out a map (B, C_s, H / s, W / s) for each stage of
+    ``out_indices``, s = 4, 8, 16, 32 pixels for patches of 4, which never contain prompts: a
+    classifier pools the patches, where the original pools prompts and patches.
+    ``pad_small_map=True`` is what segmentation needs: windows stay whole where the map is smaller
+    than one, as in mmseg.
 
     Args:
         img_size: Training image size in pixels, a number or (height, width). Other sizes work.
@@ -114,18 +116,6 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
             merged = i + (self.out_after_downsample and self.stages[i].downsample is not None)
             strides.append((height * 2**merged, width * 2**merged))
         return strides
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps of a batch of images.
-
-        Args:
-            x: Images, (B, in_channels, H, W).
-
-        Returns:
-            One map (B, C_s, H / s, W / s) for each stage of ``out_indices``, s = 4, 8, 16, 32
-            pixels for patches of 4. Prompts are never among the outputs.
-        """
-        return super().forward(x)
 
     def embed(self, images: Tensor) -> tuple[Tensor, TokenLayout]:
         """See :meth:`TokenBackbone.embed`."""

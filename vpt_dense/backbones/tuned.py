@@ -43,13 +43,9 @@ class TunedBackbone(FrozenBase):
     def refuse_frozen_stages(kwargs: dict, least: int, way_out: str) -> None:
         """Refuse mmpretrain's way to say what trains.
 
-        Args:
-            kwargs: Arguments of the parent.
-            least: From which ``frozen_stages`` on it freezes something.
-            way_out: An example of ``trainable``.
-
         Raises:
-            ValueError: If it would; the message names ``frozen_stages``.
+            ValueError: If ``frozen_stages`` among the parent's arguments is ``least`` or more, from
+                where on it freezes something; ``way_out`` is an example of ``trainable``.
         """
         found = kwargs.get('frozen_stages', -1)
         if found >= least:
@@ -151,7 +147,7 @@ class TunedBackbone(FrozenBase):
         if key not in right:
             way_out = f'list it under `{right[0]}`' if right else 'it is no method of tuning'
             raise ValueError(f'{key}: {name} does not belong here; {way_out}')
-        lacking = [words for offer, words in OFFERS.items() if offer in part.needs - self.offers]
+        lacking = [OFFERS.get(need, need) for need in sorted(part.needs - self.offers)]
         if lacking:
             raise ValueError(
                 f'{key}: {name} needs {" and ".join(lacking)}, {type(self).__name__} has none')

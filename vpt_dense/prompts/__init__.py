@@ -1,6 +1,6 @@
 """Prompts: objects that yield tokens for the blocks of a transformer. They know no backbone."""
 
-from vpt_dense.prompts.base import Prompt, Site, TokenLayout
+from vpt_dense.prompts.base import Part, Prompt, Site, TokenLayout
 from vpt_dense.prompts.e2vpt_prompt import E2VPTPrompt
 from vpt_dense.prompts.folded_prompt import FoldedPrompt
 from vpt_dense.prompts.gated_prompt import GatedPrompt
@@ -12,6 +12,6 @@ from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.prompts.vapt_prompt import VAPTPrompt
 
 __all__ = [
-    'E2VPTPrompt', 'FoldedPrompt', 'GatedPrompt', 'PixelPrompt', 'PrefixPrompt', 'Prompt',
-    'ResidualPrompt', 'Site', 'StagePrompts', 'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
+    'E2VPTPrompt', 'FoldedPrompt', 'GatedPrompt', 'Part', 'PixelPrompt', 'PrefixPrompt',
+    'Prompt', 'ResidualPrompt', 'Site', 'StagePrompts', 'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
 ]

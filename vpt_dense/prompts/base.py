@@ -65,7 +65,44 @@ class TokenLayout(NamedTuple):
         return tokens, TokenLayout(self.num_first, number, self.grid)
 
 
-class Prompt(BaseModule, metaclass=ABCMeta):
+class Part(BaseModule, metaclass=ABCMeta):
+    """What tuning adds to the blocks of a backbone: a prompt or an adapter.
+
+    The backbone calls its methods in the places that they are named after.
+
+    Attributes:
+        needs: What a backbone must offer, of :data:`vpt_dense.tuning.OFFERS`; others refuse it.
+    """
+
+    needs: frozenset[str] = frozenset({'tokens'})
+
+    def start_from(self, backbone: nn.Module) -> None:
+        """Take starting values from the backbone, whose weights have just been initialised.
+
+        Args:
+            backbone: The backbone that it belongs to, with its pretrained weights.
+        """
+
+    def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """Change the tokens about to enter a block, (B, F + P + N, C).
+
+        Args:
+            x: The tokens; prompts are those that earlier blocks left there.
+            layer: Index of the block, counted through all stages.
+            layout: What the tokens are.
+        """
+        return x
+
+    def after_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """Change what a block puts out, (B, F + P + N, C)."""
+        return x
+
+    def after_backbone(self, outs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
+        """Change the features: what the backbone is about to return for a batch of images."""
+        return outs
+
+
+class Prompt(Part):
     """Yields the prompt tokens of a transformer, block by block.
 
     A prompt knows no backbone: the backbone that builds it fills in ``site``, the blocks that it
@@ -74,13 +111,11 @@ class Prompt(BaseModule, metaclass=ABCMeta):
     (:class:`vpt_dense.prompts.StagePrompts`).
 
     Attributes:
-        needs: What a backbone must offer, of :data:`vpt_dense.tuning.OFFERS`; others refuse it.
         depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not have
             keys and values that can be stored in their place (``tools/delta.py fold``).
         first_layer: The first block that prompts may enter.
     """
 
-    needs: frozenset[str] = frozenset({'tokens'})
     depends_on_input = True
     first_layer = 0
 
@@ -93,13 +128,6 @@ class Prompt(BaseModule, metaclass=ABCMeta):
 
         Raises:
             ValueError: If so; the message names the key.
-        """
-
-    def start_from(self, backbone: nn.Module) -> None:
-        """Take starting values from the backbone, whose weights have just been initialised.
-
-        Args:
-            backbone: The backbone that this prompt belongs to, with its pretrained weights.
         """
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> object:
@@ -137,18 +165,6 @@ class Prompt(BaseModule, metaclass=ABCMeta):
             place of the prompts in ``x``. P may be 0 (the prompts in ``x`` are removed). None:
             whatever prompts ``x`` holds flow on as ordinary tokens.
         """
-
-    def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
-        """Change the tokens about to enter a block, (B, F + P + N, C), before :meth:`forward`."""
-        return x
-
-    def after_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
-        """Change what a block puts out, (B, F + P + N, C)."""
-        return x
-
-    def after_backbone(self, outs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
-        """Change the features: what the backbone is about to return for a batch of images."""
-        return outs
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Return keys and values that all tokens of a block attend to, beside its tokens.
