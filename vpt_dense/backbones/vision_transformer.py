@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
 from vpt_dense.adapters.base import output_norms
-from vpt_dense.arguments import to_pair
+from vpt_dense.arguments import check_stages, to_pair
 from vpt_dense.backbones.beside import is_watched
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.backbones.half_precision import hold_frozen_in
@@ -109,11 +109,9 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
     ) -> None:
         self.refuse_frozen_stages(kwargs, 1, r"trainable=[r'^layers\.(10|11)\.']")
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
-        is_list = isinstance(indices, Sequence) and not isinstance(indices, str)
-        if not is_list or not indices or not all(type(index) is int for index in indices):
-            raise ValueError(
-                f'out_indices must be the index of a block or a list of them, found {out_indices!r}'
-            )
+        known = arch if isinstance(arch, dict) else self.arch_zoo.get(str(arch).lower(), {})
+        if 'num_layers' in known:  # else the parent says so
+            check_stages(indices, known['num_layers'], from_end=True)
         patch_hw = to_pair('patch_size', patch_size)
         image_hw = to_pair('img_size', img_size)
         sizes = list(zip(image_hw, patch_hw, strict=True))
@@ -121,27 +119,15 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
             nearest = tuple(max(round(image / patch), 1) * patch for image, patch in sizes)
             raise ValueError(
                 f'img_size {image_hw} is not a multiple of patch_size {patch_hw}; the nearest '
-                f'that is: {nearest}'
-            )
+                f'that is: {nearest}')
         front, sizes = self.build_front(
             image_prompt, image_hw, patch_hw, in_channels, patch_cfg or {})
+        # A list, since the parent writes the resolved negative indices into it.
         super().__init__(
-            arch=arch,
-            # A list, since the parent writes the resolved negative indices into it.
-            out_indices=list(indices),
-            init_cfg=init_cfg,
-            **sizes,
-            **kwargs,
-        )
-        if any(not 0 <= index < self.num_layers for index in self.out_indices):
-            raise ValueError(
-                f'out_indices {out_indices} must lie in [-{self.num_layers}, {self.num_layers}) '
-                f'for a backbone of {self.num_layers} layers'
-            )
+            arch=arch, out_indices=list(indices), init_cfg=init_cfg, **sizes, **kwargs)
         if type(num_registers) is not int or num_registers < 0:
             raise ValueError(
-                f'num_registers must be a number of tokens, 0 or more, found {num_registers!r}'
-            )
+                f'num_registers must be a number of tokens, 0 or more, found {num_registers!r}')
         self.num_registers = num_registers
         if num_registers:
             self.register_tokens = nn.Parameter(torch.empty(1, num_registers, self.embed_dims))
@@ -171,15 +157,11 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         return [patch] * len(self.out_indices) if self.out_type == 'featmap' else []
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features of a batch of images.
-
-        Args:
-            x: Images, (B, in_channels, H, W).
+        """See :meth:`TokenBackbone.forward`.
 
         Returns:
             One tensor for each of ``out_indices``, by ``out_type``: 'cls_token', 'avg_tokens' and
-            'avg_featmap' (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + R + N, C). N
-            counts patches: prompts are never among the outputs.
+            'avg_featmap' (B, C); 'featmap' (B, C, H / ph, W / pw); 'raw' (B, cls + R + N, C).
         """
         kind = x.device.type
         if self.frozen_dtype is not None and not torch.is_autocast_enabled(kind):
@@ -255,8 +237,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
             raise ValueError(
                 f'pool={self.pool!r} needs prompts, but those of {type(self.prompt).__name__} are '
                 f'not among the tokens behind block {without[0]} of out_indices='
-                f"{self.out_indices}; take other blocks or prompts, or pool='patches'"
-            )
+                f"{self.out_indices}; take other blocks or prompts, or pool='patches'")
 
     def _mean(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """The mean of some tokens of (B, F + P + N, C), (B, C)."""
