@@ -9,8 +9,10 @@ from methods import build_at_start
 from mmengine.registry import MODELS
 from utils import ROOT, TINY_ARCH, images, randomise, tiny_vit
 
-from vpt_dense.prompts import Prompt, Site
+from vpt_dense.backbones import PromptedVisionTransformer
+from vpt_dense.prompts import Prompt, Site, TokenPrompt
 from vpt_dense.tuning import ADDED
+from vpt_dense.weights import stored_config
 
 TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
 D, LAYERS = 64, 4  # width and depth; the MLP is 128 = 2 D wide
@@ -298,6 +300,21 @@ def test_initial_range_is_the_papers(patch, dims, project, bound):
 def test_bad_arguments_are_named(options, message):
     with pytest.raises((ValueError, AssertionError), match=message):
         tiny_vit(**options)
+
+
+def test_the_first_name_stays():
+    """Configs and checkpoints have it, and are of the same model as those with the new one."""
+    first, second = (dict(type=f'vpt_dense.{name}VisionTransformer') for name in ('Prompted', ''))
+    assert MODELS.get(first['type']) is MODELS.get(second['type']) is PromptedVisionTransformer
+    assert stored_config.difference(dict(backbone=first), dict(backbone=second), 'model') == ''
+
+
+def test_a_need_that_no_backbone_offers_is_named():
+    class Odd(TokenPrompt):
+        needs = frozenset({'tokens', 'wings'})
+
+    with pytest.raises(ValueError, match='prompt: Odd needs wings, VisionTransformer has none'):
+        tiny_vit(prompt=dict(type=Odd, num_tokens=3))
 
 
 def test_unknown_prompt_type_is_named():
