@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from utils import ROOT
 
 from vpt_dense import files
-from vpt_dense.engine import checkpoints
 from vpt_dense.engine.runner import Runner
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import CheckpointHook
+from vpt_dense.weights import checkpoints
 
 # --- runs that take a fraction of a second ---------------------------------------------------
 

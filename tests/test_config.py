@@ -13,11 +13,11 @@ from tool_helpers import write_leaf
 from torch._utils import ExceptionWrapper
 from utils import CONFIGS, LEAVES
 
-from vpt_dense import config, hub, params, preflight, tree
-from vpt_dense.engine import checkpoints
+from vpt_dense import config, params, preflight, tree
+from vpt_dense.checkpoints import hub
 from vpt_dense.engine.runner import NamingPipeline
 from vpt_dense.errors import UserError, explain, main
-from vpt_dense.weights import reading
+from vpt_dense.weights import checkpoints, reading
 
 
 @pytest.mark.parametrize('path', LEAVES)

@@ -10,8 +10,9 @@ from torch import nn
 from utils import CONFIGS, images, in_scope, load, randomise
 
 from vpt_dense import config, params
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas, load_pretrained
+from vpt_dense.weights import load_pretrained
 from vpt_dense.weights.base import KEY
 
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)

@@ -19,8 +19,9 @@ from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, images, in_scope, randomise, tiny_vit
 
 from vpt_dense import config, files, params
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas, stored_config
+from vpt_dense.weights import stored_config
 from vpt_dense.weights.base import KEY, Base, fingerprint
 
 DEEP = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)

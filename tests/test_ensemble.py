@@ -17,14 +17,12 @@ from test_deltas import train as train_leaf
 from tool_helpers import run_tool, tiny_folder
 from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise, tiny_vit
 
-from vpt_dense import config, files
-from vpt_dense.engine import seeding
-from vpt_dense.ensemble import assembly
+from vpt_dense import config, files, seeding
+from vpt_dense.checkpoints import assembly, deltas
 from vpt_dense.ensemble import settings as ensemble_settings
 from vpt_dense.ensemble.heads import mean_probability
 from vpt_dense.ensemble.sampler import EnsembleSampler
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
 from vpt_dense.weights.base import KEY
 
 CLASSES = 4

@@ -15,11 +15,11 @@ from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise
 
 import vpt_dense
 from vpt_dense import config, files
+from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import raster
 from vpt_dense.deploy import card as cards
 from vpt_dense.deploy import exporting, onnx_model
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
 
 onnx = pytest.importorskip('onnx')
 runtime = pytest.importorskip('onnxruntime')

@@ -16,9 +16,10 @@ from utils import images, randomise, tiny_vit
 
 from vpt_dense import files
 from vpt_dense.adapters import merge_adapters
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
-from vpt_dense.weights import deltas, stored_config
+from vpt_dense.weights import stored_config
 
 ADAPTERS = {
     'lora': dict(type='vpt_dense.LoRA', rank=2, alpha=3, targets=[r'\.(qkv|proj|fc1|fc2)$']),

@@ -14,9 +14,9 @@ from tool_helpers import tiny_folder as tiny_masks
 from torch import nn
 
 from vpt_dense import config, recomputing, tooling
-from vpt_dense.engine import checkpoints
 from vpt_dense.engine.runner import Runner
 from vpt_dense.hooks import GradientHook
+from vpt_dense.weights import checkpoints
 
 
 @pytest.fixture(scope='module')

@@ -308,7 +308,7 @@ def read_state_dict(path, tmp_path):
 
 
 def verify(path, tmp_path):
-    from vpt_dense.engine import checkpoints
+    from vpt_dense.weights import checkpoints
 
     checkpoints.read(str(path))
 

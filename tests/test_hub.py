@@ -14,9 +14,9 @@ import torch
 import yaml
 from tool_helpers import run_tool
 
-from vpt_dense import files, hub
+from vpt_dense import files
+from vpt_dense.checkpoints import deltas, hub
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
 from vpt_dense.weights.base import KEY, Base
 
 TOKEN = 'hf_test'

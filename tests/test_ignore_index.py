@@ -14,9 +14,9 @@ from utils import CONFIGS, LEAVES, in_scope
 
 from vpt_dense import config
 from vpt_dense.datasets import checks
-from vpt_dense.engine import checkpoints
 from vpt_dense.errors import UserError
 from vpt_dense.visualization import ours
+from vpt_dense.weights import checkpoints
 
 #: On top of the tiny leaf: everything that fills borders or counts labels.
 EXTRA = """

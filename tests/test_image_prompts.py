@@ -6,9 +6,10 @@ from mmengine.registry import MODELS
 from utils import images, randomise, tiny_vit
 
 from vpt_dense import config
+from vpt_dense.checkpoints import deltas
 from vpt_dense.image_prompts import PadPrompt
 from vpt_dense.image_prompts.base import MEAN, STD
-from vpt_dense.weights import deltas, load_pretrained
+from vpt_dense.weights import load_pretrained
 
 MEAN, STD = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
 

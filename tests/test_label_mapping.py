@@ -13,10 +13,10 @@ from tool_helpers import forget_runs
 from utils import CONFIGS, randomise
 
 from vpt_dense import config, files
+from vpt_dense.checkpoints import deltas
 from vpt_dense.engine.runner import Runner
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import label_mapping_hook
-from vpt_dense.weights import deltas
 
 LEAF = CONFIGS / 'vpt' / 'resnet-50_lor-vp-ilm_imagefolder.py'
 

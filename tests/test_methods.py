@@ -12,8 +12,8 @@ from torch import nn
 from utils import CONFIGS, images, randomise
 
 from vpt_dense import files
+from vpt_dense.checkpoints import deltas
 from vpt_dense.tuning import ADDED, is_added
-from vpt_dense.weights import deltas
 from vpt_dense.weights.base import KEY
 
 case = pytest.mark.parametrize(('name', 'family', 'task'), CASES)

@@ -12,9 +12,9 @@ from torch import nn
 from utils import CONFIGS, in_scope
 
 from vpt_dense import config, files
-from vpt_dense.engine import checkpoints
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
+from vpt_dense.weights import checkpoints
 
 #: Two classes in place of 150, and a head that is of another kind.
 OTHER = {

@@ -19,8 +19,9 @@ from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT
 
 from vpt_dense import files, outputs
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas, stored_config
+from vpt_dense.weights import stored_config
 
 
 def save(cfg: Config, path: Path) -> None:

@@ -5,8 +5,8 @@ import torch
 from test_reference import TOLERANCE, ours, prompt_tensors, read, under
 from utils import images, randomise, tiny_vit
 
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
 
 DEEP = dict(type='vpt_dense.TokenPrompt', num_tokens=5, deep=True)
 SHALLOW = dict(type='vpt_dense.TokenPrompt', num_tokens=5)

@@ -22,18 +22,14 @@ from utils import CONFIGS, ROOT, randomise
 
 import vpt_dense
 from vpt_dense import config, files
+from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import raster
+from vpt_dense.datasets.label_maps import annotation_ids, ignored_id
 from vpt_dense.errors import UserError
 from vpt_dense.predicting import inputs, writing
 from vpt_dense.predicting import model as predicting
-from vpt_dense.predicting.results import (
-    Classification,
-    Segmentation,
-    annotation_ids,
-    ignored_id,
-)
+from vpt_dense.predicting.results import Classification, Segmentation
 from vpt_dense.segmentors import tiles
-from vpt_dense.weights import deltas
 
 CLS = """
 _base_ = '{base}'
@@ -725,7 +721,7 @@ CHILD = """
 import sys
 import numpy as np
 import vpt_dense
-from vpt_dense.memory import resident_peak
+from vpt_dense.machine import resident_peak
 predictor = vpt_dense.load(sys.argv[1], cfg_options={'model.test_cfg.crop_size': (256, 256),
                                                      'model.test_cfg.stride': (192, 192)})
 predictor.predict(np.zeros((32, 32, 3), np.uint8))

@@ -16,8 +16,8 @@ from utils import CONFIGS, ROOT
 
 from vpt_dense import visualization
 from vpt_dense.datasets.checks import label_table, read_mask
+from vpt_dense.datasets.label_maps import annotation_ids
 from vpt_dense.datasets.names import image_names, picture_names
-from vpt_dense.predicting.results import annotation_ids
 
 #: Number of classes, reduce_zero_label, label_map -> the labels in the files.
 IDS = {

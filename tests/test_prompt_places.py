@@ -10,8 +10,8 @@ from test_reference import TOLERANCE, ours, read, under
 from utils import images, randomise, tiny_vit
 
 from vpt_dense import config
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
 
 ADD = dict(type='vpt_dense.AddPrompt')
 PIXELS = dict(type='vpt_dense.PixelPrompt', num_tokens=5)

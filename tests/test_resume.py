@@ -10,7 +10,7 @@ from processes import run_two
 from resume_runs import IMAGES, differences, final, settings, train
 from utils import make_ade_folder
 
-from vpt_dense.engine import seeding
+from vpt_dense import seeding
 
 #: Name -> (workers before, workers after the resume, loop, stopped after, options).
 CASES = {

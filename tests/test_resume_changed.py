@@ -9,9 +9,9 @@ from tool_helpers import run_tool, write_leaf
 from utils import make_ade_folder
 
 from vpt_dense import files
+from vpt_dense.checkpoints import deltas
 from vpt_dense.engine import resuming
 from vpt_dense.errors import UserError
-from vpt_dense.weights import deltas
 
 STOP = 4
 LORA = [dict(type='vpt_dense.LoRA', rank=2, alpha=4)]

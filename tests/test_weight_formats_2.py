@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import nn
 from utils import TINY_ARCH, images, randomise, tiny_vit
 
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import compute, deltas, load_pretrained
+from vpt_dense.weights import compute, load_pretrained
 from vpt_dense.weights.original import load_vpt
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)

@@ -30,7 +30,7 @@ def export(checkpoint, out, metadata):
     """
     from safetensors.torch import save_file
 
-    from vpt_dense.engine import checkpoints
+    from vpt_dense.weights import checkpoints
 
     state = checkpoints.read(str(checkpoint))['state_dict']
     prefix = 'backbone.'

@@ -38,7 +38,7 @@ ALLOW_PICKLE = 'VPT_DENSE_ALLOW_PICKLE'
 _COMMENT = re.compile(rb'sha256:([0-9a-f]{64})\Z')
 _COMMENT_LENGTH = 7 + 64
 
-#: How ``format`` in the metadata of a delta begins, see :mod:`vpt_dense.weights.deltas`.
+#: How ``format`` in the metadata of a delta begins, see :mod:`vpt_dense.checkpoints.deltas`.
 DELTA = 'vpt_dense delta'
 
 #: In the names of files that are being written; what is left of them has lost its process.

@@ -5,12 +5,8 @@ have shapes, types and storages, and no numbers. Every operation is the one that
 machine, so what autograd keeps is what it keeps there; it takes a second at any size.
 """
 
-import re
-import resource
-import sys
 import weakref
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,16 +37,6 @@ _SIZED_BY = {
     'Resize': ('scale', True),
     'Pad': ('size', True),
 }
-
-
-def resident_peak() -> int:
-    """The most memory that this process has held, in bytes."""
-    status = Path('/proc/self/status')
-    if status.is_file():
-        # Not getrusage: it counts the peak of the process that started this one too.
-        return int(re.search(r'^VmHWM:\s*(\d+) kB', status.read_text(), re.M)[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def estimate(cfg: Config) -> dict[str, Any]:

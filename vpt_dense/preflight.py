@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from vpt_dense import machine
 from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
@@ -57,7 +58,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     """
     from vpt_dense import files
 
-    check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    machine.check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
     check_parts(cfg, mode)
     check_values(cfg)
     check_model(cfg.get('model') or {})
@@ -86,18 +87,6 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
         for dataset in leaf_datasets(cfg.get(f'{split}_dataloader')):
             check_dataset(dataset, split)
     check_work_dir(cfg.work_dir)
-
-
-def check_gpus(asked: int) -> None:
-    """Compare the processes on this machine with its GPUs; without GPUs they run on the CPU."""
-    import torch
-
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if present and asked > present:
-        raise UserError(
-            f'asked for {asked} GPUs but this machine has {present} '
-            f'(CUDA_VISIBLE_DEVICES={os.environ.get("CUDA_VISIBLE_DEVICES", "not set")})'
-        )
 
 
 def check_work_dir(work_dir: str) -> None:

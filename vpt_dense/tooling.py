@@ -64,7 +64,7 @@ def find_checkpoint(path: str, work_dir: str) -> str:
         path: A file, an address, a folder (its last checkpoint) or ``auto`` (of ``work_dir``).
         work_dir: The run's folder.
     """
-    from vpt_dense.engine import checkpoints
+    from vpt_dense.weights import checkpoints
 
     if path == 'auto' or Path(path).is_dir():
         return checkpoints.find_last(work_dir if path == 'auto' else path)
@@ -87,7 +87,7 @@ def use_base(cfg: Config, path: str) -> None:
     Raises:
         UserError: If the config has no ``model.backbone``.
     """
-    from vpt_dense.weights import deltas
+    from vpt_dense.checkpoints import deltas
 
     backbone = (cfg.get('model') or {}).get('backbone')
     if not backbone:

@@ -35,8 +35,8 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
 from vpt_dense import errors, files
-from vpt_dense.engine import checkpoints
 from vpt_dense.engine.runner import Runner
+from vpt_dense.weights import checkpoints
 
 #: Seconds to wait for a process before it counts as hanging.
 PATIENCE = 120

@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vpt_dense import files, logging
 
     logging.filter_warnings()
-    from vpt_dense import hub
-    from vpt_dense.weights import deltas
+    from vpt_dense.checkpoints import deltas, hub
 
     if args.command == 'extract':
         deltas.write(deltas.extract(args.checkpoint, args.config, args.base, args.method), args.out)
@@ -131,7 +130,7 @@ def report(path: str) -> None:
 def show(path: str, tensors: bool) -> None:
     """Print what is in a file."""
     from vpt_dense import params
-    from vpt_dense.weights import deltas
+    from vpt_dense.checkpoints import deltas
 
     rows = deltas.describe(path)
     width = max(len(label) for label, _ in rows)

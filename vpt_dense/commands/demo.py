@@ -71,7 +71,7 @@ def load_model(method, work_dir):
     import mmseg.models  # noqa: F401  (fills the registries)
     from mmengine.registry import MODELS, DefaultScope
 
-    from vpt_dense.engine import checkpoints
+    from vpt_dense.weights import checkpoints
 
     logging.filter_warnings()  # the import has set its own
 

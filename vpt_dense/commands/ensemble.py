@@ -25,8 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vpt_dense import files, logging
 
     logging.filter_warnings()
-    from vpt_dense.ensemble import assembly
-    from vpt_dense.weights import deltas
+    from vpt_dense.checkpoints import assembly, deltas
 
     ensemble = assembly.assemble(args.deltas)
     deltas.write(ensemble, args.out)

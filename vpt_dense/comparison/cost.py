@@ -43,7 +43,7 @@ def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, DefaultScope
 
-    from vpt_dense import memory
+    from vpt_dense import machine, memory
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for owner in (cfg.model, cfg.model.get('backbone') or {}):
@@ -88,7 +88,7 @@ def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
     if device == 'cuda':
         peak, kind = torch.cuda.max_memory_allocated(), 'CUDA tensors'
     else:
-        peak, kind = memory.resident_peak(), 'resident memory of the process'
+        peak, kind = machine.resident_peak(), 'resident memory of the process'
     model.eval()
     with torch.no_grad():
         test_ms = median(model.test_step, test_batch_size)

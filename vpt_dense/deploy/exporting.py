@@ -18,11 +18,11 @@ from torch import Tensor, nn
 import vpt_dense
 from vpt_dense import files
 from vpt_dense.adapters import merge_adapters
+from vpt_dense.checkpoints import deltas
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.model import ModelPredictor
 from vpt_dense.tree import kind_of, leaf_datasets
-from vpt_dense.weights import deltas
 
 FORMATS = ('onnx', 'pt2')
 #: Largest difference to the model that an exported file may have, relative to the largest score.

@@ -19,15 +19,10 @@ from PIL import Image
 
 from vpt_dense import files
 from vpt_dense.datasets import checks, raster
+from vpt_dense.datasets.label_maps import id_type, to_ids
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
-from vpt_dense.predicting.results import (
-    Classification,
-    Result,
-    Segmentation,
-    id_type,
-    to_ids,
-)
+from vpt_dense.predicting.results import Classification, Result, Segmentation
 
 _CV2 = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bicubic=cv2.INTER_CUBIC,
             area=cv2.INTER_AREA, lanczos=cv2.INTER_LANCZOS4)

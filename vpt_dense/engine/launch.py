@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from vpt_dense import errors, preemption, preflight
+from vpt_dense import errors, machine, preemption
 
 #: Seconds for the other processes to end by themselves when one has ended in an error.
 GRACE = 10
@@ -28,7 +28,7 @@ def main() -> None:
         raise errors.UserError(f'usage: GPUS SCRIPT [ARGUMENT ...], GPUS a number; got {given}')
     count, script, *arguments = int(sys.argv[1]), *sys.argv[2:]
     nodes = int(os.environ.get('NNODES', 1))
-    preflight.check_gpus(count)
+    machine.check_gpus(count)
     if count <= 1 and nodes == 1:
         os.execv(sys.executable, [sys.executable, script, *arguments])
     count = max(count, 1)

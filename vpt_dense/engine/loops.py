@@ -10,7 +10,7 @@ from mmengine.runner import IterBasedTrainLoop as _IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader
 
-from vpt_dense.engine import seeding
+from vpt_dense import seeding
 from vpt_dense.errors import UserError
 
 

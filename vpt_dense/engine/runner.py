@@ -32,11 +32,12 @@ from vpt_dense import (
     params,
     preemption,
     recomputing,
+    seeding,
     visualization,
 )
+from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets.names import image_names
 from vpt_dense.engine import (
-    checkpoints,
     config_text,  # noqa: F401 - Config.pretty_text
     disk,
     distributed,
@@ -44,7 +45,6 @@ from vpt_dense.engine import (
     log_processor,
     loops,
     resuming,
-    seeding,
 )
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.hooks import accumulation_hook, plateau_hook
@@ -55,7 +55,7 @@ from vpt_dense.hooks.progress_hook import ProgressHook
 from vpt_dense.hooks.report_hook import versions
 from vpt_dense.hooks.seed_hook import SeedHook
 from vpt_dense.version import __version__
-from vpt_dense.weights import deltas
+from vpt_dense.weights import checkpoints
 
 # mmengine's runner calls it by this name.
 mmengine.runner.runner.turn_on_activation_checkpointing = recomputing.turn_on
@@ -108,7 +108,7 @@ class Runner(_Runner):
 
     - Without CUDA, several processes work (gloo, no device ids).
     - The console shows warnings only, until :func:`vpt_dense.logging.loud`.
-    - Checkpoints are read without executing code (:mod:`vpt_dense.engine.checkpoints`).
+    - Checkpoints are read without executing code (:mod:`vpt_dense.weights.checkpoints`).
     - A checkpoint that does not fit the model exactly is an error, not a warning.
     - Checkpoints are written completely or not at all (:mod:`vpt_dense.files`), their log history
       is bounded, and a ``CheckpointHook`` is :class:`vpt_dense.hooks.CheckpointHook`.
@@ -117,7 +117,7 @@ class Runner(_Runner):
     - Resuming is exact: a resumed run ends where the uninterrupted one does. What has changed in
       the config is told, holds, or is refused (:mod:`vpt_dense.engine.resuming`).
     - Checkpoints leave out the frozen tensors that come from pretrained weights, and find them
-      again when they are loaded (:mod:`vpt_dense.weights.deltas`).
+      again when they are loaded (:mod:`vpt_dense.checkpoints.deltas`).
     - ``activation_checkpointing`` works where no input of a module requires a gradient
       (:mod:`vpt_dense.recomputing`).
     - A ``work_dir`` in which another process runs is refused.
@@ -237,7 +237,7 @@ class Runner(_Runner):
             seed: As in mmengine.
             diff_rank_seed: As in mmengine.
             positions: Whether samples follow from ``seed`` and their place in the run
-                (:mod:`vpt_dense.engine.seeding`), as those of training must.
+                (:mod:`vpt_dense.seeding`), as those of training must.
         """
         if isinstance(dataloader, dict):
             dataset = dataloader['dataset']

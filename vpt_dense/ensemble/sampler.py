@@ -7,9 +7,9 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from vpt_dense.arguments import check_count
-from vpt_dense.engine.seeding import Position, PositionSampler
 from vpt_dense.ensemble.settings import check_seeds
 from vpt_dense.registry import DATA_SAMPLERS
+from vpt_dense.seeding import Position, PositionSampler
 
 
 @DATA_SAMPLERS.register_module()
@@ -17,7 +17,7 @@ class EnsembleSampler(Sampler):
     """Gives every member of an ensemble a batch of its own, one member after the other.
 
     Member j gets, in this order, the images of a run with seed j, with the augmentation of that
-    run: its indices are :class:`vpt_dense.engine.seeding.Position` of that seed. The loader's
+    run: its indices are :class:`vpt_dense.seeding.Position` of that seed. The loader's
     ``batch_size`` must be k times that of a member; the last batch of an epoch may be smaller, the
     same for all.
 

@@ -12,9 +12,9 @@ from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric as _IoUMetric
 
 from vpt_dense.datasets import label_maps
+from vpt_dense.datasets.label_maps import annotation_ids, ignored_id
 from vpt_dense.logging import tell_classes
 from vpt_dense.overrides import are_of
-from vpt_dense.predicting.results import annotation_ids, ignored_id
 from vpt_dense.registry import METRICS
 
 

@@ -12,9 +12,9 @@ from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.runner import Runner
 
 from vpt_dense import files, outputs
-from vpt_dense.engine import checkpoints
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.registry import HOOKS
+from vpt_dense.weights import checkpoints
 
 
 @HOOKS.register_module()

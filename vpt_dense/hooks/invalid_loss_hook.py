@@ -175,7 +175,7 @@ def _what(iteration: int, lr: float, images: list[str], loss: float) -> str:
 
 
 def _way_out(runner: Runner) -> str:
-    from vpt_dense.engine import checkpoints  # it needs this package
+    from vpt_dense.weights import checkpoints  # it needs this package
 
     try:
         path = checkpoints.find_last(runner.work_dir, warn=lambda message: None)

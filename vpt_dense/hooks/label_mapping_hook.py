@@ -7,9 +7,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from vpt_dense import live, params
-from vpt_dense.engine.seeding import Position, seeded
 from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
+from vpt_dense.seeding import Position, seeded
 
 
 @HOOKS.register_module()

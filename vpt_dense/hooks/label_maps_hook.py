@@ -7,8 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from vpt_dense.datasets import label_maps
+from vpt_dense.datasets.label_maps import annotation_ids, ignored_id
 from vpt_dense.datasets.names import image_names, leaves
-from vpt_dense.predicting.results import annotation_ids, ignored_id
 from vpt_dense.registry import HOOKS
 
 

@@ -12,9 +12,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from vpt_dense import live
+from vpt_dense import live, seeding
 from vpt_dense.arguments import check_count
-from vpt_dense.engine import seeding
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import TokenPrompt
 from vpt_dense.registry import HOOKS

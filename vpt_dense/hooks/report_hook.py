@@ -19,7 +19,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from vpt_dense import files, logging, outputs, params
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
-from vpt_dense.memory import resident_peak
+from vpt_dense.machine import resident_peak
 from vpt_dense.registry import HOOKS
 from vpt_dense.tuning import ADDED, method_of
 from vpt_dense.version import __version__

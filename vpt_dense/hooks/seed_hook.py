@@ -6,13 +6,13 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from vpt_dense.engine import seeding
+from vpt_dense import seeding
 from vpt_dense.registry import HOOKS
 
 
 @HOOKS.register_module()
 class SeedHook(Hook):
-    """Seeds python, numpy and torch before every training iteration, see ``engine/seeding.py``.
+    """Seeds python, numpy and torch before every training iteration, see ``seeding.py``.
 
     So neither a stop in between nor a validation changes what an iteration draws.
     :class:`vpt_dense.engine.runner.Runner` adds it to every training.

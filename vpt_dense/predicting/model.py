@@ -26,21 +26,14 @@ from torch import Tensor, nn
 
 from vpt_dense import config as configs
 from vpt_dense import files, logging, preflight, visualization
+from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
-from vpt_dense.engine import checkpoints
+from vpt_dense.datasets.label_maps import annotation_ids, id_type, ignored_id, to_ids
 from vpt_dense.errors import FULL, UserError, explain, is_programs
-from vpt_dense.predicting.results import (
-    Classification,
-    Result,
-    Segmentation,
-    annotation_ids,
-    id_type,
-    ignored_id,
-    to_ids,
-)
+from vpt_dense.predicting.results import Classification, Result, Segmentation
 from vpt_dense.tree import kind_of, leaf_datasets
 from vpt_dense.tta import parts as tta_parts
-from vpt_dense.weights import deltas, stored_config
+from vpt_dense.weights import checkpoints, stored_config
 
 #: Threads that read and transform images while the model works.
 READERS = 2

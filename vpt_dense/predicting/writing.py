@@ -15,14 +15,10 @@ import numpy as np
 
 from vpt_dense import files, live, visualization
 from vpt_dense.datasets import raster
+from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
-from vpt_dense.predicting.results import (
-    Classification,
-    Predictor,
-    Segmentation,
-    count_pixels,
-)
+from vpt_dense.predicting.results import Classification, Predictor, Segmentation
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'

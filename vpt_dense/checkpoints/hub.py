@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vpt_dense import files, params
+from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError, is_programs
-from vpt_dense.weights import deltas, stored_config
+from vpt_dense.weights import stored_config
 from vpt_dense.weights.base import KEY, Base
 
 #: The delta in a repository, and its config beside it.
@@ -102,7 +103,7 @@ def card(delta: dict, repo_id: str) -> str:
     The licence is left to the user.
 
     Args:
-        delta: As :func:`vpt_dense.weights.deltas.read` returns it.
+        delta: As :func:`vpt_dense.checkpoints.deltas.read` returns it.
         repo_id: Where it will lie.
     """
     meta, state = delta['meta'], delta['state_dict']

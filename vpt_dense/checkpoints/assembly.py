@@ -12,10 +12,11 @@ from mmengine.config import Config
 from torch import Tensor
 
 from vpt_dense import params
+from vpt_dense.checkpoints import deltas
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import method_of
-from vpt_dense.weights import deltas, stored_config
+from vpt_dense.weights import stored_config
 from vpt_dense.weights.base import KEY, Base, frozen_bases
 
 
@@ -27,9 +28,9 @@ def assemble(paths: Sequence[str]) -> dict:
             and method on the same pretrained weights.
 
     Returns:
-        ``state_dict`` and ``meta``, a delta as :func:`vpt_dense.weights.deltas.extract` makes it;
-        ``meta['cfg']`` is the config of the ensemble and ``meta['members']`` says for each member
-        what its file says: ``seed``, ``iter``, ``epoch``, ``metric``, ``experiment_name``,
+        ``state_dict`` and ``meta``, a delta as :func:`vpt_dense.checkpoints.deltas.extract` makes
+        it; ``meta['cfg']`` is the config of the ensemble and ``meta['members']`` says for each
+        member what its file says: ``seed``, ``iter``, ``epoch``, ``metric``, ``experiment_name``,
         ``run_id``, ``versions``.
 
     Raises:

@@ -311,7 +311,7 @@ def load(
     Raises:
         UserError: As for :func:`merge`.
     """
-    from vpt_dense.engine import checkpoints  # builds on this module
+    from vpt_dense.weights import checkpoints  # builds on this module
 
     model = build(cfg)
     state = checkpoint['state_dict']

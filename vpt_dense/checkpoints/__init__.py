@@ -1,0 +1,1 @@
+"""Checkpoints of what was tuned: deltas, ensembles made of them, the hub to share them on."""
