@@ -16,6 +16,8 @@ SETR, VIT = (str(CONFIGS / f'vpt/{name}.py') for name in ('setr_vit-l_ade20k', '
 #: A recipe of every kind of backbone and optimizer.
 KINDS = ('vpt/setr_vit-l_ade20k.py', 'vpt/vit-b_imagefolder.py', 'vpt/upernet_swin-b_ade20k.py',
          'vpt/resnet-50_imagefolder.py', 'demo/setr_digits.py')
+#: Methods whose models are built for every recipe: each sets another part.
+BUILT = ('head', 'bias', 'deep', 'lora', 'pad')
 
 
 def leaves_of(recipe: str) -> list[Path]:
@@ -46,6 +48,10 @@ def test_every_method_on_every_recipe(recipe, method):
     try:
         cfg = config.load(str(CONFIGS / recipe), method=method)
         preflight.check_model(cfg.model)
+        preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
+        assert not method_files.VARIABLES & set(cfg)
+        if recipe not in KINDS and method not in BUILT:
+            return
         counts = params.count(params.build_without_memory(cfg))
     except UserError as error:
         assert '\n' not in str(error)
@@ -58,8 +64,6 @@ def test_every_method_on_every_recipe(recipe, method):
         assert 'vit-' not in recipe or 'partial-1_' in method or 'pool' in method, error
         return
     assert 0 < params.add_up(counts)[0] <= params.add_up(counts)[1]
-    preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
-    assert not method_files.VARIABLES & set(cfg)
 
 
 def test_the_optimizer_of_a_method_goes_over_its_groups():
