@@ -248,6 +248,6 @@ def test_every_row_is_folded_or_refused(name, family, task, tmp_path, monkeypatc
         return
     folded = Model(stored_config.parse(text, 'c').model.backbone.to_dict()).eval()
     folded.load_state_dict(checkpoint['state_dict'])
-    x = images(2, 3, 32, 32)
+    x = images(2, 3, 32, 32, dtype=torch.float64)  # what is left is the rounding of the weights
     with torch.no_grad():
-        assert gap(folded.backbone(x), model(x)) < 1e-6
+        assert gap(folded.double().backbone(x), model.double()(x)) < 1e-6

@@ -1,4 +1,4 @@
-"""Files that an earlier version has written (tests/data/68b9d70) load, and compute what they did."""
+"""Files that an earlier version wrote (tests/data/68b9d70) load, and compute what they did."""
 
 import pytest
 import torch

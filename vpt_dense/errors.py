@@ -170,7 +170,7 @@ def _leave(line: str, code: int) -> NoReturn:
     """
     live.clear()
     _flush_output()
-    rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
+    rank = live.rank()
     started = _distributed_has_started()
     if rank == 0 or started:
         print(line if rank == 0 else f'{line} (rank {rank})', file=sys.stderr, flush=True)

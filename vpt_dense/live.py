@@ -29,6 +29,16 @@ class _State:
     has_told = False
 
 
+def is_first() -> bool:
+    """Whether this is the first process, or the only one; before any group of them is there."""
+    return rank() == 0
+
+
+def rank() -> int:
+    """The number of this process, as torchrun or Slurm says."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
+
+
 def show(text: Callable[[], str], say: Callable[[str], object]) -> None:
     """Show what is going on, if it is time for that; in the first process only.
 
@@ -36,7 +46,7 @@ def show(text: Callable[[], str], say: Callable[[str], object]) -> None:
         text: Makes the line.
         say: Prints a plain line, where there is no terminal.
     """
-    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) != '0':
+    if not is_first():
         return
     now = time.monotonic()
     if _on_terminal():

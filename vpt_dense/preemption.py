@@ -73,7 +73,7 @@ def leave_at_once(where: str) -> None:
 
 def leave(line: str) -> NoReturn:
     """Print a line on stderr, in the first process only, and raise :class:`Preempted`."""
-    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+    if live.is_first():
         sys.stdout.flush()
         # A signal may have come while sys.stderr was being written to; it cannot be entered twice.
         os.write(2, f'{live.clearing()}{line}\n'.encode())

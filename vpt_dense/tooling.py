@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, ignore_index, logging, preflight, tree, tta
+from vpt_dense import config, ignore_index, live, logging, preflight, tree, tta
 from vpt_dense.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_common_options(parser: ArgumentParser) -> None:
 
 def say(message: str) -> None:
     """Print a line at once, in the first process only."""
-    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+    if live.is_first():
         print(message, flush=True)
 
 

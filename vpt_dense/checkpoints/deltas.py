@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
@@ -71,7 +70,7 @@ def reduce(model: nn.Module, checkpoint: dict) -> str:
         One line: what the checkpoint holds, and why it is whole if it is although something is
         frozen.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = params.unwrap(model)
     whole = checkpoint['state_dict']
     whole = (len(whole), size(whole))
     notes = []

@@ -1,7 +1,6 @@
 """Deltas on the Hugging Face hub: pushed with a model card, pulled and checked."""
 
 import dataclasses
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -106,6 +105,8 @@ def card(delta: dict, repo_id: str) -> str:
         delta: As :func:`vpt_dense.checkpoints.deltas.read` returns it.
         repo_id: Where it will lie.
     """
+    from huggingface_hub import ModelCardData
+
     meta, state = delta['meta'], delta['state_dict']
     records = [Base.from_tensor(t) for name, t in state.items() if name.endswith(KEY)]
     tensors = {name: tensor for name, tensor in state.items() if not name.endswith(KEY)}
@@ -136,10 +137,8 @@ def card(delta: dict, repo_id: str) -> str:
     rows += [(name, f'{value:.4g}') for name, value in (meta.get('metric') or {}).items()]
     rows += [(key, str(meta[key])) for key in ('iter', 'epoch', 'seed') if key in meta]
     table = '\n'.join(f'| {label} | {text} |' for label, text in rows)
-    # JSON is YAML too, and needs no rules for what must be quoted.
-    yaml = '\n'.join(f'{key}: {json.dumps(value)}' for key, value in header.items())
     return f"""---
-{yaml}
+{ModelCardData(**header).to_yaml()}
 ---
 
 # {repo_id.rpartition('/')[2]}

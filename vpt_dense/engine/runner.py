@@ -13,7 +13,7 @@ from mmengine.dataset import Compose
 from mmengine.dist import broadcast_object_list, get_rank, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODEL_WRAPPERS
 from mmengine.runner import BaseLoop, LogProcessor, save_checkpoint
@@ -398,9 +398,7 @@ class Runner(_Runner):
             if other:
                 self.logger.warning(
                     f'{filename} was trained with another {other}; tested with that of this config')
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        if isinstance(model, BaseTTAModel):
-            model = model.module
+        model = params.unwrap(self.model)
         deltas.complete(model, checkpoint, filename)
         new = checkpoints.leave_out_heads(model, checkpoint) if self._starts_heads() else ()
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -464,7 +462,7 @@ class Runner(_Runner):
         if self.rank != 0:
             return
         ended = bool(by_epoch)  # hooks that save at the end of an epoch run before it is counted
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = params.unwrap(self.model)
         meta = {
             'epoch': self.epoch + ended,
             'iter': self.iter + (not ended),

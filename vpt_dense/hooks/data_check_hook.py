@@ -9,13 +9,13 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.checks import ONE_LABEL, TWO_LABELS, loader_of, tell
 from vpt_dense.errors import UserError
+from vpt_dense.params import unwrap
 from vpt_dense.registry import HOOKS
 
 
@@ -145,10 +145,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 def _heads(model: nn.Module):
     """(name, head) of the heads that predict classes."""
-    if is_model_wrapper(model):
-        model = model.module
-    if isinstance(model, BaseTTAModel):
-        model = model.module
+    model = unwrap(model)
     for name in ('decode_head', 'auxiliary_head', 'head'):
         part = getattr(model, name, None)
         for head in part if isinstance(part, nn.ModuleList) else [part]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from vpt_dense import live, seeding
 from vpt_dense.arguments import check_count
 from vpt_dense.errors import UserError
+from vpt_dense.params import unwrap
 from vpt_dense.prompts import TokenPrompt
 from vpt_dense.registry import HOOKS
 from vpt_dense.tree import leaf_datasets
@@ -84,7 +84,7 @@ class PromptStartHook(Hook):
             return
         from vpt_dense.adapters import SideNetwork  # takes mmpretrain, and every run imports hooks
 
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         prompt = self.check_model(model)
         plain = copy.deepcopy(model.backbone).eval().requires_grad_(False)
         plain.prompt, plain.keys_values_layers = None, []

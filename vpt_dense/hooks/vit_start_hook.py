@@ -2,10 +2,10 @@
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor
 from torch.nn import functional
 
+from vpt_dense.params import unwrap
 from vpt_dense.registry import HOOKS
 
 
@@ -48,7 +48,7 @@ class ViTStartHook(Hook):
         # Here, since every run imports this module, and mmpretrain takes seconds.
         from mmpretrain.models.utils import build_2d_sincos_position_embedding
 
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         backbone = model.backbone
         # The data set, not the loader: the order of the training images stays as it is.
         dataset = runner.train_dataloader.dataset

@@ -1,6 +1,5 @@
 """Checkpoints of runs: reading them, and finding the one to go on from."""
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 import vpt_dense.weights.guard  # noqa: F401  mmengine's loaders become safe
-from vpt_dense import files
+from vpt_dense import files, live
 from vpt_dense.errors import UserError
 
 
@@ -128,7 +127,7 @@ _NAME = re.compile(r'(best_.+_)?(?:iter|epoch)_(\d+)')
 
 def _warn(message: str) -> None:
     """Print a line on stderr, in the first process only; runs have no log yet."""
-    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+    if live.is_first():
         print(f'warning: {message}', file=sys.stderr, flush=True)
 
 
