@@ -353,6 +353,21 @@ def test_what_would_change_nothing_is_refused(tmp_path):
         config.load(write(tmp_path, SEGFOLDER, own + "dataset = dict(data_root='x')"))
 
 
+@pytest.mark.parametrize('deletes', ['', '_delete_=True, '])
+def test_the_colours_of_a_base_go_with_its_classes(tmp_path, deletes):
+    """Of a base whose dataloaders hold both, as those of a BaseSegDataset do."""
+    said = f"dataset = dict({deletes}type='vpt_dense.SegFolder', data_root='x', classes=['a', 'b']"
+    base = str(CONFIGS / 'demo/setr_deep_digits.py')
+    weights = "\nmodel = dict(decode_head=dict(loss_decode=dict(class_weight=[1.0, 2.0])))"
+    for palette in (None, [[1, 2, 3], [4, 5, 6]]):
+        text = said + (f', palette={palette})' if palette else ')') + weights
+        cfg = config.load(write(tmp_path, base, text))
+        for name in tree.DATALOADERS:
+            (dataset,) = tree.leaf_datasets(cfg[name])
+            assert dataset.metainfo.classes == ['a', 'b']
+            assert dataset.metainfo.get('palette') == palette
+
+
 def test_parts_are_not_made_equal(tmp_path):
     part = ("dict(type='vpt_dense.SegFolder', data_root='{}', data_prefix=dict(img_path='i'),"
             " pipeline=[])")

@@ -193,8 +193,12 @@ def _follow(placed: list[tuple[str, dict]], common: dict, history: list[_Old]) -
                     f'own ({value!r} and others); set it there'
                 )
             removed.append((dataset, path))
+            colours = (*path[:-1], 'palette')  # those of the classes that go
+            if path[-1] == 'classes' and _get(common, colours) is None:
+                if any(_repeats(old, where, colours, _get(dataset, colours)) for old in history):
+                    removed.append((dataset, colours))
     for dataset, path in removed:
-        _get(dataset, path[:-1]).pop(path[-1])
+        _get(dataset, path[:-1]).pop(path[-1], None)
 
 
 def _conflicts(dataset: dict, common: dict, path: tuple = ()) -> Iterator[tuple[str, ...]]:
