@@ -61,7 +61,8 @@ def test_every_method_on_every_recipe(recipe, method):
             'pool-prompts', 'prototypes'), error
         return
     except (ValueError, TypeError) as error:  # of a class that refuses its arguments
-        assert 'vit-' not in recipe or 'partial-1_' in method or 'pool' in method, error
+        patch = 'dinov2' in recipe and method == 'pad'  # a border of 16, patches of 14
+        assert patch or 'vit-' not in recipe or 'partial-1_' in method or 'pool' in method, error
         return
     assert 0 < params.add_up(counts)[0] <= params.add_up(counts)[1]
 

@@ -11,7 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from vpt_dense.datasets.label_maps import id_type, to_ids
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.results import Classification, Result, Segmentation
+from vpt_dense.windows import Axis
 
 _CV2 = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bicubic=cv2.INTER_CUBIC,
             area=cv2.INTER_AREA, lanczos=cv2.INTER_LANCZOS4)
@@ -275,11 +276,11 @@ class OnnxPredictor:
 
     # --- windows -----------------------------------------------------------------------------
 
-    def _axes(self, size: tuple[int, int]) -> list['_Axis']:
+    def _axes(self, size: tuple[int, int]) -> list[Axis]:
         """Where windows lie along the height and the width."""
         test = self.card['test']
         crop, stride = test.get('crop_size', size), test.get('stride', size)
-        return [_Axis.of(*axis) for axis in zip(size, crop, stride, strict=True)]
+        return [Axis.of(*axis) for axis in zip(size, crop, stride, strict=True)]
 
     def _tiles(
         self, image: '_Image', windows: int
@@ -330,7 +331,7 @@ class OnnxPredictor:
             done = end
 
     def _band(
-        self, image: '_Image', top: int, rows: '_Axis', columns: '_Axis', windows: int
+        self, image: '_Image', top: int, rows: Axis, columns: Axis, windows: int
     ) -> np.ndarray:
         """The row of windows at ``top``, (K, h, W): averaged along the width."""
         strip = image.rows(top, top + rows.window)
@@ -359,27 +360,6 @@ class OnnxPredictor:
             return maps[:, part] if axis == 1 else maps[:, :, part]
         mixture = _mixture(maps.shape[axis], length, self.card['align_corners'])[part]
         return mixture @ maps if axis == 1 else maps @ mixture.T
-
-
-class _Axis(NamedTuple):
-    """Where windows lie along an axis, as mmseg lays them: the last one ends at the border."""
-
-    starts: list[int]
-    window: int
-    length: int
-
-    @classmethod
-    def of(cls, length: int, crop: int, stride: int) -> '_Axis':
-        number = max(length - crop + stride - 1, 0) // stride + 1
-        window = min(crop, length)
-        return cls([min(i * stride, length - window) for i in range(number)], window, length)
-
-    def counts(self) -> np.ndarray:
-        """Of each place the number of windows over it, float32."""
-        counts = np.zeros(self.length, np.float32)
-        for start in self.starts:
-            counts[start:start + self.window] += 1
-        return counts
 
 
 # --- images ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """mmseg's ``EncoderDecoder`` whose sliding windows run together and are merged in place."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmengine.structures import PixelData
@@ -14,31 +14,15 @@ from vpt_dense.errors import suggest
 from vpt_dense.heads.setr import ClassifyFirst
 from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
+from vpt_dense.windows import Axis
 
 _TEST_KEYS = ('mode', 'crop_size', 'stride', 'windows_per_batch')
 _WINDOWS_PER_BATCH = 4
 
 
-class _Axis(NamedTuple):
-    """Where the windows lie along the height or the width of an image, in pixels."""
-
-    starts: list[int]
-    window: int
-    length: int
-
-    @classmethod
-    def of(cls, length: int, crop: int, stride: int) -> '_Axis':
-        """Lay windows over ``length`` pixels as mmseg does: the last one ends at the border."""
-        number = max(length - crop + stride - 1, 0) // stride + 1
-        window = min(crop, length)
-        return cls([min(i * stride, length - window) for i in range(number)], window, length)
-
-    def counts(self, like: Tensor) -> Tensor:
-        """How many windows cover each pixel: (length,), dtype and device of ``like``."""
-        counts = torch.zeros(self.length, dtype=like.dtype)
-        for start in self.starts:
-            counts[start:start + self.window] += 1
-        return counts.to(like.device)
+def _counts(axis: Axis, like: Tensor) -> Tensor:
+    """How many windows cover each pixel: (length,), dtype and device of ``like``."""
+    return torch.from_numpy(axis.counts()).to(like)
 
 
 @MODELS.register_module()
@@ -204,7 +188,7 @@ class EncoderDecoder(segmentors.EncoderDecoder):
         """As :meth:`each_logits`."""
         _check(self.test_cfg)
         rows, columns = (
-            _Axis.of(*axis) for axis in zip(
+            Axis.of(*axis) for axis in zip(
                 inputs.shape[2:], self.test_cfg['crop_size'], self.test_cfg['stride'], strict=True)
         )
         parts = self._window_logits(inputs, metas, rows, columns)
@@ -212,7 +196,7 @@ class EncoderDecoder(segmentors.EncoderDecoder):
             yield self._merge(parts, rows, columns, inputs.dtype)
 
     def _window_logits(
-        self, inputs: Tensor, metas: list[dict], rows: _Axis, columns: _Axis
+        self, inputs: Tensor, metas: list[dict], rows: Axis, columns: Axis
     ) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
         """Compute the logits of one window after the other, of all images.
 
@@ -250,7 +234,7 @@ class EncoderDecoder(segmentors.EncoderDecoder):
             del logits  # before the next ones are there
 
     def _merge(
-        self, parts: Iterator[tuple], rows: _Axis, columns: _Axis, dtype: torch.dtype
+        self, parts: Iterator[tuple], rows: Axis, columns: Axis, dtype: torch.dtype
     ) -> Tensor:
         """The mean of the windows of one image: logits (classes, H, W)."""
         if len(rows.starts) == len(columns.starts) == 1:
@@ -276,14 +260,14 @@ class EncoderDecoder(segmentors.EncoderDecoder):
                 band[:, :, x:x + columns.window] += part
                 del part  # a view of all windows of its batch
             if not full_height:
-                band /= columns.counts(band)
+                band /= _counts(columns, band)
                 for height, _ in sizes:
                     band = self._resize(band, (height, columns.length))
                 if len(rows.starts) == 1:
                     return band
                 total[:, y:y + rows.window] += band
-        counts = rows.counts(total)[:, None]
-        total /= counts * columns.counts(total) if full_height else counts
+        counts = _counts(rows, total)[:, None]
+        total /= counts * _counts(columns, total) if full_height else counts
         return total
 
     def _resize(

@@ -9,7 +9,8 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from vpt_dense import files
-from vpt_dense.segmentors.encoder_decoder import EncoderDecoder, _Axis, _check
+from vpt_dense.segmentors.encoder_decoder import EncoderDecoder, _check, _counts
+from vpt_dense.windows import Axis
 
 #: Bytes of logits that are made at a time.
 _TILE = 2**27
@@ -53,7 +54,7 @@ def slide(
     """
     _check(model.test_cfg)
     crop, stride = model.test_cfg['crop_size'], model.test_cfg['stride']
-    rows, columns = (_Axis.of(*axis) for axis in zip(size, crop, stride, strict=True))
+    rows, columns = (Axis.of(*axis) for axis in zip(size, crop, stride, strict=True))
     bands: list[_Band] = []
     done = 0
     for index, top in enumerate(rows.starts):
@@ -66,10 +67,10 @@ def slide(
 
 
 def _band(
-    model: EncoderDecoder, strip: Tensor, meta: dict, rows: _Axis, columns: _Axis, top: int
+    model: EncoderDecoder, strip: Tensor, meta: dict, rows: Axis, columns: Axis, top: int
 ) -> _Band:
     """The row of windows at ``top``."""
-    one = _Axis([0], rows.window, rows.window)
+    one = Axis([0], rows.window, rows.window)
     parts = model._window_logits(strip, [meta], one, columns)
     total = None
     for x in columns.starts:
@@ -85,15 +86,15 @@ def _band(
         total[:, :, x:x + columns.window] += part
         del part  # a view of all windows of its batch
     if len(columns.starts) > 1:
-        total /= columns.counts(total)
+        total /= _counts(columns, total)
     return _Band(top, total, [height for height, _ in sizes])
 
 
 def _tiles(
-    model: EncoderDecoder, bands: list[_Band], first: int, end: int, rows: _Axis, columns: _Axis
+    model: EncoderDecoder, bands: list[_Band], first: int, end: int, rows: Axis, columns: Axis
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Logits of the rows of pixels from ``first`` to ``end``, to which no other band adds."""
-    counts = rows.counts(bands[0].logits)[first:end, None]
+    counts = _counts(rows, bands[0].logits)[first:end, None]
     classes = len(bands[0].logits)
     step = max(1, _TILE // (4 * classes * rows.window))
     for left in range(0, columns.length, step):
