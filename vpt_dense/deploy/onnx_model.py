@@ -91,7 +91,7 @@ class OnnxPredictor:
         self.classes = tuple(card['classes'])
         self.ids = tuple(card['ids'])
         self.palette = card['palette']
-        self.ignored_id: int = card['ignored_id']
+        self.ignored_id: int = card.get('ignored_id', 255)  # unused without LoadBands
         self._warned = False
         self._gives_labels = card['output']['name'] == 'labels'
 
