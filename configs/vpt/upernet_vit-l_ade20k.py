@@ -4,10 +4,5 @@ _base_ = [
     '../_base_/datasets/ade20k_512.py',
     '../_base_/schedules/160k.py',
     '../_base_/default_runtime.py',
-    '../_base_/optim/segmentation.py',
+    '../_base_/optim/upernet_vit.py',
 ]
-# The pyramid starts at random, as the heads do.
-_sgd = dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mult=10.0)}))
-_groups = ('head', 'prompts', 'biases', 'prompts_and_biases', 'patch_embed')
-# Full tuning has a schedule of its own: upernet_vit-l_full_ade20k.py.
-optim = dict(all=None, **{group: _sgd for group in _groups})
