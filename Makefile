@@ -12,7 +12,7 @@ comma := ,
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest test-medical .test-medical test-slow test-export lint docs clean
+.PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-export lint docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-medical:  ## Run the tests of NIfTI and DICOM, with the extra that they nee
 
 test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 GB of memory)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
+
+test-cuda: $(STAMP)  ## Run the tests that need a GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cuda -n $(WORKERS) tests/test_cuda.py
 
 # .venv's packages, and those of requirements/export.txt beside them.
 test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in .venv-export

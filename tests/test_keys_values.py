@@ -10,6 +10,7 @@ import torch.nn.utils.prune
 from test_prompted_vit import VARIANTS, build
 from utils import images, randomise, tiny_vit
 
+from vpt_dense.backbones import encoder_layer
 from vpt_dense.backbones.attention import attention
 
 #: Variant -> blocks whose outputs at prompt positions are thrown away.
@@ -72,8 +73,30 @@ def test_equal_to_tokens(name, out_type, recompute, training):
     torch.testing.assert_close(grads, plain_grads, rtol=1e-11, atol=1e-11)
 
 
+def with_one_product(monkeypatch):
+    """Prompts go through one product with each image, as few prompts do on a GPU."""
+    monkeypatch.setattr(encoder_layer, '_one_product', lambda *_: True)
+
+
+@prompted
+@pytest.mark.parametrize('recompute', [{}, dict(with_cp=True), dict(memory='lean')], ids=str)
+def test_equal_to_tokens_in_one_product(monkeypatch, name, recompute):
+    with_one_product(monkeypatch)
+    test_equal_to_tokens(name, 'featmap', recompute, True)
+
+
+def test_few_prompts_make_one_product_on_a_gpu():
+    few, many = torch.zeros(1, 4, 8, device='meta'), torch.zeros(1, 5, 8, device='meta')
+    x = torch.zeros(2, 32, 8, device='meta')
+    assert encoder_layer._one_product(x, few) and not encoder_layer._one_product(x, many)
+    assert not encoder_layer._one_product(torch.zeros(2, 32, 8), few)
+
+
+@pytest.mark.parametrize('one_product', [False, True])
 @pytest.mark.parametrize('name', ['deep', 'project', 'first-2-removed'])
-def test_equal_to_tokens_in_bfloat16(name):
+def test_equal_to_tokens_in_bfloat16(monkeypatch, name, one_product):
+    if one_product:
+        with_one_product(monkeypatch)
     (outs, grads), (plain, plain_grads) = both_ways(
         name, autocast=torch.bfloat16, dtype=torch.float32)
     exact = both_ways(name)[1][0]

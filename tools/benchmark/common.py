@@ -7,7 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -55,8 +55,9 @@ def check(args: argparse.Namespace) -> None:
 
 def autocast(args: argparse.Namespace) -> AbstractContextManager:
     """The precision that ``--dtype`` asks for."""
-    kind = torch.device(args.device).type
-    return torch.autocast(kind, DTYPES[args.dtype], enabled=args.dtype != 'float32')
+    if args.dtype == 'float32':
+        return nullcontext()
+    return torch.autocast(torch.device(args.device).type, DTYPES[args.dtype])
 
 
 def synchronise(device: str) -> None:
