@@ -212,7 +212,7 @@ def test_operations(measure):
     rows, out = measure('operations', *SETR[:-1], '2', '--batch', '1',
                         '--ways', 'tokens', 'ours', 'lean')
     number = {row['way']: row['operations'] for row in rows}
-    assert number['p0'] < number['ours'] < number['tokens'] < number['lean']
+    assert number['ours'] < 1.05 * number['p0'] < number['tokens'] < number['lean']
     assert table_row(out, '64', '1', '2', 'ours')[-1] == f'{number["ours"]:,}'
 
 
