@@ -52,7 +52,7 @@ class PromptedAttention(MultiheadAttention):
         elif plain:
             # Not one product whose parts are taken: the keys and values are copied below, and
             # queries that are a part would hold them in memory until backward.
-            x, weight, bias = _cast_once(x, self.qkv.weight, self.qkv.bias)
+            weight, bias = _cast_once(self.qkv.weight, self.qkv.bias)
             ours, theirs = slice(self.embed_dims), slice(self.embed_dims, None)
             of_queries, rows = (
                 (weight[part], None if bias is None else bias[part]) for part in (ours, theirs))
@@ -103,7 +103,7 @@ def _one_product(x: Tensor, prompts: Tensor) -> bool:
 
 
 def _cast_once(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast float32 tensors as autocast would, for several uses: it would do so in each of them."""
+    """Cast float32 weights as autocast would, which would do so, and keep it, for each use."""
     kind = tensors[0].device.type
     # There is none on 'meta'.
     if not is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
