@@ -71,7 +71,7 @@ class Run:
         self.notes = folder / 'notes.txt'
         self.notes.write_text('')
         tool = [str(ROOT / 'tools/train.py'), str(leaf), *arguments]
-        launch = ['-m', 'vpt_dense.engine.launch', str(processes)] if processes > 1 else []
+        launch = ['-m', 'vpt_dense.launch', str(processes)] if processes > 1 else []
         self.process = subprocess.Popen(
             [sys.executable, *launch, *tool], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True, env={

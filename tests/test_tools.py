@@ -211,7 +211,7 @@ def test_a_distributed_run_skips_finalization(tmp_path):
     ends = {}
     for count in (1, 2):
         done = subprocess.run(
-            [sys.executable, '-m', 'vpt_dense.engine.launch', str(count), script],
+            [sys.executable, '-m', 'vpt_dense.launch', str(count), script],
             capture_output=True, text=True, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
         assert (done.returncode, done.stderr) == (0, '')
         # Counted: lines of two processes may mix.
@@ -231,7 +231,7 @@ def test_a_killed_process_is_one_line(tmp_path, signal, told):
     script = tmp_path / 'dies.py'
     script.write_text(f'import os, signal\nos.kill(os.getpid(), signal.{signal})\n')
     done = subprocess.run(
-        [sys.executable, '-m', 'vpt_dense.engine.launch', '2', script],
+        [sys.executable, '-m', 'vpt_dense.launch', '2', script],
         capture_output=True, text=True, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

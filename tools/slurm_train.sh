@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster.
-#   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] \
+#   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [MAX_RESTARTS=0] [SRUN_ARGS=...] \
 #       bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [further arguments of tools/train.py]
-# In a batch job a run that is preempted saves, the job is put back into the queue, and goes on
-# where it was; ask for the signal some time before the limit:
+# CPUS_PER_TASK is for each GPU. In a batch job a run that is preempted saves, the job is put back
+# into the queue, and goes on where it was; ask for the signal some time before the limit:
 #   sbatch --requeue --open-mode=append --signal=USR1@120 [...] --wrap \
 #       'bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG'
 set -euo pipefail
@@ -11,22 +11,16 @@ if [ $# -lt 3 ]; then
     echo "usage: bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [argument ...]" >&2
     exit 2
 fi
-partition=$1 job_name=$2 config=$3
-shift 3
-gpus=${GPUS:-8}
-per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+partition=$1 job_name=$2
+shift 2
 tools=$(dirname "${BASH_SOURCE[0]}")
+. "$tools/slurm_common.sh"
 resume=()
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then  # Slurm counts how often the job was put back
     resume=(--resume if-any)
 fi
 # In the background: bash answers a signal only when the command in front has ended.
-# shellcheck disable=SC2086  # SRUN_ARGS is several words
-srun -p "$partition" --job-name="$job_name" \
-    --gres="gpu:$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
-    --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$tools/train.py" "$config" --launcher slurm "$@" \
-    ${resume[@]+"${resume[@]}"} &
+"${launch[@]}" "$tools/train.py" "$@" ${resume[@]+"${resume[@]}"} &
 srun=$!
 for signal in TERM USR1 INT; do
     # srun hands it on to the processes of the run. Started in the background it ignores INT.

@@ -23,6 +23,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Exit code of a tool that was asked for something impossible.
 USER_ERROR = 2
+#: And of one that was ended with Ctrl-C.
+INTERRUPTED = 130
 
 
 class UserError(ValueError):
@@ -111,7 +113,7 @@ def main(function: Callable[[], object]) -> NoReturn:
         function()
         sys.stdout.flush()  # into a file on a full disk
     except KeyboardInterrupt:
-        _leave('interrupted', 130)
+        _leave('interrupted', INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe, e.g. `| head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

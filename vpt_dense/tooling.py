@@ -100,6 +100,23 @@ def has_checkpoint(work_dir: str) -> bool:
     return any(Path(work_dir).glob('*.pth'))
 
 
+def own_checkpoint(work_dir: str) -> str | None:
+    """The last checkpoint of this run, if torchrun has started its processes again.
+
+    Not one that lies in the folder since an earlier run.
+    """
+    from vpt_dense.weights import checkpoints
+
+    if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        return None
+    try:
+        found = checkpoints.find_last(work_dir)
+    except UserError:  # there is none
+        return None
+    meta = checkpoints.read(found).get('meta', {})
+    return found if (meta.get('launch') or '') == checkpoints.launch() else None
+
+
 def is_dense(cfg: Config) -> bool:
     """Whether a config is one of segmentation, not of classification."""
     return 'decode_head' in (cfg.model.get('module') or cfg.model)

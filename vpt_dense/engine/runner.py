@@ -476,6 +476,8 @@ class Runner(_Runner):
             'vpt_dense_version': __version__,
             'versions': versions(),
         }
+        if checkpoints.launch():
+            meta['launch'] = checkpoints.launch()
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
         history = checkpoints.bound_history(self.message_hub.state_dict())

@@ -1,5 +1,6 @@
 """Checkpoints of runs: reading them, and finding the one to go on from."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -244,6 +245,12 @@ def _first_whole(candidates: Iterable[Path], faults: list[str]) -> Path | None:
         else:
             return file
     return None
+
+
+def launch() -> str | None:
+    """What torchrun calls this start of a run, the same when its processes are started again."""
+    name = os.environ.get('TORCHELASTIC_RUN_ID')
+    return None if name == 'none' else name  # torchrun's default on several machines
 
 
 # --- what is saved ---------------------------------------------------------------------------
