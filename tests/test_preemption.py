@@ -63,6 +63,16 @@ def data(tmp_path_factory):
     return make_ade_folder(tmp_path_factory.mktemp('data'), num_images=IMAGES, size=(48, 64))
 
 
+def descendants(process: int) -> list[int]:
+    """Its processes, and theirs, of whatever session."""
+    listed = subprocess.run(['ps', '-eo', 'pid=,ppid='], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    found = [process]
+    for parent in found:
+        found += [child for child, its in pairs if its == parent]
+    return found[1:]
+
+
 class Run:
     """A run that is started as a user would."""
 
@@ -86,10 +96,8 @@ class Run:
             assert time.monotonic() < deadline, 'the run does not get that far'
             time.sleep(0.02)
         for number in signals:
-            if to_all:
-                os.killpg(self.process.pid, number)
-            else:
-                self.process.send_signal(number)
+            for process in [self.process.pid, *(descendants(self.process.pid) if to_all else [])]:
+                os.kill(process, number)
 
     def end(self) -> tuple[int, list[str], str]:
         """Exit code, lines on stderr, stdout."""

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch.distributed.launcher.api
@@ -111,9 +112,9 @@ def run(arguments: list[str]) -> NoReturn:
     os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     if 'LOGLEVEL' not in os.environ:  # torchrun's; the processes say what is wrong
         logging.disable(logging.ERROR)
-    for number in (signal.SIGHUP, signal.SIGQUIT):  # as for one process: a session of their own
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the first
-            signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # of the terminal
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup does
+            signal.signal(number, _interrupt)
     caught = []
 
     def work() -> None:
@@ -127,18 +128,19 @@ def run(arguments: list[str]) -> NoReturn:
     # In a thread: in the main one torchrun would answer the signals itself.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    while thread.is_alive():
-        try:
-            thread.join()
-        except KeyboardInterrupt:
-            if not Agent.running:
-                raise
-            Agent.interrupted = True
+    thread.join()
     for error in caught:
         if isinstance(error, RendezvousError):
             raise errors.UserError(f'the machines do not come together: {error}') from error
         raise error
     sys.exit(_exit_code(Agent.codes) if Agent.failed else 0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Tell the processes, which are of sessions of their own; or leave, if there are none."""
+    if not Agent.running:
+        raise KeyboardInterrupt
+    Agent.interrupted = True
 
 
 def _exit_code(codes: list[int]) -> int:

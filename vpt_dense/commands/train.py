@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.seed is not None:
         cfg.randomness = dict(seed=args.seed)
     own = tooling.own_checkpoint(cfg.work_dir)
-    for path in [own] if own else reversed(args.resume or []):  # the last one counts, unless it finds nothing
+    # The last one counts, unless it finds nothing.
+    for path in [own] if own else reversed(args.resume or []):
         if path != 'if-any' or tooling.has_checkpoint(cfg.work_dir):
             path = 'auto' if path == 'if-any' else path
             cfg.resume, cfg.load_from = True, tooling.find_checkpoint(path, cfg.work_dir)
