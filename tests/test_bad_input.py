@@ -613,7 +613,7 @@ def test_the_users_error_is_the_one_that_the_package_raises(tmp_path, package, p
     own, others = tmp_path / package / 'vpt_dense', tmp_path / packages
     own.mkdir(parents=True)
     others.mkdir(parents=True, exist_ok=True)
-    for name in ('__init__', 'version', 'errors', 'live', 'multimodal', 'preemption'):
+    for name in ('__init__', 'version', 'errors', 'live', 'imports', 'preemption'):
         shutil.copy(ROOT / f'vpt_dense/{name}.py', own)
     for file in (own / 'own.py', others / 'foreign.py'):
         file.write_text('def fail():\n    raise ValueError("no such width")\n')

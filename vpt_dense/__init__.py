@@ -7,7 +7,7 @@ the module that holds it. :func:`load` gives a model to predict with.
 
 from typing import TYPE_CHECKING, Any
 
-from vpt_dense import multimodal  # noqa: F401 - before anything imports mmpretrain
+from vpt_dense import imports  # noqa: F401 - before anything imports the stack
 from vpt_dense.version import __version__
 
 if TYPE_CHECKING:

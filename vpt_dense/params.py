@@ -52,10 +52,15 @@ def build_without_memory(cfg: Config) -> nn.Module:
 
 
 class _Numbers(TorchFunctionMode):
-    """Makes ``linspace`` on the CPU: upstream reads the rates of stochastic depth from it."""
+    """Makes ``linspace`` on the CPU: upstream reads the rates of stochastic depth from it.
+
+    Draws no random numbers, which have no place there: torch imports its compiler for that.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) and args[0].is_meta:
+            return args[0]
         return func(*args, **kwargs, **(dict(device='cpu') if func is torch.linspace else {}))
 
 

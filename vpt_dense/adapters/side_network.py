@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -109,6 +108,8 @@ class SideNetwork(Adapter):
 
 def _alexnet_features() -> nn.Sequential:
     """torchvision's, at random, without its classifier of 58 million parameters ever being made."""
+    import torchvision  # half a second, and every run imports this module
+
     device = torch.empty(0).device
     with torch.device('meta'):
         features = torchvision.models.alexnet().features

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from vpt_dense.errors import UserError, suggest
@@ -538,6 +537,8 @@ def _fit_bands(
         tensors[name] = mean.repeat(1, bands, 1, 1)
         how = f'each the mean of R, G, B x 3/{bands}'
     else:
+        from timm.models import adapt_input_conv  # half a second, and few have other bands
+
         tensors[name] = adapt_input_conv(bands, kernel)
         how = f'repeated and scaled by 3/{bands}' if bands > 1 else 'summed'
     what = 'patch embedding' if name == _KERNELS[0] else 'first convolution'
