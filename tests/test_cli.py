@@ -1,6 +1,7 @@
 """The console command: every tool under one name."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -68,8 +69,36 @@ def test_the_version(capfd, monkeypatch):
     assert call(capfd, monkeypatch, '--version')[1] == f'vpt-dense {__version__}\n'
 
 
-def test_help_imports_no_framework():
-    code = ("import sys; from vpt_dense import cli; sys.argv = ['vpt-dense', '--help']; cli.main();"
-            "print([m for m in ('torch', 'mmengine', 'numpy', 'rich') if m in sys.modules])")
+@pytest.mark.parametrize(('typed', 'offered', 'not_offered'), [
+    ('', ['train', 'make-dataset'], ['vpt_dense']),
+    ('tr', ['train'], ['test']),
+    ('train --re', ['--resume'], ['--amp']),
+    ('train ', ['vpt_dense::', 'mmseg::', 'configs/'], ['README.md']),
+    ('train vpt_dense::setr_vit-l_d', ['vpt_dense::setr_vit-l_deep_ade20k'],
+     ['vpt_dense::setr_vit-l_ade20k']),
+    ('count mmseg::setr/', ['mmseg::setr/setr_vit-l_pup_8xb2-160k_ade20k-512x512'], []),
+    ('config x.py --method l', ['lora', 'lor-vp', 'linear'], ['deep', 'pad_cls']),
+    ('delta extract --me', ['--method'], ['--traceback']),
+])  # fmt: skip
+def test_what_a_shell_completes(tmp_path, typed, offered, not_offered):
+    """By argcomplete's protocol, as the function that it gives the shell speaks it."""
+    line = f'vpt-dense {typed}'
+    done = subprocess.run(
+        [sys.executable, '-X', 'importtime', '-m', 'vpt_dense'], capture_output=True, text=True,
+        cwd=ROOT, env={
+            **os.environ, 'PYTHONPATH': str(ROOT), '_ARGCOMPLETE': '1', '_ARGCOMPLETE_IFS': '\n',
+            '_ARGCOMPLETE_STDOUT_FILENAME': str(tmp_path / 'found'), 'COMP_LINE': line,
+            'COMP_POINT': str(len(line))})
+    assert done.returncode == 0, done.stderr
+    assert 'mmengine' not in done.stderr.replace('vpt_dense.', '')  # quick
+    found = [word.strip() for word in (tmp_path / 'found').read_text().split('\n')]
+    assert set(offered) <= set(found) and not set(not_offered) & set(found)
+
+
+@pytest.mark.parametrize('name', ['--help', *cli.COMMANDS])
+def test_every_help_imports_no_framework(name):
+    code = (f"import sys; from vpt_dense import cli; sys.argv = ['vpt-dense', {name!r}, '-h']\n"
+            "try: cli.main()\nexcept SystemExit: pass\n"
+            "print([m for m in ('torch', 'mmengine') if m in sys.modules])")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == '[]'

@@ -229,3 +229,47 @@ def test_mmpretrain_beside_pycocotools_and_new_transformers(tmp_path, first):
         'except ImportError as error: print(type(model).__name__, error)'
     )
     assert re.search(r'^ResNet .* requires extra multi-modal dependencies', run_python(code), re.M)
+
+
+#: What the registries of the stack hold when all of it is imported, and a few things that are
+#: imported later; without arguments as it is, without our guard.
+STACK = """
+import sys
+if sys.argv[1:]:
+    import vpt_dense
+import json, importlib
+import numpy as np
+from mmengine import registry
+for scope in ('mmseg', 'mmpretrain'):
+    for part in ('datasets', 'evaluation', 'models', 'visualization'):
+        importlib.import_module(f'{scope}.{part}')
+early = [m for m in ('transformers', 'timm', 'scipy.ndimage', 'scipy.optimize') if m in sys.modules]
+held = {}
+for root in vars(registry).values():
+    if isinstance(root, registry.Registry):
+        for child in [root, *root.children.values()]:
+            if child.scope != 'vpt_dense':
+                held[f'{child.scope}.{root.name}'] = {
+                    name: child.get(name).__module__ for name in sorted(child.module_dict)}
+from mmseg.models.assigners import hungarian_assigner
+from mmseg.datasets.transforms import transforms
+from mmpretrain.models.utils import box_utils
+import torch
+boxes = torch.tensor([[0., 0, 2, 2], [1, 1, 3, 3]])
+used = [
+    [part.tolist() for part in hungarian_assigner.linear_sum_assignment(np.eye(2))],
+    transforms.gaussian_filter(np.eye(3), 1).tolist(),
+    box_utils.boxes.box_iou(boxes, boxes).tolist(),
+    issubclass(registry.OPTIMIZERS.get('Adafactor'), torch.optim.Optimizer),
+    type(registry.MODELS.build(dict(type='mmseg.TIMMBackbone', model_name='resnet10t',
+                                    features_only=True, pretrained=False)).timm_model).__module__]
+print(json.dumps([early, held, used]))
+"""
+
+
+def test_what_is_imported_later_is_the_same():
+    pytest.importorskip('transformers')
+    (_, *plain), (early, *ours) = (
+        json.loads(run_python(STACK, *words).splitlines()[-1]) for words in ((), ('guarded',)))
+    assert ours == plain and early == []
+    assert ours[0]['mmengine.optimizer']['Adafactor'].startswith('transformers.')

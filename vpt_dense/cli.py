@@ -1,6 +1,7 @@
 """The console command ``vpt-dense``, which is ``python -m vpt_dense`` too."""
 
 import importlib
+import os
 import sys
 
 from vpt_dense import errors, preemption
@@ -39,6 +40,10 @@ def main() -> None:
     Raises:
         UserError: If there is none of that name.
     """
+    if '_ARGCOMPLETE' in os.environ:
+        from vpt_dense import completion
+
+        sys.argv[1:] = [completion.begin(COMMANDS)]
     name, *argv = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
         print(usage())

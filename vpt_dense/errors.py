@@ -46,6 +46,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     #: Whether ``--traceback`` was given to the tool that runs; None: nothing is parsed yet.
     traceback: bool | None = None
+    #: Takes the parser where a shell asks what the command line could go on with.
+    complete: Callable[[argparse.ArgumentParser], object] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,6 +76,8 @@ class ArgumentParser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """See :class:`argparse.ArgumentParser`."""
         ArgumentParser.traceback = bool(ArgumentParser.traceback)
+        if ArgumentParser.complete is not None:
+            ArgumentParser.complete(self)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

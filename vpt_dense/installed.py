@@ -18,6 +18,28 @@ def folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+def methods() -> list[str]:
+    """The names that ``--method`` knows."""
+    files = (folder('configs') / '_base_/methods').glob('*.py')
+    return sorted(file.stem for file in files if not file.stem.endswith('_cls'))
+
+
+def configs(package: str) -> list[str]:
+    """Names that ``PACKAGE::NAME`` knows; those of a package without configs are none."""
+    where = _configs(package)
+    found = sorted(where.glob('*/*.py')) if where else []
+    return [file.stem if package == 'vpt_dense' else f'{file.parent.name}/{file.stem}'
+            for file in found if file.parent.name != '_base_']  # fmt: skip
+
+
+def _configs(package: str) -> Path | None:
+    """Where the configs of a package are; None: there is no such package."""
+    if package == 'vpt_dense':
+        return folder('configs')
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    return Path(spec.origin).parent / '.mim/configs' if spec and spec.origin else None
+
+
 def is_checkout() -> bool:
     """Whether this is a clone, not an installed package."""
     return not (_PACKAGE / '.mim').is_dir()
@@ -34,21 +56,17 @@ def config(name: str) -> Path:
         UserError: If the package is not installed, comes without configs or has no such one.
     """
     package, _, rest = name.partition('::')
-    if package == 'vpt_dense':
-        configs = folder('configs')
-    else:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.origin:
-            raise UserError(f'config {name}: there is no package {package!r}')
-        configs = Path(spec.origin).parent / '.mim/configs'
-    for file in (configs / rest, configs / f'{rest}.py'):
+    where = _configs(package)
+    if where is None:
+        raise UserError(f'config {name}: there is no package {package!r}')
+    for file in (where / rest, where / f'{rest}.py'):
         if file.is_file():
             return file
-    there = {path.stem: path for path in sorted(configs.glob('*/*.py'))}
+    there = {path.stem: path for path in sorted(where.glob('*/*.py'))}
     stem = rest.removesuffix('.py')
     if package == 'vpt_dense' and stem in there:
         return there[stem]
-    if not configs.is_dir():
+    if not where.is_dir():
         raise UserError(f'config {name}: {package} was installed without its configs')
     raise UserError(
         f'config {name}: {package} has no such config{suggest(stem.rpartition("/")[2], there)}')

@@ -31,9 +31,7 @@ VARIABLES = frozenset(_OF_METHODS + _OF_RECIPES)
 _PARTS = ('prompt', 'image_prompt', 'adapters', 'trainable')
 
 
-def names() -> list[str]:
-    """The names that ``--method`` knows."""
-    return sorted(path.stem for path in FOLDER.glob('*.py') if not path.stem.endswith('_cls'))
+names = installed.methods
 
 
 def find(name: str, classifies: bool = False) -> Path:

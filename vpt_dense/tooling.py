@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, ignore_index, live, logging, preflight, tree, tta
-from vpt_dense.errors import ArgumentParser, UserError
+from vpt_dense import config, ignore_index, imports, live, logging, preflight, tree, tta
+from vpt_dense.errors import UserError
 
 if TYPE_CHECKING:
     from vpt_dense.engine.runner import Runner
@@ -21,30 +21,13 @@ if TYPE_CHECKING:
 _PACKAGES = ('mmseg', 'mmpretrain')
 
 
-def add_common_options(parser: ArgumentParser) -> None:
-    """Add the options that training and testing share."""
-    add = parser.add_argument
-    add(
-        '--work-dir',
-        help='folder for logs and results (default: work_dir of the config, or work_dirs/<config>, '
-        'of a recipe work_dirs/<recipe>_<method>)',
-    )
-    parser.add_config_options('override settings, e.g. model.backbone.prompt.num_tokens=50')
-    add(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what started the processes',
-    )
-    add('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
 def say(message: str) -> None:
     """Print a line at once, in the first process only."""
     if live.is_first():
         print(message, flush=True)
 
 
+@imports.uncollected()
 def load(args: argparse.Namespace) -> Config:
     """Load ``args.config``; apply ``cfg_options``, ``launcher`` and ``work_dir``."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -70,15 +53,6 @@ def find_checkpoint(path: str, work_dir: str) -> str:
         return checkpoints.find_last(work_dir if path == 'auto' else path)
     checkpoints.verify(path)
     return path
-
-
-def add_base_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says where the pretrained weights lie."""
-    parser.add_argument(
-        '--base',
-        metavar='PATH',
-        help='pretrained weights of the backbone, in place of model.backbone.init_cfg.checkpoint',
-    )
 
 
 def use_base(cfg: Config, path: str) -> None:
@@ -265,14 +239,15 @@ def start(cfg: Config, mode: str, checkpoint: str | None) -> 'Runner':
         mode: ``train`` or ``test``.
         checkpoint: File to resume, start from or test.
     """
-    preflight.check(cfg, mode, checkpoint)
-    say(f'building the run in {cfg.work_dir} ...')
-    # Both packages print about an optional service when they are imported.
-    with contextlib.redirect_stdout(io.StringIO()):
-        for part in ('datasets', 'models') if cfg.get('default_scope') in _PACKAGES else ():
-            importlib.import_module(f'{cfg.default_scope}.{part}')
-    logging.filter_warnings()
-    from vpt_dense.engine.runner import Runner
+    with imports.uncollected():
+        preflight.check(cfg, mode, checkpoint)
+        say(f'building the run in {cfg.work_dir} ...')
+        # Both packages print about an optional service when they are imported.
+        with contextlib.redirect_stdout(io.StringIO()):
+            for part in ('datasets', 'models') if cfg.get('default_scope') in _PACKAGES else ():
+                importlib.import_module(f'{cfg.default_scope}.{part}')
+        logging.filter_warnings()
+        from vpt_dense.engine.runner import Runner
 
     # mmengine collects garbage for every data set and before every epoch. What the imports have
     # left need not be looked through each time (half a second), nor copied by forked workers.

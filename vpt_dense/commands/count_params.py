@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vpt_dense import errors, logging
+from vpt_dense import errors, imports, logging
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Count and print."""
     args = parse_args(argv)
     logging.filter_warnings()
-    from vpt_dense import config, params, preflight
+    with imports.uncollected():
+        from vpt_dense import config, params, preflight
 
     if args.memory:
         from vpt_dense import memory
@@ -119,11 +120,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.quiet()  # building an optimizer says a lot
     reports = {}
     for path, method in itertools.product(args.configs, args.method):
-        cfg = config.load(path, args.cfg_options, method)
+        with imports.uncollected():
+            cfg = config.load(path, args.cfg_options, method)
         name = f'{path} {method}' if method else path
         try:
-            preflight.check_model(cfg.model)
-            reports[name] = params.report(params.build_without_memory(cfg))
+            with imports.uncollected():
+                preflight.check_model(cfg.model)
+                model = params.build_without_memory(cfg)
+            reports[name] = params.report(model)
             if args.memory:
                 reports[name]['memory'] = memory.estimate(cfg)
         except Exception as error:

@@ -11,10 +11,6 @@ import json
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from vpt_dense import files
 from vpt_dense.commands import compare
 from vpt_dense.errors import ArgumentParser
 
@@ -47,7 +43,7 @@ def cells(row):
 
 def write_reports(rows, folder, command):
     """Writes the table as Markdown and everything behind it as JSON."""
-    from vpt_dense import params
+    from vpt_dense import files, params
 
     table = params.markdown_table(COLUMNS, [cells(row) for row in rows])
     files.write_text(folder / 'table.md', f'{table}\n\n`{command}`\n')
@@ -127,6 +123,8 @@ def draw(work_dirs, out, count=6):
             axes[row, column].set_axis_off()
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour / 255) for colour in palette[1:]]
     figure.legend(handles, cfg.dataset.metainfo.classes[1:], ncols=10, loc='outside lower center')
+    from vpt_dense import files
+
     with files.atomic(out) as unfinished:
         figure.savefig(unfinished, format='png', dpi=110)
     plt.close(figure)
@@ -163,6 +161,9 @@ def main(argv=None):
                  len(methods) * len(args.seeds))
     rows = [dict(row, name=METHODS[row['method']])
             for row in report.summarise(results, 'mIoU', [m for m in METHODS if m in methods])]
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title='Digits, test split')
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify='right' if index else 'left')

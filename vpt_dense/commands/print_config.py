@@ -8,10 +8,6 @@ from vpt_dense import errors, outputs
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print, and write if that is asked for."""
-    import mmengine
-
-    from vpt_dense import config, config_files, files
-
     parser = errors.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('key', nargs='?', help='print only this part, e.g. model.backbone')
@@ -19,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--save-path', metavar='FILE', help='write it to a .py or .json file too')
     outputs.add_force_option(parser)
     args = parser.parse_args(argv)
+    import mmengine
+
+    from vpt_dense import config, config_files, files
 
     if args.save_path:
         if Path(args.save_path).suffix not in config_files.SUFFIXES:

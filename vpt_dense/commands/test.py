@@ -4,12 +4,11 @@
 from collections.abc import Sequence
 
 from vpt_dense import errors, outputs
+from vpt_dense.commands import run_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Test."""
-    from vpt_dense import tooling
-
     parser = errors.ArgumentParser(description='Test a model.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file, or a folder whose last one is taken')
@@ -32,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="test-time augmentation: the config's tta_model and tta_pipeline; a classifier "
         'without them averages each image with its mirror image',
     )
-    tooling.add_base_option(parser)
-    tooling.add_common_options(parser)
+    run_options.add_base_option(parser)
+    run_options.add_common_options(parser)
     args = parser.parse_args(argv)
+    from vpt_dense import tooling
 
     wanted = [place for place in (args.show_dir, args.out) if place]
     outputs.check_free(wanted, args.force)

@@ -4,13 +4,12 @@
 from collections.abc import Sequence
 
 from vpt_dense import errors, preemption
+from vpt_dense.commands import run_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train."""
     preemption.listen()
-    from vpt_dense import tooling
-
     parser = errors.ArgumentParser(description='Train a model.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -28,9 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='mixed precision: float16 on a GPU, bfloat16 on a CPU',
     )
     parser.add_argument('--seed', type=int, help='random seed (default: that of the config)')
-    tooling.add_base_option(parser)
-    tooling.add_common_options(parser)
+    run_options.add_base_option(parser)
+    run_options.add_common_options(parser)
     args = parser.parse_args(argv)
+    from vpt_dense import tooling
 
     tooling.say(f'loading {args.config} ...')
     cfg = tooling.load(args)

@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 
 from vpt_dense import (
     files,
-    imports,
     logging,
     outputs,
     params,
@@ -137,11 +136,6 @@ class Runner(_Runner):
             distributed.set_up_cpu(self.launcher)
         super().setup_env(env_cfg)
         self._lock_work_dir()
-
-    def _log_env(self, env_cfg: dict) -> None:
-        """Log what the machine and the stack are; torchvision is not imported for its version."""
-        with imports.replaced(['torchvision']):
-            super()._log_env(env_cfg)
 
     _lock: outputs.FolderLock | None = None  # of the first process
     _locked = False
