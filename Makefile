@@ -54,7 +54,7 @@ test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in
 	    tests/test_export_onnx.py
 
 test-wheel:  ## Build the wheel and use it in an environment of its own, which goes afterwards
-	@bash tests/run_wheel.sh
+	@PYTHON=$(PYTHON) bash tests/run_wheel.sh
 
 lint: $(STAMP)  ## Check the code's style with ruff
 	$(BIN)/python -m ruff check .

@@ -26,8 +26,8 @@ echo "Installed after $SECONDS s: $(du -sh "$place/env" | cut -f 1)"
 cd "$place/bare"
 vpt=$place/env/bin/vpt-dense
 "$vpt" --version
-# The demo, a tenth of it and of one method; it makes its data, and has its backbone with it.
-"$vpt" compare --methods deep --steps 2 --cfg-options iters=60 train_cfg.val_interval=60
+# The demo, a little of it and of one method; it makes its data, and has its backbone with it.
+"$vpt" compare --methods deep --steps 2 --cfg-options iters=20 train_cfg.val_interval=20
 test -s work_dirs/compare/*/table.md
 # A published config on other data, with a narrow backbone at random.
 narrow=(model.decode_head.in_channels=64)
