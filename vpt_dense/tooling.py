@@ -75,16 +75,17 @@ def has_checkpoint(work_dir: str) -> bool:
 
 
 def own_checkpoint(work_dir: str) -> str | None:
-    """The last checkpoint of this run, if torchrun has started its processes again.
+    """The last checkpoint of this run, if torchrun may have started its processes again.
 
-    Not one that lies in the folder since an earlier run.
+    Not one that lies in the folder since an earlier run. ``TORCHELASTIC_RESTART_COUNT`` does not
+    tell: it counts what this machine has lost, and all machines must go on from the same file.
     """
     from vpt_dense.weights import checkpoints
 
-    if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+    if not int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
         return None
     try:
-        found = checkpoints.find_last(work_dir)
+        found = checkpoints.find_last(work_dir, warn=lambda line: None)
     except UserError:  # there is none
         return None
     meta = checkpoints.read(found).get('meta', {})
