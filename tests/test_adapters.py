@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from utils import CONFIGS, images, randomise, tiny_vit
 
-from vpt_dense import config, params
+from vpt_dense import building, config, params
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
 
@@ -480,7 +480,7 @@ def test_bias_of_a_swin_is_without_its_tables():
 
 def test_mlp_3_is_a_head_of_three_layers():
     cfg = config.load('configs/vpt/vit-b_mlp-3_imagefolder.py')
-    parts = params.report(params.build_without_memory(cfg))['parts']
+    parts = params.report(building.build_model(cfg, 'meta'))['parts']
     d, classes = 768, 1000
     head = 2 * (d * d + d) + 2 * 2 * d + (d + 1) * classes  # two batch norms
     assert parts['classification head']['trainable'] == head

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from utils import CONFIGS, LEAVES, TINY_ARCH, in_scope, load
 
-from vpt_dense import config, params, tooling
+from vpt_dense import building, config, params, tooling
 from vpt_dense.errors import UserError
 
 VPT = CONFIGS / 'vpt'
@@ -95,7 +95,7 @@ COUNTS = [
 @pytest.mark.parametrize('arch, tuning, wanted', COUNTS)
 def test_counts_of_the_papers_methods(arch, tuning, wanted, data, classes):
     cfg = load(f'vit-{arch}_{data} {tuning}')
-    parts = params.report(params.build_without_memory(cfg))['parts']
+    parts = params.report(building.build_model(cfg, 'meta'))['parts']
     head = parts.pop('classification head')
     assert head['trainable'] == head['total'] == ((768 if arch == 'b' else 1024) + 1) * classes
     assert sum(part['trainable'] for part in parts.values()) == wanted
@@ -108,7 +108,7 @@ def test_counts_of_the_papers_methods(arch, tuning, wanted, data, classes):
 def test_count_of_prompts_and_biases_together():
     path = str(VPT / 'vit-b_deep_cifar100.py')
     cfg = config.load(path, {'model.backbone.trainable': [r'^prompt\.', 'bias$']})
-    report = params.report(params.build_without_memory(cfg))
+    report = params.report(building.build_model(cfg, 'meta'))
     # 92,160 prompts + 102,912 biases, and the head
     assert report['trainable'] == 195_072 + 769 * 100
 

@@ -13,7 +13,7 @@ from tool_helpers import write_leaf
 from torch._utils import ExceptionWrapper
 from utils import CONFIGS, LEAVES
 
-from vpt_dense import config, params, preflight, tree
+from vpt_dense import building, config, params, preflight, tree
 from vpt_dense.checkpoints import hub
 from vpt_dense.engine.runner import NamingPipeline
 from vpt_dense.errors import UserError, explain, main
@@ -24,7 +24,7 @@ from vpt_dense.weights import checkpoints, reading
 def test_every_shipped_config_loads_and_builds(path):
     cfg = config.load(str(CONFIGS / path))
     assert {'model', 'train_dataloader', 'optim_wrapper', 'default_scope'} <= set(cfg)
-    counts = params.count(params.build_without_memory(cfg))
+    counts = params.count(building.build_model(cfg, 'meta'))
     assert 0 < params.add_up(counts)[0] <= params.add_up(counts)[1]
 
 

@@ -9,10 +9,9 @@ from timm.models.convnext import checkpoint_filter_fn
 from torch import nn
 from utils import CONFIGS, images, in_scope, load, randomise
 
-from vpt_dense import config, params
+from vpt_dense import building, config, params
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import load_pretrained
 from vpt_dense.weights.base import KEY
 
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)
@@ -91,7 +90,7 @@ def test_resnet_of_timm(tmp_path, counted):
         state = {n: t for n, t in state.items() if not n.endswith('num_batches_tracked')}
     torch.save(state, tmp_path / 'a.pth')
     ours = resnet()
-    report = load_pretrained(ours, str(tmp_path / 'a.pth'))
+    report = ours.load_base(str(tmp_path / 'a.pth'))
     assert '(ResNet layout' in report and 'fc.weight' in report.partition('left out:')[2]
     ours.eval()
     for size in ((64, 64), (96, 50)):
@@ -104,7 +103,7 @@ def test_resnet_of_torchvision(tmp_path):
     theirs = trained(torchvision.models.resnet18(num_classes=3))
     torch.save(theirs.state_dict(), tmp_path / 'a.pth')
     ours = resnet(depth=18, base_channels=64)
-    load_pretrained(ours, str(tmp_path / 'a.pth'))
+    ours.load_base(str(tmp_path / 'a.pth'))
     ours.eval()
     x = images(1, 3, 64, 48)
     with torch.no_grad():
@@ -157,7 +156,7 @@ def test_convnext_of_its_authors(tmp_path):
 
 
 def assert_same_pooled(ours, theirs, path, said):
-    report = load_pretrained(ours, str(path))
+    report = ours.load_base(str(path))
     assert said in report and 'head' in report.partition('left out:')[2]
     ours.eval()
     for size in ((64, 64), (96, 50)):
@@ -176,7 +175,7 @@ def test_mmpretrains_own_files(build, tmp_path):
     state = {f'backbone.{n}': t for n, t in theirs.state_dict().items()}
     state['head.fc.weight'] = torch.zeros(3, 32)
     torch.save(dict(state_dict=state), tmp_path / 'a.pth')
-    load_pretrained(ours, str(tmp_path / 'a.pth'))
+    ours.load_base(str(tmp_path / 'a.pth'))
     ours.eval()
     x = images(2, 3, 96, 64)
     with torch.no_grad():
@@ -187,7 +186,7 @@ def test_norms_of_further_outputs_are_named(tmp_path):
     torch.save(timm_convnext().state_dict(), tmp_path / 'a.pth')
     maps = dict(out_indices=(0, 3), gap_before_final_norm=False)
     with pytest.raises(UserError, match=r'missing: norm0\.weight.*allow_missing'):
-        load_pretrained(convnext(**maps), str(tmp_path / 'a.pth'))
+        convnext(**maps).load_base(str(tmp_path / 'a.pth'))
     init = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), allow_missing=['^norm0'])
     convnext(**maps, init_cfg=init).init_weights()
 
@@ -209,13 +208,13 @@ def test_a_convnext_may_have_another_number_of_stages():
 def test_weights_of_another_size_are_refused(build, wrong, message, tmp_path):
     torch.save(build().state_dict(), tmp_path / 'a.pth')
     with pytest.raises(UserError, match=message):
-        load_pretrained(build(**wrong), str(tmp_path / 'a.pth'))
+        build(**wrong).load_base(str(tmp_path / 'a.pth'))
 
 
 def test_weights_of_another_family_are_refused(tmp_path):
     torch.save(resnet().state_dict(), tmp_path / 'a.pth')
     with pytest.raises(UserError, match=r'holds a resnet .* the backbone ConvNeXt is a convnext'):
-        load_pretrained(convnext(), str(tmp_path / 'a.pth'))
+        convnext().load_base(str(tmp_path / 'a.pth'))
 
 
 # --- deltas ----------------------------------------------------------------------------------
@@ -269,7 +268,7 @@ COUNTS = {
     ('resnet-50_lor-vp-ilm_imagefolder', 5376)])
 def test_counts_of_every_method(name, count):
     cfg = load(name)
-    parts = params.report(params.build_without_memory(cfg))['parts']
+    parts = params.report(building.build_model(cfg, 'meta'))['parts']
     head = parts.pop('classification head')
     assert head['trainable'] == (0 if 'ilm' in name else head['total'])
     assert sum(part['trainable'] for part in parts.values()) == count

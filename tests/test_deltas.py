@@ -18,7 +18,7 @@ from mmengine.registry import MODELS
 from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, images, in_scope, randomise, tiny_vit
 
-from vpt_dense import config, files, params
+from vpt_dense import building, config, files, params
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
@@ -106,7 +106,7 @@ def whole(runs):
 def frozen_part(path: Path) -> dict:
     """The frozen tensors by their names in the model, as they are when the base is loaded."""
     cfg = config.load(str(path / 'leaf.py'))
-    model = deltas.build(cfg)
+    model = building.build_model(cfg)
     model.backbone.load_base(str(path / 'base.pth'))
     return {
         f'backbone.{name}': tensor for name, tensor in model.backbone.state_dict().items()
@@ -121,7 +121,7 @@ def frozen_part(path: Path) -> dict:
 def test_runs_write_what_trains_and_the_identity_of_the_rest(runs, method):
     folder = runs(method)
     checkpoint = files.read(folder / 'work/iter_2.pth')
-    model = deltas.build(config.load(str(folder / 'leaf.py')))
+    model = building.build_model(config.load(str(folder / 'leaf.py')))
     names = set(model.state_dict())
     frozen = {
         f'backbone.{name}' for name, p in model.backbone.named_parameters() if not p.requires_grad
@@ -295,7 +295,7 @@ def test_test_load_from_and_a_delta_file_give_the_runs_own_results(
 def test_training_in_half_and_testing_in_whole_precision_and_the_reverse(runs, tmp_path):
     for trained, tested in (('half', 'deep'), ('deep', 'half')):
         state = files.read(runs(trained) / 'work/iter_2.pth')
-        model = deltas.build(config.load(str(runs(tested) / 'leaf.py')))
+        model = building.build_model(config.load(str(runs(tested) / 'leaf.py')))
         model.load_state_dict(state['state_dict'])
         weight = model.backbone.layers[0].attn.qkv.weight
         expected = frozen_part(runs('deep'))['backbone.layers.0.attn.qkv.weight']
@@ -305,7 +305,7 @@ def test_training_in_half_and_testing_in_whole_precision_and_the_reverse(runs, t
 
 def test_resuming_in_half_precision_takes_the_tensors_that_are_there(runs, tmp_path):
     folder = runs('half')
-    model = deltas.build(config.load(str(folder / 'leaf.py')))
+    model = building.build_model(config.load(str(folder / 'leaf.py')))
     model.backbone.load_base(str(folder / 'base.pth'))
     model.backbone.init_cfg = None
     state = files.read(folder / 'work/iter_2.pth')['state_dict']
@@ -646,7 +646,7 @@ def test_extract_of_merge_is_the_same_file(capfd, runs, tmp_path, method):
         if not name.endswith(KEY):
             assert torch.equal(delta['state_dict'][name], tensor), name
     whole = files.read(names[1])['state_dict']
-    model = deltas.build(config.load(str(runs(method) / 'leaf.py')))
+    model = building.build_model(config.load(str(runs(method) / 'leaf.py')))
     assert list(whole) == list(model.state_dict())
     meta = delta['meta']
     assert meta['format'] == deltas.FORMAT and meta['iter'] == 2
@@ -724,7 +724,7 @@ def test_another_config_than_the_trainings_is_refused(capfd, tmp_path, data, com
     METHODS['lora'] = LORA.format(alpha=4)
     leaf = leaf_of(tmp_path, 'lora', data)
     cfg = config.load(str(leaf))
-    model = randomise(deltas.build(cfg))
+    model = randomise(building.build_model(cfg))
     model.backbone.load_base(str(tmp_path / 'base.pth'))
     files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
                 tmp_path / 'c.pth')
@@ -751,7 +751,7 @@ def test_a_test_with_another_setting_says_so(capfd, tmp_path, data):
     leaf = leaf_of(tmp_path, 'lora', data)
     del METHODS['lora']
     cfg = config.load(str(leaf))
-    model = randomise(deltas.build(cfg))
+    model = randomise(building.build_model(cfg))
     model.backbone.load_base(str(tmp_path / 'base.pth'))
     files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
                 tmp_path / 'c.pth')
@@ -807,7 +807,7 @@ def test_merged_checkpoints_fit_stock_classes_strictly(runs, tmp_path, method, m
     """mmpretrain's ViT in mmseg's EncoderDecoder with mmseg's heads."""
     folder = runs(method)
     merged = deltas.merge(str(folder / 'work/iter_2.pth'))
-    ours = deltas.build(config.load(str(folder / 'leaf.py')))
+    ours = building.build_model(config.load(str(folder / 'leaf.py')))
     ours.load_state_dict(merged['state_dict'])
     cfg = config.load(str(folder / 'leaf.py')).model.to_dict()
     cfg.update(type='mmseg.EncoderDecoder', backbone=STOCK)
@@ -980,7 +980,7 @@ def prompted(folder: Path, prompt: dict, **kwargs) -> Path:
     """A checkpoint with random weights of the tiny classifier with a prompt."""
     cfg = classifier(folder)
     cfg.model.backbone.update(prompt=prompt, init_cfg=None, **kwargs)
-    model = randomise(deltas.build(cfg))
+    model = randomise(building.build_model(cfg))
     files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
                 folder / 'c.pth')
     return folder / 'c.pth'
@@ -995,7 +995,7 @@ def test_folded_prompts_give_the_same_outputs(capfd, tmp_path, name, half):
     model = deltas.load(stored_config.parse(checkpoint['meta']['cfg'], 'c'), checkpoint, 'c')
     cfg = Config.fromfile(tmp_path / 'folded.py')
     assert cfg.model.backbone.prompt.type == 'vpt_dense.FoldedPrompt'
-    folded = deltas.build(cfg)
+    folded = building.build_model(cfg)
     state = files.read(tmp_path / 'folded.pth')['state_dict']
     assert not any('tokens' in n and 'prompt' in n for n in state)
     folded.load_state_dict(state, strict=True)
@@ -1027,7 +1027,8 @@ def test_prompts_that_flow_on_are_not_folded(capfd, tmp_path, name):
 
 def test_setr_vpt_deep_takes_54_megabytes_instead_of_1270():
     """13,389,400 trained parameters; the rest of what is kept are batch-norm statistics."""
-    model = params.build_without_memory(config.load(str(CONFIGS / 'vpt/setr_vit-l_deep_ade20k.py')))
+    cfg = config.load(str(CONFIGS / 'vpt/setr_vit-l_deep_ade20k.py'))
+    model = building.build_model(cfg, 'meta')
     state = model.state_dict()
     kept = {
         n: t for n, t in state.items()

@@ -20,7 +20,7 @@ from tool_helpers import run_tool, tiny_folder
 from torch import nn
 from utils import CONFIGS, RECIPES, images, in_scope, load, randomise
 
-from vpt_dense import config, params, preflight
+from vpt_dense import building, config, params, preflight
 from vpt_dense.errors import UserError
 
 #: Every head on a ViT, with the methods that differ in what they do to it.
@@ -346,7 +346,7 @@ def count_heads(d: int, classes: int = 150) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize('leaf', HEADS)
 def test_counts_at_full_size(leaf):
     cfg = config.load(str(CONFIGS / 'vpt' / f'{leaf}.py'))
-    report = params.report(params.build_without_memory(cfg))
+    report = params.report(building.build_model(cfg, 'meta'))
     width = 1024 if 'vit-l' in leaf else 768
     expected = count_heads(width)[leaf.partition('_')[0]]
     if 'deep' in leaf:

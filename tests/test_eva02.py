@@ -8,8 +8,7 @@ from mmengine.registry import MODELS
 from timm.models.eva import Eva
 from utils import TINY_ARCH, images, randomise
 
-from vpt_dense.params import build_without_memory
-from vpt_dense.weights import pretrained
+from vpt_dense import building
 
 #: timm's 'tiny' and 'small' have one layer of queries, keys and values, its 'base' and 'large'
 #: three and a norm in the MLP.
@@ -38,10 +37,8 @@ def test_features_are_timms(kind, tmp_path):
     """At the trained size and another, for which timm gets our resized position embedding."""
     model = theirs(kind)
     torch.save(model.state_dict(), tmp_path / 'timm.pth')
-    converted = pretrained.compute(raw := ours(kind, out_type='raw', final_norm=False),
-                                   str(tmp_path / 'timm.pth'))
-    assert 'timm EVA-02' in converted.report
-    raw.load_state_dict(converted.tensors)
+    raw = ours(kind, out_type='raw', final_norm=False)
+    assert 'timm EVA-02' in raw.load_base(str(tmp_path / 'timm.pth'))
     wide = theirs(kind, (48, 32))
     state = {n: t for n, t in model.state_dict().items() if n != 'pos_embed'}
     wide.load_state_dict(state, strict=False)
@@ -114,9 +111,9 @@ def test_published_sizes(arch):
     size = dict(tiny=336, base=448)[arch]
     with torch.device('meta'):
         wanted = timm.create_model(f'eva02_{arch}_patch14_{size}', num_classes=0)
-    found = build_without_memory(Config(dict(model=dict(
+    found = building.build_model(Config(dict(model=dict(
         type='vpt_dense.EVA02VisionTransformer', arch=arch, patch_size=14, img_size=size,
-        final_norm=False, out_type='avg_featmap'))))
+        final_norm=False, out_type='avg_featmap'))), 'meta')
     assert count(found) == count(wanted) + found.num_layers * found.embed_dims
 
 

@@ -14,7 +14,7 @@ from tool_helpers import run_tool
 from torch import nn
 from utils import images, randomise, tiny_vit
 
-from vpt_dense import files
+from vpt_dense import building, files
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
@@ -192,7 +192,7 @@ def test_folded_checkpoints_have_no_adapters(capfd, tmp_path, prompt, half):
     model = deltas.load(exact, checkpoint, 'c')
     cfg = Config.fromfile(tmp_path / 'folded.py')
     assert 'adapters' not in cfg.model.backbone and not cfg.model.backbone.get('frozen_dtype')
-    folded = deltas.build(cfg)
+    folded = building.build_model(cfg)
     assert len(folded.backbone.adapters) == 0
     assert not any(p.requires_grad for p in folded.backbone.parameters())
     state = files.read(tmp_path / 'folded.pth')['state_dict']

@@ -9,7 +9,6 @@ from vpt_dense import config
 from vpt_dense.checkpoints import deltas
 from vpt_dense.image_prompts import PadPrompt
 from vpt_dense.image_prompts.base import MEAN, STD
-from vpt_dense.weights import load_pretrained
 
 MEAN, STD = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
 
@@ -94,7 +93,7 @@ def test_the_originals_channels_enter_the_convolution_as_they_are(family, tmp_pa
     width, _, height, length = kernel.shape
     bound = (6 / (3 * height * length + width)) ** 0.5
     maps = model.image_prompt.maps
-    load_pretrained(model, str(tmp_path / 'base.pth'))
+    model.load_base(str(tmp_path / 'base.pth'))
     for start in (maps, kernel[:, 3:]):
         assert start.abs().max() <= bound and start.abs().max() > 0.9 * bound
         assert start.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
@@ -305,8 +304,8 @@ def test_other_bands_and_patches_and_a_prompt(tmp_path):
     concat = dict(type='vpt_dense.ConcatChannelPrompt', num_channels=2, **statistics)
     model = tiny_vit(in_channels=4, image_prompt=concat)
     plain = tiny_vit(in_channels=4)
-    report = load_pretrained(model, str(tmp_path / 'a.pth'))
-    load_pretrained(plain, str(tmp_path / 'a.pth'))
+    report = model.load_base(str(tmp_path / 'a.pth'))
+    plain.load_base(str(tmp_path / 'a.pth'))
     assert '3 -> 4 bands' in report and '2 channels of the image prompt in patch_embed' in report
     ours, theirs = (m.patch_embed.projection.weight for m in (model, plain))
     assert ours.shape[1] == 6 and torch.equal(ours[:, :4], theirs)
@@ -316,7 +315,7 @@ def test_positions_are_resized_to_the_padded_image(tmp_path):
     plain = randomise(tiny_vit())
     torch.save(plain.state_dict(), tmp_path / 'a.pth')
     model = tiny_vit(image_prompt=dict(type='vpt_dense.PadPrompt', width=8))
-    assert '4x4 -> 6x6' in load_pretrained(model, str(tmp_path / 'a.pth'))
+    assert '4x4 -> 6x6' in model.load_base(str(tmp_path / 'a.pth'))
     assert model.pos_embed.shape == (1, 37, 64)
 
 

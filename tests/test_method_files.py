@@ -9,7 +9,7 @@ from methods import ROWS
 from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, LEAVES, RECIPES, ROOT, make_ade_folder
 
-from vpt_dense import config, method_files, params, preflight
+from vpt_dense import building, config, method_files, params, preflight
 from vpt_dense.errors import UserError
 
 SETR, VIT = (str(CONFIGS / f'vpt/{name}.py') for name in ('setr_vit-l_ade20k', 'vit-b_imagefolder'))
@@ -52,7 +52,7 @@ def test_every_method_on_every_recipe(recipe, method):
         assert not method_files.VARIABLES & set(cfg)
         if recipe not in KINDS and method not in BUILT:
             return
-        counts = params.count(params.build_without_memory(cfg))
+        counts = params.count(building.build_model(cfg, 'meta'))
     except UserError as error:
         assert '\n' not in str(error)
         vit = 'vit-' in recipe or 'demo' in recipe

@@ -18,7 +18,7 @@ from test_deltas import classifier, save_base
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT
 
-from vpt_dense import files, outputs
+from vpt_dense import building, files, outputs
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
@@ -26,7 +26,7 @@ from vpt_dense.weights import stored_config
 
 def save(cfg: Config, path: Path) -> None:
     """Write a checkpoint of a config, as a run does before its first iteration."""
-    model = deltas.build(cfg)
+    model = building.build_model(cfg)
     model.init_weights()
     files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
 

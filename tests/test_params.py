@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import nn
 from utils import load
 
-from vpt_dense import params
+from vpt_dense import building, params
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -197,7 +197,7 @@ def test_setr_configs_have_the_exact_counts(method):
     backbone, prompt = SETR[method](prompt_cfg.get('num_tokens'))
     if method == 'deep':
         assert prompt_cfg['num_tokens'] == 10
-    model = params.build_without_memory(cfg)
+    model = building.build_model(cfg, 'meta')
     assert next(model.parameters()).device.type == 'meta'
     expected = {
         'backbone': (backbone, BACKBONE),
@@ -222,7 +222,7 @@ def test_vit_b_configs_have_the_exact_counts():
     }
     for method, (prompt, backbone) in cases.items():
         cfg = load(f'vit-b_cifar100 {method}')
-        counts = params.count(params.build_without_memory(cfg))
+        counts = params.count(building.build_model(cfg, 'meta'))
         assert counts['backbone'][0] == backbone, method
         assert counts.get('prompt', (0, 0))[0] == prompt, method
         assert counts['classification head'] == (head, head), method

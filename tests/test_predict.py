@@ -21,7 +21,7 @@ from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT, randomise
 
 import vpt_dense
-from vpt_dense import config, files
+from vpt_dense import building, config, files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.label_maps import annotation_ids, ignored_id
@@ -52,7 +52,7 @@ NAMES = ('iris', 'lily', 'rose')
 def save(leaf: Path, path: Path, dataset_meta: dict | None = None) -> str:
     """Write a checkpoint of a config with random weights, as a run does."""
     cfg = config.load(str(leaf))
-    model = randomise(deltas.build(cfg))
+    model = randomise(building.build_model(cfg))
     meta = dict(cfg=cfg.pretty_text, dataset_meta=dataset_meta, iter=2)
     files.write(dict(state_dict=model.state_dict(), meta=meta), path)
     forget_runs()
@@ -255,7 +255,7 @@ def test_a_delta_and_its_base(capfd, tmp_path, monkeypatch):
     init = "\nmodel['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='base.pth')\n"
     leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'), init)
     cfg = config.load(str(leaf))
-    model = deltas.build(cfg)
+    model = building.build_model(cfg)
     model.init_weights()
     randomise(model.decode_head)
     files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), 'c.pth')

@@ -15,10 +15,9 @@ from tool_helpers import run_tool
 from torch import Tensor, nn
 from utils import CONFIGS, images, load, make_ade_folder, randomise
 
-from vpt_dense import files, params
+from vpt_dense import building, files, params
 from vpt_dense.adapters import Adapter
 from vpt_dense.prompts import TokenLayout
-from vpt_dense.weights import load_pretrained
 from vpt_dense.weights.base import KEY
 
 DATA = Path(__file__).parent / 'data' / 'reference'
@@ -78,7 +77,7 @@ def test_agrees_with_the_original(tmp_path, recompute):
         # The original shrinks windows to the map, 2x2 in the last stage.
         stage_cfgs=[{}, {}, {}, dict(block_cfgs=dict(window_size=2))], **recompute,
     )  # fmt: skip
-    load_pretrained(model, str(tmp_path / 'swin.safetensors'))
+    model.load_base(str(tmp_path / 'swin.safetensors'))
     for name, tokens in prompts(under(tensors, 'weight/')).items():
         model.get_parameter(name).data.copy_(tokens)
     model.double().eval()
@@ -441,7 +440,7 @@ def test_counts_of_the_upernet_leaves(mmseg_scope, size, method):
     backbone = cfg.model.backbone
     assert backbone.init_cfg.checkpoint.startswith(
         f'timm://swin_{backbone.arch}_patch4_window7_224')
-    counts = params.count(params.build_without_memory(cfg))
+    counts = params.count(building.build_model(cfg, 'meta'))
     trains = {part: trainable for part, (trainable, _) in counts.items()}
     heads = trains.pop('decode head') + trains.pop('auxiliary heads')
     assert sum(trains.values()) == wanted_of_backbone(size, method, dense=True)
@@ -462,7 +461,7 @@ def test_counts_of_the_upernet_leaves(mmseg_scope, size, method):
 @pytest.mark.parametrize('method', ['full', 'linear', 'bias', 'shallow', 'deep', 'lora'])
 def test_counts_and_features_of_the_classification_leaves(mmpretrain_scope, method):
     cfg = load(f'swin-b_imagefolder {method}')
-    counts = params.count(params.build_without_memory(cfg))
+    counts = params.count(building.build_model(cfg, 'meta'))
     trains = {part: trainable for part, (trainable, _) in counts.items()}
     assert trains.pop('classification head') == 1025 * 1000
     assert sum(trains.values()) == wanted_of_backbone('b', method, dense=False)
@@ -481,7 +480,7 @@ def test_counts_and_features_of_the_classification_leaves(mmpretrain_scope, meth
 def test_models_of_every_size(mmpretrain_scope, name, width):
     cfg = Config.fromfile(CONFIGS / f'_base_/models/swin-{name}_cls.py')
     cfg.default_scope = 'mmpretrain'
-    backbone = params.build_without_memory(cfg).backbone
+    backbone = building.build_model(cfg, 'meta').backbone
     assert backbone.num_features[-1] == cfg.model.head.in_channels == width
     assert f'swin_{cfg.model.backbone.arch}_' in cfg.model.backbone.init_cfg.checkpoint
 

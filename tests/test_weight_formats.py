@@ -18,7 +18,6 @@ from timm.models.vision_transformer import VisionTransformer, _load_weights, che
 from utils import images, randomise, tiny_vit
 
 from vpt_dense.errors import UserError
-from vpt_dense.weights import load_pretrained
 from vpt_dense.weights.layouts import LAYOUTS
 from vpt_dense.weights.pretrained import resize_patch_embed
 
@@ -112,7 +111,7 @@ def test_timm(tmp_path, case, suffix):
     theirs = home(**theirs_kwargs)
     checkpoint = write(theirs.state_dict(), tmp_path / f'w{suffix}')
     ours = vit(**ours_kwargs)
-    load_pretrained(ours, checkpoint)
+    ours.load_base(checkpoint)
     assert_same_features(ours, theirs, (224, 224))
     # An image that is not square, 16 x 12 or 14 x 10 patches: by a backbone of 224 x 224, and by
     # one that was built for this size.
@@ -121,7 +120,7 @@ def test_timm(tmp_path, case, suffix):
     at_size = other_size(theirs, size, extra, **own)
     assert_same_features(ours, at_size, size)
     ours = vit(**ours_kwargs, img_size=size)
-    report = load_pretrained(ours, checkpoint)
+    report = ours.load_base(checkpoint)
     assert f'x{size[1] // theirs.patch_embed.patch_size[1]} (bicubic)' in report
     assert_same_features(ours, at_size, size)
 
@@ -131,7 +130,7 @@ def test_the_norm_after_pooling(tmp_path, pool):
     """A fine-tuned MAE (fc_norm): loaded for pooled features, left out by name for maps."""
     theirs = home(global_pool='avg', fc_norm=True)
     ours = vit(out_type=pool, final_norm=False)
-    report = load_pretrained(ours, write(theirs.state_dict(), tmp_path / 'w.pth'))
+    report = ours.load_base(write(theirs.state_dict(), tmp_path / 'w.pth'))
     x = images(2, 3, 224, 224)
     with torch.no_grad():
         expected = theirs.forward_features(x)
@@ -205,9 +204,7 @@ def test_published_wrappings(tmp_path, case):
     wrap, said = PUBLISHED[case]
     theirs = home()
     ours = vit()
-    report = load_pretrained(
-        ours, write(wrap(without_head(theirs.state_dict())), tmp_path / 'w.pth')
-    )
+    report = ours.load_base(write(wrap(without_head(theirs.state_dict())), tmp_path / 'w.pth'))
     assert_same_features(ours, theirs, (224, 224))
     assert_same_features(ours, other_size(theirs, (224, 160), extra=1), (224, 160))
     assert all(words in report for words in said), report
@@ -227,7 +224,7 @@ def test_dinov2_as_published(tmp_path):
     checkpoint = write(state, tmp_path / 'w.pth')
     theirs.load_state_dict(checkpoint_filter_fn(dict(state), theirs), strict=False)
     ours = vit(patch_size=14, num_registers=4, **SCALED)
-    report = load_pretrained(ours, checkpoint)
+    report = ours.load_base(checkpoint)
     assert 'DINOv2 layout' in report and 'left out: mask_token' in report
     assert_same_features(ours, theirs, (224, 224))
     sizes.pop('patch_size')
@@ -255,7 +252,7 @@ def test_dinov2_giant_as_published(tmp_path, chunks):
                         torch.ones(1), 'ibot_head.mlp.0.weight': torch.ones(1)}
         }
     ours = vit(arch=SWIGLU_ARCH, patch_size=14, layer_cfgs=dict(ffn_type='swiglu_fused'), **SCALED)
-    report = load_pretrained(ours, write(published, tmp_path / 'w.pth'))
+    report = ours.load_base(write(published, tmp_path / 'w.pth'))
     assert ('DINOv2 in chunks' if chunks else 'DINOv2 layout') in report
     assert_same_features(ours, theirs, (224, 224))
     at_size = other_size(theirs, (224, 168), extra=1, init_values=1e-5, **SWIGLU)
@@ -272,7 +269,7 @@ def test_deit3_as_published(tmp_path):
     state = checkpoint_filter_fn({'model': dict(published)}, theirs, adapt_layer_scale=True)
     theirs.load_state_dict(state)
     ours = vit(**SCALED)
-    report = load_pretrained(ours, write({'model': published}, tmp_path / 'w.pth'))
+    report = ours.load_base(write({'model': published}, tmp_path / 'w.pth'))
     assert 'DeiT III layout' in report and 'no position of the cls token: zero' in report
     assert_same_features(ours, theirs, (224, 224))
     assert_same_features(ours, other_size(theirs, (224, 160), extra=0, **sizes), (224, 160))
@@ -337,7 +334,7 @@ def test_google_files(tmp_path, big_vision, prefix):
             raise
         pytest.skip("this release of timm does not read such a file")
     ours = vit()
-    report = load_pretrained(ours, checkpoint)
+    report = ours.load_base(checkpoint)
     assert ('big_vision npz' if big_vision else 'Google npz') in report
     assert ('no position of the cls token: zero' in report) == big_vision
     assert 'head' in report.partition('left out:')[2] and 'pre_logits' in report
@@ -345,17 +342,17 @@ def test_google_files(tmp_path, big_vision, prefix):
     size = (224, 160)
     at_size = other_size(theirs, size, extra=not big_vision, no_embed_class=big_vision)
     ours = vit(img_size=size)
-    load_pretrained(ours, checkpoint)
+    ours.load_base(checkpoint)
     assert_same_features(ours, at_size, size)
 
 
 def test_npz_with_objects_is_refused(tmp_path):
     np.savez(tmp_path / 'w.npz', a=np.array([{'code': 1}], dtype=object))
     with pytest.raises(UserError, match=r'w\.npz is no \.npz file of plain arrays .*unpickled'):
-        load_pretrained(vit(), str(tmp_path / 'w.npz'))
+        vit().load_base(str(tmp_path / 'w.npz'))
     (tmp_path / 'w.npz').write_bytes((tmp_path / 'w.npz').read_bytes()[:100])
     with pytest.raises(UserError, match=r'w\.npz is truncated'):
-        load_pretrained(vit(), str(tmp_path / 'w.npz'))
+        vit().load_base(str(tmp_path / 'w.npz'))
 
 
 # --- OpenMMLab -------------------------------------------------------------------------------
@@ -380,7 +377,7 @@ def test_mmseg(tmp_path, patch_bias):
     state = {'state_dict': {**with_prefix('backbone.', theirs.state_dict()),
                             'decode_head.conv_seg.weight': torch.zeros(2, WIDTH, 1, 1)}}
     ours = vit(out_type='featmap')
-    report = load_pretrained(ours, write(state, tmp_path / 'w.pth'))
+    report = ours.load_base(write(state, tmp_path / 'w.pth'))
     assert 'mmsegmentation layout' in report and 'left out: decode_head.conv_seg' in report
     assert ('patch_embed.projection.bias zero' in report) != patch_bias
     for size in ((224, 224), (224, 160)):
@@ -395,7 +392,7 @@ def test_mmpretrain_with_all_its_parts(tmp_path):
     theirs = randomise(MODELS.build(dict(type='mmpretrain.VisionTransformer', **kwargs)))
     theirs.eval()
     ours = vit(**kwargs)
-    load_pretrained(ours, write(theirs.state_dict(), tmp_path / 'w.pth'))
+    ours.load_base(write(theirs.state_dict(), tmp_path / 'w.pth'))
     for size in ((224, 224), (224, 168)):
         x = images(2, 3, *size)
         with torch.no_grad():
@@ -469,7 +466,7 @@ def test_patch_sizes(tmp_path, sizes):
 def test_patch_size_14_into_16(tmp_path):
     theirs = home(patch_size=14)
     ours = vit(patch_size=16)
-    report = load_pretrained(ours, write(theirs.state_dict(), tmp_path / 'w.pth'))
+    report = ours.load_base(write(theirs.state_dict(), tmp_path / 'w.pth'))
     assert 'patches 14x14 -> 16x16 pixels (pseudo-inverse resize)' in report
     assert 'position embedding 16x16 -> 14x14 (bicubic)' in report
     assert torch.equal(
@@ -493,15 +490,15 @@ def test_a_grid_that_is_not_square_has_to_be_named(tmp_path):
     theirs = home(img_size=(384, 96))
     checkpoint = write(theirs.state_dict(), tmp_path / 'w.pth')
     ours = vit(img_size=(384, 96), init_cfg=with_init(checkpoint, source_grid=(24, 6)))
-    load_pretrained(ours, checkpoint)
+    ours.load_base(checkpoint)
     assert_same_features(ours, theirs, (384, 96))
     taken_for_square = vit(img_size=(384, 96))
-    report = load_pretrained(taken_for_square, checkpoint)
+    report = taken_for_square.load_base(checkpoint)
     assert '12x12 -> 24x6' in report
 
     checkpoint = write(home(img_size=(224, 160)).state_dict(), tmp_path / 'v.pth')
     with pytest.raises(UserError, match='not square: set init_cfg.source_grid'):
-        load_pretrained(vit(img_size=(224, 160)), checkpoint)
+        vit(img_size=(224, 160)).load_base(checkpoint)
     ours = vit(img_size=(224, 160), init_cfg=with_init(checkpoint, source_grid=(14, 11)))
     with pytest.raises(UserError, match='not the 14x11 of init_cfg.source_grid'):
         ours.init_weights()
@@ -513,10 +510,10 @@ def test_what_may_stay_random_has_to_be_listed(tmp_path):
     checkpoint = write(theirs.state_dict(), tmp_path / 'w.pth')
     kwargs = dict(out_type='avg_featmap', final_norm=False)
     with pytest.raises(UserError, match=r'2 missing: ln2\.weight, ln2\.bias'):
-        load_pretrained(vit(**kwargs), checkpoint)
+        vit(**kwargs).load_base(checkpoint)
     init = with_init(checkpoint, allow_missing=[r'^ln2\.'])
     ours = vit(**kwargs, init_cfg=init)
-    report = load_pretrained(ours, checkpoint)
+    report = ours.load_base(checkpoint)
     assert 'created: ln2.weight, ln2.bias' in report
     assert 'left out: norm.weight, norm.bias, head' in report
 
@@ -545,7 +542,7 @@ def test_one_of_several_backbones(tmp_path):
     both = {**with_prefix('image_a.', other(state)), **with_prefix('image_b.', state)}
     checkpoint = write(both, tmp_path / 'w.pth')
     with pytest.raises(UserError, match=r'2 backbones: image_a\., image_b\.; .*init_cfg\.prefix'):
-        load_pretrained(vit(), checkpoint)
+        vit().load_base(checkpoint)
     ours = vit(init_cfg=with_init(checkpoint, prefix='image_b'))
     ours.init_weights()
     assert_same_features(ours, theirs, (224, 224))
@@ -556,7 +553,7 @@ def test_half_precision_files_are_widened_and_float64_is_rounded(tmp_path):
     for dtype in (torch.bfloat16, torch.float64):
         state = {name: tensor.to(dtype) for name, tensor in theirs.state_dict().items()}
         ours = vit()
-        load_pretrained(ours, write(state, tmp_path / 'w.pth'))
+        ours.load_base(write(state, tmp_path / 'w.pth'))
         assert torch.equal(ours.cls_token, theirs.cls_token.to(dtype).float())
 
 
@@ -635,7 +632,7 @@ def test_what_does_not_fit_says_what_to_set(tmp_path, case):
     ours = vit(**kwargs)
     before = copy.deepcopy(ours.state_dict())
     with pytest.raises(UserError, match=message) as error:
-        load_pretrained(ours, checkpoint)
+        ours.load_base(checkpoint)
     assert '\n' not in str(error.value)
     assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
 

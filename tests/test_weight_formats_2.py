@@ -16,12 +16,10 @@ from mmseg.models.backbones import SwinTransformer as MMSegSwin
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from utils import TINY_ARCH, images, randomise, tiny_vit
+from utils import images, randomise, tiny_vit
 
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.weights import compute, load_pretrained
-from vpt_dense.weights.original import load_vpt
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 REFERENCE = Path(__file__).parent / 'data' / 'reference'
@@ -84,7 +82,7 @@ def test_clip(tmp_path, size, quick_gelu, part):
     else:
         save_file(state, path)
     ours = vit(**CLIP, **(QUICK if quick_gelu else {}))
-    report = load_pretrained(ours, str(path))
+    report = ours.load_base(str(path))
     assert ('CLIP image tower layout' if part == 'tower' else 'CLIP layout') in report
     assert 'proj' in report.partition('left out:')[2]
     x = images(2, 3, *size)
@@ -99,7 +97,7 @@ def test_clip_with_layer_scale(tmp_path):
     theirs = open_clip_model(ls_init_value=0.5)
     save_file(theirs.state_dict(), tmp_path / 'clip.safetensors')
     ours = vit(**CLIP, **QUICK, layer_scale_init_value=1e-5)
-    load_pretrained(ours, str(tmp_path / 'clip.safetensors'))
+    ours.load_base(str(tmp_path / 'clip.safetensors'))
     x = images(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(x)[0], clip_tokens(theirs.visual, x), **TOLERANCE)
@@ -110,7 +108,7 @@ def test_openais_torchscript_archive(tmp_path):
     path = tmp_path / 'ViT-B-16.pt'
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(path))
     with pytest.raises(UserError, match=r'TorchScript.*timm://vit_base_patch16_clip') as error:
-        load_pretrained(vit(**CLIP), str(path))
+        vit(**CLIP).load_base(str(path))
     assert '\n' not in str(error.value)
 
 
@@ -118,7 +116,7 @@ def test_clip_in_half_precision_comes_in_float32(tmp_path):
     state = {name: tensor.half() for name, tensor in open_clip_model().state_dict().items()}
     save_file(state, tmp_path / 'clip.safetensors')
     ours = vit(**CLIP, **QUICK)
-    load_pretrained(ours, str(tmp_path / 'clip.safetensors'))
+    ours.load_base(str(tmp_path / 'clip.safetensors'))
     weight = ours.layers[0].attn.qkv.weight
     assert weight.dtype == torch.float32
     name = 'visual.transformer.resblocks.0.attn.in_proj_weight'
@@ -195,7 +193,7 @@ def test_hugging_face(tmp_path, monkeypatch, kind, file):
     if not path.exists():  # the same names in what older releases wrote
         torch.save(load_file(tmp_path / 'model.safetensors'), path)
     ours = vit(**needed)
-    report = load_pretrained(ours, str(path))
+    report = ours.load_base(str(path))
     assert 'Hugging Face' in report
     for size in SIZES:
         x = images(2, 3, *size)
@@ -209,12 +207,12 @@ def test_hugging_face_clip_of_older_releases(tmp_path):
     theirs, needed, _ = hugging_face('CLIPVisionModel')
     theirs.save_pretrained(tmp_path)
     new, old = vit(**needed), vit(**needed)
-    load_pretrained(new, str(tmp_path / 'model.safetensors'))
+    new.load_base(str(tmp_path / 'model.safetensors'))
     state = {f'vision_model.{n.removeprefix("vision_model.")}': t
              for n, t in theirs.state_dict().items() if not n.endswith('position_ids')}  # fmt: skip
     state['vision_model.embeddings.position_ids'] = torch.arange(197)[None]
     torch.save(state, tmp_path / 'pytorch_model.bin')
-    report = load_pretrained(old, str(tmp_path / 'pytorch_model.bin'))
+    report = old.load_base(str(tmp_path / 'pytorch_model.bin'))
     assert 'left out: vision_model.embeddings.position_ids' in report
     assert all(torch.equal(t, old.state_dict()[n]) for n, t in new.state_dict().items())
 
@@ -273,17 +271,17 @@ def test_vpts_prompts_are_left_out_unless_asked_for(tmp_path):
     prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=7, deep=True)
     ours = tiny_vit(prompt=prompt, init_cfg=pretrained(path))
     drawn = ours.prompt.tokens.clone()
-    report = load_pretrained(ours, path)
+    report = ours.load_base(path)
     left_out = report.partition('left out: ')[2]
     assert 'enc.transformer.prompt_embeddings' in left_out or 'enc.*' in left_out
     assert 'created: prompt.tokens' in report
     assert torch.equal(ours.prompt.tokens, drawn)
 
     with pytest.raises(UserError, match=r'prompt\.tokens \(4, 5, 64\) instead of \(4, 7, 64\)'):
-        compute(tiny_vit(prompt=prompt, init_cfg=pretrained(path, prompts=True)), path)
+        tiny_vit(prompt=prompt, init_cfg=pretrained(path, prompts=True)).init_weights()
     plain, *_ = vpt_file(tmp_path, 'vit_noprompt')
     with pytest.raises(UserError, match=r'1 missing: prompt\.tokens'):
-        compute(tiny_vit(prompt=prompt, init_cfg=pretrained(plain, prompts=True)), plain)
+        tiny_vit(prompt=prompt, init_cfg=pretrained(plain, prompts=True)).init_weights()
 
 
 def test_vpt_of_a_self_supervised_vit(tmp_path):
@@ -305,42 +303,6 @@ def test_vpt_of_a_self_supervised_vit(tmp_path):
     x = images(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours(x)[0], theirs.forward_features(x), **TOLERANCE)
-
-
-def classifier(num_classes: int = 5, prompt: dict | None = None) -> nn.Module:
-    return MODELS.build(dict(
-        type='mmpretrain.ImageClassifier',
-        backbone=dict(
-            type='vpt_dense.VisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=8,
-            prompt=prompt),
-        head=dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=64),
-    )).eval()  # fmt: skip
-
-
-def test_a_whole_model_of_vpt(tmp_path):
-    path, tensors, _ = vpt_file(tmp_path, 'vit_deep_p5')
-    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=5, deep=True)
-    ours = classifier(prompt=prompt)
-    assert 'classifier of 5 classes' in load_vpt(ours, path)
-    state = torch.load(path, weights_only=True)['model']
-    expected = nn.functional.linear(
-        tensors['output'][:, 0].float(),
-        state['head.last_layer.weight'], state['head.last_layer.bias'])
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tensors['input'].float(), mode='tensor'), expected,
-                                   **TOLERANCE)  # fmt: skip
-
-    before = {name: t.clone() for name, t in ours.state_dict().items()}
-    state['head.projection.0.weight'] = torch.zeros(64, 64)
-    torch.save({'model': state}, tmp_path / 'mlp.pth')
-    for model, file, message in (
-        (classifier(3, prompt), path, r'head\.last_layer\.weight is \(5, 64\).*num_classes'),
-        (classifier(5), path, 'has prompts, the model has none'),
-        (ours, tmp_path / 'mlp.pth', 'a head of several layers has no counterpart'),
-    ):
-        with pytest.raises(UserError, match=message):
-            load_vpt(model, str(file))
-    assert all(torch.equal(before[name], t) for name, t in ours.state_dict().items())
 
 
 # --- Swin ------------------------------------------------------------------------------------
@@ -380,7 +342,7 @@ def test_swin_of_timm_and_microsoft(tmp_path, layout):
     state = theirs.state_dict()
     torch.save({'model': microsoft(state) if layout == 'Microsoft' else state}, tmp_path / 's.pth')
     ours = swin()
-    report = load_pretrained(ours, str(tmp_path / 's.pth'))
+    report = ours.load_base(str(tmp_path / 's.pth'))
     assert ('(timm Swin layout' if layout == 'timm' else '(Swin layout') in report
     assert 'head' in report.partition('left out:')[2]
     for size in ((224, 224), (224, 448)):  # windows of 7 that need no padding
@@ -398,7 +360,7 @@ def test_swin_of_mmseg(tmp_path, size):
     state['decode_head.conv_seg.weight'] = torch.zeros(3, 3, 1, 1)
     torch.save({'meta': {}, 'state_dict': state}, tmp_path / 'upernet.pth')
     ours = swin(out_indices=(0, 1, 2, 3), pad_small_map=True)
-    report = load_pretrained(ours, str(tmp_path / 'upernet.pth'))
+    report = ours.load_base(str(tmp_path / 'upernet.pth'))
     assert '(OpenMMLab Swin layout' in report
     x = images(2, 3, *size)
     with torch.no_grad():
@@ -412,7 +374,7 @@ def test_swin_of_the_first_mmcls(tmp_path):
     state = {n.replace('norm3.', 'norm.'): t for n, t in theirs.state_dict().items()}
     torch.save({'state_dict': state}, tmp_path / 'mmcls.pth')
     ours = swin()
-    load_pretrained(ours, str(tmp_path / 'mmcls.pth'))
+    ours.load_base(str(tmp_path / 'mmcls.pth'))
     theirs.eval(), ours.eval()  # theirs returns None
     x = images(1, 3, 224, 224)
     with torch.no_grad():
@@ -457,7 +419,7 @@ def test_swin_of_another_window(tmp_path):
     theirs = timm_swin()
     torch.save({'model': microsoft(theirs.state_dict())}, tmp_path / 's.pth')
     ours = swin(window_size=12, img_size=384)
-    report = load_pretrained(ours, str(tmp_path / 's.pth'))
+    report = ours.load_base(str(tmp_path / 's.pth'))
     assert 'position biases for windows of 7x7 -> 12x12 (bicubic)' in report
     table = theirs.layers[2].blocks[1].attn.relative_position_bias_table
     image = table.T.reshape(1, 4, 13, 13)  # Microsoft's load_pretrained
@@ -472,7 +434,7 @@ def test_swins_position_embedding_is_resized_on_the_grid(tmp_path):
     theirs = mmpretrain_swin(use_abs_pos_embed=True, img_size=32)
     torch.save(theirs.state_dict(), tmp_path / 's.pth')
     ours = swin(use_abs_pos_embed=True, img_size=(16, 64))
-    report = load_pretrained(ours, str(tmp_path / 's.pth'))
+    report = ours.load_base(str(tmp_path / 's.pth'))
     assert 'position embedding 8x8 -> 4x16 (bicubic)' in report
     image = theirs.absolute_pos_embed.reshape(1, 8, 8, 16).permute(0, 3, 1, 2)
     image = nn.functional.interpolate(image, (4, 16), mode='bicubic')
@@ -485,11 +447,12 @@ def test_norms_of_other_outputs_are_new_only_where_the_config_says_so(tmp_path):
     path = str(tmp_path / 's.pth')
     outputs = dict(out_indices=(0, 1, 2, 3))
     with pytest.raises(UserError, match=r'6 missing: norm0\.weight.*init_cfg\.allow_missing'):
-        load_pretrained(swin(**outputs), path)
+        swin(**outputs).load_base(path)
     ours = swin(**outputs, init_cfg=pretrained(path, allow_missing=[r'^norm[012]\.']))
-    assert 'created: norm0.weight' in load_pretrained(ours, path)
-    assert 'norm.weight' in load_pretrained(swin(out_indices=(0, 2), init_cfg=pretrained(
-        path, allow_missing=[r'^norm[02]\.'])), path).partition('left out:')[2]  # fmt: skip
+    assert 'created: norm0.weight' in ours.load_base(path)
+    init = pretrained(path, allow_missing=[r'^norm[02]\.'])
+    report = swin(out_indices=(0, 2), init_cfg=init).load_base(path)
+    assert 'norm.weight' in report.partition('left out:')[2]
 
 
 @pytest.mark.parametrize('ours, state, message', [
@@ -499,7 +462,7 @@ def test_norms_of_other_outputs_are_new_only_where_the_config_says_so(tmp_path):
 def test_a_backbone_of_another_family_is_refused(tmp_path, ours, state, message):
     torch.save(state(), tmp_path / 'w.pth')
     with pytest.raises(UserError, match=message):
-        load_pretrained(ours(), str(tmp_path / 'w.pth'))
+        ours().load_base(str(tmp_path / 'w.pth'))
 
 
 @pytest.mark.parametrize('case', ['Swin', 'Swin, norms new', 'MAE'])

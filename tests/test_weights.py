@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from utils import TINY_ARCH, images, randomise, tiny_vit
 
 from vpt_dense.errors import UserError
-from vpt_dense.weights import load_pretrained, read_state_dict
+from vpt_dense.weights import read_state_dict
 
 DEEP = dict(type='vpt_dense.TokenPrompt', num_tokens=5, deep=True)
 
@@ -37,7 +37,7 @@ def saved(model: torch.nn.Module, path, wrap=lambda state: state) -> str:
 def test_timm_weights_give_timms_features(tmp_path, wrap):
     theirs = timm_vit()
     ours = tiny_vit(img_size=48, out_type='raw')
-    report = load_pretrained(ours, saved(theirs, tmp_path / 'timm.pth', wrap))
+    report = ours.load_base(saved(theirs, tmp_path / 'timm.pth', wrap))
     assert 'timm layout' in report and 'left out: head.weight, head.bias' in report
     x = images(2, 3, 48, 48)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_position_embedding_is_resized_on_the_grid_and_the_final_norm_left_out(t
     ours = tiny_vit(
         img_size=(32, 64), interpolate_mode='bilinear', final_norm=False, prompt=DEEP
     )
-    report = load_pretrained(ours, saved(theirs, tmp_path / 'timm.pth'))
+    report = ours.load_base(saved(theirs, tmp_path / 'timm.pth'))
     assert 'position embedding 6x6 -> 4x8 (bilinear)' in report
     assert 'left out: norm.weight, norm.bias, head.weight, head.bias' in report
     assert 'created: prompt.tokens' in report
@@ -65,16 +65,14 @@ def test_position_embedding_is_resized_on_the_grid_and_the_final_norm_left_out(t
 
 def test_equal_token_counts_of_different_grids_are_resized(tmp_path):
     """mmseg resizes by the number of tokens only: 6x6 and 3x12 would pass as equal."""
-    report = load_pretrained(
-        tiny_vit(img_size=(24, 96)), saved(timm_vit(), tmp_path / 'timm.pth')
-    )
+    report = tiny_vit(img_size=(24, 96)).load_base(saved(timm_vit(), tmp_path / 'timm.pth'))
     assert 'position embedding 6x6 -> 3x12 (bicubic)' in report
 
 
 def test_without_a_cls_token_its_rows_are_left_out_by_name(tmp_path):
     theirs = timm_vit()
     ours = tiny_vit(img_size=48, with_cls_token=False)
-    report = load_pretrained(ours, saved(theirs, tmp_path / 'timm.pth'))
+    report = ours.load_base(saved(theirs, tmp_path / 'timm.pth'))
     assert 'cls_token' in report.partition('left out:')[2]
     assert torch.equal(ours.pos_embed, theirs.pos_embed[:, 1:])
 
@@ -102,7 +100,7 @@ def test_mmpretrain_weights_load_with_only_the_prompt_missing(tmp_path, suffix, 
 def test_bands_are_repeated_and_scaled(tmp_path, bands):
     theirs = timm_vit()
     ours = tiny_vit(img_size=48, in_channels=bands)
-    report = load_pretrained(ours, saved(theirs, tmp_path / 'timm.pth'))
+    report = ours.load_base(saved(theirs, tmp_path / 'timm.pth'))
     assert f'patch embedding 3 -> {bands} bands' in report
     kernel = theirs.patch_embed.proj.weight
     if bands == 1:  # timm's rule for one band: the sum over RGB
@@ -128,7 +126,7 @@ def test_bands_are_made_as_the_key_says_and_a_delta_remembers_it(tmp_path, way):
     bands = way if isinstance(way, str) else list(way)
     init = dict(type='Pretrained', checkpoint=path, bands=bands)
     ours = tiny_vit(img_size=48, in_channels=4, prompt=DEEP, init_cfg=init)
-    assert f'patch embedding 3 -> 4 bands ({words}' in load_pretrained(ours, path)
+    assert f'patch embedding 3 -> 4 bands ({words}' in ours.load_base(path)
     expected = torch.stack(parts(*theirs.patch_embed.proj.weight.unbind(1)), 1)
     torch.testing.assert_close(ours.patch_embed.projection.weight, expected)
     ours.init_weights()
@@ -149,7 +147,7 @@ def test_a_key_for_bands_that_cannot_act_is_refused(tmp_path, bands, file_bands,
     ours = tiny_vit(img_size=48, in_channels=4,
                     init_cfg=dict(type='Pretrained', checkpoint=path, bands=bands))  # fmt: skip
     with pytest.raises(UserError, match=line):
-        load_pretrained(ours, path)
+        ours.load_base(path)
 
 
 def damaged(change):
@@ -218,7 +216,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(tmp_path, monkeypatch,
     model = tiny_vit(img_size=48, prompt=DEEP)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=message) as error:
-        load_pretrained(model, str(tmp_path / 'w.pth'))
+        model.load_base(str(tmp_path / 'w.pth'))
     assert '\n' not in str(error.value)
     assert all(torch.equal(before[n], tensor) for n, tensor in model.state_dict().items())
     assert not (tmp_path / 'ran').exists()

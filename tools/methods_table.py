@@ -44,13 +44,13 @@ def build(backbone, tuning, preprocessor=None):
     """A backbone with a method, without memory."""
     from mmengine.config import Config
 
-    from vpt_dense import config, params
+    from vpt_dense import building, config
 
     cfg = Config(dict(model=dict(backbone=backbone)))
     cfg.merge_from_dict(dict(model=dict(backbone=tuning)))
     cfg.model.data_preprocessor = preprocessor
     config.resolve(cfg)
-    return params.build_without_memory(Config(dict(model=cfg.model.backbone)))
+    return building.build_model(Config(dict(model=cfg.model.backbone)), 'meta')
 
 
 def names():

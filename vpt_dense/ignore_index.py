@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from vpt_dense.arguments import is_int
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, placed_datasets, placed_heads, walk
 
@@ -135,7 +136,7 @@ def _of_data(
     if found is None:
         return None
     key, label = found
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= 255:
+    if not is_int(label, 0) or label > 255:
         raise UserError(f'{key} is {label!r}; it must be a label, an integer from 0 to 255')
     for where, dataset in placed if label != DEFAULT else ():
         if dataset.get('reduce_zero_label', kind_of(dataset) in _REDUCING):

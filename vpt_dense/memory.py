@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vpt_dense import recomputing
+from vpt_dense import building, recomputing
 from vpt_dense.engine import layer_decay
 from vpt_dense.errors import UserError
 from vpt_dense.tree import leaf_datasets
@@ -73,11 +73,11 @@ def estimate(cfg: Config) -> dict[str, Any]:
         missing = 'optim_wrapper' if loader.get('batch_size') else 'train_dataloader.batch_size'
         raise UserError(f'there is no {missing}, so no training step whose memory to estimate')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+    with building.scope(cfg):
         MODELS.get(cfg.model.type)  # imports its package: the tensors of modules are not to be fake
         with FakeTensorMode(allow_non_fake_inputs=True), _Storages() as storages:
-            with torch.device(device):  # `.to()` does not work on fake parameters
-                model = MODELS.build(cfg.model).train()
+            # There at once: `.to()` does not work on fake parameters.
+            model = building.build_model(cfg, device).train()
             recomputing.turn_on(model, cfg.get(recomputing.KEY) or ())
             model.data_preprocessor.to(device)  # it moves the batch there
             optim_wrapper = build_optim_wrapper(

@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 # The first prefix that fits a parameter's name decides its part.
 PARTS = {
@@ -36,32 +32,6 @@ NOT_DEPLOYED = 'auxiliary heads'
 DEPLOYED_NOTE = 'without the auxiliary heads, which are used in training only'
 
 Counts = dict[str, tuple[int, int]]
-
-
-def build_without_memory(cfg: Config) -> nn.Module:
-    """Build the model of a config on the ``meta`` device: names and shapes, no numbers.
-
-    Takes neither memory nor weights, at any size of model. The model is only good for counting.
-
-    Args:
-        cfg: A whole config; ``cfg.model`` and ``cfg.default_scope`` are used.
-    """
-    scope = cfg.get('default_scope', 'mmengine')
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), _Numbers():
-        return MODELS.build(cfg.model)
-
-
-class _Numbers(TorchFunctionMode):
-    """Makes ``linspace`` on the CPU: upstream reads the rates of stochastic depth from it.
-
-    Draws no random numbers, which have no place there: torch imports its compiler for that.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) and args[0].is_meta:
-            return args[0]
-        return func(*args, **kwargs, **(dict(device='cpu') if func is torch.linspace else {}))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -1,12 +1,10 @@
 """Checks of a run that need only its config and the disk, made before anything is built."""
 
 import logging
-import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from vpt_dense import machine
+from vpt_dense.arguments import is_int, is_number
 from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
@@ -117,7 +116,7 @@ def check_model(model: dict) -> None:
         sizes = size if isinstance(size, (list, tuple)) else [size]
         patches = patch if isinstance(patch, (list, tuple)) else [patch]
         numbers = [*sizes, *patches]
-        if not all(isinstance(n, int) and n > 0 for n in numbers):
+        if not all(is_int(n, 1) for n in numbers):
             raise UserError(
                 f'model.backbone: img_size={size!r} and patch_size={patch!r} must be positive '
                 'integers (pixels)'
@@ -269,7 +268,7 @@ def _check_vit(model: dict, backbone: dict) -> None:
     if shape and indices is not None:
         width, depth, _ = shape
         for index in indices if outputs else [indices]:
-            if isinstance(index, bool) or not isinstance(index, int) or not -depth <= index < depth:
+            if not is_int(index, -depth) or index >= depth:
                 raise UserError(
                     f'model.backbone.out_indices has {index!r}; the backbone has {depth} blocks: '
                     f'integers from 0 to {depth - 1}, or from -{depth} to -1'
@@ -323,12 +322,8 @@ def check_optimizer(optim_wrapper: dict, scope: str | None = None) -> None:
 # --- values ----------------------------------------------------------------------------------
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_count(value: Any, least: int = 1) -> bool:
-    return _is_number(value) and value == int(value) and value >= least
+    return is_number(value) and value == int(value) and value >= least
 
 
 def _all(test: Callable[[Any], bool], value: Any) -> bool:
@@ -340,7 +335,7 @@ _RULES = [
     (re.compile(places), test, words)
     for places, test, words in (
         (r'optim_wrapper\.(.*\.)?(lr|weight_decay|momentum|\w+_mult)|model\..*\.loss_weight',
-         lambda value: _all(_is_number, value) and _all(lambda x: x >= 0, value),
+         lambda value: _all(is_number, value) and _all(lambda x: x >= 0, value),
          'a finite number, 0 or more'),
         (r'train_cfg\.(max_iters|max_epochs|val_interval)|\w+_dataloader\.batch_size'
          r'|default_hooks\.logger\.interval|optim_wrapper\.accumulative_counts',
@@ -350,15 +345,15 @@ _RULES = [
         (r'default_hooks\.checkpoint\.(interval|max_keep_ckpts)',
          lambda value: _is_count(value) or value == -1, 'an integer, 1 or more, or -1 for never'),
         (r'model\.(.*\.)?(\w+_)?(drop_rate|drop_path_rate|dropout_ratio)',
-         lambda value: _all(lambda x: _is_number(x) and 0 <= x <= 1, value), 'from 0 to 1'),
+         lambda value: _all(lambda x: is_number(x) and 0 <= x <= 1, value), 'from 0 to 1'),
         (r'.*\.pipeline\.(.*\.)?prob',
-         lambda value: _all(lambda x: _is_number(x) and 0 <= x <= 1, value), 'from 0 to 1'),
+         lambda value: _all(lambda x: is_number(x) and 0 <= x <= 1, value), 'from 0 to 1'),
         (r'.*\.pipeline\.(.*\.)?crop_size',
          lambda value: _all(_is_count, value), 'positive, in pixels'),
         (r'(model\.)?data_preprocessor\.mean',
-         lambda value: _all(_is_number, value), 'finite numbers, one for each channel'),
+         lambda value: _all(is_number, value), 'finite numbers, one for each channel'),
         (r'(model\.)?data_preprocessor\.std',
-         lambda value: _all(lambda x: _is_number(x) and x > 0, value),
+         lambda value: _all(lambda x: is_number(x) and x > 0, value),
          'positive numbers, one for each channel'),
         (r'(val|test)_evaluator(\.\d+)?\.iou_metrics',
          lambda value: set(value) <= {'mIoU', 'mDice', 'mFscore'},

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files
-from vpt_dense.arguments import check_count, to_pair
+from vpt_dense.arguments import check_count, is_number, to_pair
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, placed_datasets, walk
 
@@ -628,14 +628,10 @@ def _groups(cfg: Config) -> list[tuple[str, list[dict]]]:
     return [('', found)] if found else []
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _is_warmup(part: dict, length: int, by_epoch: bool) -> bool:
     end = part.get('end')
     return (kind_of(part) in _WARMUPS and part.get('by_epoch', True) == by_epoch
-            and not part.get('begin') and _is_number(end) and 0 < end < length)  # fmt: skip
+            and not part.get('begin') and is_number(end) and 0 < end < length)  # fmt: skip
 
 
 def _check_units(cfg: Config, given: dict[str, Any], was_by_epoch: bool, by_epoch: bool) -> None:
@@ -660,17 +656,17 @@ def _move(part: dict, length: _Length) -> ConfigDict:
         length = length._replace(old_warmup=0)  # of the loop's counting
     begin, end, period = part.get('begin', 0), part.get('end'), part.get('T_max')
     for key in ('begin', 'end'):
-        if _is_number(part.get(key)):
+        if is_number(part.get(key)):
             part[key] = length.move(part[key])
-    if _is_number(period):
-        whole = _is_number(end) and period == end - begin
+    if is_number(period):
+        whole = is_number(end) and period == end - begin
         part['T_max'] = (
             length.rounded(part['end'] - part.get('begin', 0)) if whole else length.move(period))
     for key in ('step_size', 'total_steps', 'milestones', 'periods'):
         value = part.get(key)
         if isinstance(value, (list, tuple)):
             part[key] = [max(1, int(length.move(point) + 0.5)) for point in value]
-        elif _is_number(value):
+        elif is_number(value):
             part[key] = max(1, int(value * length.new / length.old + 0.5))
     if length.converts:
         part['by_epoch'] = length.by_epoch
@@ -696,7 +692,7 @@ def _check_ends(cfg: Config, key: str, new: int, by_epoch: bool) -> None:
     for name, group in _groups(cfg):
         for i, part in enumerate(group):
             end = part.get('end')
-            if _is_number(end) and end > new and part.get('by_epoch', True) == by_epoch:
+            if is_number(end) and end > new and part.get('by_epoch', True) == by_epoch:
                 raise UserError(
                     f'{key} is {new}, but param_scheduler{name and "."}{name}.{i}.end is {end}, '
                     f'said beside it; say {new} there, or leave param_scheduler to a base config'

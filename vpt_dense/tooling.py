@@ -1,10 +1,7 @@
 """What ``tools/train.py`` and ``tools/test.py`` share."""
 
 import argparse
-import contextlib
 import gc
-import importlib
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +14,6 @@ from vpt_dense.errors import UserError
 if TYPE_CHECKING:
     from vpt_dense.engine.runner import Runner
 
-#: Scopes whose packages are imported before the run is built.
-_PACKAGES = ('mmseg', 'mmpretrain')
 
 
 def say(message: str) -> None:
@@ -243,11 +238,9 @@ def start(cfg: Config, mode: str, checkpoint: str | None) -> 'Runner':
     with imports.uncollected():
         preflight.check(cfg, mode, checkpoint)
         say(f'building the run in {cfg.work_dir} ...')
-        # Both packages print about an optional service when they are imported.
-        with contextlib.redirect_stdout(io.StringIO()):
-            for part in ('datasets', 'models') if cfg.get('default_scope') in _PACKAGES else ():
-                importlib.import_module(f'{cfg.default_scope}.{part}')
-        logging.filter_warnings()
+        from vpt_dense import building
+
+        building.import_packages(cfg)
         from vpt_dense.engine.runner import Runner
 
     # mmengine collects garbage for every data set and before every epoch. What the imports have

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from vpt_dense.arguments import check_patterns
+
 #: The children of a backbone that tuning adds to it; all others are its base.
 ADDED = ('prompt', 'image_prompt', 'adapters')
 
@@ -66,24 +68,17 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
         ValueError: If ``patterns`` is not a list of valid expressions, one matches no name, or
             there are not so many blocks.
     """
-    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
-        raise ValueError(
-            f'trainable must be a list of regular expressions, found {patterns!r}; '
-            "for instance ['^prompt', 'bias$'], or [] to freeze the whole backbone"
-        )
+    check_patterns(
+        patterns, 'trainable',
+        "; for instance ['^prompt', 'bias$'], or [] to freeze the whole backbone")
     names = [name for name, _ in module.named_parameters()]
     chosen: set[str] = set()
     for pattern in patterns:
-        try:
-            special = _FROM_THE_END.fullmatch(pattern)
-            if special:
-                matches = _behind(module, names, special[1], int(special[2]))
-            else:
-                matches = [name for name in names if re.search(pattern, name)]
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f'trainable: {pattern!r} is not a valid regular expression ({error})'
-            ) from error
+        special = _FROM_THE_END.fullmatch(pattern)
+        if special:
+            matches = _behind(module, names, special[1], int(special[2]))
+        else:
+            matches = [name for name in names if re.search(pattern, name)]
         if not matches:
             examples = ', '.join(dict.fromkeys(name.split('.')[0] for name in names))
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vpt_dense.arguments import check_patterns
 from vpt_dense.prompts import Part
 from vpt_dense.tuning import OUTPUT_NORM, is_added
 
@@ -214,8 +215,7 @@ def find_linears(
     Raises:
         ValueError: If ``targets`` is no list of patterns or one matches no linear layer.
     """
-    if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
-        raise ValueError(f'{key} must be a list of regular expressions, found {targets!r}')
+    check_patterns(targets or None, key)
     linears = {
         name: module for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear) and not is_added(name)
@@ -226,15 +226,10 @@ def find_linears(
     }
     found: set[str] = set()
     for pattern in targets:
-        try:
-            matches = {
-                name for name, linear in linears.items()
-                if re.search(pattern, name) or re.search(pattern, aliases.get(linear, ''))
-            }
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f'{key}: {pattern!r} is not a valid regular expression ({error})'
-            ) from error
+        matches = {
+            name for name, linear in linears.items()
+            if re.search(pattern, name) or re.search(pattern, aliases.get(linear, ''))
+        }
         if not matches:
             examples = ', '.join(list(linears)[:4]) or 'it has none'
             raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change, check_merge, find_linears, names_of
-from vpt_dense.arguments import check_count, check_dropout, check_number
+from vpt_dense.arguments import check_count, check_dropout, check_number, is_list
 from vpt_dense.registry import MODELS
 
 #: The parts of a fused layer of queries, keys and values, in the order of its rows.
@@ -89,8 +89,7 @@ class LoRA(Adapter):
 
 def _check_parts(parts: Sequence[str], linears: dict[str, nn.Linear], backbone: nn.Module) -> None:
     """Refuse parts that are none, or layers that have none."""
-    is_list = isinstance(parts, Sequence) and not isinstance(parts, str)
-    known = is_list and all(part in PARTS for part in parts)
+    known = is_list(parts) and all(part in PARTS for part in parts)
     if not known or not parts or len(set(parts)) != len(parts):
         raise ValueError(f"adapters.parts must be some of 'q', 'k', 'v', found {parts!r}")
     fused = set(names_of(backbone, (block.qkv for block in backbone.blocks())))

@@ -52,9 +52,7 @@ class Rein(Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(backbone, init_cfg)
-        check_count(num_tokens, 'adapters.num_tokens')
-        if num_tokens < 2:
-            raise ValueError('adapters.num_tokens must be at least 2: the first token adds nothing')
+        check_count(num_tokens, 'adapters.num_tokens', 2)  # the first token adds nothing
         if rank is not None:
             check_count(rank, 'adapters.rank')
         check_number(scale, 'adapters.scale')

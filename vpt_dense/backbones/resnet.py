@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmpretrain.models import backbones
 from torch import Tensor
 
-from vpt_dense.arguments import check_stages
+from vpt_dense.arguments import check_choice, check_stages
 from vpt_dense.backbones.convolutional import ConvolutionalBackbone
 from vpt_dense.registry import MODELS
 
@@ -56,8 +56,7 @@ class ResNet(ConvolutionalBackbone, backbones.ResNet):
         **kwargs,
     ) -> None:
         self.refuse_frozen_stages(kwargs, 0, r"trainable=[r'^layer4\.']")
-        if depth not in self.arch_settings:
-            raise ValueError(f'depth must be one of {list(self.arch_settings)}, found {depth!r}')
+        check_choice(depth, 'depth', self.arch_settings)
         check_stages(out_indices, kwargs.get('num_stages', 4))
         front, in_channels = self.build_front(prompt, image_prompt, img_size, in_channels)
         if init_cfg is not None:  # else the parent's own

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vpt_dense.adapters import Block
-from vpt_dense.arguments import to_pair
+from vpt_dense.arguments import check_choice, to_pair
 from vpt_dense.backbones.beside import quietly, spread
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock, what_to_recompute
@@ -163,8 +163,7 @@ class TokenBackbone(TunedBackbone):
                 MODELS.build(prompt, default_args=dict(site=sites[0]))
                 if 'one width' in self.offers else StagePrompts(prompt, sites)
             )
-        if prompts_as not in ('keys_values', 'tokens'):
-            raise ValueError(f"prompts_as must be 'keys_values' or 'tokens', found {prompts_as!r}")
+        check_choice(prompts_as, 'prompts_as', ('keys_values', 'tokens'))
         self.keys_values_layers = [
             i for i in range(len(blocks))
             if prompts_as == 'keys_values' and built is not None and built.is_discarded(i)

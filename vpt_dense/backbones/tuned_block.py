@@ -9,6 +9,8 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vpt_dense.arguments import check_choice
+
 
 class TunedBlock(nn.Module):
     """A transformer block in two halves, attention and MLP, with adapters between them.
@@ -111,9 +113,7 @@ def what_to_recompute(memory: str, with_cp: bool) -> str | None:
     Raises:
         ValueError: If ``memory`` is unknown or the two exclude each other.
     """
-    if memory not in ('default', 'lean'):
-        raise ValueError(f"memory must be 'default' or 'lean', found {memory!r}")
-    if memory == 'lean' and with_cp:
+    if check_choice(memory, 'memory', ('default', 'lean')) == 'lean' and with_cp:
         raise ValueError(
             "memory='lean' and with_cp=True exclude each other: 'lean' keeps two tensors a block, "
             'with_cp one, for more time'

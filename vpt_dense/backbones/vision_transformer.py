@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
 from vpt_dense.adapters.base import output_norms
-from vpt_dense.arguments import check_stages, to_pair
+from vpt_dense.arguments import check_choice, check_count, check_stages, to_pair
 from vpt_dense.backbones.beside import is_watched
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.backbones.half_precision import hold_frozen_in
@@ -125,10 +125,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         # A list, since the parent writes the resolved negative indices into it.
         super().__init__(
             arch=arch, out_indices=list(indices), init_cfg=init_cfg, **sizes, **kwargs)
-        if type(num_registers) is not int or num_registers < 0:
-            raise ValueError(
-                f'num_registers must be a number of tokens, 0 or more, found {num_registers!r}')
-        self.num_registers = num_registers
+        self.num_registers = check_count(num_registers, 'num_registers', 0)
         if num_registers:
             self.register_tokens = nn.Parameter(torch.empty(1, num_registers, self.embed_dims))
             nn.init.normal_(self.register_tokens, std=1e-6)  # as in DINOv2
@@ -218,9 +215,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
     def _check_pool(self, pool: str | None, prompt: dict | None) -> str | None:
         """What the outputs are a mean of; None: they are no mean."""
         averages = self.out_type in ('avg_tokens', 'avg_featmap')
-        if pool not in (None, 'patches', 'prompts', 'both'):
-            raise ValueError(
-                f"pool must be 'patches', 'prompts', 'both' or None, found {pool!r}")
+        check_choice(pool, 'pool', ('patches', 'prompts', 'both', None))
         if pool is not None and not averages:
             raise ValueError(
                 f"pool={pool!r} is for out_type='avg_tokens' or 'avg_featmap', "

@@ -1,8 +1,6 @@
 """An ensemble made of deltas that were trained one by one."""
 
-import contextlib
 import dataclasses
-import io
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from vpt_dense import params
+from vpt_dense import building, params
 from vpt_dense.checkpoints import deltas
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError
@@ -51,8 +49,7 @@ def assemble(paths: Sequence[str]) -> dict:
     _forget_run(cfg)
     cfg.ensemble = dict(seeds=list(range(len(paths))))  # those of a further training
     settings.place(cfg)
-    with contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
-        model = params.build_without_memory(cfg)
+    model = building.build_model(cfg, 'meta')
     bases = {
         prefix: Base.from_tensor(checkpoints[0]['state_dict'][prefix + KEY]).without_path()
         for prefix, _ in frozen_bases(model)

@@ -9,7 +9,6 @@ the state of the optimizer, whose metadata says what it is.
 import contextlib
 import dataclasses
 import difflib
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -18,15 +17,14 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from vpt_dense import config, files, params
+from vpt_dense import building, config, files, params
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import FoldedPrompt
 from vpt_dense.tuning import method_of
-from vpt_dense.weights import stored_config
+from vpt_dense.weights import checkpoints, stored_config
 from vpt_dense.weights.base import (
     KEY,
     Base,
@@ -208,8 +206,7 @@ def extract(
     checkpoint = read(path, bare=config_file is not None)
     state, old = checkpoint['state_dict'], checkpoint['meta']
     cfg, text = _config(checkpoint, path, config_file, method)
-    with contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
-        model = params.build_without_memory(cfg)
+    model = building.build_model(cfg, 'meta')
     _check_tensors(model, state, path)
     bases = {}
     for prefix, backbone in frozen_bases(model):
@@ -310,9 +307,7 @@ def load(
     Raises:
         UserError: As for :func:`merge`.
     """
-    from vpt_dense.weights import checkpoints  # builds on this module
-
-    model = build(cfg)
+    model = building.build_model(cfg)
     state = checkpoint['state_dict']
     bases = {}
     for prefix, backbone in frozen_bases(model):
@@ -326,13 +321,6 @@ def load(
     complete(model, checkpoint, path)
     checkpoints.load_strict(model, checkpoint, path)
     return model.eval()
-
-
-def build(cfg: Config) -> nn.Module:
-    """Build the model of a config on the CPU, not initialised."""
-    scope = cfg.get('default_scope', 'mmengine')
-    with contextlib.redirect_stdout(io.StringIO()), DefaultScope.overwrite_default_scope(scope):
-        return MODELS.build(cfg.model)
 
 
 def rebased(init_cfg: dict | None, base: str) -> dict:
@@ -430,7 +418,7 @@ def _identify(
     cfg: Config, prefix: str, state: dict, path: str, base: str | None
 ) -> tuple[Base, frozenset[str]]:
     """Find the base of a backbone by loading its pretrained weights, and compare the tensors."""
-    backbone: FrozenBase = dict(frozen_bases(build(cfg)))[prefix]
+    backbone: FrozenBase = dict(frozen_bases(building.build_model(cfg)))[prefix]
     init_cfg = backbone.init_cfg if isinstance(backbone.init_cfg, dict) else {}
     source = base or init_cfg.get('checkpoint')
     if source is None:

@@ -4,7 +4,7 @@ import torch
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_choice, check_count
 from vpt_dense.errors import UserError
 from vpt_dense.registry import MODELS
 from vpt_dense.weights import read_state_dict
@@ -52,8 +52,7 @@ class LabelMappingHead(ClsHead):
         check_count(num_classes, 'head.num_classes')
         check_count(in_channels, 'head.in_channels')
         check_count(num_source_classes, 'head.num_source_classes')
-        if mode not in ('iterative', 'frequency'):
-            raise ValueError(f"head.mode must be 'iterative' or 'frequency', found {mode!r}")
+        check_choice(mode, 'head.mode', ('iterative', 'frequency'))
         if num_source_classes < num_classes:
             raise ValueError(
                 f'head.num_source_classes must be at least the {num_classes} classes of the data, '

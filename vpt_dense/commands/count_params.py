@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     logging.filter_warnings()
     with imports.uncollected():
-        from vpt_dense import config, params, preflight
+        from vpt_dense import building, config, params, preflight
 
     if args.memory:
         from vpt_dense import memory
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             with imports.uncollected():
                 preflight.check_model(cfg.model)
-                model = params.build_without_memory(cfg)
+                model = building.build_model(cfg, 'meta')
             reports[name] = params.report(model)
             if args.memory:
                 reports[name]['memory'] = memory.estimate(cfg)

@@ -51,34 +51,6 @@ def write_reports(rows, folder, command):
     files.write_text(folder / 'table.json', f'{content}\n')
 
 
-def load_model(method, work_dir):
-    """Builds a trained model for inference.
-
-    Args:
-        method (str): Key of `METHODS`.
-        work_dir (Path): Folder of its run.
-
-    Returns:
-        tuple: The model in eval mode and its config.
-    """
-    from vpt_dense import config, logging
-
-    logging.filter_warnings()
-    import mmseg.models  # noqa: F401  (fills the registries)
-    from mmengine.registry import MODELS, DefaultScope
-
-    from vpt_dense.weights import checkpoints
-
-    logging.filter_warnings()  # the import has set its own
-
-    cfg = config.load(str(config_of(method)))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
-    state = checkpoints.read(checkpoints.find_last(str(work_dir)))
-    model.load_state_dict(state['state_dict'])
-    return model.eval(), cfg
-
-
 def draw(work_dirs, out, count=6):
     """Draws images, ground truth and the predictions of some methods side by side.
 
@@ -93,7 +65,8 @@ def draw(work_dirs, out, count=6):
     import cv2
     import matplotlib.pyplot as plt
     import numpy as np
-    import torch
+
+    import vpt_dense
 
     paths = sorted((DATA / 'images/test').glob('*.png'))
     paths = [paths[i] for i in np.linspace(0, len(paths) - 1, count).round().astype(int)]
@@ -103,15 +76,10 @@ def draw(work_dirs, out, count=6):
     columns = {'image': [image[..., ::-1] for image in images]}
     predictions = {}
     for method, work_dir in work_dirs.items():
-        model, cfg = load_model(method, work_dir)
-        data = dict(inputs=[torch.from_numpy(image.transpose(2, 0, 1).copy())
-                            for image in images])
-        with torch.no_grad():
-            inputs = model.data_preprocessor(data)['inputs']
-            logits = model.encode_decode(
-                inputs, [dict(img_shape=inputs.shape[2:])] * len(inputs))
-        predictions[METHODS[method]] = logits.argmax(1).numpy()
-    palette = np.array(cfg.dataset.metainfo.palette, np.uint8)
+        model = vpt_dense.load(work_dir, config_of(method))
+        found = model.predict([str(path) for path in paths])
+        predictions[METHODS[method]] = [result.labels for result in found]
+    palette = np.array(model.palette, np.uint8)
     columns['ground truth'] = [palette[truth] for truth in truths]
     columns.update({name: [palette[p] for p in maps] for name, maps in predictions.items()})
     figure, axes = plt.subplots(count, len(columns), figsize=(2 * len(columns), 2 * count),
@@ -122,7 +90,7 @@ def draw(work_dirs, out, count=6):
             axes[row, column].imshow(picture, interpolation='nearest')
             axes[row, column].set_axis_off()
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour / 255) for colour in palette[1:]]
-    figure.legend(handles, cfg.dataset.metainfo.classes[1:], ncols=10, loc='outside lower center')
+    figure.legend(handles, model.classes[1:], ncols=10, loc='outside lower center')
     from vpt_dense import files
 
     with files.atomic(out) as unfinished:

@@ -4,8 +4,6 @@
 """
 
 import argparse
-import contextlib
-import io
 import json
 import statistics
 import time
@@ -41,9 +39,8 @@ def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
     """
     import torch
     from mmengine.optim import build_optim_wrapper
-    from mmengine.registry import MODELS, DefaultScope
 
-    from vpt_dense import machine, memory
+    from vpt_dense import building, machine, memory
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for owner in (cfg.model, cfg.model.get('backbone') or {}):
@@ -52,9 +49,8 @@ def measure(cfg: 'Config', steps: int, amp: bool = False) -> dict[str, Any]:
             owner['init_cfg'] = None  # the numbers cost the same
     if amp:
         cfg.optim_wrapper.type = 'vpt_dense.AmpOptimWrapper'
-    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
-    with scope, contextlib.redirect_stdout(io.StringIO()):  # both packages print when imported
-        model = MODELS.build(cfg.model)
+    with building.scope(cfg):
+        model = building.build_model(cfg)
         model.init_weights()
         model.to(device)
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)

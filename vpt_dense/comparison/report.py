@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt_dense import files
+from vpt_dense.arguments import is_number
 from vpt_dense.errors import UserError, suggest
 
 #: Key of a row -> heading of its column in Markdown. CSV has the keys themselves.
@@ -42,10 +43,11 @@ def find_metric(results: Sequence[Mapping[str, Any]], wanted: str | None = None)
     """
     from vpt_dense.hooks.report_hook import HEADLINES
 
-    known = [name for name, value in results[0]['metrics'].items() if _is_number(value)]
+    first = results[0]['metrics']
+    known = [name for name, value in first.items() if is_number(value, finite=False)]
     name = wanted or next((name for name in HEADLINES if name in known), None)
     for result in results:
-        if not _is_number(result['metrics'].get(name)):
+        if not is_number(result['metrics'].get(name), finite=False):
             hint = suggest(name, known) if name else ''
             raise UserError(
                 f'--metric: {result["method"]}, seed {result["seed"]}, has no number '
@@ -53,10 +55,6 @@ def find_metric(results: Sequence[Mapping[str, Any]], wanted: str | None = None)
                 f'{", ".join(result["metrics"])}{hint}'
             )
     return name
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def summarise(

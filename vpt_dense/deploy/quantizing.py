@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS
 
-from vpt_dense import files
+from vpt_dense import building, files
 from vpt_dense.deploy import card as cards
 from vpt_dense.deploy import exporting, onnx_model
 from vpt_dense.errors import UserError
@@ -144,12 +144,8 @@ def dataset_of(cfg: Config, split: str, pipeline: list | None = None) -> Any:
     config = dict(loader['dataset'])
     if pipeline is not None:
         config['pipeline'] = pipeline
-    with contextlib.redirect_stdout(io.StringIO()), _scope(cfg):
+    with contextlib.redirect_stdout(io.StringIO()), building.scope(cfg):
         return DATASETS.build(config)
-
-
-def _scope(cfg: Config) -> Any:
-    return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
 
 
 def _input_of(data: dict, cfg: Config) -> np.ndarray:
@@ -181,7 +177,7 @@ def measure(
     if not cfg.get('val_evaluator'):
         raise UserError('the config has no val_evaluator')
     dataset = dataset_of(cfg, 'val')
-    with _scope(cfg):
+    with building.scope(cfg):
         evaluator = Evaluator(cfg.val_evaluator)
         evaluator.dataset_meta = dataset.metainfo
         indices = _spread(range(len(dataset)), number or len(dataset))

@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from vpt_dense.arguments import is_number
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.weights.base import FrozenBase
 
@@ -42,7 +43,7 @@ class LayerDecay(DefaultOptimWrapperConstructor):
             raise UserError(
                 f'{_PLACE}.{key} does nothing where rates fall by layers{suggest(key, known)}')
         rate = cfg.get('decay_rate', cfg.get('layer_decay_rate'))
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+        if not is_number(rate) or not 0 < rate <= 1:
             raise UserError(
                 f'{_PLACE}.decay_rate must be a number above 0, 1 at most, found {rate!r}')
         custom_keys = sorted(cfg.get('custom_keys', {}), key=lambda key: (-len(key), key))

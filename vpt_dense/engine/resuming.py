@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from vpt_dense import params
+from vpt_dense import building, params
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
 
@@ -361,7 +361,7 @@ def _of_old_checkpoint(
     if old.model == new.model:
         names = now['']['names']
     else:
-        model = params.build_without_memory(old)
+        model = building.build_model(old, 'meta')
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         count = sum(len(group['params']) for group in checkpoint['optimizer']['param_groups'])
         everything = [name for name, _ in model.named_parameters()]

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_count, is_int, is_list
 from vpt_dense.errors import UserError
 
 PROMPT, SAMPLER = 'vpt_dense.PromptEnsemble', 'vpt_dense.EnsembleSampler'
@@ -27,8 +27,7 @@ def check_seeds(seeds: Sequence[int], key: str) -> list[int]:
     Raises:
         ValueError: If they are no whole numbers of at least 0, none at all, or one is there twice.
     """
-    valid = isinstance(seeds, Sequence) and not isinstance(seeds, str) and len(seeds) > 0
-    if not valid or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+    if not is_list(seeds) or not seeds or not all(is_int(seed, 0) for seed in seeds):
         raise ValueError(
             f'{key} must be a list of whole numbers, one for each member and at least one, '
             f'found {seeds!r}'

@@ -14,8 +14,10 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from vpt_dense import params
+from vpt_dense.arguments import check_choice, check_count
 from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
+from vpt_dense.weights import checkpoints
 
 #: Where the number of steps that were left out is kept, in the message hub's runtime info.
 SKIPPED = 'skipped_steps'
@@ -49,16 +51,9 @@ class InvalidLossHook(Hook):
     priority = 'VERY_HIGH'  # before a checkpoint of the same iteration is saved
 
     def __init__(self, interval: int = 50, action: str = 'stop', max_skips: int = 100) -> None:
-        if action not in ('stop', 'skip'):
-            raise ValueError(f"InvalidLossHook.action is 'stop' or 'skip', not {action!r}")
-        if interval < 1 or max_skips < 0:
-            raise ValueError(
-                'InvalidLossHook.interval must be at least 1 and max_skips at least 0, not '
-                f'{interval} and {max_skips}'
-            )
-        self.interval = interval
-        self.action = action
-        self.max_skips = max_skips
+        self.interval = check_count(interval, 'InvalidLossHook.interval')
+        self.action = check_choice(action, 'InvalidLossHook.action', ('stop', 'skip'))
+        self.max_skips = check_count(max_skips, 'InvalidLossHook.max_skips', 0)
         # (iteration, learning rate, images) of the iterations since the last look
         self._recent: deque[tuple[int, float, list[str]]] = deque()
         self._losses: list[Tensor] = []  # scalars on the model's device, of the same iterations
@@ -175,8 +170,6 @@ def _what(iteration: int, lr: float, images: list[str], loss: float) -> str:
 
 
 def _way_out(runner: Runner) -> str:
-    from vpt_dense.weights import checkpoints  # it needs this package
-
     try:
         path = checkpoints.find_last(runner.work_dir, warn=lambda message: None)
         last = f'the last good checkpoint is {os.path.relpath(path)}'

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from vpt_dense import live, seeding
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_choice, check_count
 from vpt_dense.errors import UserError
 from vpt_dense.params import unwrap
 from vpt_dense.prompts import TokenPrompt
@@ -61,22 +61,12 @@ class PromptStartHook(Hook):
     def __init__(
         self, source: str, layers: str = 'one', max_images: int | None = None, seed: int = 0
     ) -> None:
-        choices = dict(source=('prototypes', 'samples'), layers=('one', 'each'))
-        for key, value in dict(source=source, layers=layers).items():
-            if value not in choices[key]:
-                raise ValueError(
-                    f'PromptStartHook.{key} must be {" or ".join(map(repr, choices[key]))}, '
-                    f'found {value!r}'
-                )
         if max_images is not None:
             check_count(max_images, 'PromptStartHook.max_images')
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(
-                f'PromptStartHook.seed must be an integer of at least 0, found {seed!r}')
-        self.source = source
-        self.layers = layers
+        self.source = check_choice(source, 'PromptStartHook.source', ('prototypes', 'samples'))
+        self.layers = check_choice(layers, 'PromptStartHook.layers', ('one', 'each'))
         self.max_images = max_images
-        self.seed = seed
+        self.seed = check_count(seed, 'PromptStartHook.seed', 0)
 
     def before_train(self, runner: Runner) -> None:
         """Overwrite the start of ``model.backbone.prompt.tokens``."""

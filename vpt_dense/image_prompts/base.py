@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_number
+from vpt_dense.arguments import check_channels
 from vpt_dense.sizes import are_equal
 
 #: ImageNet's mean and standard deviation, in the 0..255 of our data preprocessors.
@@ -58,15 +58,9 @@ class ImagePrompt(BaseModule, metaclass=ABCMeta):
         self.img_size = tuple(img_size)
         self.in_channels = in_channels
         for name, given, usual in (('mean', mean, MEAN), ('std', std, STD)):
-            values = usual if given is None else given
-            is_list = isinstance(values, Sequence) and not isinstance(values, str)
-            if not is_list or len(values) != in_channels:
-                raise ValueError(
-                    f'image_prompt.{name} must be {in_channels} numbers, one for each channel of '
-                    f'the images, found {values!r}'
-                )
-            for value in values:
-                check_number(value, f'image_prompt.{name}', positive=name == 'std')
+            values = check_channels(
+                usual if given is None else given, f'image_prompt.{name}', in_channels,
+                positive=name == 'std')
             values = torch.tensor(values, dtype=torch.float32)[:, None, None]
             self.register_buffer(name, values, persistent=False)
 

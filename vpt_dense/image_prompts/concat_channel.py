@@ -6,11 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count
+from vpt_dense.arguments import check_choice, check_count
 from vpt_dense.image_prompts.base import ImagePrompt, resize
 from vpt_dense.registry import MODELS
-
-FORMS = ('normalised', 'original')
 
 
 @MODELS.register_module()
@@ -62,10 +60,7 @@ class ConcatChannelPrompt(ImagePrompt):
     ) -> None:
         super().__init__(img_size, in_channels, mean, std, init_cfg)
         self.extra_channels = check_count(num_channels, 'image_prompt.num_channels')
-        if form not in FORMS:
-            raise ValueError(
-                f'image_prompt.form must be one of {", ".join(FORMS)}, found {form!r}')
-        self.form = form
+        self.form = check_choice(form, 'image_prompt.form', ('normalised', 'original'))
         start = torch.rand if form == 'normalised' else torch.zeros  # until the backbone is known
         self.maps = nn.Parameter(start(1, num_channels, *self.img_size))
 

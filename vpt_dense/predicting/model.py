@@ -3,8 +3,6 @@
 import contextlib
 import copy
 import hashlib
-import importlib
-import io
 import os
 import sys
 from collections import deque
@@ -20,12 +18,12 @@ import PIL.ImageOps
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner.amp import autocast
 from torch import Tensor, nn
 
+from vpt_dense import building, files, logging, preflight, visualization
 from vpt_dense import config as configs
-from vpt_dense import files, logging, preflight, visualization
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import annotation_ids, id_type, ignored_id, to_ids
@@ -65,16 +63,13 @@ def load(
     content = deltas.read(path, bare=config is not None)
     meta = content['meta']
     cfg = _config(config, cfg_options, method, content, path)
-    scope = cfg.get('default_scope', 'mmengine')
     try:
         device = torch.device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'device {device!r} cannot be used here ({_first_line(error)})') from error
-    with contextlib.redirect_stdout(io.StringIO()), DefaultScope.overwrite_default_scope(scope):
-        for part in ('datasets', 'models') if scope in ('mmseg', 'mmpretrain') else ():
-            importlib.import_module(f'{scope}.{part}')
-        logging.filter_warnings()
+    with building.scope(cfg):
+        building.import_packages(cfg)
         info = _metainfo(cfg, meta, config is None)
         _check_classes(info, meta, path, config)
         preflight.check_model(cfg.model)
@@ -98,7 +93,7 @@ def load(
             config=os.path.abspath(cfg.filename) if cfg.filename else None,
             tta=bool(tta or cfg.get('tta')), cfg_options=_as_texts(cfg_options),
             **{key: meta[key] for key in ('iter', 'epoch', 'metric') if meta.get(key) is not None})
-        return ModelPredictor(model.to(device).eval(), cfg, pipeline, info, scope, origin)
+        return ModelPredictor(model.to(device).eval(), cfg, pipeline, info, origin)
 
 
 def _config(
@@ -218,9 +213,9 @@ class ModelPredictor:
     """
 
     def __init__(
-        self, model: nn.Module, cfg: Config, pipeline: list, info: dict, scope: str, origin: dict
+        self, model: nn.Module, cfg: Config, pipeline: list, info: dict, origin: dict
     ) -> None:
-        self.model, self.cfg, self._origin, self._scope = model, cfg, origin, scope
+        self.model, self.cfg, self._origin = model, cfg, origin
         self._inner = getattr(model, 'module', model)  # inside test-time augmentation
         dense = hasattr(self._inner, 'decode_head')
         self.task = 'segmentation' if dense else 'classification'
@@ -437,7 +432,7 @@ class ModelPredictor:
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         half = autocast(enabled=self._half)
-        with torch.no_grad(), half, DefaultScope.overwrite_default_scope(self._scope):
+        with torch.no_grad(), half, building.scope(self.cfg):
             yield
 
     def _run(

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count, check_number
+from vpt_dense.arguments import check_channels, check_choice, check_count
 from vpt_dense.image_prompts.base import MEAN, STD
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
-
-STARTS = ('uniform', 'normal', 'image')
 
 
 @MODELS.register_module()
@@ -58,11 +56,9 @@ class PixelPrompt(Prompt):
         super().__init__(init_cfg)
         check_count(num_tokens, 'prompt.num_tokens')
         check_count(in_channels, 'prompt.in_channels')
-        if start not in STARTS:
-            raise ValueError(f'prompt.start must be one of {", ".join(STARTS)}, found {start!r}')
         self.num_tokens = num_tokens
         self.in_channels = in_channels
-        self.start = start
+        self.start = check_choice(start, 'prompt.start', ('uniform', 'normal', 'image'))
         height, width = site.patch_size
         self.pixels = nn.Parameter(torch.empty(1, in_channels, height, num_tokens * width))
         if start == 'uniform':
@@ -72,7 +68,9 @@ class PixelPrompt(Prompt):
             nn.init.normal_(self.pixels)
         else:
             mean, std = (
-                torch.tensor(_per_channel(key, usual if value is None else value, in_channels))
+                torch.tensor(check_channels(
+                    usual if value is None else value, f'prompt.{key}', in_channels,
+                    positive=key == 'std'), dtype=torch.float32)[:, None, None]
                 for key, value, usual in (('mean', mean, MEAN), ('std', std, STD))
             )
             with torch.no_grad():
@@ -104,13 +102,3 @@ class PixelPrompt(Prompt):
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return f'num_tokens={self.num_tokens}, start={self.start}'
-
-
-def _per_channel(key: str, values: Sequence[float], channels: int) -> list:
-    """Values of all channels, shaped (channels, 1, 1)."""
-    is_list = isinstance(values, Sequence) and not isinstance(values, str)
-    if not is_list or len(values) != channels:
-        raise ValueError(
-            f'prompt.{key} must hold a number for each of the {channels} channels, found {values!r}'
-        )
-    return [[[float(check_number(value, f'prompt.{key}', key == 'std'))]] for value in values]

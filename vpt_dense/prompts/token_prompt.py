@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_dropout, check_flag
+from vpt_dense.arguments import check_count, check_dropout, check_flag, is_int, is_list
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 
@@ -63,16 +63,13 @@ class TokenPrompt(Prompt):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not _is_int(num_tokens) or num_tokens < 1:
+        if not is_int(num_tokens, 1):
             raise ValueError(
                 f'prompt.num_tokens must be an integer of at least 1, found {num_tokens!r}; '
                 'to train without prompts leave `prompt` out'
             )
-        if project_dims is not None and (not _is_int(project_dims) or project_dims < 1):
-            raise ValueError(
-                'prompt.project_dims must be an integer of at least 1 or None, '
-                f'found {project_dims!r}'
-            )
+        if project_dims is not None:
+            check_count(project_dims, 'prompt.project_dims')
         check_dropout(dropout, 'prompt.dropout')
         for key, value in dict(deep=deep, keep_outputs=keep_outputs, shared=shared).items():
             check_flag(value, f'prompt.{key}')
@@ -160,10 +157,6 @@ class TokenPrompt(Prompt):
         )
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def common(layers: range, others: range) -> range:
     """The layers that are in both; they begin where the first of them would be if there is none."""
     return range(max(layers.start, others.start), min(layers.stop, others.stop))
@@ -178,10 +171,8 @@ def resolve_range(
         ValueError: If it is none, or selects no layer.
     """
     well_formed = (
-        isinstance(layer_range, Sequence)
-        and not isinstance(layer_range, str)
-        and len(layer_range) == 2
-        and all(bound is None or _is_int(bound) for bound in layer_range)
+        is_list(layer_range) and len(layer_range) == 2
+        and all(bound is None or is_int(bound) for bound in layer_range)
     )
     if well_formed:
         start, stop = layer_range

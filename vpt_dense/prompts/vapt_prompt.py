@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count, check_dropout
+from vpt_dense.arguments import check_count, check_dropout, is_list
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 from vpt_dense.sizes import are_equal
@@ -64,7 +64,7 @@ class VAPTPrompt(Prompt):
         check_count(num_tokens, 'prompt.num_tokens')
         check_count(kernel_size, 'prompt.kernel_size')
         check_count(hidden_dims, 'prompt.hidden_dims')
-        if not isinstance(grid, Sequence) or len(grid) != 2:
+        if not is_list(grid) or len(grid) != 2:
             raise ValueError(f'prompt.grid must be a pair (rows, columns), found {grid!r}')
         if any(check_count(side, 'prompt.grid') < kernel_size for side in grid):
             raise ValueError(

@@ -10,6 +10,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
+from vpt_dense.arguments import check_choice, check_count, is_int, is_list
 from vpt_dense.errors import suggest
 from vpt_dense.heads.setr import ClassifyFirst
 from vpt_dense.overrides import are_of
@@ -294,25 +295,17 @@ def _check(test_cfg: dict[str, Any] | None) -> None:
         if key not in _TEST_KEYS and hint:
             raise ValueError(f"model.test_cfg has no '{key}'{hint}")
     mode = test_cfg.get('mode')
-    if mode not in ('slide', 'whole'):
-        raise ValueError(f"model.test_cfg.mode must be 'slide' or 'whole', found {mode!r}")
+    check_choice(mode, 'model.test_cfg.mode', ('slide', 'whole'))
     number = test_cfg.get('windows_per_batch', _WINDOWS_PER_BATCH)
-    if not _is_count(number):
-        raise ValueError('model.test_cfg.windows_per_batch must be a whole number of at least 1, '
-                         f'found {number!r}')
+    check_count(number, 'model.test_cfg.windows_per_batch')
     if mode == 'whole':
         return
     for key in ('crop_size', 'stride'):
         value = test_cfg.get(key)
-        is_pair = isinstance(value, (tuple, list)) and len(value) == 2
-        if not is_pair or not all(map(_is_count, value)):
+        if not is_list(value) or len(value) != 2 or not all(is_int(n, 1) for n in value):
             raise ValueError(f"model.test_cfg.{key} must be (height, width) in pixels for "
                              f"mode='slide', found {value!r}")
     crop_size, stride = test_cfg['crop_size'], test_cfg['stride']
     if any(step > size for step, size in zip(stride, crop_size, strict=True)):
         raise ValueError(f'model.test_cfg.stride {tuple(stride)} exceeds crop_size '
                          f'{tuple(crop_size)}: no window would see the pixels between')
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,7 +1,7 @@
 """Pretrained weights: read safely, from many formats, and strictly."""
 
 from vpt_dense.weights import guard  # noqa: F401 - makes mmengine's loaders safe
-from vpt_dense.weights.pretrained import Converted, compute, load_pretrained
+from vpt_dense.weights.pretrained import Converted, compute
 from vpt_dense.weights.reading import read_state_dict
 
-__all__ = ['Converted', 'compute', 'load_pretrained', 'read_state_dict']
+__all__ = ['Converted', 'compute', 'read_state_dict']

@@ -147,30 +147,34 @@ class FrozenBase:
 
     def init_weights(self) -> None:
         """Load the pretrained weights that ``init_cfg`` names, or start at random."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+        if self._init_keys().get('type') == 'Pretrained':
             self.load_base(self.init_cfg['checkpoint'])
             self._is_init = True
         else:
             super().init_weights()
 
-    def load_base(self, checkpoint: str) -> None:
-        """Load pretrained weights and remember them as the base.
+    def load_base(self, checkpoint: str) -> str:
+        """Load pretrained weights and remember them as the base: the one way they come in.
 
         Args:
             checkpoint: As ``init_cfg.checkpoint``.
 
+        Returns:
+            What was done with which tensors, one line; it is logged too.
+
         Raises:
-            UserError: If they are absent, damaged or do not fit.
+            UserError: If they are absent, damaged or do not fit; the backbone is then unchanged.
         """
         converted = pretrained.compute(self, checkpoint)
         self.load_state_dict({**self.state_dict(), **converted.tensors})
         print_log(converted.report, logger='current')
         keys = {
             key: list(value) if isinstance(value, (list, tuple)) else value
-            for key, value in (self.init_cfg or {}).items()
+            for key, value in self._init_keys().items()
             if key in ('prefix', 'allow_missing', 'source_grid', 'bands')
         }
         self._remember(checkpoint, converted, self.frozen_names, keys)
+        return converted.report
 
     def rebuilt_names(self, state_dict: Mapping[str, Tensor], prefix: str) -> frozenset[str] | None:
         """Names of the frozen tensors in a state dict of this backbone that ``base`` gives.
@@ -287,10 +291,13 @@ class FrozenBase:
             name: known[name] for name in names if name in known and name not in converted.inexact
         }
 
+    def _init_keys(self) -> dict:
+        """``init_cfg``, if it is not the list of random starts that some classes have."""
+        return self.init_cfg if isinstance(self.init_cfg, dict) else {}
+
     def _find_base(self, base: Base) -> str:
         """The first of config and record whose weights are there."""
-        init_cfg = self.init_cfg if isinstance(self.init_cfg, dict) else {}
-        configured = init_cfg.get('checkpoint')
+        configured = self._init_keys().get('checkpoint')
         places = list(dict.fromkeys(p for p in (configured, base.checkpoint, base.path) if p))
         for place in places:
             if is_address(place) or Path(place).expanduser().is_file():

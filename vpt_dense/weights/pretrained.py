@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from vpt_dense.arguments import check_patterns, is_int, is_list
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tuning import is_added
 from vpt_dense.weights.layouts import LAYOUTS, Layout
@@ -94,25 +94,6 @@ class Converted(NamedTuple):
     layout: str
     report: str
     inexact: frozenset[str] = frozenset()
-
-
-def load_pretrained(backbone: nn.Module, checkpoint: str) -> str:
-    """Load pretrained weights into a backbone; see :func:`compute`.
-
-    Args:
-        backbone: As there.
-        checkpoint: As there.
-
-    Returns:
-        The report, one line; it is logged too.
-
-    Raises:
-        UserError: As there; the backbone is then unchanged.
-    """
-    converted = compute(backbone, checkpoint)
-    backbone.load_state_dict({**backbone.state_dict(), **converted.tensors})
-    print_log(converted.report, logger='current')
-    return converted.report
 
 
 def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> Converted:
@@ -242,31 +223,21 @@ def _options(backbone: nn.Module, checkpoint: str, keys: dict | None) -> dict:
         return options
     options.update({k: v for k, v in init_cfg.items() if v is not None})
     patterns = options['allow_missing']
-    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
-        raise UserError(
-            f'init_cfg.allow_missing must be a list of regular expressions, found {patterns!r}'
-        )
+    check_patterns(patterns, 'init_cfg.allow_missing')
     names = list(backbone.state_dict())
     for pattern in patterns:
-        try:
-            found = any(re.search(pattern, name) for name in names)
-        except (re.error, TypeError) as error:
-            raise UserError(
-                f'init_cfg.allow_missing: {pattern!r} is not a valid regular expression ({error})'
-            ) from error
-        if not found:
+        if not any(re.search(pattern, name) for name in names):
             raise UserError(
                 f'init_cfg.allow_missing: {pattern!r} matches no tensor of the backbone'
             )
     grid = options.get('source_grid')
     if grid is not None and not (
-        isinstance(grid, Sequence) and len(grid) == 2
-        and all(isinstance(n, int) and n > 0 for n in grid)
+        is_list(grid) and len(grid) == 2 and all(is_int(n, 1) for n in grid)
     ):
         raise UserError(f'init_cfg.source_grid must be (rows, columns), found {grid!r}')
     bands = options.get('bands')
-    is_list = isinstance(bands, Sequence) and not isinstance(bands, str)
-    if not (bands in (None, 'repeat', 'mean') or (is_list and all(b in _BANDS for b in bands))):
+    listed = is_list(bands) and all(band in _BANDS for band in bands)
+    if not listed and bands not in (None, 'repeat', 'mean'):
         raise UserError(
             "init_cfg.bands must be 'repeat', 'mean' or a list with one of "
             f'{", ".join(_BANDS)} for each band, found {bands!r}'
@@ -521,7 +492,7 @@ def _fit_bands(
     fits = kernel.shape[1] in (bands, target[name].shape[1])
     if (fits and way is None) or kernel.shape[1] != 3:
         return
-    if isinstance(way, Sequence) and not isinstance(way, str):
+    if is_list(way):
         if len(way) != bands:
             raise UserError(
                 f'init_cfg.bands={list(way)} is for {len(way)} bands, the backbone has '

@@ -1,0 +1,65 @@
+"""The model of a config, built by the packages that the config means."""
+
+import contextlib
+import importlib
+import io
+from contextlib import AbstractContextManager
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from vpt_dense import logging
+
+
+def scope(cfg: Config) -> AbstractContextManager[None]:
+    """Within it, names without a scope are looked for in a config's ``default_scope`` first.
+
+    Args:
+        cfg: A whole config.
+    """
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
+
+
+def import_packages(cfg: Config) -> None:
+    """Import the package of a config's ``default_scope`` as a whole: data sets and models.
+
+    mmseg and mmpretrain print about an optional service meanwhile, which nobody is shown.
+
+    Args:
+        cfg: A whole config.
+    """
+    package = cfg.get('default_scope')
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in ('datasets', 'models') if package in ('mmseg', 'mmpretrain') else ():
+            importlib.import_module(f'{package}.{part}')
+    logging.filter_warnings()  # they set their own
+
+
+def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
+    """Build the model of a config; its ``init_weights()`` gives it its start.
+
+    Args:
+        cfg: A whole config; ``cfg.model`` and ``cfg.default_scope`` are used.
+        device: Where its tensors are. 'meta': names and shapes without numbers, which take neither
+            memory nor time at any size of model; it is good for counting.
+    """
+    # The registries import what they need, which may print, see above.
+    with contextlib.redirect_stdout(io.StringIO()), scope(cfg), torch.device(device), _Numbers():
+        return MODELS.build(cfg.model)
+
+
+class _Numbers(TorchFunctionMode):
+    """Makes ``linspace`` on the CPU: upstream reads the rates of stochastic depth from it.
+
+    Draws no random numbers on 'meta', which has no place for them: torch imports its compiler for
+    that.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) and args[0].is_meta:
+            return args[0]
+        where = dict(device='cpu') if func is torch.linspace else {}
+        return func(*args, **{**(kwargs or {}), **where})
