@@ -540,7 +540,7 @@ def test_copies_have_hooks_of_their_own():
     ('RepAdapter', dict(rank=0), r'adapters\.rank must be an integer'),
     ('RepAdapter', dict(rank=3), r'adapters\.groups=2 must divide adapters\.rank=3 .*found 3'),
     ('RepAdapter', dict(rank=6, groups=3), r'adapters\.groups=3 must divide .*found 64'),
-    ('Rein', dict(num_tokens=1), r'adapters\.num_tokens must be at least 2'),
+    ('Rein', dict(num_tokens=1), r'adapters\.num_tokens must be an integer of at least 2'),
     ('Rein', dict(rank=0), r'adapters\.rank must be an integer'),
     ('LoRA', dict(parts='qv'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'qv'"),
     ('LoRA', dict(parts=['q', 'q']), r"adapters\.parts must be some of 'q', 'k', 'v'"),

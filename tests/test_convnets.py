@@ -308,7 +308,7 @@ def test_upernet_on_convnext_builds_and_learns():
      r'adapters: LoRA needs transformer blocks, ConvNeXt has none'),
     (resnet, dict(frozen_stages=1), 'frozen_stages=1 and `trainable` are two ways'),
     (convnext, dict(frozen_stages=2), 'frozen_stages=2 and `trainable` are two ways'),
-    (resnet, dict(depth=51), r'depth must be one of \[18, .*found 51'),
+    (resnet, dict(depth=51), r'depth must be 18, .*found 51'),
     (resnet, dict(out_indices=(4,)), r'out_indices must be .* from 0 to 3, found \(4,\)'),
     (resnet, dict(out_indices=3), r'out_indices must be a list of integers from 0 .* found 3'),
     (convnext, dict(out_indices=-5), r'out_indices must be .* from -4 to 3, found \[-5\]'),

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from utils import ROOT
 
 from vpt_dense import config
-from vpt_dense.datasets import digits, formula
-from vpt_dense.datasets.folder import write_folder
+from vpt_dense.demo import digits, formula
+from vpt_dense.demo.folder import write_folder
 
 WEIGHTS = ROOT / 'pretrain/vit-demo_formula.safetensors'
 
@@ -181,7 +181,7 @@ def test_start_of_the_pretraining():
     """The patch embedding whitens what it is shown; attention products have the shape asked for."""
     from mmpretrain.models.utils import MultiheadAttention
 
-    from vpt_dense.hooks.vit_start_hook import mimic, whiten
+    from vpt_dense.demo.vit_start_hook import mimic, whiten
 
     generator = torch.Generator().manual_seed(0)
     images = torch.nn.functional.interpolate(
@@ -204,14 +204,14 @@ def test_start_of_the_pretraining():
 
 
 def test_weights_that_were_loaded_are_not_started_anew():
-    from vpt_dense.hooks import ViTStartHook
+    from vpt_dense.demo.vit_start_hook import ViTStartHook
 
     loaded = types.SimpleNamespace(iter=0, _has_loaded=True)
     ViTStartHook().before_train(loaded)  # it has no model to look at
 
 
 def test_start_of_the_pretraining_on_another_device(monkeypatch):
-    from vpt_dense.hooks.vit_start_hook import whiten
+    from vpt_dense.demo.vit_start_hook import whiten
 
     monkeypatch.setattr(torch, 'cov', lambda x: x @ x.T)  # which 'meta' has no kernel for
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_start_of_the_pretraining_on_another_device(monkeypatch):
 def test_optimizer_is_timms_muon_and_torchs_adamw():
     import timm.optim
 
-    from vpt_dense.engine.muon import MuonAdamW
+    from vpt_dense.demo.muon import MuonAdamW
 
     generator = torch.Generator().manual_seed(0)
     shapes = [(12, 6), (6, 12), (5,), (3, 2, 4)]
@@ -234,7 +234,10 @@ def test_optimizer_is_timms_muon_and_torchs_adamw():
                         adjust_lr_fn='original', ns_coefficients='original'),
         torch.optim.AdamW(theirs[2:], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
     ]
-    for _ in range(4):
+    for step in range(4):
+        for optimizer in optimizers if step == 2 else ():  # as a schedule does it
+            for group in optimizer.param_groups:
+                group['lr'] *= 0.3
         for own, other in zip(ours, theirs, strict=True):
             own.grad = torch.randn(own.shape, generator=generator)
             other.grad = own.grad.clone()

@@ -103,7 +103,7 @@ def test_loss_equals_mmseg(name, loss, align_corners, size, empty, monkeypatch):
     ours.load_state_dict(theirs.state_dict(), strict=True)
     calls = []
     monkeypatch.setattr(
-        'vpt_dense.heads.setr.upsampled_cross_entropy',
+        'vpt_dense.heads.losses.upsampled_cross_entropy',
         lambda *args, **kwargs: calls.append(1) or upsampled_cross_entropy(*args, **kwargs))
     expected = one_step(theirs, size, empty=empty)
     found = one_step(ours, size, empty=empty)

@@ -339,7 +339,7 @@ def test_the_preprocessors_statistics_reach_the_prompt(tmp_path):
         ('PadPrompt', dict(width=1.5), r'image_prompt\.width must be .* found 1\.5'),
         ('ConcatChannelPrompt', dict(num_channels=-1), r'image_prompt\.num_channels must be .* -1'),
         ('ConcatChannelPrompt', dict(num_channels=1, form='raw'),
-         r"image_prompt\.form must be one of normalised, original, found 'raw'"),
+         r"image_prompt\.form must be 'normalised' or 'original', found 'raw'"),
         ('LoRVP', dict(rank=0), r'image_prompt\.rank must be an integer of at least 1, found 0'),
         ('LoRVP', dict(mean=[0.0]), r'image_prompt\.mean must be 3 numbers, .* found \[0\.0\]'),
         ('LoRVP', dict(mean=0.5), r'image_prompt\.mean must be 3 numbers, .* found 0\.5'),

@@ -72,13 +72,14 @@ def test_import_is_light(module, absent):
 
 
 LIST_NAMES = """
-import json
+import json, sys
 import vpt_dense.registry as ours
 names = {}
 for kind in ours.__all__:
     registry = getattr(ours, kind)
     registry.import_from_location()
     names[kind] = sorted({*registry.module_dict, *registry._on_demand})
+assert not [name for name in sys.modules if name.startswith('vpt_dense.demo')]
 print(json.dumps(names))
 """
 

@@ -75,6 +75,11 @@ def test_no_module_but_tools_knows_the_commands():
     assert {room for room, others in graph.items() if 'commands' in others} <= {'commands', 'cli'}
 
 
+def test_nobody_but_commands_knows_the_demo():
+    graph = arrows(modules())
+    assert {room for room, others in graph.items() if 'demo' in others} == {'commands'}
+
+
 @pytest.mark.parametrize('lazily', [False, True])
 def test_a_circle_is_found(lazily):
     """Also one that a function closes."""

@@ -345,7 +345,7 @@ def test_mmsegs_inferencers(mmseg_scope, tmp_path, mode):
 
 
 @pytest.mark.parametrize(('changes', 'told'), [
-    (dict(windows_per_batch=0), 'windows_per_batch must be a whole number of at least 1, found 0'),
+    (dict(windows_per_batch=0), 'windows_per_batch must be an integer of at least 1, found 0'),
     (dict(windows_per_batch=2.0), 'windows_per_batch must be .* found 2.0'),
     (dict(windows_per_batch=True), 'windows_per_batch must be .* found True'),
     (dict(windows_per_batch='4', mode='whole'), "windows_per_batch must be .* found '4'"),
@@ -365,7 +365,7 @@ def test_wrong_test_cfg_is_one_line_in_the_tools(capfd, tmp_path):
     done = run_tool(capfd, 'train', leaf, '--cfg-options', 'model.test_cfg.windows_per_batch=0')
     assert done.code == 2
     (line,) = done.err.splitlines()
-    assert 'model.test_cfg.windows_per_batch must be a whole number of at least 1' in line
+    assert 'model.test_cfg.windows_per_batch must be an integer of at least 1' in line
 
 
 def test_augmented_testing_of_another_segmentor_is_refused(mmseg_scope):

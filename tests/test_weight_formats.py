@@ -532,7 +532,7 @@ OPTIONS = {
 def test_wrong_options(tmp_path, case):
     options, message = OPTIONS[case]
     checkpoint = write(home().state_dict(), tmp_path / 'w.pth')
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         vit(init_cfg=with_init(checkpoint, **options)).init_weights()
 
 
@@ -660,5 +660,5 @@ def test_prompts_beside_registers(deep, out_type):
 
 @pytest.mark.parametrize('number', [-1, 1.5, True, '4'])
 def test_wrong_numbers_of_registers(number):
-    with pytest.raises(ValueError, match='num_registers must be a number of tokens'):
+    with pytest.raises(ValueError, match='num_registers must be an integer of at least 0'):
         vit(num_registers=number)

@@ -129,10 +129,10 @@ def merges(parts, backbone):
 
 def table():
     """The table in Markdown."""
-    from vpt_dense import logging, params
+    from vpt_dense import logging, tables
 
     logging.filter_warnings()
-    return params.markdown_table(HEADER, [row(name) for name in names()], text_columns=5)
+    return tables.markdown(HEADER, [row(name) for name in names()], text_columns=5)
 
 
 def run():

@@ -67,7 +67,7 @@ def run():
         'format': 'pt',
         'layout': 'mmpretrain.VisionTransformer',
         'config': str(CONFIG.relative_to(ROOT)),
-        'data': 'formula-driven images only (vpt_dense/datasets/formula.py, seed 0)',
+        'data': 'formula-driven images only (vpt_dense/demo/formula.py, seed 0)',
         'license': 'Apache-2.0',
     })
     print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, sha256 {digest}')

@@ -91,11 +91,11 @@ def tell_classes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """
     from mmengine.logging import MMLogger
 
-    from vpt_dense.params import text_table
+    from vpt_dense import tables
 
     if len(rows) <= MAX_TABLE_CLASSES:
         logger = MMLogger.get_current_instance()
-        logger.info('Results by class in percent:\n%s', text_table(header, rows))
+        logger.info('Results by class in percent:\n%s', tables.text(header, rows))
 
 
 def _console(logger: logging.Logger | None) -> list[logging.Handler]:

@@ -1,10 +1,11 @@
 """How many parameters a model has, how many train, and what the tuned ones take on disk."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
+
+from vpt_dense import tables
 
 # The first prefix that fits a parameter's name decides its part.
 PARTS = {
@@ -164,27 +165,6 @@ def format_percent(value: float) -> str:
     return f'{value:.1f} %' if value >= 0.1 or value == 0 else f'{value:.2g} %'
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table in plain text, for logs: first column to the left, others to the right."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return '\n'.join(
-        '  '.join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def markdown_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
-) -> str:
-    """Lay out a table in Markdown: the first columns to the left, those of numbers to the right."""
-    rule = ['---'] * text_columns + ['---:'] * (len(header) - text_columns)
-    return '\n'.join(f'| {" | ".join(line)} |' for line in [header, rule, *rows])
-
-
 def parts_table(model: nn.Module) -> str:
     """Return the table of parts x (trainable, total, %) of a model, as text for a log."""
     counts = count(model)
@@ -194,7 +174,7 @@ def parts_table(model: nn.Module) -> str:
         rows.append(('deployed (no auxiliary heads)', deployed(counts)))
     else:
         rows.append(('all', add_up(counts)))
-    table = text_table(
+    table = tables.text(
         ('part', 'trainable', 'total', '%'),
         [
             (part, f'{t:,}', f'{n:,}', format_percent(percent(t, n)).removesuffix(' %'))

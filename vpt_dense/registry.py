@@ -58,13 +58,17 @@ DATASETS = _child(
     'DATASETS', 'vpt_dense.datasets.seg_folder', 'vpt_dense.datasets.image_folder'
 )
 TRANSFORMS = _child(
-    'TRANSFORMS', 'vpt_dense.datasets.loading', 'vpt_dense.datasets.transforms',
-    **{'vpt_dense.datasets.augment': ['RandomCrop']},
+    'TRANSFORMS', 'vpt_dense.datasets.loading',
+    **{
+        'vpt_dense.datasets.augment': ['RandomCrop'],
+        'vpt_dense.demo.stride_labels': ['StrideLabels'],
+    },
 )
 DATA_SAMPLERS = _child('DATA_SAMPLERS', 'vpt_dense.ensemble.sampler')
 HOOKS = _child(
     'HOOKS', 'vpt_dense.hooks',
     **{
+        'vpt_dense.demo.vit_start_hook': ['ViTStartHook'],
         'vpt_dense.hooks.seg_visualization_hook': ['SegVisualizationHook'],
         'vpt_dense.hooks.visualization_hook': ['VisualizationHook'],
     },
@@ -73,7 +77,7 @@ METRICS = _child(
     'METRICS',
     **{'vpt_dense.evaluation': ['IoUMetric'], 'vpt_dense.classifiers': ['Accuracy']},
 )
-OPTIMIZERS = _child('OPTIMIZERS', 'vpt_dense.engine.muon')
+OPTIMIZERS = _child('OPTIMIZERS', **{'vpt_dense.demo.muon': ['MuonAdamW']})
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')
 VISUALIZERS = _child(
     'VISUALIZERS',

@@ -1,4 +1,4 @@
-# Pretrains the demo's small ViT on formula-driven images (vpt_dense/datasets/formula.py): a label
+# Pretrains the demo's small ViT on formula-driven images (vpt_dense/demo/formula.py): a label
 # for every pixel, learned with SETR heads that are thrown away afterwards. The one command is
 # `python tools/pretrain_demo.py`: it makes the data, runs this config and exports the backbone.
 _base_ = ['../_base_/models/setr_vit-demo.py', '../_base_/default_runtime.py']

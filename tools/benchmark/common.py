@@ -11,10 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from vpt_dense import files, outputs
+from vpt_dense import files, outputs, tables
 from vpt_dense.errors import ArgumentParser, UserError
 
 #: Of this process, on Linux.
@@ -154,17 +152,9 @@ def ratio(values: list[float], base: list[float]) -> str:
 
 def show(title: str, columns: list[str], rows: list[list[str]], note: str = '') -> None:
     """Print a table, and below it a note with the version of torch and the threads."""
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify='right')
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:  # rich takes 80 columns for a file and would break the cells
-        console = Console(width=200)
-    console.print(table)
-    console.print(f'{note}{"; " if note else ""}torch {torch.__version__}, '
-                  f'{torch.get_num_threads()} CPU threads', highlight=False)
+    tables.show(columns, rows, title)
+    print(f'{note}{"; " if note else ""}torch {torch.__version__}, {torch.get_num_threads()} CPU '
+          'threads')
 
 
 def write(path: Path | None, args: argparse.Namespace, figures: object) -> None:

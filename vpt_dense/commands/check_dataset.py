@@ -102,44 +102,38 @@ def paste(statistics: dict) -> str:
 def show_statistics(report: dict, console) -> None:
     """Print what `--stats` asks for: of the first split the figures, of all the classes."""
     from rich.markup import escape
-    from rich.table import Table
+
+    from vpt_dense import tables
 
     name, split = next(iter(report['splits'].items()))
     if split.get('statistics'):
         console.print(f'mean and std of {name}, by band:', highlight=False)
         console.print(escape(paste(split['statistics'])), highlight=False)
     what, unit = ('class_pixels', 'pixels') if 'masks' in split else ('per_class', 'images')
-    table = Table(title=f'share of {unit} by class')
-    table.add_column('')
     counts = {name: split[what] for name, split in report['splits'].items()}
-    for name in counts:
-        table.add_column(name, justify='right')
+    rows = []
     for label in dict.fromkeys(label for found in counts.values() for label in found):
-        row = []
-        for found in counts.values():
-            total = sum(found.values())
-            row.append(f'{found.get(label, 0) / total:.2%}' if total else '-')
-        table.add_row(escape(label), *row)
-    console.print(table)
+        totals = [sum(found.values()) for found in counts.values()]
+        rows.append([label, *(
+            f'{found.get(label, 0) / total:.2%}' if total else '-'
+            for found, total in zip(counts.values(), totals, strict=True))])
+    tables.show(['', *counts], rows, f'share of {unit} by class')
 
 
 def show(report: dict, stats: bool) -> None:
     """Print the table and a line for everything that is wrong or odd."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+
+    from vpt_dense import tables
 
     console = Console(soft_wrap=True)
     known = report['classes']
     classes = f', {len(known)} classes' if known else ', classes not known: ids are not checked'
-    table = Table(title=escape(f'{report["source"]}: {report["task"]}{classes}'))
-    table.add_column('')
     columns = {name: cells(split) for name, split in report['splits'].items()}
-    for name in columns:
-        table.add_column(name, justify='right')
-    for row in dict.fromkeys(row for column in columns.values() for row in column):
-        table.add_row(row, *(column.get(row, '-') for column in columns.values()))
-    console.print(table)
+    names = dict.fromkeys(row for column in columns.values() for row in column)
+    rows = [[row, *(column.get(row, '-') for column in columns.values())] for row in names]
+    tables.show(['', *columns], rows, f'{report["source"]}: {report["task"]}{classes}')
     if stats:
         show_statistics(report, console)
     for kind, style in (('warnings', 'yellow'), ('problems', 'red')):

@@ -86,33 +86,12 @@ def short_names(reports: Iterable[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(reports)
 
 
-def print_rich(header: list[str], rows: list[list[str]], title: str, caption: str) -> None:
-    """Print a table for the eye; headings break where the screen is narrow, numbers do not."""
-    from rich import box
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    drawn = Table(title=title, caption=caption, box=box.SIMPLE)
-    for index, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
-        width = max(map(len, [*cells, *name.split()]))
-        drawn.add_column(name, justify='right' if index else 'left', min_width=width)
-    for row in rows:
-        drawn.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        # rich takes 80 columns for a file and would break the numbers.
-        wide = console.options.update(max_width=1000)
-        console = Console(width=Measurement.get(console, wide, drawn).maximum)
-    console.print(drawn)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Count and print."""
     args = parse_args(argv)
     logging.filter_warnings()
     with imports.uncollected():
-        from vpt_dense import building, config, params, preflight
+        from vpt_dense import building, config, params, preflight, tables
 
     if args.memory:
         from vpt_dense import memory
@@ -140,12 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     cells = memory_table(reports) if args.memory else table(reports)
     if args.markdown:
-        print(params.markdown_table(*cells))
+        print(tables.markdown(*cells))
     elif args.memory:
         device = next(iter(reports.values()))['memory']['device']
         caption = 'kept: for backward; peak: with what comes and goes within the step'
-        print_rich(*cells, f'Estimated memory of a training step ({device})', caption)
+        tables.show(*cells, f'Estimated memory of a training step ({device})', caption)
     else:
         caption = f'deployed: {params.DEPLOYED_NOTE}'
-        print_rich(*cells, 'Trainable parameters by part', caption)
+        tables.show(*cells, 'Trainable parameters by part', caption)
 

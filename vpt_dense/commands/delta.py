@@ -129,7 +129,7 @@ def report(path: str) -> None:
 
 def show(path: str, tensors: bool) -> None:
     """Print what is in a file."""
-    from vpt_dense import params
+    from vpt_dense import tables
     from vpt_dense.checkpoints import deltas
 
     rows = deltas.describe(path)
@@ -139,7 +139,7 @@ def show(path: str, tensors: bool) -> None:
     if tensors:
         state = deltas.read(path)['state_dict']
         print()
-        print(params.text_table(
+        print(tables.text(
             ('tensor', 'shape', 'type', 'numbers'),
             [
                 (name, 'x'.join(map(str, tensor.shape)) or 'scalar',

@@ -43,9 +43,9 @@ def cells(row):
 
 def write_reports(rows, folder, command):
     """Writes the table as Markdown and everything behind it as JSON."""
-    from vpt_dense import files, params
+    from vpt_dense import files, tables
 
-    table = params.markdown_table(COLUMNS, [cells(row) for row in rows])
+    table = tables.markdown(COLUMNS, [cells(row) for row in rows])
     files.write_text(folder / 'table.md', f'{table}\n\n`{command}`\n')
     content = json.dumps(dict(command=command, rows=rows), indent=1)
     files.write_text(folder / 'table.json', f'{content}\n')
@@ -129,15 +129,9 @@ def main(argv=None):
                  len(methods) * len(args.seeds))
     rows = [dict(row, name=METHODS[row['method']])
             for row in report.summarise(results, 'mIoU', [m for m in METHODS if m in methods])]
-    from rich.console import Console
-    from rich.table import Table
+    from vpt_dense import tables
 
-    table = Table(title='Digits, test split')
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify='right' if index else 'left')
-    for row in rows:
-        table.add_row(*cells(row))
-    Console().print(table)
+    tables.show(COLUMNS, [cells(row) for row in rows], 'Digits, test split')
     command = 'python tools/demo.py ' + ('--all' if args.all else '--methods ' + ' '.join(methods))
     command += ' --seeds ' + ' '.join(map(str, args.seeds))
     write_reports(rows, args.work_dir, command)

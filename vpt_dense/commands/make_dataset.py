@@ -10,8 +10,8 @@ from functools import partial
 from rich.progress import track
 
 from vpt_dense import outputs
-from vpt_dense.datasets import digits, formula
-from vpt_dense.datasets.folder import write_folder
+from vpt_dense.demo import digits, formula
+from vpt_dense.demo.folder import write_folder
 from vpt_dense.errors import ArgumentParser, UserError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import files
+from vpt_dense import files, tables
 from vpt_dense.arguments import is_number
 from vpt_dense.errors import UserError, suggest
 
@@ -145,9 +145,8 @@ def write(
     Returns:
         The files.
     """
-    from vpt_dense.params import markdown_table
-
-    text = [markdown_table(headings(metric), [cells(row) for row in rows]), f'`{notes["command"]}`']
+    table = tables.markdown(headings(metric), [cells(row) for row in rows])
+    text = [table, f'`{notes["command"]}`']
     if any(row['marked'] for row in rows):
         text.append(f'{MARK.strip()}: lacks seeds that other rows have, do not compare with those.')
     if notes.get('cost'):

@@ -2,7 +2,7 @@
 
 from vpt_dense.heads.linear import LinearHead
 from vpt_dense.heads.setr import SETRMLAHead, SETRUPHead
-from vpt_dense.heads.small_loss import FCNHead, SegmenterMaskTransformerHead, UPerHead
+from vpt_dense.heads.upsampled import FCNHead, SegmenterMaskTransformerHead, UPerHead
 
 __all__ = [
     'FCNHead', 'LinearHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',

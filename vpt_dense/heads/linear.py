@@ -7,12 +7,12 @@ from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor
 
-from vpt_dense.heads.small_loss import SmallLoss
+from vpt_dense.heads.losses import UpsampledLoss
 from vpt_dense.registry import MODELS
 
 
 @MODELS.register_module()
-class LinearHead(SmallLoss, BaseDecodeHead):
+class LinearHead(UpsampledLoss, BaseDecodeHead):
     """Batch norm and a 1x1 convolution, the linear evaluation of DINOv2.
 
     M. Oquab et al., TMLR 2024, https://arxiv.org/abs/2304.07193, section 7.4.
@@ -27,7 +27,7 @@ class LinearHead(SmallLoss, BaseDecodeHead):
             several that are concatenated.
         in_index (int | Sequence[int]): Which of the backbone's outputs.
         norm_cfg (dict): Config of the batch norm.
-        log_accuracy (bool): See :class:`vpt_dense.heads.setr.ClassifyFirst`. Default: True.
+        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`, without
             ``channels`` and ``input_transform``.
 
@@ -59,8 +59,8 @@ class LinearHead(SmallLoss, BaseDecodeHead):
         )
         self.norm = build_norm_layer(norm_cfg, self.channels)[1]
 
-    def small_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """See :meth:`vpt_dense.heads.setr.ClassifyFirst.small_scores`."""
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, h, w)."""
         x = self._transform_inputs([_normalise_tokens(features) for features in inputs])
         return self.cls_seg(self.norm(x))
 

@@ -2,8 +2,113 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from mmseg.models.losses import CrossEntropyLoss, accuracy
+from mmseg.models.losses.cross_entropy_loss import cross_entropy
+from mmseg.models.utils import resize
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from vpt_dense.overrides import are_of
+
+
+class UpsampledLoss:
+    """What our heads do otherwise than mmseg's, which follow it among the parents: their loss.
+
+    A loss that is one plain ``CrossEntropyLoss`` is computed from the scores before their last
+    upsampling, see :func:`upsampled_cross_entropy`. With class weights, a sampler or other losses
+    the upsampled scores are handed on as in mmseg, and so they are to a ``loss_by_feat`` that a
+    subclass has of its own.
+
+    Args:
+        log_accuracy (bool): Report `acc_seg`, the pixel accuracy of every training batch in per
+            cent, as mmseg does. It costs a look at all logits.
+        **kwargs: As in mmseg.
+    """
+
+    def __init__(self, log_accuracy: bool = True, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.log_accuracy = log_accuracy
+
+    def scores_for(self, inputs: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+        """Compute class scores that the loss upsamples.
+
+        Args:
+            inputs: Feature maps, each (B, C, h, w).
+            size: (height, width) of the labels.
+
+        Returns:
+            (B, num_classes, h, w), one bilinear upsampling away from ``size``.
+        """
+        return self.forward(inputs)
+
+    def loss(self, inputs: tuple[Tensor, ...], batch_data_samples: list, train_cfg: dict) -> dict:
+        """Compute the losses, see :meth:`loss_by_feat`.
+
+        Args:
+            inputs: Feature maps, each (B, C, h, w).
+            batch_data_samples: With labels `gt_sem_seg.data`, (1, H, W), integers.
+            train_cfg: Not used.
+        """
+        plain = self._plain_cross_entropy()
+        if plain is None or not are_of(UpsampledLoss, self, 'loss_by_feat'):
+            return super().loss(inputs, batch_data_samples, train_cfg)
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
+        loss, correct = upsampled_cross_entropy(
+            self.scores_for(inputs, tuple(labels.shape[1:])), labels, self.align_corners,
+            self.ignore_index, plain.avg_non_ignore, count_correct=self.log_accuracy)
+        losses = {plain.loss_name: loss * plain.loss_weight}
+        if self.log_accuracy:
+            eps = torch.finfo(torch.float32).eps
+            valid = (labels != self.ignore_index).sum()
+            losses['acc_seg'] = ((correct + eps) * 100 / (valid + eps)).reshape(1)
+        return losses
+
+    def _plain_cross_entropy(self) -> CrossEntropyLoss | None:
+        """The only loss of this head, if it is a cross entropy without weights."""
+        found = self.loss_decode
+        if isinstance(found, nn.ModuleList) and len(found) == 1:
+            found = found[0]
+        plain = (
+            type(found) is CrossEntropyLoss
+            and found.cls_criterion is cross_entropy
+            and found.class_weight is None
+            and found.reduction == 'mean'
+            and self.sampler is None
+        )
+        return found if plain else None
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
+        """Compute the losses.
+
+        Args:
+            seg_logits: Class scores, (B, num_classes, h, w).
+            batch_data_samples: With labels `gt_sem_seg.data`, (1, H, W), integers.
+
+        Returns:
+            The losses under their names, and `acc_seg` if it is to be logged.
+        """
+        labels = self._stack_batch_gt(batch_data_samples)  # (B, 1, H, W)
+        if seg_logits.shape[2:] != labels.shape[2:]:
+            seg_logits = resize(
+                seg_logits, labels.shape[2:], mode='bilinear', align_corners=self.align_corners
+            )
+        weight = None if self.sampler is None else self.sampler.sample(seg_logits, labels)
+        labels = labels.squeeze(1)
+        losses: dict[str, Tensor] = {}
+        is_list = isinstance(self.loss_decode, nn.ModuleList)
+        for loss in self.loss_decode if is_list else [self.loss_decode]:
+            if self.out_channels == 1 and (labels == self.ignore_index).all():
+                value = 0 * seg_logits.sum()  # mmseg's looks for the largest label
+            else:
+                value = loss(seg_logits, labels, weight=weight, ignore_index=self.ignore_index)
+            losses[loss.loss_name] = losses.get(loss.loss_name, 0) + value
+        if self.log_accuracy:
+            scores = seg_logits.detach()
+            if self.out_channels == 1:  # as it predicts: 1 where the sigmoid is above the threshold
+                foreground = scores.sigmoid() > self.threshold
+                scores = torch.cat((~foreground, foreground), dim=1).to(scores)
+            losses['acc_seg'] = accuracy(scores, labels, ignore_index=self.ignore_index)
+        return losses
 
 
 def upsampled_cross_entropy(

@@ -11,35 +11,22 @@ from abc import ABCMeta, abstractmethod
 import torch
 from mmseg.models import decode_heads
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.losses import CrossEntropyLoss, accuracy
-from mmseg.models.losses.cross_entropy_loss import cross_entropy
-from mmseg.models.utils import Upsample, resize
+from mmseg.models.utils import Upsample
 from torch import Tensor, nn
 
-from vpt_dense.heads.losses import upsampled_cross_entropy
+from vpt_dense.heads.losses import UpsampledLoss
 from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
 
 
-class ClassifyFirst(metaclass=ABCMeta):
-    """What both heads do otherwise than mmseg's.
+class ClassifyFirst(UpsampledLoss, metaclass=ABCMeta):
+    """What both heads do otherwise than mmseg's: upsample class scores instead of features.
 
-    A loss that is one plain ``CrossEntropyLoss`` is computed from the scores before their last
-    upsampling, see :func:`vpt_dense.heads.losses.upsampled_cross_entropy`. With class weights, a
-    sampler or other losses the upsampled scores are handed on as in mmseg.
-
-    A subclass with a ``forward``, ``cls_seg`` or ``loss_by_feat`` of its own gets them called where
-    mmseg calls them: what they replace is computed mmseg's way.
+    A subclass with a ``forward`` or ``cls_seg`` of its own gets them called where mmseg calls them.
 
     Args:
-        log_accuracy (bool): Report `acc_seg`, the pixel accuracy of every training batch in per
-            cent, as mmseg does. It costs a look at all logits.
-        **kwargs: As in mmseg.
+        **kwargs: As in :class:`vpt_dense.heads.losses.UpsampledLoss` and in mmseg.
     """
-
-    def __init__(self, log_accuracy: bool = True, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.log_accuracy = log_accuracy
 
     @abstractmethod
     def small_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -66,79 +53,13 @@ class ClassifyFirst(metaclass=ABCMeta):
             and are_of(BaseDecodeHead, self, 'cls_seg')
         )
 
-    def loss(self, inputs: tuple[Tensor, ...], batch_data_samples: list, train_cfg: dict) -> dict:
-        """Compute the losses, see :meth:`loss_by_feat`.
-
-        Args:
-            inputs: Feature maps, each (B, C, h, w).
-            batch_data_samples: With labels `gt_sem_seg.data`, (1, H, W), integers.
-            train_cfg: Not used.
-        """
-        plain = self._plain_cross_entropy()
-        ours = self.upsamples_last() and are_of(ClassifyFirst, self, 'loss_by_feat')
-        if plain is None or not ours:
-            return super().loss(inputs, batch_data_samples, train_cfg)
-        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
+    def scores_for(self, inputs: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+        """See :meth:`vpt_dense.heads.losses.UpsampledLoss.scores_for`."""
+        if not self.upsamples_last():
+            return super().scores_for(inputs, size)
         scores, upsampling = self.small_scores(inputs), self.last_upsampling()
         upsampled = tuple(int(length * upsampling.scale_factor) for length in scores.shape[2:])
-        if upsampled != tuple(labels.shape[1:]):  # two steps are not one
-            scores = upsampling(scores)
-        loss, correct = upsampled_cross_entropy(
-            scores, labels, self.align_corners, self.ignore_index, plain.avg_non_ignore,
-            count_correct=self.log_accuracy)
-        losses = {plain.loss_name: loss * plain.loss_weight}
-        if self.log_accuracy:
-            eps = torch.finfo(torch.float32).eps
-            valid = (labels != self.ignore_index).sum()
-            losses['acc_seg'] = ((correct + eps) * 100 / (valid + eps)).reshape(1)
-        return losses
-
-    def _plain_cross_entropy(self) -> CrossEntropyLoss | None:
-        """The only loss of this head, if it is a cross entropy without weights."""
-        found = self.loss_decode
-        if isinstance(found, nn.ModuleList) and len(found) == 1:
-            found = found[0]
-        plain = (
-            type(found) is CrossEntropyLoss
-            and found.cls_criterion is cross_entropy
-            and found.class_weight is None
-            and found.reduction == 'mean'
-            and self.sampler is None
-        )
-        return found if plain else None
-
-    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        """Compute the losses.
-
-        Args:
-            seg_logits: Class scores, (B, num_classes, h, w).
-            batch_data_samples: With labels `gt_sem_seg.data`, (1, H, W), integers.
-
-        Returns:
-            The losses under their names, and `acc_seg` if it is to be logged.
-        """
-        labels = self._stack_batch_gt(batch_data_samples)  # (B, 1, H, W)
-        if seg_logits.shape[2:] != labels.shape[2:]:
-            seg_logits = resize(
-                seg_logits, labels.shape[2:], mode='bilinear', align_corners=self.align_corners
-            )
-        weight = None if self.sampler is None else self.sampler.sample(seg_logits, labels)
-        labels = labels.squeeze(1)
-        losses: dict[str, Tensor] = {}
-        is_list = isinstance(self.loss_decode, nn.ModuleList)
-        for loss in self.loss_decode if is_list else [self.loss_decode]:
-            if self.out_channels == 1 and (labels == self.ignore_index).all():
-                value = 0 * seg_logits.sum()  # mmseg's looks for the largest label
-            else:
-                value = loss(seg_logits, labels, weight=weight, ignore_index=self.ignore_index)
-            losses[loss.loss_name] = losses.get(loss.loss_name, 0) + value
-        if self.log_accuracy:
-            scores = seg_logits.detach()
-            if self.out_channels == 1:  # as it predicts: 1 where the sigmoid is above the threshold
-                foreground = scores.sigmoid() > self.threshold
-                scores = torch.cat((~foreground, foreground), dim=1).to(scores)
-            losses['acc_seg'] = accuracy(scores, labels, ignore_index=self.ignore_index)
-        return losses
+        return scores if upsampled == size else upsampling(scores)  # two steps are not one
 
 
 @MODELS.register_module()
@@ -146,7 +67,7 @@ class SETRUPHead(ClassifyFirst, decode_heads.SETRUPHead):
     """mmseg's head of SETR-PUP and SETR-Naive: the same parameters, names and results.
 
     Args:
-        log_accuracy (bool): See :class:`ClassifyFirst`. Default: True.
+        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.SETRUPHead`.
     """
 
@@ -168,7 +89,7 @@ class SETRMLAHead(ClassifyFirst, decode_heads.SETRMLAHead):
     """mmseg's head of SETR-MLA: the same parameters, names and results.
 
     Args:
-        log_accuracy (bool): See :class:`ClassifyFirst`. Default: True.
+        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.SETRMLAHead`.
     """
 

@@ -16,7 +16,6 @@ from vpt_dense.hooks.progress_hook import ProgressHook
 from vpt_dense.hooks.prompt_start_hook import PromptStartHook
 from vpt_dense.hooks.report_hook import ReportHook
 from vpt_dense.hooks.seed_hook import SeedHook
-from vpt_dense.hooks.vit_start_hook import ViTStartHook
 
 __all__ = [
     'AccumulationHook',
@@ -35,5 +34,4 @@ __all__ = [
     'PromptStartHook',
     'ReportHook',
     'SeedHook',
-    'ViTStartHook',
 ]

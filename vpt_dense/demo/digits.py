@@ -16,7 +16,7 @@ import functools
 import cv2
 import numpy as np
 
-from .formula import TEXTURES, coloured, finish, place, smooth_noise, texture_values
+from vpt_dense.demo.formula import TEXTURES, coloured, finish, place, smooth_noise, texture_values
 
 DIGITS_VERSION = 2
 """Raised whenever the same seed would give other images."""

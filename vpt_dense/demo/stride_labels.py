@@ -1,7 +1,8 @@
-"""Transforms that mmcv and mmsegmentation do not have."""
+"""A part of the labels is enough to learn from."""
 
 from mmcv.transforms import BaseTransform
 
+from vpt_dense.arguments import check_count
 from vpt_dense.registry import TRANSFORMS
 
 
@@ -17,9 +18,7 @@ class StrideLabels(BaseTransform):
     """
 
     def __init__(self, stride):
-        if not isinstance(stride, int) or stride < 1:
-            raise ValueError(f'stride must be a positive integer, found {stride!r}')
-        self.stride = stride
+        self.stride = check_count(stride, 'StrideLabels.stride')
 
     def transform(self, results):
         """Shrinks every array named in `seg_fields`.

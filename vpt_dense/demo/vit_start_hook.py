@@ -2,6 +2,7 @@
 
 import torch
 from mmengine.hooks import Hook
+from mmpretrain.models.utils import build_2d_sincos_position_embedding
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,8 +28,7 @@ class ViTStartHook(Hook):
     Args:
         num_images (int): Training images for the statistics.
         eps (float): Added to the variance of every component (images normalised to unit
-            variance), so that noise is not
-            blown up to the strength of shapes.
+            variance), so that noise is not blown up to the strength of shapes.
     """
 
     priority = 'VERY_HIGH'  # before the first iteration of anything else
@@ -45,9 +45,6 @@ class ViTStartHook(Hook):
         """
         if runner.iter > 0 or runner._has_loaded:
             return
-        # Here, since every run imports this module, and mmpretrain takes seconds.
-        from mmpretrain.models.utils import build_2d_sincos_position_embedding
-
         model = unwrap(runner.model)
         backbone = model.backbone
         # The data set, not the loader: the order of the training images stays as it is.
