@@ -18,7 +18,6 @@ from timm.models.vision_transformer import VisionTransformer, _load_weights, che
 from utils import images, randomise, tiny_vit
 
 from vpt_dense.errors import UserError
-from vpt_dense.weights.layouts import LAYOUTS
 from vpt_dense.weights.pretrained import resize_patch_embed
 
 WIDTH = 64
@@ -397,51 +396,6 @@ def test_mmpretrain_with_all_its_parts(tmp_path):
         x = images(2, 3, *size)
         with torch.no_grad():
             assert torch.equal(ours(x)[0], theirs(x)[0])
-
-
-# --- the tables ------------------------------------------------------------------------------
-
-#: name of the format -> names that it must bring there and back
-REVERSIBLE = {
-    'mmpretrain': lambda: vit(**SCALED).state_dict(),
-    'mmsegmentation': lambda: {
-        f'layers.0.attn.attn.{name}': torch.ones(3)
-        for name in ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
-    },
-    'timm': lambda: home(init_values=1e-5, pre_norm=True, reg_tokens=4).state_dict(),
-    'DINOv2': lambda: {
-        f'blocks.1.mlp.{name}.{kind}': torch.ones(2)
-        for name in ('w12', 'w3') for kind in ('weight', 'bias')
-    } | {'blocks.1.ls1.gamma': torch.ones(2), 'pos_embed': torch.ones(1)},
-    'DeiT III': lambda: {'blocks.0.gamma_1': torch.ones(2), 'blocks.11.gamma_2': torch.ones(3)},
-    'DeiT, distilled': lambda: home(
-        cls=timm.models.deit.VisionTransformerDistilled).state_dict(),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('name', REVERSIBLE)
-def test_names_there_and_back(name):
-    layout = next(layout for layout in LAYOUTS if layout.name == name)
-    source = {n: t for n, t in REVERSIBLE[name]().items() if not layout.is_ignored(n)}
-    there = {layout.to_target(n)[0]: tensor for n, tensor in source.items()}
-    assert len(there) == len(source)
-    assert name == 'mmpretrain' or there.keys() != source.keys()
-    back = layout.from_target(there)
-    assert back.keys() == source.keys()
-    assert all(back[n] is source[n] for n in source)
-
-
-def test_joined_tensors_are_taken_apart_again():
-    google = next(layout for layout in LAYOUTS if layout.name == 'Google npz')
-    with pytest.raises(ValueError, match='Google npz format'):
-        google.from_target({})
-    plain = google._replace(transforms=())
-    weight = torch.arange(12.0).reshape(6, 2)
-    back = plain.from_target({'layers.3.attn.qkv.weight': weight})
-    block = 'Transformer.encoderblock_3.MultiHeadDotProductAttention_1'
-    assert torch.equal(back[f'{block}.key.kernel'], weight[2:4])
-    assert len(back) == 3
-    assert plain.to_target(f'{block}.value.bias') == ('layers.3.attn.qkv.bias', 2)
 
 
 # --- fitting ---------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from vpt_dense.errors import UserError
 from vpt_dense.predicting.model import ModelPredictor
 from vpt_dense.tree import kind_of, leaf_datasets
 
-FORMATS = ('onnx', 'pt2')
 #: Largest difference to the model that an exported file may have, relative to the largest score.
 TOLERANCE = 1e-3
 #: Largest share of labels that may differ, where two classes are as likely.
@@ -387,7 +386,6 @@ def export(
     dynamic: bool = False,
     resize: bool = False,
     argmax: bool = False,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Export a model to a file, which is there only if it computes what the model computes.
 
@@ -399,7 +397,6 @@ def export(
         dynamic: Take images of any size.
         resize: Give segmentation's scores at the size of the input.
         argmax: Give labels.
-        say: Told what is done.
 
     Returns:
         The card of the file.
@@ -428,14 +425,14 @@ def export(
             f'the model does not take images of {size[0]}x{size[1]} pixels: {_first_line(error)}'
         ) from error
     for line in fold(model):
-        say(line)
+        print(line)
     if dynamic:
         _open_sizes(model)
     program = graph(module, channels, size, dynamic)
     card = describe(predictor, module, None if dynamic else size, channels)
     write = _write_onnx if kind == 'onnx' else _write_pt2
     with files.atomic(out) as unfinished:
-        run = write(program, unfinished, Path(out), card)
+        run = write(program, unfinished, card)
         found = [run(sample) for sample in samples]
         worst = compare(wanted, found, argmax)
         shapes = ', '.join('x'.join(map(str, sample.shape)) for sample in samples)
@@ -444,7 +441,7 @@ def export(
         said = f'{what} from the model {worst:.2g} (at most {limit:.2g}) on images of {shapes}'
         if not worst <= limit:
             raise UserError(f'{out} is not written: {said}')
-        say(said)
+        print(said)
     return card
 
 
@@ -515,7 +512,7 @@ def describe(
     return card
 
 
-def _write_pt2(program: Any, path: Path, out: Path, card: dict) -> Callable:
+def _write_pt2(program: Any, path: Path, card: dict) -> Callable:
     with path.open('wb') as stream, _quietly():
         torch.export.save(program, stream, extra_files={cards.KEY: cards.to_text(card)})
     with path.open('rb') as stream, _quietly():
@@ -528,7 +525,7 @@ def _write_pt2(program: Any, path: Path, out: Path, card: dict) -> Callable:
     return run
 
 
-def _write_onnx(program: Any, path: Path, out: Path, card: dict) -> Callable:
+def _write_onnx(program: Any, path: Path, card: dict) -> Callable:
     onnx, runtime = cards.needed('onnx', 'onnxruntime')
     proto = to_onnx(program, card['output']['name'])
     proto.metadata_props.add(key=cards.KEY, value=cards.to_text(card))

@@ -1,10 +1,9 @@
 """What one format of pretrained weights is: a row of tables, no code."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -104,41 +103,6 @@ class Layout(NamedTuple):
             if re.search(pattern, name):
                 tensor = function(tensor)
         return tensor
-
-    def from_target(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Turn the target's tensors back into the format's, joined ones taken apart again.
-
-        Args:
-            tensors: Name in the target -> tensor.
-
-        Returns:
-            Name in the format (without any prefix) -> tensor.
-
-        Raises:
-            ValueError: If the format has ``transforms`` or drops numbers from names: those have no
-                way back.
-        """
-        drops = any(left.count('*') != right.split('|')[0].count('*') for left, right in self.rules)
-        if self.transforms or drops:
-            raise ValueError(f'the {self.name} format is more than names: no way back')
-        source = {}
-        for name, tensor in tensors.items():
-            found: dict[int | None, str] = {}
-            for left, right in self.rules:
-                for choice in right.split('|'):
-                    whole, part = _without_part(choice)
-                    new = _translate(name, whole, left)
-                    if new is not None and part not in found and None not in found:
-                        if part is not None or not found:
-                            found[part] = new
-            if not found:
-                source[name] = tensor
-            elif None in found:
-                source[found[None]] = tensor
-            else:
-                for part, piece in enumerate(torch.chunk(tensor, len(found))):
-                    source[found[part]] = piece
-        return source
 
 
 def _translate(name: str, left: str, right: str) -> str | None:
