@@ -16,10 +16,11 @@ from mmseg.models.backbones import SwinTransformer as MMSegSwin
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from utils import images, randomise, tiny_vit
+from utils import TINY_ARCH, images, randomise, tiny_vit
 
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
+from vpt_dense.weights.original import load_vpt
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 REFERENCE = Path(__file__).parent / 'data' / 'reference'
@@ -303,6 +304,42 @@ def test_vpt_of_a_self_supervised_vit(tmp_path):
     x = images(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours(x)[0], theirs.forward_features(x), **TOLERANCE)
+
+
+def classifier(num_classes: int = 5, prompt: dict | None = None) -> nn.Module:
+    return MODELS.build(dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(
+            type='vpt_dense.VisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=8,
+            prompt=prompt),
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=64),
+    )).eval()  # fmt: skip
+
+
+def test_a_whole_model_of_vpt(tmp_path):
+    path, tensors, _ = vpt_file(tmp_path, 'vit_deep_p5')
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=5, deep=True)
+    ours = classifier(prompt=prompt)
+    assert 'classifier of 5 classes' in load_vpt(ours, path)
+    state = torch.load(path, weights_only=True)['model']
+    expected = nn.functional.linear(
+        tensors['output'][:, 0].float(),
+        state['head.last_layer.weight'], state['head.last_layer.bias'])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tensors['input'].float(), mode='tensor'), expected,
+                                   **TOLERANCE)  # fmt: skip
+
+    before = {name: t.clone() for name, t in ours.state_dict().items()}
+    state['head.projection.0.weight'] = torch.zeros(64, 64)
+    torch.save({'model': state}, tmp_path / 'mlp.pth')
+    for model, file, message in (
+        (classifier(3, prompt), path, r'head\.last_layer\.weight is \(5, 64\).*num_classes'),
+        (classifier(5), path, 'has prompts, the model has none'),
+        (ours, tmp_path / 'mlp.pth', 'a head of several layers has no counterpart'),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_vpt(model, str(file))
+    assert all(torch.equal(before[name], t) for name, t in ours.state_dict().items())
 
 
 # --- Swin ------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+from vpt_dense.errors import UserError
+
 
 def is_int(value: Any, least: float = -math.inf) -> bool:
     """Whether a value is an integer, and not below ``least``; True and False are none."""
@@ -32,10 +34,10 @@ def check_count(value: int, key: str, least: int = 1) -> int:
         least: The smallest that it may be.
 
     Raises:
-        ValueError: If it is no integer of at least that.
+        UserError: If it is no integer of at least that.
     """
     if not is_int(value, least):
-        raise ValueError(f'{key} must be an integer of at least {least}, found {value!r}')
+        raise UserError(f'{key} must be an integer of at least {least}, found {value!r}')
     return value
 
 
@@ -48,10 +50,10 @@ def check_number(value: float, key: str, positive: bool = False) -> float:
         positive: Whether it must be above 0.
 
     Raises:
-        ValueError: If it is none.
+        UserError: If it is none.
     """
     if not is_number(value) or (positive and value <= 0):
-        raise ValueError(
+        raise UserError(
             f'{key} must be a number{" above 0" if positive else ""}, found {value!r}')
     return value
 
@@ -64,10 +66,10 @@ def check_flag(value: bool, key: str) -> bool:
         key: Name of the config key, for the message.
 
     Raises:
-        ValueError: If it is neither True nor False.
+        UserError: If it is neither True nor False.
     """
     if not isinstance(value, bool):
-        raise ValueError(f'{key} must be True or False, found {value!r}')
+        raise UserError(f'{key} must be True or False, found {value!r}')
     return value
 
 
@@ -80,12 +82,12 @@ def check_choice(value: Any, key: str, choices: Iterable) -> Any:
         choices: What it may be, at least two.
 
     Raises:
-        ValueError: If it is something else.
+        UserError: If it is something else.
     """
     choices = list(choices)
     if value not in choices:
         *others, last = map(repr, choices)
-        raise ValueError(f'{key} must be {", ".join(others)} or {last}, found {value!r}')
+        raise UserError(f'{key} must be {", ".join(others)} or {last}, found {value!r}')
     return value
 
 
@@ -98,16 +100,16 @@ def check_patterns(patterns: Sequence[str], key: str, way_out: str = '') -> Sequ
         way_out: What the message ends with if it is no list.
 
     Raises:
-        ValueError: If it is no list, or one is no regular expression.
+        UserError: If it is no list, or one is no regular expression.
     """
     if not is_list(patterns):
-        raise ValueError(
+        raise UserError(
             f'{key} must be a list of regular expressions, found {patterns!r}{way_out}')
     for pattern in patterns:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f'{key}: {pattern!r} is not a valid regular expression ({error})') from error
     return patterns
 
@@ -124,10 +126,10 @@ def check_channels(
         positive: Whether all must be above 0.
 
     Raises:
-        ValueError: If they are not so many numbers.
+        UserError: If they are not so many numbers.
     """
     if not is_list(values) or len(values) != channels:
-        raise ValueError(
+        raise UserError(
             f'{key} must be {channels} numbers, one for each channel of the images, '
             f'found {values!r}'
         )
@@ -142,11 +144,11 @@ def to_pair(key: str, size: int | Sequence[int]) -> tuple[int, int]:
         size: What the config says.
 
     Raises:
-        ValueError: If it is neither.
+        UserError: If it is neither.
     """
     pair = tuple(size) if is_list(size) else (size, size)
     if len(pair) != 2 or not all(is_int(n, 1) for n in pair):
-        raise ValueError(f'{key} must be a positive integer or a pair of them, found {size!r}')
+        raise UserError(f'{key} must be a positive integer or a pair of them, found {size!r}')
     return pair
 
 
@@ -159,11 +161,11 @@ def check_stages(indices: Sequence[int], stages: int, from_end: bool = False) ->
         from_end: Whether negative numbers count from the end; else they name no stage.
 
     Raises:
-        ValueError: If it is no list, is empty, or names no stage.
+        UserError: If it is no list, is empty, or names no stage.
     """
     least = -stages if from_end else 0
     if not (is_list(indices) and indices and all(is_int(i, least) and i < stages for i in indices)):
-        raise ValueError(
+        raise UserError(
             f'out_indices must be a list of integers from {least} to {stages - 1}, '
             f'found {indices!r}'
         )
@@ -178,8 +180,8 @@ def check_dropout(value: float, key: str) -> float:
         key: Name of the config key, for the message.
 
     Raises:
-        ValueError: If it is no number in [0, 1).
+        UserError: If it is no number in [0, 1).
     """
     if not is_number(value) or not 0 <= value < 1:
-        raise ValueError(f'{key} must be a number in [0, 1), found {value!r}')
+        raise UserError(f'{key} must be a number in [0, 1), found {value!r}')
     return value

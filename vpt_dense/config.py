@@ -20,7 +20,7 @@ from vpt_dense import (
 )
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import DATALOADERS, heads, walk
+from vpt_dense.tree import DATALOADERS, get, heads, walk
 
 #: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
 KEYS = frozenset(
@@ -78,9 +78,9 @@ def load(
     }
     resolve(cfg, cfg_options or {})
     for key, value in wanted.items():
-        if _get(cfg, key) != value:
+        if get(cfg, key) != value:
             raise UserError(
-                f'--cfg-options {key}={value} disagrees with the {_get(cfg, key)} classes of '
+                f'--cfg-options {key}={value} disagrees with the {get(cfg, key)} classes of '
                 'dataset.classes; set the classes, the heads follow'
             )
     for key in [key for key in cfg if key not in KEYS and key != _READ_ELSEWHERE]:
@@ -240,13 +240,6 @@ def _uses(cfg: Config, name: str) -> str:
                 if place.endswith(f'.{child}')
             ]
     return ', '.join(sorted(places, key=len)[:3]) or 'see tools/print_config.py'
-
-
-def _get(cfg: Config, key: str) -> Any:
-    node: Any = cfg
-    for part in key.split('.'):
-        node = node[int(part)] if part.isdigit() else node[part]
-    return node
 
 
 # --- what is said once -----------------------------------------------------------------------

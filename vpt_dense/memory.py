@@ -24,9 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vpt_dense import building, recomputing
+from vpt_dense.arguments import to_pair
 from vpt_dense.engine import layer_decay
 from vpt_dense.errors import UserError
-from vpt_dense.tree import leaf_datasets
+from vpt_dense.tree import kind_of, leaf_datasets
 
 #: Transforms after which every image has one size: the argument that tells it, and whether that
 #: is (width, height), as OpenCV has it.
@@ -153,7 +154,7 @@ def synthetic_batch(cfg: Config, count: int, size: tuple[int, int]) -> dict:
     if 'decode_head' in cfg.model:
         stride = 1
         for transform in _pipeline(cfg):
-            if _name(transform) == 'StrideLabels':
+            if kind_of(transform) == 'StrideLabels':
                 stride *= transform['stride']
         rows, columns = -(-height // stride), -(-width // stride)
         samples = [
@@ -174,11 +175,11 @@ def synthetic_batch(cfg: Config, count: int, size: tuple[int, int]) -> dict:
 def image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:
     """The (height, width) of training images in pixels, and what in the config told it."""
     for transform in reversed(_pipeline(cfg)):
-        name = _name(transform)
+        name = kind_of(transform)
         key, width_first = _SIZED_BY.get(name, ('', False))
         size = transform.get(key)
         if size and not transform.get('keep_ratio'):
-            pair = (size, size) if isinstance(size, int) else tuple(size)
+            pair = to_pair(f'{name}.{key}', size)
             return pair[::-1] if width_first else pair, name
         if 'Resize' in name or 'Crop' in name:
             break  # an image's size after it depends on the image
@@ -191,16 +192,12 @@ def image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:
             'the size of a training image is unknown: no transform of the training pipeline '
             f'({", ".join(_SIZED_BY)}) fixes it, and there is no model.backbone.img_size'
         )
-    return (size, size) if isinstance(size, int) else tuple(size), 'model.backbone.img_size'
+    return to_pair('model.backbone.img_size', size), 'model.backbone.img_size'
 
 
 def _pipeline(cfg: Config) -> list[dict]:
     leaves = leaf_datasets(cfg.train_dataloader)
     return list(leaves[0].get('pipeline') or []) if leaves else []
-
-
-def _name(transform: dict) -> str:
-    return str(transform.get('type')).rpartition('.')[2]
 
 
 # --- fake tensors ----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense.errors import UserError
+from vpt_dense.tree import get
 
 #: Settings that are text (``classes``: a list of texts) where the config does not hold them yet.
 _TEXTS = frozenset(
@@ -49,12 +50,7 @@ def read(cfg: Config, options: Iterable[str]) -> dict[str, Any]:
     values = {}
     for option in options:
         key, equals, text = (part.strip() for part in option.partition('='))
-        held: Any = cfg
-        for part in key.split('.'):
-            if isinstance(held, (list, tuple)) and part.isdigit() and int(part) < len(held):
-                held = held[int(part)]
-            else:
-                held = held.get(part) if isinstance(held, (dict, Config)) else None
+        held = get(cfg, key)
         try:
             if not (key and equals):
                 raise ValueError('there is no =' if key else 'there is no key')

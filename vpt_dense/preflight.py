@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from vpt_dense import machine
-from vpt_dense.arguments import is_int, is_number
+from vpt_dense.arguments import is_int, is_number, to_pair
 from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
@@ -26,6 +26,7 @@ from vpt_dense.datasets.listing import read_names
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import (
     DATALOADERS,
+    as_list,
     heads,
     kind_of,
     leaf_datasets,
@@ -113,8 +114,7 @@ def check_model(model: dict) -> None:
     default = 16 if str(backbone.get('type')).endswith('VisionTransformer') else 1
     size, patch = backbone.get('img_size'), backbone.get('patch_size', default)
     if size is not None:
-        sizes = size if isinstance(size, (list, tuple)) else [size]
-        patches = patch if isinstance(patch, (list, tuple)) else [patch]
+        sizes, patches = as_list(size), as_list(patch)
         numbers = [*sizes, *patches]
         if not all(is_int(n, 1) for n in numbers):
             raise UserError(
@@ -248,8 +248,8 @@ def check_crop(cfg: Config) -> None:
         for index, transform in enumerate(dataset.get('pipeline') or ()):
             crop = transform.get('crop_size') if kind_of(transform) == 'RandomCrop' else None
             if crop is not None:
-                crop = (crop, crop) if isinstance(crop, int) else tuple(crop)
-                found = f'{where}.pipeline.{index}.crop_size', crop
+                key = f'{where}.pipeline.{index}.crop_size'
+                found = key, to_pair(key, crop)
             elif any(word in kind_of(transform) for word in ('Resize', 'Crop')):
                 found = None  # another size afterwards
         if found and any(a > b for a, b in zip(found[1], size, strict=True)):
@@ -279,29 +279,25 @@ def _check_vit(model: dict, backbone: dict) -> None:
                 f'model.backbone.arch: embed_dims {width} is not a multiple of num_heads {heads_of}'
             )
     for head in heads(model) if outputs else ():
-        for index in _as_list(head.get('in_index')):
+        for index in as_list(head.get('in_index')):
             if isinstance(index, int) and not -outputs <= index < outputs:
                 raise UserError(
                     f'in_index of the {head.get("type")} is {index}, but '
                     f'model.backbone.out_indices gives {outputs} outputs'
                 )
-        for channels in _as_list(head.get('in_channels')) if not model.get('neck') else ():
+        for channels in as_list(head.get('in_channels')) if not model.get('neck') else ():
             if shape and isinstance(channels, int) and channels != shape[0]:
                 raise UserError(
                     f'in_channels of the {head.get("type")} is {channels}, but the backbone is '
                     f'{shape[0]} wide (model.backbone.arch)'
                 )
     neck = model.get('neck') or {}
-    for channels in (neck.get('embed_dim'), *_as_list(neck.get('in_channels'))):
+    for channels in (neck.get('embed_dim'), *as_list(neck.get('in_channels'))):
         if shape and isinstance(channels, int) and channels != shape[0]:
             raise UserError(
                 f'model.neck takes {channels} channels, but the backbone is {shape[0]} wide '
                 '(model.backbone.arch)'
             )
-
-
-def _as_list(value: object) -> list | tuple:
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def check_optimizer(optim_wrapper: dict, scope: str | None = None) -> None:
@@ -327,7 +323,7 @@ def _is_count(value: Any, least: int = 1) -> bool:
 
 
 def _all(test: Callable[[Any], bool], value: Any) -> bool:
-    return all(map(test, value if isinstance(value, (list, tuple)) else [value]))
+    return all(map(test, as_list(value)))
 
 
 #: (places, what a value there must satisfy, that in words). A place is a dotted path of the config.
@@ -405,12 +401,10 @@ def check_parts(cfg: Config, mode: str) -> None:
 
 def check_counting(cfg: Config) -> None:
     """A loop over iterations never ends an epoch: what waits for one would never come."""
-    if str(cfg.train_cfg.get('type')).rpartition('.')[2] != 'IterBasedTrainLoop':
+    if kind_of(cfg.train_cfg) != 'IterBasedTrainLoop':
         return
-    schedulers = cfg.get('param_scheduler') or []
-    schedulers = schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]
     parts = {
-        f'param_scheduler.{i}': part for i, part in enumerate(schedulers)
+        f'param_scheduler.{i}': part for i, part in enumerate(as_list(cfg.get('param_scheduler')))
         # Those that follow a metric are stepped by validations; these bounds alone are counted.
         if 'ReduceOnPlateau' not in str(part.get('type')) or {'begin', 'end'} & set(part)
     }  # fmt: skip
@@ -426,14 +420,9 @@ def check_counting(cfg: Config) -> None:
 
 def pretrained(node: Any, place: str) -> Iterator[tuple[str, str]]:
     """Places of ``init_cfg=dict(type='Pretrained')`` below a node, and the files they name."""
-    if isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
-            yield place, str(node['checkpoint'])
-        for key, child in node.items():
-            yield from pretrained(child, f'{place}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for index, child in enumerate(node):
-            yield from pretrained(child, f'{place}.{index}')
+    for where, part in walk(node, place):
+        if part.get('type') == 'Pretrained' and part.get('checkpoint'):
+            yield where, str(part['checkpoint'])
 
 
 # --- data ------------------------------------------------------------------------------------
@@ -446,7 +435,7 @@ def check_dataset(dataset: dict, split: str) -> None:
         dataset: Config dict of a data set, not of a wrapper.
         split: ``train``, ``val`` or ``test``, for messages.
     """
-    kind = str(dataset.get('type')).rpartition('.')[2]
+    kind = kind_of(dataset)
     prefix, root = dataset.get('data_prefix') or {}, dataset.get('data_root')
     if kind in _DOWNLOADED:
         return
@@ -468,7 +457,7 @@ def check_dataset(dataset: dict, split: str) -> None:
 
 def takes_masks(dataset: dict) -> bool:
     """Whether a data set's class pairs images with masks, as far as that is known of it."""
-    return str(dataset.get('type')).rpartition('.')[2] in _SUFFIXES
+    return kind_of(dataset) in _SUFFIXES
 
 
 def _ann_file(dataset: dict, root: str | Path) -> str | None:
@@ -478,7 +467,7 @@ def _ann_file(dataset: dict, root: str | Path) -> str | None:
 
 def _check_segmentation(dataset: dict, split: str, root: Path, prefix: dict) -> None:
     """Every image must have its mask. Classes with naming rules of their own are left to them."""
-    kind = str(dataset.get('type')).rpartition('.')[2]
+    kind = kind_of(dataset)
     bare = 'seg_map_path' not in prefix
     if bare and split != 'test':
         raise UserError(

@@ -21,7 +21,7 @@ from mmengine.config import Config, ConfigDict
 from vpt_dense import config_files
 from vpt_dense.arguments import check_count, is_number, to_pair
 from vpt_dense.errors import UserError
-from vpt_dense.tree import DATALOADERS, kind_of, placed_datasets, walk
+from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
 
 KEYS = ('img_size', 'epochs', 'iters', 'warmup', 'batch_size')
 
@@ -60,14 +60,11 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
     given = {key: cfg.pop(key) for key in KEYS if cfg.get(key) is not None}
     for key in KEYS:
         cfg.pop(key, None)
-    try:
-        for key, value in given.items():
-            if key == 'img_size':
-                given[key] = to_pair(f'{key} (pixels, or height and width)', value)
-            elif key != 'warmup' or value != 0 or isinstance(value, bool):
-                check_count(value, key)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    for key, value in given.items():
+        if key == 'img_size':
+            given[key] = to_pair(f'{key} (pixels, or height and width)', value)
+        elif key != 'warmup' or value != 0 or isinstance(value, bool):
+            check_count(value, key)
     read = functools.cache(lambda file: config_files.parse(str(file))._cfg_dict)
     origins = {key: _origin(cfg, key, value, options or {}, read) for key, value in given.items()}
     if 'img_size' in given:
@@ -108,11 +105,11 @@ class _Origin(NamedTuple):
         names = tuple(place.split('.'))
         if any(config_files.says(tree, names) for tree in self.trees):
             return True
-        value = _frozen(_get(cfg, place))
-        below = [_get(self.beneath, place), *others] if self.beneath is not None else [value]
+        value = _frozen(get(cfg, place))
+        below = [get(self.beneath, place), *others] if self.beneath is not None else [value]
         return value not in map(_frozen, below)
 
-    def wrote(self, cfg: Config, place: str, transform: dict, key: str) -> bool:
+    def wrote(self, place: str, transform: dict, key: str) -> bool:
         """The same of a transform's argument: a pipeline may be made of parts of a base's."""
         if any(f'{place}.{key}.'.startswith(f'{option}.') for option in self.options):
             return True
@@ -197,15 +194,6 @@ def _paths(value: Any) -> Iterator[tuple[str, ...]]:
     for key, inner in value.items():
         for path in _paths(inner):
             yield (str(key), *path)
-
-
-def _get(node: Any, place: str) -> Any:
-    for key in place.split('.'):
-        if isinstance(node, (list, tuple)) and key.isdigit() and int(key) < len(node):
-            node = node[int(key)]
-        else:
-            node = node.get(key) if isinstance(node, (Mapping, Config)) else None
-    return node
 
 
 def _frozen(value: Any) -> Any:
@@ -293,7 +281,7 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
     below = origin.beneath or {}
     old = next((size for _, size in (*_trained(below), *_trained(cfg))), None)
     if old is None and not cfg.get('train_dataloader'):  # a config for tests alone
-        old = _get(model, 'data_preprocessor.size') or backbone.get('img_size')
+        old = get(model, 'data_preprocessor.size') or backbone.get('img_size')
         old = old and _pair(old)
     if old is None:
         raise UserError(
@@ -304,8 +292,8 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
     for place, transform in _transforms(cfg):
         if id(transform) not in moved:
             moved.add(id(transform))
-            _move_transform(cfg, place, transform, old, new, origin)
-    named = [_get(below, f'pretrained.{part}.img_size') for part in ('classifier', 'backbone')]
+            _move_transform(place, transform, old, new, origin)
+    named = [get(below, f'pretrained.{part}.img_size') for part in ('classifier', 'backbone')]
     key = f'{where}.backbone.img_size'
     if 'img_size' in backbone or str(backbone.get('type')).startswith('vpt_dense.'):
         if not origin.says(cfg, key, *named):
@@ -325,8 +313,8 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
                 node['test_cfg'] = ConfigDict(test, size_divisor=patch)
     _place_windows(cfg, f'{where}.test_cfg', model.get('test_cfg') or {}, new, origin)
     found = [*_trained(cfg), (key, backbone.get('img_size', new)),
-             (f'{where}.data_preprocessor.size', _get(cfg, f'{where}.data_preprocessor.size')),
-             ('data_preprocessor.size', _get(cfg, 'data_preprocessor.size'))]  # fmt: skip
+             (f'{where}.data_preprocessor.size', get(cfg, f'{where}.data_preprocessor.size')),
+             ('data_preprocessor.size', get(cfg, 'data_preprocessor.size'))]  # fmt: skip
     for place, size in found:
         if size is not None and _pair(size) != new:
             raise UserError(
@@ -384,20 +372,19 @@ def _trained(cfg: Mapping | Config) -> list[tuple[str, Size]]:
 
 
 def _move_transform(
-    cfg: Config, place: str, transform: dict, old: Size, new: Size, origin: _Origin
+    place: str, transform: dict, old: Size, new: Size, origin: _Origin
 ) -> None:
     kind = kind_of(transform)
     if kind in _FOLLOWING:
         key, form = _FOLLOWING[kind]
-        if transform.get(key) is None or origin.wrote(cfg, place, transform, key):
+        if transform.get(key) is None or origin.wrote(place, transform, key):
             return
         transform[key] = form(transform[key], transform, old, new)
         return
     for key in _OTHER:
         value = transform.get(key)
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(n, (int, list, tuple)) and n != 0 and n != 1 for n in numbers):
-            if old != new and not origin.wrote(cfg, place, transform, key):
+        if any(isinstance(n, (int, list, tuple)) and n not in (0, 1) for n in as_list(value)):
+            if old != new and not origin.wrote(place, transform, key):
                 raise UserError(
                     f'img_size: what becomes of {place}.{key} ({value!r}, of {kind}) is not known; '
                     'write a pipeline of your own beside img_size, or set all sizes one by one'
@@ -407,7 +394,7 @@ def _move_transform(
 def _place_windows(cfg: Config, place: str, test: dict, new: Size, origin: _Origin) -> None:
     """Windows of test images; neighbours overlap by the same share."""
     crop, stride = test.get('crop_size'), test.get('stride')
-    below = _get(origin.beneath, f'{place}.crop_size') or crop
+    below = get(origin.beneath, f'{place}.crop_size') or crop
     if crop is not None and not origin.says(cfg, f'{place}.crop_size'):
         test['crop_size'] = _like(crop, new)
     if stride is not None and below is not None and not origin.says(cfg, f'{place}.stride'):
@@ -481,7 +468,7 @@ def _choose_length(given: dict[str, Any], origins: dict[str, _Origin]) -> None:
         del given[max(depths, key=depths.get)]
     key = min(depths, key=depths.get, default=None)
     if key and given.get('warmup') and len(origins['warmup'].trees) > depths[key]:
-        said = [_get(origins[key].beneath, name) for name in ('epochs', 'iters')]
+        said = [get(origins[key].beneath, name) for name in ('epochs', 'iters')]
         length = next((n for n in said if isinstance(n, int) and n > 0), None)
         if length:
             share = _ratio(given['warmup'], given[key], length)
@@ -494,7 +481,7 @@ def _place_length(cfg: Config, given: dict[str, Any], origins: dict[str, _Origin
     if not loop:
         raise UserError(f'{said}: the config has no train_cfg that it could set')
     # The length said beside it as well, schedule and intervals are still those of the one below.
-    below = None if said == 'warmup' else _get(origins[said].beneath, 'train_cfg')
+    below = None if said == 'warmup' else get(origins[said].beneath, 'train_cfg')
     was_by_epoch, old = _length_of(below or loop)
     if old is None:
         was_by_epoch, old = _length_of(loop)
@@ -622,10 +609,8 @@ def _groups(cfg: Config) -> list[tuple[str, list[dict]]]:
     """The schedules of each optimizer; of a single one the name is ''."""
     found = cfg.get('param_scheduler') or []
     if isinstance(found, dict) and 'type' not in found:
-        return [(name, list(part) if isinstance(part, (list, tuple)) else [part])
-                for name, part in found.items()]  # fmt: skip
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
-    return [('', found)] if found else []
+        return [(name, as_list(part)) for name, part in found.items()]
+    return [('', as_list(found))] if found else []
 
 
 def _is_warmup(part: dict, length: int, by_epoch: bool) -> bool:
@@ -714,7 +699,7 @@ def _place_batch(cfg: Config, new: int, origin: _Origin) -> None:
             f'batch_size is {new}, but train_dataloader.batch_size is {old}, said beside it: say '
             'one of them'
         )
-    below = _get(origin.beneath, 'train_dataloader.batch_size')
+    below = get(origin.beneath, 'train_dataloader.batch_size')
     loader['batch_size'] = new
     for name in DATALOADERS[1:]:
         node = cfg.get(name) or {}

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
@@ -22,8 +21,7 @@ def show(
         title: Stands above it.
         caption: Stands below it.
     """
-    looks = dict(title=escape(title), caption=caption and escape(caption), box=box.SIMPLE)
-    table = _table(header, rows, **looks)
+    table = _table(header, rows, title=escape(title), caption=caption and escape(caption))
     console = Console()
     if not console.is_terminal:  # rich takes 80 columns for a file and would break the cells
         wide = console.options.update(max_width=1000)

@@ -181,8 +181,7 @@ def leave_out_labels(cfg: Config, wanted: bool) -> bool:
             'their own, or all without labels: --no-labels')
     for part in bare:
         part['pipeline'] = _without_masks(part.get('pipeline') or [])
-    metrics = cfg.get('test_evaluator') or []
-    metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
+    metrics = tree.as_list(cfg.get('test_evaluator'))
     cfg.test_evaluator = [metric for metric in metrics if metric.get('format_only')
                           or tree.kind_of(metric) == 'DumpResults']  # fmt: skip
     say('the test images have no labels: no metric is reported')

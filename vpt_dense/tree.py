@@ -1,9 +1,26 @@
 """Walking through a config: data sets inside wrappers, heads inside ensembles."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmengine.config import Config
+
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def get(node: Any, place: str) -> Any:
+    """What is at a dotted place below a node; None: nothing is."""
+    for key in place.split('.'):
+        if isinstance(node, (list, tuple)) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            node = node.get(key) if isinstance(node, (Mapping, Config)) else None
+    return node
+
+
+def as_list(node: Any) -> list:
+    """A list or tuple as a list, None as an empty one, anything else as a list of one."""
+    return list(node) if isinstance(node, (list, tuple)) else [] if node is None else [node]
 
 
 def walk(node: Any, place: str) -> Iterator[tuple[str, dict]]:

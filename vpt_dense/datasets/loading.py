@@ -7,6 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import LocalBackend, register_backend
 
+from vpt_dense.arguments import is_int, is_list
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.checks import label_table, read_mask
 from vpt_dense.registry import TRANSFORMS
@@ -71,7 +72,7 @@ class LoadBands(BaseTransform):
                 f'LoadBands: mean and std need one figure a band, std above 0; found {mean}, {std}'
             )
         if bands is not None:
-            if not bands or not all(type(band) is int and band > 0 for band in bands):
+            if not bands or not all(is_int(band, 1) for band in bands):
                 raise ValueError(
                     f'LoadBands: bands are numbers from 1, such as [4, 3, 2]; found {bands}'
                 )
@@ -80,7 +81,7 @@ class LoadBands(BaseTransform):
                     f'LoadBands: mean and std need one figure a band; found {len(mean)} for '
                     f'bands={list(bands)}'
                 )
-        if isinstance(nodata, Sequence) and (isinstance(nodata, str) or len(nodata) != len(mean)):
+        if isinstance(nodata, str) or (is_list(nodata) and len(nodata) != len(mean)):
             raise ValueError(
                 f'LoadBands: nodata is one value, or one for each of the {len(mean)} bands; found '
                 f'{nodata!r}'

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import vpt_dense
 from vpt_dense import files
 from vpt_dense.adapters import merge_adapters
+from vpt_dense.arguments import to_pair
 from vpt_dense.checkpoints import deltas
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
@@ -316,7 +317,7 @@ def sizes_of(predictor: ModelPredictor, size: Sequence[int] | None) -> tuple[int
         found = getattr(model.backbone, 'img_size', None)
     if found is None:
         found = 224
-    return (found, found) if isinstance(found, int) else tuple(found)
+    return to_pair('model.backbone.img_size', found)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from vpt_dense.arguments import check_count, is_int, is_list
 from vpt_dense.errors import UserError
+from vpt_dense.tree import as_list
 
 PROMPT, SAMPLER = 'vpt_dense.PromptEnsemble', 'vpt_dense.EnsembleSampler'
 #: What else is there once for each member: key of the model -> type of the ensemble, name of its
@@ -25,17 +26,17 @@ def check_seeds(seeds: Sequence[int], key: str) -> list[int]:
     """Return the seeds of an ensemble as a list.
 
     Raises:
-        ValueError: If they are no whole numbers of at least 0, none at all, or one is there twice.
+        UserError: If they are no whole numbers of at least 0, none at all, or one is there twice.
     """
     if not is_list(seeds) or not seeds or not all(is_int(seed, 0) for seed in seeds):
-        raise ValueError(
+        raise UserError(
             f'{key} must be a list of whole numbers, one for each member and at least one, '
             f'found {seeds!r}'
         )
     seeds = list(seeds)
     twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
     if twice is not None:
-        raise ValueError(f'{key} has {twice} twice: two members would be the same')
+        raise UserError(f'{key} has {twice} twice: two members would be the same')
     return seeds
 
 
@@ -59,10 +60,7 @@ def place(cfg: Config) -> None:
     if settings is not None:
         if not isinstance(settings, dict) or set(settings) != {'seeds'}:
             raise UserError(f'ensemble must be dict(seeds=[0, 1, ...]), found {settings!r}')
-        try:
-            seeds = check_seeds(settings['seeds'], 'ensemble.seeds')
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        seeds = check_seeds(settings['seeds'], 'ensemble.seeds')
         wrap(model, seeds)
         _place_in_loader(cfg, seeds)
     _check_parts(model)
@@ -108,11 +106,8 @@ def wrap(model: dict, seeds: list[int]) -> None:
         part = model.get(key)
         if not part:
             continue
-        several = isinstance(part, (list, tuple))
-        wrapped = [
-            {'type': kind, 'seeds': seeds, argument: each} for each in (part if several else [part])
-        ]
-        model[key] = wrapped if several else wrapped[0]
+        wrapped = [{'type': kind, 'seeds': seeds, argument: each} for each in as_list(part)]
+        model[key] = wrapped if isinstance(part, (list, tuple)) else wrapped[0]
 
 
 def _place_in_loader(cfg: Config, seeds: list[int]) -> None:
@@ -123,14 +118,11 @@ def _place_in_loader(cfg: Config, seeds: list[int]) -> None:
         raise UserError(
             'ensemble: train_dataloader needs a sampler and a batch_size, no batch_sampler'
         )
-    try:
-        size = check_count(loader.get('batch_size', 1), 'train_dataloader.batch_size')
-        scale = cfg.get('auto_scale_lr')
-        if isinstance(scale, dict) and 'base_batch_size' in scale:
-            base = check_count(scale['base_batch_size'], 'auto_scale_lr.base_batch_size')
-            scale['base_batch_size'] = base * len(seeds)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    size = check_count(loader.get('batch_size', 1), 'train_dataloader.batch_size')
+    scale = cfg.get('auto_scale_lr')
+    if isinstance(scale, dict) and 'base_batch_size' in scale:
+        base = check_count(scale['base_batch_size'], 'auto_scale_lr.base_batch_size')
+        scale['base_batch_size'] = base * len(seeds)
     loader['sampler'] = dict(type=SAMPLER, sampler=loader['sampler'], seeds=seeds, batch_size=size)
     loader['batch_size'] = size * len(seeds)
 
@@ -140,7 +132,7 @@ def _check_parts(model: dict) -> None:
     seeds = model['backbone']['prompt'].get('seeds') if is_ensemble(model) else None
     for key, (kind, _) in PARTS.items():
         part = model.get(key)
-        for each in part if isinstance(part, (list, tuple)) else [part] if part else []:
+        for each in as_list(part or None):
             several = isinstance(each, dict) and each.get('type') == kind
             found = each.get('seeds') if several else None
             if found != seeds:

@@ -21,6 +21,7 @@ from vpt_dense import files, logging, outputs, params
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.machine import resident_peak
 from vpt_dense.registry import HOOKS
+from vpt_dense.tree import as_list
 from vpt_dense.tuning import ADDED, method_of
 from vpt_dense.version import __version__
 
@@ -313,10 +314,6 @@ def _method(runner: Runner) -> dict[str, Any]:
     return method_of(config, backbone)
 
 
-def _as_list(node: Any) -> list[dict]:
-    return list(node) if isinstance(node, (list, tuple)) else [node] if node else []
-
-
 def _call(config: dict) -> str:
     """Write the config of an object as a call."""
     arguments = ', '.join(f'{key}={value!r}' for key, value in config.items() if key != 'type')
@@ -341,7 +338,7 @@ def _describe(runner: Runner) -> str:
     """Return the summary of a run: a line each for what runs, on what data, from which weights."""
     model = params.unwrap(runner.model)
     method = _method(runner)
-    added = [node for key in ADDED for node in _as_list(method.get(key))]
+    added = [node for key in ADDED for node in as_list(method.get(key))]
     kind = ', '.join(map(_call, added)) or 'no prompt'
     trainable = method['trainable']
     rows = [
@@ -408,8 +405,7 @@ def _weights(runner: Runner) -> str:
     config = _model_config(runner)
     found = []
     for name, owner in (('model', config), ('backbone', config.get('backbone', {}))):
-        init = owner.get('init_cfg')
-        for entry in init if isinstance(init, (list, tuple)) else [init]:
+        for entry in as_list(owner.get('init_cfg')):
             if entry and entry.get('checkpoint'):
                 found.append(f'{entry["checkpoint"]} ({name})')
     if runner._resume:

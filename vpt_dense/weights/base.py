@@ -153,11 +153,12 @@ class FrozenBase:
         else:
             super().init_weights()
 
-    def load_base(self, checkpoint: str) -> str:
+    def load_base(self, checkpoint: str, keys: dict | None = None) -> str:
         """Load pretrained weights and remember them as the base: the one way they come in.
 
         Args:
             checkpoint: As ``init_cfg.checkpoint``.
+            keys: Further keys, in place of those of ``init_cfg``.
 
         Returns:
             What was done with which tensors, one line; it is logged too.
@@ -165,12 +166,12 @@ class FrozenBase:
         Raises:
             UserError: If they are absent, damaged or do not fit; the backbone is then unchanged.
         """
-        converted = pretrained.compute(self, checkpoint)
+        converted = pretrained.compute(self, checkpoint, keys)
         self.load_state_dict({**self.state_dict(), **converted.tensors})
         print_log(converted.report, logger='current')
         keys = {
             key: list(value) if isinstance(value, (list, tuple)) else value
-            for key, value in self._init_keys().items()
+            for key, value in (self._init_keys() if keys is None else keys).items()
             if key in ('prefix', 'allow_missing', 'source_grid', 'bands')
         }
         self._remember(checkpoint, converted, self.frozen_names, keys)
