@@ -23,7 +23,7 @@ def test_metric(run, tmp_path):
     done = run('metric', '--images', 3, '--size', 40, 50, '--classes', 9, '--rounds', 2,
                '--json', path)  # fmt: skip
     assert (done.code, done.err) == (0, '')
-    rows = re.findall(r'│ +(mmseg|vpt_dense) │ +([\d.]+) ±', done.out)
+    rows = re.findall(r'│ +(mmseg|vpt_dense) +│ +([\d.]+) ±', done.out)
     assert [name for name, _ in rows] == ['mmseg', 'vpt_dense'] and float(rows[0][1]) == 1
     figures = json.loads(path.read_text())['figures']
     assert figures['numbers']['mmseg'] == figures['numbers']['vpt_dense']

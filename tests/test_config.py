@@ -119,7 +119,7 @@ def test_an_option_that_contradicts_the_classes():
 )
 def test_options_that_are_fine(tmp_path, key, value):
     cfg = config.load(str(write_leaf(tmp_path, tmp_path)), {key: value})
-    assert config._get(cfg, key) == value
+    assert tree.get(cfg, key) == value
 
 
 def test_a_private_variable_and_one_that_a_leaf_reads_are_fine(tmp_path):

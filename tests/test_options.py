@@ -7,7 +7,7 @@ import torch
 from mmengine import Config
 from tool_helpers import run_tool, tiny_folder, write_leaf
 
-from vpt_dense import config, options
+from vpt_dense import options, tree
 from vpt_dense.errors import ArgumentParser, UserError, main
 
 HELD = dict(
@@ -99,7 +99,7 @@ def test_a_value_is_read_as_the_config_means_it(option, value):
     given = options.read(cfg, [option])
     options.place(cfg, given)
     (key,) = given
-    found = config._get(cfg, key)
+    found = tree.get(cfg, key)
     assert found == value and type(found) in (type(value), type(Config(dict(a={})).a))
 
 

@@ -7,12 +7,12 @@ from mmengine import Config
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS
 
-from vpt_dense import config
+from vpt_dense import config, tree
 from vpt_dense.errors import UserError
 
 
 def read(cfg, place):
-    return config._get(cfg, place)
+    return tree.get(cfg, place)
 
 
 def pipeline(split, index, key):

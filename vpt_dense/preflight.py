@@ -323,7 +323,7 @@ def _is_count(value: Any, least: int = 1) -> bool:
 
 
 def _all(test: Callable[[Any], bool], value: Any) -> bool:
-    return all(map(test, as_list(value)))
+    return all(map(test, value if isinstance(value, (list, tuple)) else [value]))
 
 
 #: (places, what a value there must satisfy, that in words). A place is a dotted path of the config.
