@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from vpt_dense.arguments import check_choice
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.tuning import is_added
 
@@ -22,8 +23,7 @@ def hold_frozen_in(name: str, backbone: TunedBackbone) -> torch.dtype:
     Raises:
         ValueError: If there is no such type, or no such weight is frozen.
     """
-    if not isinstance(name, str) or name not in DTYPES:
-        raise ValueError(f'frozen_dtype must be None or one of {sorted(DTYPES)}, found {name!r}')
+    check_choice(name, 'frozen_dtype', [*DTYPES, None])
     frozen = [
         parameter
         for own, module in backbone.named_modules()

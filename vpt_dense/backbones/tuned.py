@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vpt_dense.adapters import Adapter, Block
+from vpt_dense.arguments import is_list
 from vpt_dense.image_prompts import ImagePrompt
 from vpt_dense.prompts import Prompt
 from vpt_dense.registry import MODELS
@@ -97,8 +98,8 @@ class TunedBackbone(FrozenBase):
             ValueError: If a part does not fit this backbone, or a pattern matches no parameter;
                 the message names the key.
         """
-        is_list = isinstance(adapters or [], Sequence) and not isinstance(adapters, str)
-        if not is_list or not all(isinstance(config, dict) for config in adapters or []):
+        listed = adapters or []
+        if not is_list(listed) or not all(isinstance(config, dict) for config in listed):
             raise ValueError(
                 f'adapters must be a list of dicts, one for each adapter, found {adapters!r}'
             )

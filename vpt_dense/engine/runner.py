@@ -35,6 +35,7 @@ from vpt_dense import (
     seeding,
     visualization,
 )
+from vpt_dense.arguments import check_flag
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets.names import image_names
 from vpt_dense.engine import (
@@ -333,9 +334,7 @@ class Runner(_Runner):
 
     def _starts_heads(self) -> bool:
         """Whether `load_from` gives this training all but its heads."""
-        wanted = self.cfg.get(checkpoints.NEW_HEADS, False)
-        if not isinstance(wanted, bool):
-            raise UserError(f'{checkpoints.NEW_HEADS} is {wanted!r}; it must be True or False')
+        wanted = check_flag(self.cfg.get(checkpoints.NEW_HEADS, False), checkpoints.NEW_HEADS)
         return wanted and self._trains and not self._resume
 
     def resume(self, *args, **kwargs) -> None:
