@@ -237,7 +237,7 @@ def test_every_row_is_folded_or_refused(name, family, task, tmp_path, monkeypatc
     model = build(name, family, task).eval()
     backbone = {**BACKBONES[family], **TASKS[family][task], **row.tuning}
     cfg = Config(dict(model=dict(type='Model', backbone=backbone)))
-    monkeypatch.setattr(deltas, 'build', lambda cfg: Model(cfg.model.backbone.to_dict()))
+    monkeypatch.setattr(building, 'build_model', lambda cfg: Model(cfg.model.backbone.to_dict()))
     state = {f'backbone.{n}': t for n, t in model.state_dict().items()}
     path = tmp_path / 'c.pth'
     files.write(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), path)
