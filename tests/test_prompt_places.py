@@ -235,7 +235,7 @@ def test_pixels_are_not_folded():
     ('kwargs', 'message'),
     [
         (dict(num_tokens=0), r'prompt\.num_tokens must be an integer of at least 1, found 0'),
-        (dict(start='noise'), r"prompt\.start must be one of uniform, .*, found 'noise'"),
+        (dict(start='noise'), r"prompt\.start must be 'uniform', .*, found 'noise'"),
         (dict(in_channels=4), r'prompt\.in_channels is 4, but the patch embedding takes .* 3'),
         (dict(start='image', mean=[1.0]), r'prompt\.mean must be 3 numbers, one for each channel'),
     ],
