@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from test_tools import image_leaf  # noqa: F401  (a fixture)
-from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
+from tool_helpers import in_process, run_tool, tiny_folder, write_leaf
 from utils import ROOT, randomise, tiny_vit
 
 from vpt_dense import files
@@ -57,24 +57,7 @@ def compare(folder, capfd, monkeypatch):
     """Run the tool, and the tools it calls, in this process; count the latter."""
     calls = []
 
-    def call(command, log, *args, **kwargs):
-        _, module, *arguments = map(str, command)  # python -m
-        tool = arguments[0] if module == 'vpt_dense' else 'cost'
-        calls.append(tool)
-        forget_runs()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        argv = [module, *arguments]
-        with mock.patch.object(sys, 'argv', argv), mock.patch.dict(os.environ):
-            with pytest.raises(SystemExit) as leave:
-                runpy.run_module(module, run_name='__main__')
-        forget_runs()
-        printed = capfd.readouterr()
-        with log.open('a') as stream:
-            stream.write(printed.out + printed.err)
-        if leave.value.code:
-            raise UserError(f'{tool} failed, see {log}: {printed.err.strip().splitlines()[-1]}')
-
-    monkeypatch.setattr(runs, 'call', call)
+    monkeypatch.setattr(runs, 'call', in_process(capfd, calls))
 
     def run(*arguments, pattern=folder / 'tiny_{method}.py'):
         calls.clear()

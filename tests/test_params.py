@@ -39,8 +39,8 @@ COUNTS = {
     'prompt': (20, 20),
     'neck': (16, 16),
     'decode head': (14, 14),
-    'auxiliary heads': (20, 20),
     'classification head': (15, 15),
+    'auxiliary heads': (20, 20),
 }
 
 

@@ -3,6 +3,7 @@
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -11,6 +12,8 @@ import mmengine.device  # noqa: F401  looks for GPUs once, when first imported: 
 import pytest
 from mmengine.utils import ManagerMixin
 from utils import CONFIGS, ROOT, make_ade_folder
+
+from vpt_dense.errors import UserError
 
 #: A leaf of configs/vpt made tiny: one decode head, one auxiliary head, two iterations.
 LEAF = """
@@ -83,6 +86,29 @@ def run_tool(capfd: pytest.CaptureFixture, tool: str, *arguments: object) -> Out
             runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
     code = leave.value.code
     return Outcome(0 if code is None else code, *capfd.readouterr())
+
+
+def in_process(capfd: pytest.CaptureFixture, calls: list[str]) -> Callable[..., None]:
+    """In place of ``vpt_dense.comparison.runs.call``: no process, and the tools' names noted."""
+
+    def call(command, log, *args, **kwargs):
+        _, module, *arguments = map(str, command)  # python -m
+        tool = arguments[0] if module == 'vpt_dense' else 'cost'
+        calls.append(tool)
+        forget_runs()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        argv = [module, *arguments]
+        with mock.patch.object(sys, 'argv', argv), mock.patch.dict(os.environ):
+            with pytest.raises(SystemExit) as leave:
+                runpy.run_module(module, run_name='__main__')
+        forget_runs()
+        printed = capfd.readouterr()
+        with log.open('a') as stream:
+            stream.write(printed.out + printed.err)
+        if leave.value.code:
+            raise UserError(f'{tool} failed, see {log}: {printed.err.strip().splitlines()[-1]}')
+
+    return call
 
 
 def forget_runs() -> None:

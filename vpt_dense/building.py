@@ -1,7 +1,6 @@
 """The model of a config, built by the packages that the config means."""
 
 import contextlib
-import importlib
 import io
 from contextlib import AbstractContextManager
 
@@ -11,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from vpt_dense import logging
+from vpt_dense import logging, tasks
 
 
 def scope(cfg: Config) -> AbstractContextManager[None]:
@@ -31,10 +30,8 @@ def import_packages(cfg: Config) -> None:
     Args:
         cfg: A whole config.
     """
-    package = cfg.get('default_scope')
     with contextlib.redirect_stdout(io.StringIO()):
-        for part in ('datasets', 'models') if package in ('mmseg', 'mmpretrain') else ():
-            importlib.import_module(f'{package}.{part}')
+        tasks.import_packages(cfg.get('default_scope'))
     logging.filter_warnings()  # they set their own
 
 

@@ -17,6 +17,7 @@ from vpt_dense import (
     method_files,
     options,
     run_settings,
+    tasks,
 )
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
@@ -309,7 +310,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
 def _place_classes_of_mixing(cfg: Config) -> None:
     """Tell the data preprocessor of a classifier the number of classes that mixed labels need."""
     model = cfg.get('model') or {}
-    parts = heads(model) if model.get('head') else []
+    parts = [] if tasks.is_dense(model) else heads(model)
     if not settings.mixing(cfg) or not parts or not parts[0].get('num_classes'):
         return
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
@@ -384,7 +385,7 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
         )
     before = copy.deepcopy(untouched or model)
     settings = {key: named[key] for key in ('backbone', 'data_preprocessor') if key in named}
-    if 'head' in model:  # an image classifier
+    if tasks.of(model) and not tasks.is_dense(model):  # of whole images
         settings = Config._merge_a_into_b({'backbone': named.get('classifier') or {}}, settings)
     _overlay(settings, model, untouched)
     old, new = (architecture(node.get('backbone') or {}) for node in (before, model))

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from vpt_dense import tasks
 from vpt_dense.arguments import is_int
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, placed_datasets, placed_heads, walk
@@ -50,7 +51,8 @@ def place(cfg: Config) -> None:
     Raises:
         UserError: If two places that must agree say different labels, or the label cannot be.
     """
-    heads = placed_heads(cfg.get('model')) if (cfg.get('model') or {}).get('decode_head') else []
+    model = cfg.get('model') or {}
+    heads = placed_heads(model) if tasks.is_dense(model) else []
     said_by_heads = _one((f'{p}.ignore_index', h['ignore_index']) for p, h in heads
                          if h.get('ignore_index') is not None)
     trained = None
@@ -80,7 +82,7 @@ def place(cfg: Config) -> None:
                 key = _LOSSES.get(kind_of(node))
                 if key and label != DEFAULT:
                     node.setdefault(key, label)  # Dice may leave a class out beside
-        for owner in (cfg.get('model') or {}, cfg):
+        for owner in (model, cfg):
             preprocessor = owner.get('data_preprocessor') or {}
             if heads and preprocessor.get('seg_pad_val', DEFAULT) == DEFAULT != label:
                 preprocessor['seg_pad_val'] = label

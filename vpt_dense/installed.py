@@ -7,6 +7,7 @@ package.
 import importlib.util
 from pathlib import Path
 
+from vpt_dense import tasks
 from vpt_dense.errors import UserError, suggest
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -21,7 +22,8 @@ def folder(name: str) -> Path:
 def methods() -> list[str]:
     """The names that ``--method`` knows."""
     files = (folder('configs') / '_base_/methods').glob('*.py')
-    return sorted(file.stem for file in files if not file.stem.endswith('_cls'))
+    special = tuple(f'_{task.short}' for task in tasks.TASKS.values() if task.short)
+    return sorted(file.stem for file in files if not file.stem.endswith(special))
 
 
 def configs(package: str) -> list[str]:

@@ -5,6 +5,7 @@ have shapes, types and storages, and no numbers. Every operation is the one that
 machine, so what autograd keeps is what it keeps there; it takes a second at any size.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vpt_dense import building, recomputing
+from vpt_dense import building, recomputing, tasks
 from vpt_dense.arguments import to_pair
 from vpt_dense.engine import layer_decay
 from vpt_dense.errors import UserError
@@ -147,29 +148,30 @@ def _bytes(tensors: Iterable[object]) -> int:
 
 
 def synthetic_batch(cfg: Config, count: int, size: tuple[int, int]) -> dict:
-    """A batch as a dataloader yields it: byte images of one size, every pixel labelled."""
+    """A batch as a dataloader yields it: byte images of one size, all labelled."""
+    sample = tasks.need(cfg.model, 'a training step').function('sample', 'a training step')
     height, width = size
     channels = cfg.model.get('backbone', {}).get('in_channels', 3)
     images = [torch.zeros(channels, height, width, dtype=torch.uint8) for _ in range(count)]
-    if 'decode_head' in cfg.model:
-        stride = 1
-        for transform in _pipeline(cfg):
-            if kind_of(transform) == 'StrideLabels':
-                stride *= transform['stride']
-        rows, columns = -(-height // stride), -(-width // stride)
-        samples = [
-            BaseDataElement(
-                metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size),
-                gt_sem_seg=PixelData(data=torch.zeros(1, rows, columns, dtype=torch.int64)),
-            )
-            for _ in range(count)
-        ]
-    else:
-        # Here, since this package can be used without mmpretrain's.
-        from mmpretrain.structures import DataSample
+    return dict(inputs=images, data_samples=[sample(cfg, size) for _ in images])
 
-        samples = [DataSample().set_gt_label(torch.zeros(1, dtype=torch.int64)) for _ in images]
-    return dict(inputs=images, data_samples=samples)
+
+def mask_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of segmentation, every pixel of class 0."""
+    stride = math.prod(
+        step['stride'] for step in _pipeline(cfg) if kind_of(step) == 'StrideLabels')
+    rows, columns = (-(-length // stride) for length in size)
+    return BaseDataElement(
+        metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size),
+        gt_sem_seg=PixelData(data=torch.zeros(1, rows, columns, dtype=torch.int64)))
+
+
+def class_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of classification, of class 0."""
+    # Here, since this package can be used without mmpretrain's.
+    from mmpretrain.structures import DataSample
+
+    return DataSample().set_gt_label(torch.zeros(1, dtype=torch.int64))
 
 
 def image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:

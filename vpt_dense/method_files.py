@@ -15,7 +15,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files, installed
+from vpt_dense import config_files, installed, tasks
 from vpt_dense.errors import UserError, suggest
 
 #: Where the method files are.
@@ -34,12 +34,12 @@ _PARTS = ('prompt', 'image_prompt', 'adapters', 'trainable')
 names = installed.methods
 
 
-def find(name: str, classifies: bool = False) -> Path:
+def find(name: str, task: tasks.Task | None = None) -> Path:
     """The file of a method.
 
     Args:
         name: ``deep``, or the path of a method file of your own.
-        classifies: Whether it is for classification, for which some have a file ``NAME_cls.py``.
+        task: That of the recipe; some have a file ``NAME_SHORT.py`` for it (``NAME_cls.py``).
 
     Raises:
         UserError: If there is none.
@@ -52,8 +52,8 @@ def find(name: str, classifies: bool = False) -> Path:
         raise UserError(
             f'--method {name} is not known{suggest(name, names())}; the methods are '
             f'{", ".join(names())}, or a method file of your own (*.py)')
-    special = FOLDER / f'{name}_cls.py'
-    return special if classifies and special.is_file() else FOLDER / f'{name}.py'
+    special = FOLDER / f'{name}_{task.short}.py' if task and task.short else FOLDER
+    return special if special.is_file() else FOLDER / f'{name}.py'
 
 
 def check(cfg: Config, path: str) -> None:
@@ -84,7 +84,7 @@ def apply(cfg: Config, name: str, path: str) -> None:
         raise UserError(
             f'--method {name}: config {path} is no recipe, it says what trains; take its recipe '
             '(configs/vpt/*.py without the name of a method), or change model.backbone')
-    file = find(name, classifies='head' in (cfg.get('model') or {}))
+    file = find(name, tasks.of(cfg.get('model') or {}))
     found = config_files.parse(str(file))
     lacking = [key for key in ('method', 'optim_group') if key not in found]
     strange = [key for key in found if key not in (*_OF_METHODS, 'method_hooks')]

@@ -5,30 +5,15 @@ from typing import Any
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
-from vpt_dense import tables
+from vpt_dense import tables, tasks
 
-# The first prefix that fits a parameter's name decides its part.
-PARTS = {
+#: Prefix of names -> part of the backbone; the first that fits decides.
+_OF_BACKBONE = {
     'backbone.prompt.': 'prompt',
     'backbone.image_prompt.': 'image prompt',
     'backbone.adapters.': 'adapters',
     'backbone.': 'backbone',
-    'neck.': 'neck',
-    'decode_head.': 'decode head',
-    'auxiliary_head.': 'auxiliary heads',
-    'head.': 'classification head',
 }
-# The order in which parts are reported: the way a signal takes through the model.
-ORDER = (
-    'backbone',
-    'prompt',
-    'image prompt',
-    'adapters',
-    'neck',
-    'decode head',
-    'auxiliary heads',
-    'classification head',
-)
 NOT_DEPLOYED = 'auxiliary heads'
 DEPLOYED_NOTE = 'without the auxiliary heads, which are used in training only'
 
@@ -48,32 +33,43 @@ def unwrap(model: nn.Module) -> nn.Module:
 def part_of(name: str) -> str:
     """Return the part a parameter of a model belongs to, by its name.
 
-    A name that fits none of :data:`PARTS` belongs to a part called as its first component.
+    Outside of the backbone and the heads it is called as the name's first component.
     """
-    for prefix, part in PARTS.items():
+    for prefix, part in _OF_BACKBONE.items():
         if name.startswith(prefix):
             return part
-    return name.split('.')[0]
+    first = name.split('.')[0]
+    return _heads().get(first, first)
+
+
+def _heads() -> dict[str, str]:
+    """What heads are called, by their keys."""
+    return {**{task.head: task.part for task in tasks.TASKS.values()},
+            tasks.AUXILIARY: NOT_DEPLOYED}
+
+
+def order() -> list[str]:
+    """The order in which parts are reported: the way a signal takes through the model."""
+    return ['backbone', 'prompt', 'image prompt', 'adapters', 'neck', *_heads().values()]
 
 
 def count(model: nn.Module) -> Counts:
     """Count the parameters of a model by part.
 
     Args:
-        model: A segmentor or classifier, wrapped or not, on any device (``meta`` included). A
+        model: The model of a task, wrapped or not, on any device (``meta`` included). A
             tensor that several modules share counts once.
 
     Returns:
-        ``{part: (trainable, total)}`` in :data:`ORDER`, only the parts that have parameters.
-        Trainable means ``requires_grad``.
+        ``{part: (trainable, total)}`` in the order of :func:`order`, only the parts that have
+        parameters. Trainable means ``requires_grad``.
     """
     sums: dict[str, list[int]] = {}
     for name, parameter in unwrap(model).named_parameters():
         entry = sums.setdefault(part_of(name), [0, 0])
         entry[0] += parameter.numel() if parameter.requires_grad else 0
         entry[1] += parameter.numel()
-    names = [part for part in ORDER if part in sums]
-    names += [part for part in sums if part not in ORDER]
+    names = dict.fromkeys([*(part for part in order() if part in sums), *sums])
     return {part: (sums[part][0], sums[part][1]) for part in names}
 
 
@@ -84,8 +80,7 @@ def add_up(counts: Counts) -> tuple[int, int]:
 
 def backbone_trainable(counts: Counts) -> int:
     """Return the trainable parameters of the backbone, with all that tuning added to it."""
-    parts = {part for prefix, part in PARTS.items() if prefix.startswith('backbone.')}
-    return sum(trainable for part, (trainable, _) in counts.items() if part in parts)
+    return sum(counts[part][0] for part in _OF_BACKBONE.values() if part in counts)
 
 
 def deployed(counts: Counts) -> tuple[int, int]:

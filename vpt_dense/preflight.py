@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from vpt_dense import machine
+from vpt_dense import machine, tasks
 from vpt_dense.arguments import is_int, is_number, to_pair
 from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
@@ -151,7 +151,7 @@ def check_heads(cfg: Config) -> None:
         cfg.get('train_dataloader')) if (leaf.get('metainfo') or {}).get('classes')), None)
     for place, head in placed_heads(model):
         number = head.get('num_classes')
-        dense = 'decode_head' in model
+        dense = tasks.is_dense(model)
         losses = [node for key in ('loss_decode', 'loss') for _, node in walk(head.get(key), '')]
         sigmoid = any(node.get('use_sigmoid') for node in losses)
         if number == 1 and (dense or not sigmoid) and 'MultiLabel' not in kind_of(head):
@@ -307,7 +307,7 @@ def check_optimizer(optim_wrapper: dict, scope: str | None = None) -> None:
 
     kind = (optim_wrapper.get('optimizer') or {}).get('type')
     if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
-        if scope in ('mmseg', 'mmpretrain') and OPTIMIZERS.get(f'{scope}.{kind}') is not None:
+        if scope in tasks.scopes() and OPTIMIZERS.get(f'{scope}.{kind}') is not None:
             return
         raise UserError(
             f"optim_wrapper.optimizer.type: unknown optimizer '{kind}'"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files
+from vpt_dense import config_files, tasks
 from vpt_dense.arguments import check_count, is_number, to_pair
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
@@ -299,7 +299,7 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
         if not origin.says(cfg, key, *named):
             backbone['img_size'] = _like(backbone.get('img_size'), new)
     is_vit = str(backbone.get('type')).endswith('VisionTransformer')
-    pads = 'decode_head' in model and is_vit and old != new
+    pads = tasks.is_dense(model) and is_vit and old != new
     for name, node in ((f'{where}.data_preprocessor', model.get('data_preprocessor')),
                        ('data_preprocessor', cfg.get('data_preprocessor'))):  # fmt: skip
         if node and node.get('size') is not None:

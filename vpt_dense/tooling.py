@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, ignore_index, imports, live, logging, preflight, tree, tta
+from vpt_dense import config, imports, live, logging, preflight, tasks, tree, tta
 from vpt_dense.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,15 +87,15 @@ def own_checkpoint(work_dir: str) -> str | None:
     return found if (meta.get('launch') or '') == checkpoints.launch() else None
 
 
-def is_dense(cfg: Config) -> bool:
-    """Whether a config is one of segmentation, not of classification."""
-    return 'decode_head' in (cfg.model.get('module') or cfg.model)
+def _model(cfg: Config) -> dict:
+    """The model, also inside of test-time augmentation."""
+    return cfg.model.get('module') or cfg.model
 
 
 def use_tta(cfg: Config) -> None:
     """Test with augmentation: put ``tta_model`` around the model, ``tta_pipeline`` on the data.
 
-    A classifier may lack them, see :func:`vpt_dense.tta.parts`.
+    Where they may be left out: see :func:`vpt_dense.tta.parts`.
     """
     for where, dataset in tree.placed_datasets(cfg.test_dataloader, 'test_dataloader'):
         model, dataset.pipeline = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
@@ -104,23 +104,13 @@ def use_tta(cfg: Config) -> None:
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Make the test draw every prediction into ``folder``."""
-    if is_dense(cfg):
-        hook = dict(type='vpt_dense.SegVisualizationHook', draw=True, out_dir=folder)
-        visualizer = dict(
-            type='vpt_dense.SegLocalVisualizer',
-            ignore_index=(cfg.get('visualizer') or {}).get('ignore_index', ignore_index.DEFAULT),
-        )
-    else:
-        hook = dict(
-            type='vpt_dense.VisualizationHook', enable=True, interval=1, out_dir=folder)
-        visualizer = dict(type='vpt_dense.UniversalVisualizer')
+    task = tasks.need(_model(cfg), '--show-dir')
+    hook = dict(task.has('drawing', '--show-dir'), out_dir=folder)
     cfg.default_hooks = {**cfg.get('default_hooks', {}), 'visualization': hook}
-    cfg.visualizer = visualizer
+    said = cfg.get('visualizer') or {}
+    kept = {key: said[key] for key in ('ignore_index',) if task.dense and key in said}
+    cfg.visualizer = dict(task.has('visualizer', '--show-dir'), **kept)
     say(f'predictions are drawn into {folder}')
-
-
-#: What a classification's predictions may be stored in, see ``vpt_dense.PredictionsHook``.
-_STORES = ('.json', '.jsonl', '.pkl')
 
 
 def store_predictions(cfg: Config, out: str) -> None:
@@ -129,17 +119,19 @@ def store_predictions(cfg: Config, out: str) -> None:
     Raises:
         UserError: If ``out`` is the other.
     """
-    suffix = Path(out).suffix
-    if is_dense(cfg):
-        if suffix in _STORES or Path(out).is_file():
-            raise UserError(f'--out {out}: a segmentation writes label maps; name a folder')
-        hook = dict(type='vpt_dense.LabelMapsHook', out_dir=out)
+    task = tasks.need(_model(cfg), '--out')
+    kind, suffixes = task.has('store', '--out'), task.store_suffixes
+    of_files = {suffix for each in tasks.TASKS.values() for suffix in each.store_suffixes}
+    named_as_file = Path(out).suffix in of_files or Path(out).is_file()
+    if not suffixes and named_as_file:
+        raise UserError(f'--out {out}: a {task.name} writes label maps; name a folder')
+    if suffixes and (Path(out).suffix not in suffixes or Path(out).is_dir()):
+        *some, last = (f'*{suffix}' for suffix in suffixes)
+        raise UserError(f'--out {out}: a {task.name} writes one file; name it '
+                        f'{", ".join(some)}{" or " if some else ""}{last}')
+    hook = dict(type=kind, **{'out_file' if suffixes else 'out_dir': out})
+    if not suffixes:
         say(f'label maps are written into {out}')
-    else:
-        if suffix not in _STORES or Path(out).is_dir():
-            raise UserError(
-                f'--out {out}: a classification writes one file; name it *.json, *.jsonl or *.pkl')
-        hook = dict(type='vpt_dense.PredictionsHook', out_file=out)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
@@ -169,10 +161,12 @@ def leave_out_labels(cfg: Config, wanted: bool) -> bool:
         UserError: If a data set always has labels, or some parts of the data have them.
     """
     parts = tree.placed_datasets(cfg.get('test_dataloader'), 'test_dataloader')
+    task = tasks.of(_model(cfg))
+    key = task.labels if task else ''
     if wanted:
         for where, part in parts:
-            _take_labels(part, where, is_dense(cfg))
-    bare = [part for _, part in parts if not _has_labels(part, is_dense(cfg))]
+            _take_labels(part, where, key)
+    bare = [part for _, part in parts if not _has_labels(part, key)]
     if not bare:
         return False
     if len(bare) < len(parts):
@@ -188,20 +182,21 @@ def leave_out_labels(cfg: Config, wanted: bool) -> bool:
     return True
 
 
-def _has_labels(part: dict, dense: bool) -> bool:
+def _has_labels(part: dict, key: str) -> bool:
+    """Whether a data set has labels; ``key``: where their folder is said, see ``Task.labels``."""
     prefix = part.get('data_prefix')
-    if dense:  # a data set that is told no folders has its own, masks too
-        return not (isinstance(prefix, dict) and 'img_path' in prefix) or 'seg_map_path' in prefix
+    if key:  # a data set that is told no folders has its own, masks too
+        return not (isinstance(prefix, dict) and 'img_path' in prefix) or key in prefix
     return part.get('with_label', True)
 
 
-def _take_labels(part: dict, where: str, dense: bool) -> None:
-    if dense:
+def _take_labels(part: dict, where: str, key: str) -> None:
+    if key:
         prefix = part.get('data_prefix')
         if not isinstance(prefix, dict):
             prefix = dict(img_path='images' if tree.kind_of(part) == 'SegFolder' else '')
         part['data_prefix'] = ConfigDict(
-            {key: value for key, value in prefix.items() if key != 'seg_map_path'})
+            {name: value for name, value in prefix.items() if name != key})
     elif tree.kind_of(part) in _WITH_LABEL:
         part['with_label'] = False
     else:

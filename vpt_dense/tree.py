@@ -5,6 +5,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from vpt_dense import tasks
+
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -60,7 +62,7 @@ def leaf_datasets(dataloader: dict | None) -> list[dict]:
 
 
 def heads(model: dict | None) -> list[dict]:
-    """The config dicts of a model's heads: decode head, auxiliary heads, classification head.
+    """The config dicts of a model's heads: that of its task, and auxiliary ones.
 
     Of an ensemble's heads it is that of a member.
     """
@@ -71,7 +73,7 @@ def placed_heads(model: dict | None, place: str = 'model') -> list[tuple[str, di
     """(dotted place, config dict) of a model's heads, see :func:`heads`."""
     model = model or {}
     found = []
-    for name in ('decode_head', 'auxiliary_head', 'head'):
+    for name in tasks.heads():
         part = model.get(name)
         several = isinstance(part, (list, tuple))
         for index, head in enumerate(part if several else [part] if part else []):

@@ -2,7 +2,7 @@
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import tree
+from vpt_dense import tasks, tree
 from vpt_dense.errors import UserError
 
 
@@ -25,14 +25,14 @@ def parts(cfg: Config, pipeline: list[dict], where: str, way: str) -> tuple[dict
         UserError: If a segmentation config, or one of several labels an image, lacks either; or
             the pipelines read images in different ways.
     """
-    dense = 'decode_head' in cfg.model
+    default = tasks.need(cfg.model, '--tta').tta_model
     model, augmented = cfg.get('tta_model'), cfg.get('tta_pipeline')
-    if model is None and not dense:
+    if model is None and default:
         if any('MultiLabel' in tree.kind_of(head) for head in tree.heads(cfg.model)):
             raise UserError(
                 '--tta: with several labels an image, say in tta_model how they are merged')
-        model = ConfigDict(type='vpt_dense.AverageClsScoreTTA')
-    if not augmented and not dense:
+        model = ConfigDict(type=default)
+    if not augmented and default:
         augmented = _mirrored(pipeline)
     for key, value in (('tta_model', model), ('tta_pipeline', augmented)):
         if not value:

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from vpt_dense import building, params
+from vpt_dense import building, params, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError
@@ -162,9 +162,9 @@ def _name(name: str, member: int) -> str:
     parts = name.split('.')
     if parts[:2] == ['backbone', 'prompt']:
         place = 2
-    elif parts[0] == 'auxiliary_head' and parts[1].isdigit():
+    elif parts[0] == tasks.AUXILIARY and parts[1].isdigit():
         place = 2
-    elif parts[0] in settings.PARTS:
+    elif parts[0] in settings.parts():
         place = 1
     else:
         return name

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import files, params
+from vpt_dense import files, params, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.weights import stored_config
@@ -110,10 +110,10 @@ def card(delta: dict, repo_id: str) -> str:
     meta, state = delta['meta'], delta['state_dict']
     records = [Base.from_tensor(t) for name, t in state.items() if name.endswith(KEY)]
     tensors = {name: tensor for name, tensor in state.items() if not name.endswith(KEY)}
-    segments = any(name.startswith('decode_head.') for name in state)
+    task = tasks.of({name.partition('.')[0] for name in state})
     header: dict[str, Any] = {
         'library_name': 'vpt_dense',
-        'pipeline_tag': 'image-segmentation' if segments else 'image-classification',
+        **({'pipeline_tag': task.tag} if task and task.tag else {}),
         'tags': ['vpt_dense', 'visual-prompt-tuning', 'delta'],
     }
     on_hub = [hub_name for r in records if (hub_name := _hub_name(r.checkpoint))]

@@ -42,7 +42,7 @@ def parse_args(argv=None):
         help='which (default: all that there are configs of)')
     add('--seeds', nargs='+', type=int, default=[0])
     add('--work-dir', type=Path, help='default: work_dirs/compare/ and the name of the pattern')
-    add('--metric', help='of the test (default: mIoU or accuracy/top1)')
+    add('--metric', help="of the test (default: the task's, mIoU or accuracy/top1)")
     add('--jobs', type=int,
         help='runs at a time (default: one per CPU, at most 4; with a GPU one)')
     add('--amp', choices=['auto', 'on', 'off'], default='auto',

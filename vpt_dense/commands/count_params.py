@@ -47,7 +47,8 @@ def table(reports: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     from vpt_dense import params
 
     found = {part for report in reports.values() for part in report['parts']}
-    parts = [part for part in params.ORDER if part in found] + sorted(found - set(params.ORDER))
+    known = params.order()
+    parts = [part for part in known if part in found] + sorted(found - set(known))
     header = ['config', *parts, 'trainable', 'total', '%', 'deployed', 'tuned MB', 'deployed MB']
     rows = []
     for name, report in zip(short_names(reports), reports.values(), strict=True):

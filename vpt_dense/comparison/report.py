@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import files, tables
+from vpt_dense import files, tables, tasks
 from vpt_dense.arguments import is_number
 from vpt_dense.errors import UserError, suggest
 
@@ -36,22 +36,20 @@ def find_metric(results: Sequence[Mapping[str, Any]], wanted: str | None = None)
 
     Args:
         results: As :meth:`vpt_dense.comparison.runs.Comparison.run_one` returns them.
-        wanted: Its name; None: mIoU or accuracy, whichever they have.
+        wanted: Its name; None: that of a task (mIoU, accuracy/top1), whichever they have.
 
     Raises:
         UserError: If a result lacks it.
     """
-    from vpt_dense.hooks.report_hook import HEADLINES
-
     first = results[0]['metrics']
     known = [name for name, value in first.items() if is_number(value, finite=False)]
-    name = wanted or next((name for name in HEADLINES if name in known), None)
+    name = wanted or next((name for name in tasks.metrics() if name in known), None)
     for result in results:
         if not is_number(result['metrics'].get(name), finite=False):
             hint = suggest(name, known) if name else ''
             raise UserError(
                 f'--metric: {result["method"]}, seed {result["seed"]}, has no number '
-                f"{name or 'mIoU or accuracy/top1'}; its metrics: "
+                f"{name or ' or '.join(tasks.metrics())}; its metrics: "
                 f'{", ".join(result["metrics"])}{hint}'
             )
     return name

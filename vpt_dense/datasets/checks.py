@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vpt_dense import tasks
 from vpt_dense.datasets import medical, raster
 from vpt_dense.datasets.listing import read_names, select, select_labelled, walk
 from vpt_dense.datasets.statistics import BandStatistics
@@ -844,7 +845,7 @@ def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
     configs = dataset_configs(cfg)
     if not configs:
         raise UserError(f'{cfg.filename} has no train_, val_ or test_dataloader')
-    splits, classes, task = {}, None, 'classification'
+    splits, classes, task = {}, None, tasks.of(cfg.get('model') or {})
     for name, config in configs.items():
         how = dict(loader=loader_of(config.get('pipeline')), stats=stats, track=track)
         config = dict(config, pipeline=[], lazy_init=True)
@@ -855,17 +856,16 @@ def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
             if 'download' in inspect.signature(kind).parameters:
                 config['download'] = False
             dataset = registry.build(config)
+        if task is None:  # data sets alone
+            masks = hasattr(dataset, 'seg_map_suffix')
+            task = tasks.TASKS['segmentation' if masks else 'classification']
+        check = task.function('check_data', 'checking data')
+        splits[name] = check(dataset, name, how)
         classes = dataset.metainfo.get('classes')
-        if hasattr(dataset, 'seg_map_suffix'):
-            task = 'segmentation'
-            splits[name] = _check_mmseg(dataset, name, how)
-        else:
-            splits[name] = _check_mmpretrain(dataset, name, how)
-            classes = dataset.metainfo.get('classes', classes)
-    return _report(task, cfg.filename, classes, splits)
+    return _report(task.name, cfg.filename, classes, splits)
 
 
-def _check_mmseg(dataset, name: str, how: dict) -> dict:
+def check_masks_of(dataset, name: str, how: dict) -> dict:
     """Checks an `mmseg.BaseSegDataset`, with its own idea of names, zero label and label map."""
     img_dir, ann_dir = dataset.data_prefix['img_path'], dataset.data_prefix.get('seg_map_path')
     for folder in filter(None, (img_dir, ann_dir)):
@@ -903,7 +903,7 @@ def _check_mmseg(dataset, name: str, how: dict) -> dict:
     )
 
 
-def _check_mmpretrain(dataset, name: str, how: dict) -> dict:
+def check_classes_of(dataset, name: str, how: dict) -> dict:
     """Checks an `mmpretrain.BaseDataset`; images held in memory (CIFAR) are counted only."""
     try:
         data = dataset.load_data_list()

@@ -16,7 +16,7 @@ from mmcv.cnn.bricks.transformer import AdaptivePadding
 from torch import Tensor, nn
 
 import vpt_dense
-from vpt_dense import files
+from vpt_dense import files, tasks
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.arguments import to_pair
 from vpt_dense.checkpoints import deltas
@@ -77,7 +77,7 @@ class Exportable(nn.Module):
     def __init__(self, predictor: ModelPredictor, resize: bool, argmax: bool) -> None:
         super().__init__()
         self.model = predictor.model
-        self.dense = predictor.task == 'segmentation'
+        self.dense = tasks.TASKS[predictor.task].dense
         self.argmax = argmax
         self.resize = self.dense and (resize or argmax or not _is_plain(self.model))
         preprocessor = self.model.data_preprocessor
@@ -166,7 +166,9 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
         UserError: If so; the message names the key.
     """
     model, backbone = predictor.model, predictor.model.backbone
-    if predictor.task == 'classification':
+    task = tasks.TASKS[predictor.task]
+    task.has('exports', 'an exported model')
+    if not task.dense:
         from mmpretrain.models.heads import ClsHead
 
         from vpt_dense.ensemble.heads import EnsembleClsHead
@@ -201,7 +203,7 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
             f'out for one size of images; {way}')
     if kind == 'onnx':
         for name, module in model.named_modules():
-            if name.startswith('auxiliary_head'):
+            if name.startswith(tasks.AUXILIARY):
                 continue
             size = getattr(module, 'output_size', None)
             if isinstance(module, nn.AdaptiveAvgPool2d) and size not in (1, (1, 1)):
@@ -210,8 +212,7 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
                     f'images alone; {way}, or --format pt2')
         made = type(getattr(backbone, 'prompt', None)).__name__
         sides = [type(a).__name__ for a in getattr(backbone, 'adapters', ())]
-        vector = predictor.task == 'classification'
-        if made == 'VAPTPrompt' or vector and 'SideNetwork' in sides:
+        if made == 'VAPTPrompt' or not task.dense and 'SideNetwork' in sides:
             key = 'prompt' if made == 'VAPTPrompt' else 'adapters'
             raise UserError(
                 f'model.backbone.{key}: {made if key == "prompt" else "SideNetwork"} pools maps to '
@@ -270,8 +271,8 @@ def _open_sizes(model: nn.Module) -> None:
                 'model.backbone.patch_cfg pads in a way that needs the size of images; export with '
                 '--size HEIGHT WIDTH, without --dynamic')
         embed.adaptive_padding = _Corner(padding.stride)
-    head = getattr(model, 'decode_head', None)
-    if head is None:
+    parts = dict(model.named_children())
+    if not tasks.is_dense(parts):
         return
     from mmseg.models.utils import Upsample
 
@@ -283,7 +284,7 @@ def _open_sizes(model: nn.Module) -> None:
             return nn.functional.interpolate(
                 x, size=size, mode=self.mode, align_corners=self.align_corners)
 
-    for module in head.modules():
+    for module in parts[tasks.of(parts).head].modules():
         if type(module) is Upsample and not module.size and module.scale_factor.is_integer():
             module.__class__ = _Whole
 
@@ -366,7 +367,8 @@ def graph(
             raise
         what = 'with images of any size' if dynamic else f'with images of {height}x{width} pixels'
         model = getattr(module, 'model', module)
-        head = getattr(model, 'decode_head', None) or getattr(model, 'head', None)
+        parts = dict(model.named_children())
+        head = parts[task.head] if (task := tasks.of(parts)) else None
         raise UserError(
             f'{type(getattr(model, "backbone", model)).__name__} with {type(head).__name__} cannot '
             f'be exported {what}: {_first_line(error)}'
@@ -408,8 +410,8 @@ def export(
     """
     if kind == 'onnx':
         cards.needed('onnx', 'onnxscript', 'onnxruntime')
-    if resize and predictor.task == 'classification':
-        raise UserError('--resize is for segmentation, this model classifies images')
+    if resize and not tasks.TASKS[predictor.task].dense:
+        raise UserError(f'--resize is for segmentation, this model is of {predictor.task}')
     check(predictor, dynamic, kind)
     size = sizes_of(predictor, size)
     model = predictor.model.requires_grad_(False).eval()

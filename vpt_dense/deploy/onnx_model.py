@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vpt_dense import files
+from vpt_dense import files, tasks
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import id_type, to_ids
 from vpt_dense.deploy import card as cards
@@ -88,6 +88,7 @@ class OnnxPredictor:
     def __init__(self, session: Any, card: dict[str, Any], path: str, device: str) -> None:
         self._session, self.card, self._path, self._device = session, card, path, device
         self.task: str = card['task']
+        self._dense = tasks.TASKS[self.task].dense
         self.classes = tuple(card['classes'])
         self.ids = tuple(card['ids'])
         self.palette = card['palette']
@@ -131,14 +132,14 @@ class OnnxPredictor:
             raise UserError(
                 f'{self._path} cannot read images by itself: of the pipeline that it was exported '
                 f'with {self.card["pipeline_problem"]}; predict with the checkpoint')
-        if (probabilities or self.task == 'classification') and self._gives_labels:
+        if (probabilities or not self._dense) and self._gives_labels:
             raise UserError(
                 f'{self._path} gives labels, no probabilities; export without --argmax')
         batch: list[tuple[str, np.ndarray]] = []
         for path in map(os.fspath, images):
             try:
                 image = self.prepare(path)
-                if self.task == 'segmentation':
+                if self._dense:
                     yield self._segmented(image, probabilities, batch_size or _WINDOWS)
                     continue
                 inputs = image.whole()
@@ -208,7 +209,7 @@ class OnnxPredictor:
         Raises:
             UserError: If the exported graph takes images of another size.
         """
-        if self.task == 'segmentation':
+        if self._dense:
             image = _Read(inputs.transpose(1, 2, 0), original, None)
             return self._segmented(image, False, _WINDOWS)
         (result,) = self._classified([('', inputs)])

@@ -5,19 +5,12 @@ from typing import Any
 
 from mmengine.config import Config
 
+from vpt_dense import tasks
 from vpt_dense.arguments import check_count, is_int, is_list
 from vpt_dense.errors import UserError
 from vpt_dense.tree import as_list
 
 PROMPT, SAMPLER = 'vpt_dense.PromptEnsemble', 'vpt_dense.EnsembleSampler'
-#: What else is there once for each member: key of the model -> type of the ensemble, name of its
-#: argument.
-PARTS = {
-    'neck': ('vpt_dense.EnsembleNeck', 'neck'),
-    'decode_head': ('vpt_dense.EnsembleDecodeHead', 'head'),
-    'auxiliary_head': ('vpt_dense.EnsembleDecodeHead', 'head'),
-    'head': ('vpt_dense.EnsembleClsHead', 'head'),
-}
 #: The hook that starts a single set of prompts from the training images.
 START_HOOK = 'vpt_dense.PromptStartHook'
 
@@ -68,6 +61,19 @@ def place(cfg: Config) -> None:
         _check_independence(cfg)
 
 
+def parts() -> dict[str, tuple[str, str]]:
+    """What else is there once for each member.
+
+    Returns:
+        Key of the model -> type of the ensemble (empty: there is none), name of its argument.
+    """
+    return {
+        'neck': ('vpt_dense.EnsembleNeck', 'neck'),
+        **{task.head: (task.ensemble, 'head') for task in tasks.TASKS.values()},
+        tasks.AUXILIARY: ('vpt_dense.EnsembleDecodeHead', 'head'),
+    }
+
+
 def is_ensemble(model: dict) -> bool:
     """Whether the config of a model is one of an ensemble."""
     prompt = (model.get('backbone') or {}).get('prompt')
@@ -102,10 +108,12 @@ def wrap(model: dict, seeds: list[int]) -> None:
     if is_ensemble(model):
         raise UserError('ensemble: the model is one already')
     backbone['prompt'] = dict(type=PROMPT, seeds=seeds, prompt=backbone['prompt'])
-    for key, (kind, argument) in PARTS.items():
+    for key, (kind, argument) in parts().items():
         part = model.get(key)
         if not part:
             continue
+        if not kind:
+            raise UserError(f'ensemble: there is none of model.{key}')
         wrapped = [{'type': kind, 'seeds': seeds, argument: each} for each in as_list(part)]
         model[key] = wrapped if isinstance(part, (list, tuple)) else wrapped[0]
 
@@ -130,7 +138,7 @@ def _place_in_loader(cfg: Config, seeds: list[int]) -> None:
 def _check_parts(model: dict) -> None:
     """Prompt, neck and heads have the same members; a config that is written out may be changed."""
     seeds = model['backbone']['prompt'].get('seeds') if is_ensemble(model) else None
-    for key, (kind, _) in PARTS.items():
+    for key, (kind, _) in parts().items():
         part = model.get(key)
         for each in as_list(part or None):
             several = isinstance(each, dict) and each.get('type') == kind

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
+from vpt_dense import tasks
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.checks import ONE_LABEL, TWO_LABELS, loader_of, tell
 from vpt_dense.errors import UserError
@@ -83,21 +84,23 @@ class DataCheckHook(Hook):
         evaluator: Evaluator | None = None,
     ) -> None:
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-        parts = list(_heads(model))
-        if not samples or not parts:
+        parts = dict(unwrap(model).named_children())
+        task = tasks.of(parts)
+        if not samples or not task or not task.check_sample:
             return
-        num_classes = parts[0][1].num_classes
+        head = parts[task.head]
+        head = head[0] if isinstance(head, nn.ModuleList) else head
+        check = task.function('check_sample', 'DataCheckHook')
         # Of who reads the labels: the loss, or a metric.
-        readers = [*getattr(evaluator, 'metrics', []), parts[0][1]]
+        readers = [*getattr(evaluator, 'metrics', []), head]
         ignore_index = next((r.ignore_index for r in readers if hasattr(r, 'ignore_index')), 255)
         labelled = None
-        if split == 'train' and not self._found_classes and num_classes > 1:
+        many = getattr(head, 'num_classes', 0) > 1
+        if split == 'train' and not self._found_classes and many:
             self._look_for_classes(dataset, _flatten(samples), ignore_index)
         for sample in _flatten(samples):
-            if 'gt_sem_seg' in sample:
-                labelled = bool(labelled) | _check_mask(sample, num_classes, ignore_index)
-            elif 'gt_label' in sample:
-                _check_label(sample, num_classes)
+            found = check(sample, head, ignore_index)
+            labelled = labelled if found is None else bool(labelled) | found
         if labelled:
             self._found_labels.add(split)
         elif labelled is False and split not in self._found_labels:
@@ -146,7 +149,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 def _heads(model: nn.Module):
     """(name, head) of the heads that predict classes."""
     model = unwrap(model)
-    for name in ('decode_head', 'auxiliary_head', 'head'):
+    for name in tasks.heads():
         part = getattr(model, name, None)
         for head in part if isinstance(part, nn.ModuleList) else [part]:
             if isinstance(getattr(head, 'num_classes', None), int):
@@ -217,8 +220,11 @@ def _flatten(samples: Sequence) -> list:
     ]
 
 
-def _check_mask(sample: Any, num_classes: int, ignore_index: int) -> bool:
+def check_mask(sample: Any, head: nn.Module, ignore_index: int) -> bool | None:
     """Check one mask (1, H, W) of integer ids; return whether it has a labelled pixel."""
+    if 'gt_sem_seg' not in sample:
+        return None
+    num_classes = head.num_classes
     mask = sample.gt_sem_seg.data
     path = sample.metainfo.get('seg_map_path') or sample.metainfo.get('img_path', 'a mask')
     if mask.ndim != 3 or mask.shape[0] != 1:
@@ -245,8 +251,11 @@ def _check_mask(sample: Any, num_classes: int, ignore_index: int) -> bool:
     return True
 
 
-def _check_label(sample: Any, num_classes: int) -> None:
+def check_label(sample: Any, head: nn.Module, ignore_index: int) -> None:
     """Check the label ids of one image."""
+    num_classes = getattr(head, 'num_classes', None)
+    if 'gt_label' not in sample or num_classes is None:
+        return
     label = sample.gt_label
     if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
         path = sample.metainfo.get('img_path', 'an image')

@@ -17,7 +17,7 @@ from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from vpt_dense import files, logging, outputs, params
+from vpt_dense import files, logging, outputs, params, tasks
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.machine import resident_peak
 from vpt_dense.registry import HOOKS
@@ -25,12 +25,9 @@ from vpt_dense.tree import as_list
 from vpt_dense.tuning import ADDED, method_of
 from vpt_dense.version import __version__
 
-# The metrics that a run is judged by when its CheckpointHook has no `save_best`; and their names
-# in a sentence.
-HEADLINES = {'mIoU': 'mIoU', 'accuracy/top1': 'accuracy'}
 #: What runs leave in a work folder; logs and pictures have folders of their own.
 RECORDS = ('params.json', 'evaluations.json', 'summary.json', 'test.json', 'val.json')
-FRAMEWORKS = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'timm')
+FRAMEWORKS = ('torch', 'numpy', 'mmengine', 'mmcv', 'timm')
 
 
 @HOOKS.register_module()
@@ -215,7 +212,9 @@ class ReportHook(Hook):
         name, _ = _judged_by(runner, metrics or {})
         if name is None:
             return f'no metric · {trainable} ({share})'
-        return f'{HEADLINES.get(name, name)} {metrics[name]:.2f} · {trainable} ({share})'
+        task = tasks.metrics().get(name)
+        label = task and task.label or name
+        return f'{label} {metrics[name]:.2f} · {trainable} ({share})'
 
     def _peak_memory(self) -> dict[str, Any]:
         """Return the peak of this process: tensors on the GPU, else its resident memory."""
@@ -271,8 +270,10 @@ def _judged_by(runner: Runner, metrics: dict[str, Any]) -> tuple[str | None, int
             for name, rule in zip(hook.key_indicators, hook.rules, strict=False):
                 if name in numbers:
                     return name, -1 if rule == 'less' else 1
-    name = next((name for name in HEADLINES if name in numbers), next(iter(numbers), None))
-    return name, 1
+    for name, task in tasks.metrics().items():
+        if name in numbers:
+            return name, -1 if task.less_is_better else 1
+    return next(iter(numbers), None), 1
 
 
 def _is_number(value: Any) -> bool:
@@ -323,8 +324,8 @@ def _call(config: dict) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of what this process has imported (timm: of what is installed)."""
     found = {'python': platform.python_version(), 'vpt_dense': __version__}
-    for name in FRAMEWORKS:
-        if name in sys.modules:
+    for name in (*FRAMEWORKS, *tasks.scopes()):
+        if hasattr(sys.modules.get(name), '__version__'):
             found[name] = str(sys.modules[name].__version__)
     if 'timm' not in found:
         try:
@@ -358,11 +359,11 @@ def _describe(runner: Runner) -> str:
 def _describe_model(model: torch.nn.Module) -> str:
     """Return the names of the classes that a model consists of; heads of a list are counted."""
     names = [type(model).__name__]
-    for part in ('backbone', 'neck', 'decode_head', 'auxiliary_head', 'head'):
+    for part in ('backbone', 'neck', *tasks.heads()):
         module = getattr(model, part, None)
         several = module if isinstance(module, torch.nn.ModuleList) else [module]
         kinds = [type(child).__name__ for child in several if child is not None]
-        label = 'auxiliary ' if part == 'auxiliary_head' else ''
+        label = 'auxiliary ' if part == tasks.AUXILIARY else ''
         for kind in dict.fromkeys(kinds):
             times = f'{kinds.count(kind)} x ' if kinds.count(kind) > 1 else ''
             names.append(f'{times}{label}{kind}')

@@ -22,7 +22,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner.amp import autocast
 from torch import Tensor, nn
 
-from vpt_dense import building, files, logging, preflight, visualization
+from vpt_dense import building, files, logging, preflight, tasks, visualization
 from vpt_dense import config as configs
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
@@ -200,10 +200,9 @@ class ModelPredictor:
     """A model with a checkpoint in it; made by :func:`vpt_dense.load`.
 
     Attributes:
-        task: ``segmentation`` or ``classification``.
+        task: ``segmentation``, ``classification`` or another of :mod:`vpt_dense.tasks`.
         classes: The names of the classes.
-        ids: Of each class the id in label maps, as in the annotations; for classification its
-            position.
+        ids: Of each class the id in label maps, as in the annotations; elsewhere its position.
         ignored_id: The id of pixels without data, in images that ``LoadBands`` reads.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
         model: The model, in eval mode on its device.
@@ -217,16 +216,17 @@ class ModelPredictor:
     ) -> None:
         self.model, self.cfg, self._origin = model, cfg, origin
         self._inner = getattr(model, 'module', model)  # inside test-time augmentation
-        dense = hasattr(self._inner, 'decode_head')
-        self.task = 'segmentation' if dense else 'classification'
-        head = self._inner.decode_head if dense else getattr(self._inner, 'head', None)
-        number = getattr(head, 'num_classes', None) or len(info.get('classes') or ())
-        if not number:
-            raise UserError(
-                f'{type(self._inner).__name__} neither segments nor classifies: it has no head '
-                'with classes')
-        names = info.get('classes') or map(str, range(number))
-        self.classes = tuple(names)
+        parts = dict(self._inner.named_children())
+        self._task = task = tasks.need(parts, 'predicting')
+        self.task = task.name
+        self._predict = task.function('predict', 'predicting')
+        number = 0
+        if task.classes:
+            head = parts[task.head]
+            number = getattr(head, 'num_classes', None) or len(info.get('classes') or ())
+            if not number:
+                raise UserError(f'model.{task.head}: a {type(head).__name__} has no classes')
+        self.classes = tuple(info.get('classes') or map(str, range(number))) if number else ()
         if len(self.classes) != number:
             raise UserError(
                 f'the data set of the config has {len(self.classes)} classes, the model {number}; '
@@ -236,7 +236,7 @@ class ModelPredictor:
             palette = visualization.make_palette(number)
         self.palette = [list(map(int, colour)) for colour in palette]
         self.ids, changes = tuple(range(number)), (False, None)
-        if dense:
+        if task.labels and number:
             changes = bool(info.get('reduce_zero_label')), info.get('label_map')
             self.ids = annotation_ids(number, *changes)
         self.ignored_id = ignored_id(self.ids, changes[0], info.get('ignore_index'), changes[1])
@@ -351,7 +351,7 @@ class ModelPredictor:
         name = os.fspath(image) if _is_path(image) else f'images[{index}]'
         try:
             size = self._check_size(image)
-            if self.task == 'segmentation':
+            if self._task.dense:
                 pixels = size[0] * size[1]
                 if pixels * len(self.classes) * 4 > PLAIN_BYTES or pixels > PLAIN_PIXELS:
                     return name, _Large(image, name, size)
@@ -441,7 +441,7 @@ class ModelPredictor:
         """Predict images of one size together; alone, if that fails."""
         try:
             with self._at_work():
-                found = self._predict([data for _, data in batch], probabilities)
+                found = self._predict(self, [data for _, data in batch], probabilities)
         except Exception as error:
             if _ran_out(error):
                 advice = 'lower the batch size' if len(batch) > 1 else self._advice()
@@ -458,30 +458,6 @@ class ModelPredictor:
             return
         yield from found
 
-    def _predict(self, batch: list[dict], probabilities: bool) -> list[Result]:
-        data = pseudo_collate(batch)
-        if self.task == 'classification':
-            return [self._classified(sample) for sample in self.model.test_step(data)]
-        if self.model is self._inner or not probabilities:
-            samples = self.model.test_step(data)
-            scores = [sample.get('seg_logits') if probabilities else None for sample in samples]
-            scores = [None if each is None else each.data for each in scores]
-            labels = [sample.pred_sem_seg.data for sample in samples]
-        else:
-            if not getattr(self.model, '_is_ours', bool)():
-                raise UserError(
-                    f'{type(self.model).__name__} gives no probabilities; set tta_model.type='
-                    "'vpt_dense.SegTTAModel', or predict without --tta")
-            scores, samples = self.model.average(data)
-            labels = [self._inner.classify(each) for each in scores]
-        results = []
-        for label, score, sample in zip(labels, scores, samples, strict=True):
-            if score is not None:
-                score = self._probabilities(score, self.model is not self._inner).cpu().numpy()
-            label = self._to_ids(label, sample.get('no_data'))
-            results.append(self._segmented(label, score))
-        return results
-
     def _to_ids(self, labels: Tensor, no_data: np.ndarray | None) -> np.ndarray:
         """Labels (1, H, W) as the ids (H, W) of the annotations."""
         return to_ids(labels[0].cpu().numpy(), self.ids, self.ignored_id, no_data)
@@ -495,10 +471,6 @@ class ModelPredictor:
         if len(scores) == 1:  # a sigmoid has been applied
             return torch.cat([1 - scores, scores])
         return scores if averaged else scores.softmax(dim=0)
-
-    def _classified(self, sample: Any) -> Classification:
-        scores = sample.pred_score.float().cpu().numpy()
-        return Classification(int(scores.argmax()), self.classes, scores)
 
     # --- large images ------------------------------------------------------------------------
 
@@ -518,7 +490,7 @@ class ModelPredictor:
 
     def _advice(self) -> str:
         test_cfg = getattr(self._inner, 'test_cfg', None) or {}
-        if self.task == 'segmentation' and test_cfg.get('mode') == 'whole':
+        if self._task.dense and test_cfg.get('mode') == 'whole':
             return (
                 "model.test_cfg.mode is 'whole': predict by windows with --cfg-options "
                 "'model.test_cfg={mode: slide, crop_size: [512, 512], stride: [341, 341]}' (the "
@@ -622,6 +594,40 @@ class ModelPredictor:
         finally:
             self._pipelines.put(pipeline)
         return image[..., ::-1] if image.ndim == 3 else image
+
+
+# --- tasks -----------------------------------------------------------------------------------
+
+
+def segment(predictor: ModelPredictor, batch: list[dict], probabilities: bool) -> list[Result]:
+    """Predict the labels of images of one size, see :attr:`vpt_dense.tasks.Task.predict`."""
+    data, model, inner = pseudo_collate(batch), predictor.model, predictor._inner
+    if model is inner or not probabilities:
+        samples = model.test_step(data)
+        scores = [sample.get('seg_logits') if probabilities else None for sample in samples]
+        scores = [None if each is None else each.data for each in scores]
+        labels = [sample.pred_sem_seg.data for sample in samples]
+    else:
+        if not getattr(model, '_is_ours', bool)():
+            raise UserError(
+                f'{type(model).__name__} gives no probabilities; set tta_model.type='
+                "'vpt_dense.SegTTAModel', or predict without --tta")
+        scores, samples = model.average(data)
+        labels = [inner.classify(each) for each in scores]
+    results = []
+    for label, score, sample in zip(labels, scores, samples, strict=True):
+        if score is not None:
+            score = predictor._probabilities(score, model is not inner).cpu().numpy()
+        label = predictor._to_ids(label, sample.get('no_data'))
+        results.append(predictor._segmented(label, score))
+    return results
+
+
+def classify(predictor: ModelPredictor, batch: list[dict], probabilities: bool) -> list[Result]:
+    """Predict the classes of images of one size."""
+    scores = [sample.pred_score.float().cpu().numpy()
+              for sample in predictor.model.test_step(pseudo_collate(batch))]
+    return [Classification(int(each.argmax()), predictor.classes, each) for each in scores]
 
 
 # --- images ----------------------------------------------------------------------------------

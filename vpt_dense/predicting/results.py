@@ -63,6 +63,19 @@ class Classification:
         order = np.argsort(-self.probabilities, kind='stable')[:number]
         return [(self.classes[i], float(self.probabilities[i])) for i in order]
 
+    def line(self, number: int) -> dict[str, Any]:
+        """What is written of it: its class, and so many of the most probable ones.
+
+        Results of other tasks that are written as lines have the same, ``class`` may be absent.
+        """
+        return {'class': self.name, 'score': _short(self.score), 'top': [
+            {'class': name, 'score': _short(score)} for name, score in self.top(number)]}
+
+
+def _short(score: float) -> float:
+    """Six digits: more are noise."""
+    return float(f'{score:.6g}')
+
 
 Result = Segmentation | Classification
 
@@ -71,9 +84,9 @@ class Predictor(Protocol):
     """What :func:`vpt_dense.predicting.writing.write` needs of a model, whatever runs it.
 
     Attributes:
-        task: ``segmentation`` or ``classification``.
+        task: The name of one of :data:`vpt_dense.tasks.TASKS`.
         classes: The names of the classes.
-        ids: Of each class the id in the annotations; for classification its position.
+        ids: Of each class the id in label maps, as in the annotations; elsewhere its position.
         ignored_id: The id of pixels that belong to no class.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
     """

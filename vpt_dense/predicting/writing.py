@@ -13,12 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vpt_dense import files, live, visualization
+from vpt_dense import files, live, tasks, visualization
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
-from vpt_dense.predicting.results import Classification, Predictor, Segmentation
+from vpt_dense.predicting.results import Predictor, Segmentation
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
@@ -109,10 +109,11 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
         UserError: If something is wanted that the task has not, the folder holds predictions of
             another model, or a file cannot be written.
     """
-    out, dense = Path(out), predictor.task == 'segmentation'
+    out, task = Path(out), tasks.TASKS[predictor.task]
+    dense = task.dense
     if not dense and (wanted.overlay or wanted.probabilities):
         key = '--overlay' if wanted.overlay else '--probabilities'
-        raise UserError(f'{key} is for segmentation, this model classifies images; for the scores '
+        raise UserError(f'{key} is for segmentation, this model is of {task.name}; for the scores '
                         'of more classes: --top-k')
     check_out(out, wanted.skip_existing, wanted.force)
     about = predictor.describe()
@@ -120,7 +121,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
         about['folder'] = images[0].root
     if wanted.skip_existing:
         _check_same(out, about)
-    writer = (_Labels if dense else _Lines)(predictor, out, wanted)
+    writer = task.function('writer', '--out')(predictor, out, wanted)
     counts = _Counts(of_classes=dict.fromkeys(predictor.classes, 0))
     started = time.monotonic()
 
@@ -135,7 +136,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 name: dict(id=i, pixels=number, share=round(number / total, 6))
                 for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
             record['no_data'] = dict(id=predictor.ignored_id, pixels=counts.no_data)
-        else:
+        elif predictor.classes:
             record['images_by_class'] = counts.of_classes
         return record
 
@@ -211,7 +212,7 @@ def _encodable(text: str, content: Any, **kwargs: Any) -> str:
 # --- segmentation ----------------------------------------------------------------------------
 
 
-class _Labels:
+class Labels:
     """Label maps, pictures and probabilities, a file each."""
 
     def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
@@ -301,7 +302,7 @@ def _write(path: Path, content: Any) -> None:
 # --- classification --------------------------------------------------------------------------
 
 
-class _Lines:
+class Lines:
     """A file with a line of JSON for each image; a line is there whole or not at all."""
 
     def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
@@ -315,20 +316,22 @@ class _Lines:
             for line in content[:self.whole].decode(errors='surrogateescape').splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
-                    self.done[record['path']] = record['class']
+                    self.done[record['path']] = record.get('class')
         else:
             self.whole = 0
 
     def existing(self, image: Image) -> dict[str, int] | None:
         """One image of its class, if it has a line."""
-        name = self.done.get(image.path)
+        if image.path not in self.done:
+            return None
+        name = self.done[image.path]
+        if not self.classes:
+            return {}
         return {name: 1} if name in self.classes else None
 
-    def put(self, image: Image, result: Classification) -> dict[str, int]:
+    def put(self, image: Image, result: Any) -> dict[str, int]:
         """Write a line."""
-        record = dict(path=image.path, **{'class': result.name}, score=_short(result.score), top=[
-            dict(**{'class': name}, score=_short(score))
-            for name, score in result.top(self.wanted.top_k)])
+        record = dict(path=image.path, **result.line(self.wanted.top_k))
         line = _encodable(json.dumps(record, ensure_ascii=False), record).encode() + b'\n'
         with files.told(self.path):
             if self.stream is None:
@@ -343,17 +346,12 @@ class _Lines:
                 self.stream.truncate(self.whole)
                 raise
         self.whole += len(line)
-        return {result.name: 1}
+        return {record['class']: 1} if self.classes else {}
 
     def close(self) -> None:
         """Let go of the file."""
         if self.stream is not None:
             self.stream.close()
-
-
-def _short(score: float) -> float:
-    """Six digits: more are noise."""
-    return float(f'{score:.6g}')
 
 
 # --- how far it is ---------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Pictures of labels. The visualizers need mmseg or mmpretrain: the registry imports them."""
 
+from vpt_dense import tasks
 from vpt_dense.visualization.drawing import (
     Panel,
     draw_captions,
@@ -13,15 +14,9 @@ __all__ = [
     'Panel', 'draw_captions', 'draw_labels', 'draw_panels', 'make_palette', 'ours', 'to_picture',
 ]
 
-#: Visualizers and hooks of the stack that have a replacement of the same name here.
-_REPLACED = {
-    'SegLocalVisualizer': 'mmseg', 'SegVisualizationHook': 'mmseg',
-    'UniversalVisualizer': 'mmpretrain', 'VisualizationHook': 'mmpretrain',
-}
-
 
 def ours(config: dict) -> dict:
-    """The config of a visualizer or a hook; ours in place of mmseg's or mmpretrain's.
+    """The config of a visualizer or a hook; ours in place of that of its name in the stack.
 
     Args:
         config: It stays as it is.
@@ -31,6 +26,9 @@ def ours(config: dict) -> dict:
         scope, name = kind.__module__.partition('.')[0], kind.__name__
     else:
         scope, _, name = str(kind).rpartition('.')
-    if name in _REPLACED and scope in ('', _REPLACED[name]):
-        return {**config, 'type': f'vpt_dense.{name}'}
+    own = f'vpt_dense.{name}'
+    for task in tasks.TASKS.values():
+        kinds = (task.visualizer.get('type'), task.drawing.get('type'))
+        if own in kinds and scope in ('', task.scope):
+            return {**config, 'type': own}
     return config

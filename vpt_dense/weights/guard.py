@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 from mmengine.runner import checkpoint as _mmengine
 from torch import nn
 
-from vpt_dense import files
+from vpt_dense import files, tasks
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
 
@@ -122,7 +122,7 @@ def _load_state_dict(
             for name in own if name in state_dict and not name.startswith('backbone.')
             and state_dict[name].shape != own[name].shape
         ]  # fmt: skip
-        for head in ('decode_head.', 'head.'):
+        for head in (f'{task.head}.' for task in tasks.TASKS.values()):
             if any(name.startswith(head) for name in state_dict):
                 wrong += [
                     f'it lacks {name}' for name in own

@@ -13,10 +13,13 @@ from typing import Any
 
 from mmengine.config import Config
 
+from vpt_dense import tasks
 from vpt_dense.errors import UserError
 
-#: A registered name, with or without the scope that it is looked up in.
-_TYPE = re.compile(r'((vpt_dense|mmengine|mmcv|mmseg|mmpretrain)\.)?[A-Za-z_]\w*')
+#: A registered name, with or without the scope that it is looked up in; and scopes beside those of
+#: the tasks.
+_TYPE = re.compile(r'((\w+)\.)?[A-Za-z_]\w*')
+_SCOPES = ('vpt_dense', 'mmengine', 'mmcv')
 
 #: What a config says of one run: a test by a config that keeps it writes into that run's folder.
 _RUN = ('work_dir', 'load_from', 'resume', 'experiment_name')
@@ -137,7 +140,8 @@ def _check_types(node: Any) -> None:
     """Refuse a ``type`` that is no registered name: mmengine would import and call it."""
     if isinstance(node, dict):
         kind = node.get('type', '')
-        if not isinstance(kind, str) or (kind and not _TYPE.fullmatch(kind)):
+        found = _TYPE.fullmatch(kind) if isinstance(kind, str) else None
+        if kind != '' and not (found and found[2] in (None, *_SCOPES, *tasks.scopes())):
             raise ValueError(f'type={kind!r} is no name of a registry')
         for child in node.values():
             _check_types(child)

@@ -1,0 +1,201 @@
+"""What the package knows of a task: one record; another task is another record (CONTRIBUTING.md).
+
+The records name classes and functions, and import none of them.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vpt_dense.errors import UserError
+
+#: The key of the heads that help in training alone, whatever the task.
+AUXILIARY = 'auxiliary_head'
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task. A function is named ``package.module:function``; what is left out, it does not have.
+
+    Attributes:
+        name: ``segmentation``: what predictions, reports and messages call it.
+        head: The key of a model that holds its head, by which the task is known.
+        part: What counts of parameters call that head.
+        metric: The name, among the results of an evaluation, of what a run is judged by.
+        label: That in a sentence; empty: the name.
+        less_is_better: Whether the smallest value is the best.
+        scope: The default scope of its configs, the package of its models and data sets.
+        packages: Modules that register the classes of that scope.
+        short: Method files ``NAME_SHORT.py`` are for this task.
+        dense: Whether it predicts maps, of images of any size.
+        classes: Whether its head tells classes apart.
+        labels: The key of ``data_prefix`` that says where the labels are; empty: the data set's own
+            ``with_label``.
+        tag: The Hugging Face hub's.
+        ensemble: The type of its head in an ensemble.
+        tta_model: The type of the model that averages an image and its mirror image, where a config
+            has no ``tta_model``.
+        visualizer: Config of what draws a prediction, for ``--show-dir``.
+        drawing: Config of the hook that has all of a test drawn, without its ``out_dir``.
+        store: The type of the hook that writes the predictions of a test, for ``--out``.
+        store_suffixes: Of the file that it writes (``out_file``); empty: a folder (``out_dir``).
+        exports: Whether ``tools/export.py`` knows what its graph puts out.
+        sample: Function: (config, (height, width)) -> a labelled sample of that size, to measure
+            what a training step costs.
+        check_sample: Function: (sample, head, ignored label) -> None, or whether anything of it is
+            labelled; raises a UserError that names the file if the label cannot be.
+        check_data: Function: (data set, split, arguments) -> what ``tools/check_dataset.py``
+            tells of it, see :func:`vpt_dense.datasets.checks.check_config`.
+        predict: Function: (predictor, samples of the pipeline, whether with probabilities) ->
+            results, for ``vpt_dense.load`` and ``tools/predict.py``.
+        writer: Class that writes them, see :mod:`vpt_dense.predicting.writing`.
+    """
+
+    name: str
+    head: str
+    part: str
+    metric: str
+    label: str = ''
+    less_is_better: bool = False
+    scope: str = 'mmengine'
+    packages: tuple[str, ...] = ()
+    short: str = ''
+    dense: bool = False
+    classes: bool = True
+    labels: str = ''
+    tag: str = ''
+    ensemble: str = ''
+    tta_model: str = ''
+    visualizer: Mapping[str, Any] = field(default_factory=dict)
+    drawing: Mapping[str, Any] = field(default_factory=dict)
+    store: str = ''
+    store_suffixes: tuple[str, ...] = ()
+    exports: bool = False
+    sample: str = ''
+    check_sample: str = ''
+    check_data: str = ''
+    predict: str = ''
+    writer: str = 'vpt_dense.predicting.writing:Lines'
+
+    def function(self, key: str, asked: str) -> Callable:
+        """What an attribute of the record names.
+
+        Args:
+            key: The attribute.
+            asked: What the user wants with it, for the message.
+
+        Raises:
+            UserError: If the task has none.
+        """
+        return pkgutil.resolve_name(self.has(key, asked))
+
+    def has(self, key: str, asked: str) -> Any:
+        """An attribute of the record.
+
+        Raises:
+            UserError: If the task has none.
+        """
+        value = getattr(self, key)
+        if not value:
+            raise UserError(f'{asked}: not for the task {self.name}, whose record has no {key}')
+        return value
+
+
+#: Name -> record.
+TASKS: dict[str, Task] = {}
+
+
+def add(task: Task) -> None:
+    """Make a task known; a config does so by ``custom_imports`` of the module that calls this.
+
+    Raises:
+        ValueError: If another has its name or its head.
+    """
+    for other in TASKS.values():
+        if other != task and (other.name == task.name or other.head == task.head):
+            raise ValueError(f'there is a task {other.name} with model.{other.head} already')
+    TASKS[task.name] = task
+
+
+def of(parts: Container[str]) -> Task | None:
+    """The task of a model.
+
+    Args:
+        parts: What holds the names of its parts: its config, or their set.
+    """
+    return next((task for task in TASKS.values() if task.head in parts), None)
+
+
+def need(parts: Container[str], asked: str) -> Task:
+    """The task of a model.
+
+    Args:
+        parts: As in :func:`of`.
+        asked: What the user wants with it, for the message.
+
+    Raises:
+        UserError: If it is of none.
+    """
+    task = of(parts)
+    if task is None:
+        known = ', '.join(f'model.{each.head} ({each.name})' for each in TASKS.values())
+        raise UserError(f'{asked}: the model has no head of a task that is known: {known}')
+    return task
+
+
+def is_dense(parts: Container[str]) -> bool:
+    """Whether a model predicts maps."""
+    task = of(parts)
+    return task is not None and task.dense
+
+
+def heads() -> tuple[str, ...]:
+    """The keys of models that hold heads, those for training alone last."""
+    return (*(task.head for task in TASKS.values()), AUXILIARY)
+
+
+def metrics() -> dict[str, Task]:
+    """Name of the metric that runs of a task are judged by -> the task."""
+    return {task.metric: task for task in TASKS.values()}
+
+
+def scopes() -> tuple[str, ...]:
+    """The scopes of the tasks."""
+    return tuple(dict.fromkeys(task.scope for task in TASKS.values()))
+
+
+def import_packages(scope: str) -> None:
+    """Import what registers the classes of a default scope."""
+    for task in TASKS.values():
+        for name in task.packages if task.scope == scope else ():
+            importlib.import_module(name)
+
+
+add(Task(
+    'segmentation', 'decode_head', 'decode head', 'mIoU', scope='mmseg', short='seg',
+    packages=('mmseg.datasets', 'mmseg.models'), dense=True, labels='seg_map_path',
+    tag='image-segmentation', ensemble='vpt_dense.EnsembleDecodeHead',
+    visualizer=dict(type='vpt_dense.SegLocalVisualizer'),
+    drawing=dict(type='vpt_dense.SegVisualizationHook', draw=True),
+    store='vpt_dense.LabelMapsHook', exports=True,
+    sample='vpt_dense.memory:mask_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_mask',
+    check_data='vpt_dense.datasets.checks:check_masks_of',
+    predict='vpt_dense.predicting.model:segment',
+    writer='vpt_dense.predicting.writing:Labels',
+))
+add(Task(
+    'classification', 'head', 'classification head', 'accuracy/top1', 'accuracy',
+    scope='mmpretrain', short='cls', packages=('mmpretrain.datasets', 'mmpretrain.models'),
+    tag='image-classification', ensemble='vpt_dense.EnsembleClsHead',
+    tta_model='vpt_dense.AverageClsScoreTTA',
+    visualizer=dict(type='vpt_dense.UniversalVisualizer'),
+    drawing=dict(type='vpt_dense.VisualizationHook', enable=True, interval=1),
+    store='vpt_dense.PredictionsHook', store_suffixes=('.json', '.jsonl', '.pkl'), exports=True,
+    sample='vpt_dense.memory:class_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_label',
+    check_data='vpt_dense.datasets.checks:check_classes_of',
+    predict='vpt_dense.predicting.model:classify',
+))
