@@ -417,7 +417,7 @@ def named(model: nn.Module, *starts: str) -> set[str]:
 
 
 def tiny_swin(**kwargs) -> nn.Module:
-    return MODELS.build({**BACKBONES['swin'], **kwargs})
+    return MODELS.build({**BACKBONES['swin'].cfg, **kwargs})
 
 
 def test_the_last_blocks_whatever_the_depth():
@@ -454,7 +454,7 @@ def test_convolutional_networks_have_no_blocks_to_count():
 
 @pytest.mark.parametrize('build', [
     tiny_vit, tiny_swin, lambda **kw: tiny_vit(pre_norm=True, out_type='avg_featmap', **kw),
-    lambda **kw: MODELS.build({**BACKBONES['convnext'], **kw})])
+    lambda **kw: MODELS.build({**BACKBONES['convnext'].cfg, **kw})])
 def test_layernorm_is_all_norms_and_nothing_else(build):
     plain = build()
     wanted = {

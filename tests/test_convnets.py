@@ -1,6 +1,7 @@
 """ResNet and ConvNeXt: modes, what trains, formats of weights, configs, what is refused."""
 
 import pytest
+import sizes
 import timm
 import torch
 import torchvision
@@ -239,39 +240,29 @@ def test_a_checkpoint_without_its_base_tells_which_backbone(build, tmp_path):
 
 # --- configs ---------------------------------------------------------------------------------
 
-#: Parameters that train, without the head. ResNet-50: 25,557,032 published (torchvision, with its
-#: head of 2,049,000); ConvNeXt-B 88,591,464 (timm, with 1,025,000).
-COUNTS = {
-    'resnet-50': {
-        'full': 25_557_032 - 2_049_000, 'linear': 0,
-        # shifts of the batch norms: stem; three a block, one a shortcut
-        'bias': 64 + sum((6 * n + 4) * c for c, n in ((64, 3), (128, 4), (256, 6), (512, 3))),
-        'partial-1_resnet-50': 2 * 2048 * 512 + 9 * 512**2 + 2 * (512 + 512 + 2048),
-        'pad': 3 * 10 * (224 + 224 + 10), 'concat-channel': 5 * 224**2 + 8 * 49 * 64,
-        'lor-vp': 5376,
-    },
-    'convnext-b': {
-        'full': 88_591_464 - 1_025_000, 'linear': 0,
-        # stem and its norm; four layers a block; norm and convolution between stages; last norm
-        'bias': 2 * 128 + 7 * (3 * 128 + 3 * 256 + 27 * 512 + 3 * 1024)
-        + (128 + 256) + (256 + 512) + (512 + 1024) + 1024,
-        'partial-1_convnext-b': 8 * 1024**2 + 58 * 1024 + 2 * 1024,
-        'pad': 3 * 10 * (224 + 224 + 10), 'concat-channel': 5 * 224**2 + 8 * 16 * 128 + 128,
-        'lor-vp': 5376,
-    },
-}  # fmt: skip
+SIZES = {
+    'resnet-50': sizes.resnet(64, size=224),
+    'convnext-b': sizes.convnext((128, 256, 512, 1024), (3, 3, 27, 3), size=224),
+}
+#: All parameters without the head. ResNet-50: 25,557,032 published (torchvision, with its head of
+#: 2,049,000); ConvNeXt-B 88,591,464 (timm, with 1,025,000).
+PUBLISHED = {'resnet-50': 25_557_032 - 2_049_000, 'convnext-b': 88_591_464 - 1_025_000}
+METHODS = ('full', 'linear', 'bias', 'partial-1_{}', 'pad', 'concat-channel', 'lor-vp')
 
 
-@pytest.mark.parametrize(('name', 'count'), [
-    *((f'{arch}_imagefolder {method}', count) for arch, methods in COUNTS.items()
-      for method, count in methods.items()),
-    ('resnet-50_lor-vp-ilm_imagefolder', 5376)])
-def test_counts_of_every_method(name, count):
-    cfg = load(name)
+@pytest.mark.parametrize(('recipe', 'method'), [
+    *((f'{arch}_imagefolder', method.format(arch)) for arch in SIZES for method in METHODS),
+    ('resnet-50_lor-vp-ilm_imagefolder', 'lor-vp')])
+def test_counts_of_every_method(recipe, method):
+    cfg = load(recipe if method in recipe else f'{recipe} {method}')
+    arch = recipe.partition('_')[0]
+    wanted = sizes.count(sizes.formula_of(method), SIZES[arch], cfg.model.backbone)
+    if method == 'full':
+        assert wanted == PUBLISHED[arch]
     parts = params.report(building.build_model(cfg, 'meta'))['parts']
     head = parts.pop('classification head')
-    assert head['trainable'] == (0 if 'ilm' in name else head['total'])
-    assert sum(part['trainable'] for part in parts.values()) == count
+    assert head['trainable'] == (0 if 'ilm' in recipe else head['total'])
+    assert sum(part['trainable'] for part in parts.values()) == wanted
     image_prompt = cfg.model.backbone.get('image_prompt')
     if image_prompt is not None:
         assert image_prompt.mean == cfg.model.data_preprocessor.mean

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from methods import CASES, ROWS, SIZES, build, build_at_start
+from methods import BACKBONES, CASES, ROWS, build, build_at_start
 from mmengine.registry import MODELS
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT, TINY_ARCH, images, in_scope, randomise, tiny_setr_overrides
@@ -37,7 +37,7 @@ def test_features_and_gradients_are_those_of_the_cpu(name, family, task):
     found = []
     for device in ('cpu', DEVICE):
         model = build(name, family, task).double().eval().to(device)
-        outs = model(images(2, 3, *SIZES[family], dtype=torch.float64).to(device))
+        outs = model(images(2, 3, *BACKBONES[family].size, dtype=torch.float64).to(device))
         if any(out.requires_grad for out in outs):
             total(outs).backward()
         found.append(([out.detach().cpu() for out in outs], gradients(model)))
@@ -48,7 +48,7 @@ def test_features_and_gradients_are_those_of_the_cpu(name, family, task):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_trains(name, family, task, dtype):
     model = build(name, family, task).train().to(DEVICE)
-    x = images(2, 3, *SIZES[family]).to(DEVICE)
+    x = images(2, 3, *BACKBONES[family].size).to(DEVICE)
     with torch.no_grad():
         exact = model.eval()(x)
         with torch.autocast(DEVICE, dtype=dtype):
@@ -78,7 +78,7 @@ def test_every_way_gives_the_same_gradients(family, way, dtype):
     half = dtype != 'float64'
     if way == 'frozen_dtype':
         way = dict(frozen_dtype=dtype)
-    x = images(2, 3, *SIZES[family]).to(DEVICE)
+    x = images(2, 3, *BACKBONES[family].size).to(DEVICE)
     found = []
     for more in ({}, way):
         model = randomise(build_at_start({**DEEP, **more}, family, 'seg')).train().to(DEVICE)
@@ -96,7 +96,7 @@ def test_every_way_gives_the_same_gradients(family, way, dtype):
 @pytest.mark.parametrize('family', KINDS)
 def test_compiled(name, family):
     task = ROWS[name].tasks[-1]
-    x = images(2, 3, *SIZES[family]).to(DEVICE)
+    x = images(2, 3, *BACKBONES[family].size).to(DEVICE)
     found = []
     for compiled in (False, True):
         model = build(name, family, task).train().to(DEVICE)
@@ -118,7 +118,7 @@ def test_nothing_waits_for_the_gpu(name, family):
     """In a step after the first; a wait leaves the GPU idle until the CPU has caught up."""
     task = ROWS[name].tasks[-1]
     model = build(name, family, task).train().to(DEVICE)
-    x = images(2, 3, *SIZES[family]).to(DEVICE)
+    x = images(2, 3, *BACKBONES[family].size).to(DEVICE)
     weights = [torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out) for out in model(x)]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')

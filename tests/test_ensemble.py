@@ -399,11 +399,10 @@ def test_one_channel_is_a_sigmoid():
 
 PROMPTS = [
     name for name, row in ROWS.items()
-    if row.tuning.get('prompt') and 'vit' in row.count and not row.tuning.get('adapters')
+    if row.tuning.get('prompt') and 'vit' in row.fits and not row.tuning.get('adapters')
     and row.tuning.get('trainable', [r'^prompt\.']) == [r'^prompt\.']
 ]
 MORE = {
-    'last half': dict(prompt=dict(**DEEP, layer_range=(-2, None))),
     'middle': dict(prompt=dict(**DEEP, layer_range=(1, 2), keep_outputs=False)),
     'shallow, late': dict(prompt=dict(**{**DEEP, 'deep': False}, layer_range=(2, None))),
     'tokens': dict(prompt=DEEP, prompts_as='tokens'),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import BACKBONES, GRAPHS, SIZES, TASKS, build
+from methods import BACKBONES, GRAPHS, build
 from mmengine.registry import MODELS
 from torch import nn
 from utils import TINY_ARCH, images, randomise
@@ -13,20 +13,20 @@ from vpt_dense.errors import UserError
 #: Every place where something stands beside the images of a batch, in few blocks.
 QUICK = {
     'tokens, cls, registers, border, CVPT': dict(
-        BACKBONES['vit'], arch=dict(TINY_ARCH, num_layers=2), out_type='featmap',
+        BACKBONES['vit'].cfg, arch=dict(TINY_ARCH, num_layers=2), out_type='featmap',
         num_registers=2, prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=3),
         image_prompt=dict(type='vpt_dense.PadPrompt', width=8),
         adapters=[dict(type='vpt_dense.CVPT', num_tokens=2)]),
     'keys and values, cls alone, channels': dict(
-        BACKBONES['vit'], arch=dict(TINY_ARCH, num_layers=2), out_type='cls_token',
+        BACKBONES['vit'].cfg, arch=dict(TINY_ARCH, num_layers=2), out_type='cls_token',
         prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=3, num_kv_tokens=2),
         image_prompt=dict(type='vpt_dense.ConcatChannelPrompt', num_channels=1)),
     'tokens in windows': dict(
-        BACKBONES['swin'], arch=dict(embed_dims=16, depths=[1, 1], num_heads=[2, 4]),
+        BACKBONES['swin'].cfg, arch=dict(embed_dims=16, depths=[1, 1], num_heads=[2, 4]),
         prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=3)),
     'keys and values in windows, then windows alone': dict(
-        BACKBONES['swin'], arch=dict(embed_dims=16, depths=[2], num_heads=[2]), out_indices=(0,),
-        prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=3, num_kv_tokens=2,
+        BACKBONES['swin'].cfg, arch=dict(embed_dims=16, depths=[2], num_heads=[2]),
+        out_indices=(0,), prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=3, num_kv_tokens=2,
                     layer_range=(0, 1), keep_outputs=False)),
 }
 
@@ -68,7 +68,7 @@ def test_graphs_take_batches_of_any_size(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'family', 'task'), GRAPHS)
 def test_graphs_of_every_method_on_every_backbone(name, family, task):
-    check(build(name, family, task), SIZES[family])
+    check(build(name, family, task), BACKBONES[family].size)
 
 
 #: Vision transformers of other kinds: with registers, without cls token, of a CLIP, SwiGLU, ...
@@ -87,7 +87,7 @@ KINDS = {
 @pytest.mark.parametrize('kind', KINDS)
 def test_kinds_of_vision_transformers(kind):
     prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
-    model = randomise(MODELS.build({**BACKBONES['vit'], 'prompt': prompt, **KINDS[kind]}))
+    model = randomise(MODELS.build({**BACKBONES['vit'].cfg, 'prompt': prompt, **KINDS[kind]}))
     if kind == 'in bfloat16':  # autocast computes what is float32
         model, size = model.eval(), (32, 32)
         x = images(2, 3, *size)
@@ -123,14 +123,14 @@ def segmentor(kind: str = 'SETR', num_classes: int = 5, **backbone) -> nn.Module
     if kind == 'linear':
         del head['channels']
     head |= HEADS[kind]
-    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
+    prompt, vit = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True), BACKBONES['vit']
     if kind == 'ensemble':
         head = dict(type='vpt_dense.EnsembleDecodeHead', seeds=[0, 1], head=head)
         prompt = dict(type='vpt_dense.PromptEnsemble', seeds=[0, 1], prompt=prompt)
     return randomise(MODELS.build(dict(
         type='vpt_dense.EncoderDecoder',
         data_preprocessor=dict(type='SegDataPreProcessor'),
-        backbone={**BACKBONES['vit'], **TASKS['vit']['seg'], 'prompt': prompt, **backbone},
+        backbone={**vit.cfg, **vit.tasks['seg'][0], 'prompt': prompt, **backbone},
         decode_head=head,
         test_cfg=dict(mode='whole'),
     ))).eval()

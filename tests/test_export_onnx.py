@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from methods import GRAPHS, SIZES, build
+from methods import BACKBONES, GRAPHS, build
 from mmengine import Config
 from test_export import HEADS, Outs, segmentor
 from test_raster import write as write_tiff
@@ -362,7 +362,7 @@ def run_onnx(model, size, tolerance=1e-4):
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'family', 'task'), GRAPHS)
 def test_every_method_on_every_backbone(name, family, task):
-    run_onnx(build(name, family, task), SIZES[family])
+    run_onnx(build(name, family, task), BACKBONES[family].size)
 
 
 @pytest.mark.slow

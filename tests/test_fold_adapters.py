@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.utils.prune
-from methods import BACKBONES, ROWS, TASKS, build
+from methods import BACKBONES, ROWS, build
 from mmengine import Config
 from mmengine.registry import MODELS
 from test_adapters import SWIGLU
@@ -134,7 +134,7 @@ def test_merged_is_equal_in_any_order(names, variant):
 def test_merged_swins_are_equal_where_windows_are_padded_too(names, size):
     def make(**kwargs):
         adapters = [ADAPTERS[name] for name in names]
-        cfg = {**BACKBONES['swin'], 'adapters': adapters, 'out_indices': (0, 1), **kwargs}
+        cfg = {**BACKBONES['swin'].cfg, 'adapters': adapters, 'out_indices': (0, 1), **kwargs}
         return randomise(MODELS.build(cfg))
 
     check_merge(make, images(2, 3, *size))
@@ -235,7 +235,8 @@ def test_every_row_is_folded_or_refused(name, family, task, tmp_path, monkeypatc
     """What the table says can be merged is; of the others none computes something else."""
     row = ROWS[name]
     model = build(name, family, task).eval()
-    backbone = {**BACKBONES[family], **TASKS[family][task], **row.tuning}
+    kind = BACKBONES[family]
+    backbone = {**kind.cfg, **kind.tasks[task][0], **row.tuning}
     cfg = Config(dict(model=dict(type='Model', backbone=backbone)))
     monkeypatch.setattr(building, 'build_model', lambda cfg: Model(cfg.model.backbone.to_dict()))
     state = {f'backbone.{n}': t for n, t in model.state_dict().items()}

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from test_prompted_vit import LAYERS, VARIANTS, build
+from methods import DEEP
+from test_prompted_vit import build
 from torch.utils._python_dispatch import TorchDispatchMode
 from utils import images, randomise, tiny_vit
 
-DEEP = VARIANTS['deep'][0]
+LAYERS = 4
 
 
 def kept_bytes(model, x) -> int:
@@ -24,12 +25,12 @@ def kept_bytes(model, x) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in known)
 
 
-@pytest.mark.parametrize('name', ['deep', 'bias', 'last-2'])
+@pytest.mark.parametrize('name', ['deep', 'bias', 'deep, last 2'])
 def test_lean_keeps_two_tensors_a_block(name):
     x = images(2, 3, 64, 64)
     model = build(name, memory='lean', final_norm=False).train()
     tokens = 2 * (64 + 1) * 64 * 4  # bytes of (B, N, C) in float32
-    blocks = 2 if name == 'last-2' else LAYERS
+    blocks = 2 if name == 'deep, last 2' else LAYERS
     image = x.nbytes if name == 'bias' else 0  # the patch embedding has a bias to train
     expected = 2 * blocks * tokens + image
     assert expected <= kept_bytes(model, x) < expected + 0.3 * tokens
@@ -42,13 +43,13 @@ def test_lean_keeps_two_tensors_a_block(name):
 
 @pytest.mark.parametrize('options', [{}, dict(memory='lean'), dict(with_cp=True)], ids=str)
 def test_a_frozen_backbone_keeps_nothing(options):
-    model = build('head', **options).train()
+    model = build('linear', **options).train()
     out = model(images(2, 3, 32, 32))[0]
     assert not out.requires_grad
     assert kept_bytes(model, images(2, 3, 32, 32)) == 0
 
 
-@pytest.mark.parametrize('name', ['head', 'deep'])
+@pytest.mark.parametrize('name', ['linear', 'deep'])
 def test_a_cls_token_does_not_hold_the_other_tokens(name):
     out = build(name, out_type='cls_token').train()(images(2, 3, 32, 32))[0]
     assert out.untyped_storage().nbytes() == out.nbytes
@@ -57,7 +58,7 @@ def test_a_cls_token_does_not_hold_the_other_tokens(name):
 @pytest.mark.parametrize('options', [{}, dict(memory='lean'), dict(with_cp=True)], ids=str)
 def test_nothing_is_kept_before_the_first_trained_parameter(options):
     late, all_blocks = (
-        build(name, final_norm=False, **options).train() for name in ('last-2', 'deep'))
+        build(name, final_norm=False, **options).train() for name in ('deep, last 2', 'deep'))
     x = images(2, 3, 32, 32)
     assert 0 < kept_bytes(late, x) < 0.55 * kept_bytes(all_blocks, x)
 
@@ -92,7 +93,7 @@ def test_what_is_computed_again(options, again):
     assert sorted(products.widths) == sorted(again * LAYERS)
 
 
-@pytest.mark.parametrize('name', ['deep', 'project', 'deep-bias', 'shallow'])
+@pytest.mark.parametrize('name', ['deep', 'deep, projected', 'deep-bias', 'shallow'])
 @pytest.mark.parametrize('options', [dict(memory='lean'), dict(with_cp=True)], ids=str)
 def test_recomputed_under_autocast(name, options):
     results = []
@@ -107,7 +108,7 @@ def test_recomputed_under_autocast(name, options):
 
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-@pytest.mark.parametrize('name', ['deep', 'bias', 'head'])
+@pytest.mark.parametrize('name', ['deep', 'bias', 'linear'])
 def test_frozen_weights_are_held_in_half(name, dtype, training):
     model = build(name, frozen_dtype=dtype).train(training)
     half = getattr(torch, dtype)

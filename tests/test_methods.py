@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from methods import BACKBONES, CASES, GRAPHS, ROWS, SIZES, TASKS, build, build_at_start
+from methods import BACKBONES, CASES, FAMILIES, GRAPHS, OF_VARIANTS, ROWS, build, build_at_start
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -17,12 +17,12 @@ from vpt_dense.tuning import ADDED, is_added
 from vpt_dense.weights.base import KEY
 
 case = pytest.mark.parametrize(('name', 'family', 'task'), CASES)
-TRAINED = [c for c in CASES if ROWS[c[0]].count[c[1]]]
-FAMILIES = [(family, task) for family in BACKBONES for task in TASKS[family]]
+TRAINED = [c for c in CASES if ROWS[c[0]].counts(*c[1:]) != {0}]
+PLAIN = [(family, task) for family, kind in FAMILIES.items() for task in kind.tasks]
 
 
 def batch(family: str, number: int = 2, **kwargs) -> torch.Tensor:
-    return images(number, 3, *SIZES[family], **kwargs)
+    return images(number, 3, *BACKBONES[family].size, **kwargs)
 
 
 def total(outs: tuple[torch.Tensor, ...], seed: int = 5) -> torch.Tensor:
@@ -38,7 +38,7 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-@case
+@pytest.mark.parametrize(('name', 'family', 'task'), CASES + OF_VARIANTS)
 def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
     row = ROWS[name]
     model = build(name, family, task).train()
@@ -51,9 +51,9 @@ def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
     if any(p.startswith(('last:', 'partial:')) for p in patterns):  # test_adapters.py names them
         wanted = set(parameters(model))
     assert parameters(model).keys() == wanted
-    counts = {**row.count, **(row.seg_count if task == 'seg' else {})}
-    assert sum(p.numel() for p in parameters(model).values()) == counts[family]
+    assert row.counts(family, task) == {sum(p.numel() for p in parameters(model).values())}
     outs = model(batch(family))
+    assert all(out.isfinite().all() for out in outs)
     if wanted:
         total(outs).backward()
     else:
@@ -77,7 +77,7 @@ def test_a_batch_of_three_is_three_batches_of_one(name, family, task):
 
 @case
 def test_maps_and_vectors_have_the_shapes_of_the_plain_backbone(name, family, task):
-    height, width = SIZES[family]
+    height, width = BACKBONES[family].size
     model = build(name, family, task).eval()
     plain = build_at_start({}, family, task).eval()
     sizes = [(height, width)] if task == 'cls' else [(height, width), (2 * height, width)]
@@ -180,18 +180,11 @@ def test_merged_it_is_equal_and_adds_nothing(name, family, task):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-UPSTREAM = {
-    'vit': 'mmpretrain.VisionTransformer',
-    'swin': 'mmpretrain.SwinTransformer',
-    'resnet': 'mmpretrain.ResNet',
-    'convnext': 'mmpretrain.ConvNeXt',
-}
-
-
-@pytest.mark.parametrize(('family', 'task'), [f for f in FAMILIES if f[0] in UPSTREAM])
+@pytest.mark.parametrize(('family', 'task'), [f for f in PLAIN if FAMILIES[f[0]].upstream])
 def test_without_a_method_it_is_upstream_bit_for_bit(family, task):
     ours = randomise(build_at_start({}, family, task))
-    cfg = {**BACKBONES[family], **TASKS[family][task], 'type': UPSTREAM[family]}
+    kind = FAMILIES[family]
+    cfg = {**kind.cfg, **kind.tasks[task][0], 'type': kind.upstream}
     if family in ('resnet', 'convnext'):
         del cfg['img_size']  # which an image prompt alone needs
     theirs = MODELS.build(cfg)
@@ -224,7 +217,7 @@ def bases(tmp_path_factory):
     """Pretrained weights of every family and task, as mmpretrain saves them."""
     folder = tmp_path_factory.mktemp('bases')
     paths = {}
-    for family, task in FAMILIES:
+    for family, task in PLAIN:
         plain = randomise(build_at_start({}, family, task), seed=3)
         paths[family, task] = folder / f'{family}_{task}.pth'
         state = {f'backbone.{n}': t for n, t in plain.state_dict().items()}

@@ -11,6 +11,8 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sizes import count, formula_of
+from sizes import swin as sizes_of_swin
 from tool_helpers import run_tool
 from torch import Tensor, nn
 from utils import CONFIGS, images, load, make_ade_folder, randomise
@@ -401,39 +403,22 @@ def test_adapters_are_called_in_every_block_of_every_stage(deep):
 
 # --- configs ---------------------------------------------------------------------------------
 
-#: Width and depth of the stages.
-STAGES = {
-    size: [(width * 2**s, depth) for s, depth in enumerate((2, 2, 18, 2))]
-    for size, width in (('b', 128), ('l', 192))
-}
+#: Widths of the stages, 2, 2, 18 and 2 blocks deep; heads are 32 wide, windows 7x7.
+WIDTHS = {size: [width * 2**s for s in range(4)] for size, width in (('b', 128), ('l', 192))}
 
 
-def wanted_of_backbone(size: str, method: str, dense: bool) -> int:
-    """What trains of a backbone, in numbers, by the formulas of the methods."""
-    stages, width = STAGES[size], STAGES[size][0][0]
-    merging = [4 * c for c, _ in stages[:3]]
-    ends = [c for c, _ in (stages if dense else stages[3:])]  # the norms of the outputs
-    blocks = {
-        'full': lambda c: 12 * c * c + 13 * c + 13 * 13 * c // 32,  # heads of 32 channels
-        'bias': lambda c: 11 * c,
-        'deep': lambda c: 10 * c,
-        'lora': lambda c: 8 * 4 * c,
-        'adaptformer': lambda c: 2 * 64 * c + 64 + c,
-    }
-    others = {
-        'full': (3 * 4 * 4 + 3) * width + sum(2 * m + m * m // 2 for m in merging) + 2 * sum(ends),
-        'bias': 2 * width + sum(merging) + sum(ends),
-        'shallow': 10 * width,
-    }
-    count = others.get(method, 0)
-    if method in blocks:
-        count += sum(depth * blocks[method](c) for c, depth in stages)
+def wanted_of_backbone(size: str, method: str, backbone: dict, dense: bool) -> int:
+    """What trains of a backbone, in numbers, by the formula of the method."""
+    sizes = sizes_of_swin(
+        WIDTHS[size], (2, 2, 18, 2), [width // 32 for width in WIDTHS[size]], 7,
+        outputs=range(4) if dense else (-1,))
+    found = count(formula_of(method), sizes, backbone)
     if dense and method != 'full':  # the norms train whatever the method
-        count += sum(ends) if method == 'bias' else 2 * sum(ends)
-    return count
+        found += sizes.norms // 2 if method == 'bias' else sizes.norms
+    return found
 
 
-@pytest.mark.parametrize('size', STAGES)
+@pytest.mark.parametrize('size', WIDTHS)
 @pytest.mark.parametrize('method', ['full', 'head', 'deep', 'lora', 'adaptformer', 'bias'])
 def test_counts_of_the_upernet_leaves(mmseg_scope, size, method):
     cfg = load(f'upernet_swin-{size}_ade20k {method}')
@@ -443,15 +428,15 @@ def test_counts_of_the_upernet_leaves(mmseg_scope, size, method):
     counts = params.count(building.build_model(cfg, 'meta'))
     trains = {part: trainable for part, (trainable, _) in counts.items()}
     heads = trains.pop('decode head') + trains.pop('auxiliary heads')
-    assert sum(trains.values()) == wanted_of_backbone(size, method, dense=True)
-    (*_, (c4, _)), c3 = STAGES[size], STAGES[size][2][0]
+    assert sum(trains.values()) == wanted_of_backbone(size, method, backbone, dense=True)
+    *others, c4 = WIDTHS[size]
     # Pooled, lateral, of the pyramid, bottlenecks; 512 channels, a norm behind every convolution.
-    convolutions = [(1, c4, 4), (1, sum(c for c, _ in STAGES[size][:3]), 0), (9, 512, 3)]
+    convolutions = [(1, c4, 4), (1, sum(others), 0), (9, 512, 3)]
     weights = sum(kernel * c * max(n, 1) * 512 for kernel, c, n in convolutions)
     weights += 9 * (c4 + 4 * 512) * 512 + 9 * 4 * 512 * 512
     assert heads == (
         weights + (4 + 3 + 3 + 2) * 2 * 512 + 513 * 150  # mmseg's UPerHead
-        + 9 * c3 * 256 + 2 * 256 + 257 * 150)  # and FCNHead
+        + 9 * others[-1] * 256 + 2 * 256 + 257 * 150)  # and FCNHead
     optimizer = cfg.optim_wrapper.optimizer
     if method == 'full':
         assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
@@ -464,7 +449,8 @@ def test_counts_and_features_of_the_classification_leaves(mmpretrain_scope, meth
     counts = params.count(building.build_model(cfg, 'meta'))
     trains = {part: trainable for part, (trainable, _) in counts.items()}
     assert trains.pop('classification head') == 1025 * 1000
-    assert sum(trains.values()) == wanted_of_backbone('b', method, dense=False)
+    assert sum(trains.values()) == wanted_of_backbone(
+        'b', method, cfg.model.backbone, dense=False)
 
     cfg.model.backbone.update(arch=ARCH, init_cfg=None, img_size=64, window_size=4,
                               pad_small_map=True)  # fmt: skip

@@ -402,7 +402,7 @@ def test_prefix_starts_as_deep_prompts_on_swin():
     for kind in ('TokenPrompt', 'PrefixPrompt'):
         deep = {'deep': True} if kind == 'TokenPrompt' else {}
         tuning = prompt(kind, layer_range=(1, 4), **deep)
-        model = randomise(MODELS.build({**BACKBONES['swin'], 'out_indices': (0, 1), **tuning}))
+        model = randomise(MODELS.build({**BACKBONES['swin'].cfg, 'out_indices': (0, 1), **tuning}))
         model = model.double().eval()
         if deep:
             sets = {s: part.tokens for s, part in model.prompt.stages.items()}
@@ -431,7 +431,7 @@ def test_prefix_starts_in_every_member_of_an_ensemble():
 
 
 def test_residual_prompts_on_swin_are_linked_within_a_stage():
-    model = randomise(MODELS.build({**BACKBONES['swin'], **prompt('ResidualPrompt')}))
+    model = randomise(MODELS.build({**BACKBONES['swin'].cfg, **prompt('ResidualPrompt')}))
     for part in model.prompt.stages.values():
         first, second = part.tokens
         (mix,) = part.mixes
@@ -443,7 +443,7 @@ def test_residual_prompts_on_swin_are_linked_within_a_stage():
 
 
 def test_e2vpt_on_swin_has_keys_of_every_stage():
-    model = MODELS.build({**BACKBONES['swin'], **prompt('E2VPTPrompt', num_kv_tokens=3)})
+    model = MODELS.build({**BACKBONES['swin'].cfg, **prompt('E2VPTPrompt', num_kv_tokens=3)})
     shapes = [model.prompt.keys_values(i)[0].shape for i in range(4)]
     assert shapes == [(1, 2, 3, 8)] * 2 + [(1, 4, 3, 8)] * 2
 
@@ -451,8 +451,8 @@ def test_e2vpt_on_swin_has_keys_of_every_stage():
 def test_cvpt_on_swin():
     """Each token attends to the prompts of its block, whatever its window."""
     x = images(2, 3, 32, 24, dtype=torch.float64)
-    model = randomise(MODELS.build({**BACKBONES['swin'], **cvpt()})).double().eval()
-    plain = randomise(MODELS.build(BACKBONES['swin'])).double().eval()
+    model = randomise(MODELS.build({**BACKBONES['swin'].cfg, **cvpt()})).double().eval()
+    plain = randomise(MODELS.build(BACKBONES['swin'].cfg)).double().eval()
     plain.load_state_dict({n: t for n, t in model.state_dict().items() if 'adapters' not in n})
     first, second = model.adapters[0].prompts
     rows = iter([*first, *second])

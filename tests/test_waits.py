@@ -6,7 +6,7 @@ ask for; copies to another device are watched.
 
 import pytest
 import torch
-from methods import CASES, ROWS, SIZES, build_at_start
+from methods import BACKBONES, CASES, ROWS, build_at_start
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
@@ -30,7 +30,7 @@ class OneDevice(TorchDispatchMode):
     case for case in CASES if case[2] == ROWS[case[0]].tasks[-1]])
 def test_no_method_waits(name, family, task):
     model = build_at_start(ROWS[name].tuning, family, task).train().to('meta')
-    x = torch.empty(2, 3, *SIZES[family], device='meta')
+    x = torch.empty(2, 3, *BACKBONES[family].size, device='meta')
     model(x)  # what a first step makes stays
     with OneDevice():
         total = sum(out.square().sum() for out in model(x))

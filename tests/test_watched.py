@@ -5,7 +5,7 @@ import re
 import mmpretrain.models.backbones as upstream
 import pytest
 import torch
-from methods import ROWS, SIZES, build
+from methods import BACKBONES, ROWS, build
 from torch._subclasses.fake_tensor import FakeTensorMode
 from utils import TINY_ARCH, images, randomise, tiny_vit
 
@@ -124,11 +124,11 @@ def test_the_first_norm_shows_the_values_of_upstream():
 
 
 @pytest.mark.parametrize('name', [
-    name for name, row in ROWS.items() if 'vit' in row.count
+    name for name, row in ROWS.items() if 'vit' in row.fits
     and row.tuning.keys() - {'trainable'} and not name.startswith('side')  # AlexNet's pooling
 ])
 def test_an_empty_batch_the_meta_device_and_a_first_forward_on_fake_tensors(name):
-    task, size = ROWS[name].tasks[-1], SIZES['vit']
+    task, size = ROWS[name].tasks[-1], BACKBONES['vit'].size
     with torch.no_grad():
         wanted = [out.shape[1:] for out in build(name, 'vit', task).eval()(images(2, 3, *size))]
         model = build(name, 'vit', task).eval()

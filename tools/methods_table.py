@@ -1,25 +1,27 @@
-"""All methods as a table in Markdown: name, where it acts, what it fits, what it trains.
+"""All methods as a table in Markdown: name, where it acts, what it fits, how much it trains.
 
 ``python tools/methods_table.py``
 ``python tools/methods_table.py --update docs/methods.md``
 
-The rows are the files of configs/_base_/methods; all columns come from building them.
+The rows are the files of configs/_base_/methods; the formula stands there behind
+``# Trainable:``, all other columns come from building them.
 """
 
+import re
 from pathlib import Path
 
-from vpt_dense import errors, files, method_files
+from vpt_dense import errors, files, method_files, tasks
 from vpt_dense.tuning import ADDED
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = [
-    'method', 'where it acts', 'backbones', 'tasks', 'merges', 'ViT-B/16, 224 px',
-    'ViT-L/16, 512 px',
+    'method', 'where it acts', 'backbones', 'tasks', 'merges', 'trainable parameters',
+    'ViT-B/16, 224 px', 'ViT-L/16, 512 px',
 ]
 BEGIN = '<!-- made by: python tools/methods_table.py --update docs/methods.md -->'
 END = '<!-- end of the table -->'
-#: The columns that count: models, and whether they classify.
-MODELS = {'vit-b_cls.py': True, 'setr-pup_vit-l.py': False}
+#: The columns that count: models and their tasks.
+MODELS = {'vit-b_cls.py': 'classification', 'setr-pup_vit-l.py': 'segmentation'}
 #: Methods of classification alone: they read the cls token, or classes of images.
 OF_CLASSIFICATION = (
     'linear', 'partial-1_convnext-b', 'partial-1_resnet-50', 'pool-both', 'pool-image',
@@ -58,16 +60,25 @@ def names():
     return sorted(method_files.names(), key=lambda name: (name in OF_CLASSIFICATION, name))
 
 
+def formula(name):
+    """How many parameters a method trains, in the names of docs/methods.md and of its arguments."""
+    text = method_files.find(name).read_text(encoding='utf-8')
+    found = re.search(r'^# Trainable: (.+(?:\n#   .+)*)$', text, re.M)
+    if found is None:
+        raise errors.UserError(f'{method_files.find(name)}: no line # Trainable: FORMULA')
+    return found[1].replace('\n#  ', '')
+
+
 def row(name):
     """A row of the table, as text."""
     from mmengine.config import Config
 
     counts, backbone = [], None
-    for model_file, classifies in MODELS.items():
-        if name in OF_CLASSIFICATION and not classifies:
+    for model_file, task in MODELS.items():
+        if name in OF_CLASSIFICATION and task != 'classification':
             counts.append('-')
             continue
-        found = Config.fromfile(method_files.find(name, classifies)).to_dict()
+        found = Config.fromfile(method_files.find(name, tasks.TASKS[task])).to_dict()
         tuning = found['method']
         model = Config.fromfile(ROOT / 'configs/_base_/models' / model_file).to_dict()['model']
         try:
@@ -91,7 +102,8 @@ def row(name):
     hooks = [hook['type'] for hook in found.get('method_hooks', ())]
     return [
         f'`{name}`', '; '.join(where), ', '.join(fitting(tuning, parts, hooks)),
-        'classification' if name in OF_CLASSIFICATION else 'both', merges(parts, backbone), *counts,
+        'classification' if name in OF_CLASSIFICATION else 'both', merges(parts, backbone),
+        f'`{formula(name)}`', *counts,
     ]
 
 
@@ -132,7 +144,7 @@ def table():
     from vpt_dense import logging, tables
 
     logging.filter_warnings()
-    return tables.markdown(HEADER, [row(name) for name in names()], text_columns=5)
+    return tables.markdown(HEADER, [row(name) for name in names()], text_columns=6)
 
 
 def run():

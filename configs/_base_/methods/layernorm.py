@@ -1,5 +1,6 @@
 # The norms of the backbone train: scales and shifts of all its layer norms.
 # ConvNeXt's between its stages have no name that says so.
+# Trainable: sum(n * block_norms) + rest_norms + norms
 method = dict(trainable=[
     r'(^|\.|_)(ln|norm)\d*\.(weight|bias)$|^downsample_layers\.(0\.1|[1-3]\.0)\.'])
 optim_group = 'adapters'

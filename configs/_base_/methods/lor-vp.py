@@ -1,5 +1,6 @@
 # LoR-VP (https://arxiv.org/abs/2502.00896): an image of rank 4 is added to every image. SGD at
 # 0.02, the authors' (256 images a step, 20 epochs).
+# Trainable: 3 * rank * (H + W)
 method = dict(
     image_prompt=dict(type='vpt_dense.LoRVP', rank=4, mean=None, std=None),
     trainable=[r'^image_prompt\.'],
