@@ -230,7 +230,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize(('name', 'family', 'task'), [
     (name, family, task) for name, row in ROWS.items() if {'prompt', 'adapters'} & row.tuning.keys()
-    for family in row.count for task in row.tasks])
+    for family in row.fits for task in row.tasks])
 def test_every_row_is_folded_or_refused(name, family, task, tmp_path, monkeypatch):
     """What the table says can be merged is; of the others none computes something else."""
     row = ROWS[name]

@@ -3,8 +3,8 @@
 ``python tools/methods_table.py``
 ``python tools/methods_table.py --update docs/methods.md``
 
-The rows are the files of configs/_base_/methods; the formula stands there behind
-``# Trainable:``, all other columns come from building them.
+The rows are the files of configs/_base_/methods. The formula stands there behind ``# Trainable:``,
+and where a method is for one task alone, ``# Task:``; all other columns come from building them.
 """
 
 import re
@@ -22,11 +22,6 @@ BEGIN = '<!-- made by: python tools/methods_table.py --update docs/methods.md --
 END = '<!-- end of the table -->'
 #: The columns that count: models and their tasks.
 MODELS = {'vit-b_cls.py': 'classification', 'setr-pup_vit-l.py': 'segmentation'}
-#: Methods of classification alone: they read the cls token, or classes of images.
-OF_CLASSIFICATION = (
-    'linear', 'partial-1_convnext-b', 'partial-1_resnet-50', 'pool-both', 'pool-image',
-    'pool-prompts', 'prototypes',
-)
 #: Small backbones of each family, to see which patterns of names fit them.
 FAMILIES = {
     'ViT': dict(
@@ -56,17 +51,23 @@ def build(backbone, tuning, preprocessor=None):
 
 
 def names():
-    """The methods by name; those of classification alone at the end."""
-    return sorted(method_files.names(), key=lambda name: (name in OF_CLASSIFICATION, name))
+    """The methods by name; those of one task at the end."""
+    return sorted(method_files.names(), key=lambda name: (said(name, 'Task') is not None, name))
+
+
+def said(name, key):
+    """What a method file says behind ``# KEY:``, in that line and the indented ones below it."""
+    text = method_files.find(name).read_text(encoding='utf-8')
+    found = re.search(rf'^# {key}: (.+(?:\n#   .+)*)$', text, re.M)
+    return found and found[1].replace('\n#  ', '')
 
 
 def formula(name):
     """How many parameters a method trains, in the names of docs/methods.md and of its arguments."""
-    text = method_files.find(name).read_text(encoding='utf-8')
-    found = re.search(r'^# Trainable: (.+(?:\n#   .+)*)$', text, re.M)
+    found = said(name, 'Trainable')
     if found is None:
         raise errors.UserError(f'{method_files.find(name)}: no line # Trainable: FORMULA')
-    return found[1].replace('\n#  ', '')
+    return found
 
 
 def row(name):
@@ -75,7 +76,7 @@ def row(name):
 
     counts, backbone = [], None
     for model_file, task in MODELS.items():
-        if name in OF_CLASSIFICATION and task != 'classification':
+        if (said(name, 'Task') or task) != task:
             counts.append('-')
             continue
         found = Config.fromfile(method_files.find(name, tasks.TASKS[task])).to_dict()
@@ -102,7 +103,7 @@ def row(name):
     hooks = [hook['type'] for hook in found.get('method_hooks', ())]
     return [
         f'`{name}`', '; '.join(where), ', '.join(fitting(tuning, parts, hooks)),
-        'classification' if name in OF_CLASSIFICATION else 'both', merges(parts, backbone),
+        said(name, 'Task') or 'both', merges(parts, backbone),
         f'`{formula(name)}`', *counts,
     ]
 

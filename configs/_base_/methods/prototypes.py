@@ -1,5 +1,6 @@
 # VPT-deep whose prompts start at the mean cls token of each class (https://arxiv.org/abs/2203.12119,
 # section 4.3) behind the last block (layers='one') or behind each block (layers='each').
+# Task: classification
 # Trainable: sum(n * num_tokens * d)
 method = dict(
     prompt=dict(
