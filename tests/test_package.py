@@ -30,6 +30,47 @@ def run_python(code, *args):
     return done.stdout
 
 
+#: Imports what all packages build on, and runs code given on stdin in copies of itself.
+WARM = """
+import json, os, sys, traceback
+import mmcv.transforms, mmengine.runner, torchvision
+for line in sys.stdin:
+    code, args, out = json.loads(line)
+    if not (child := os.fork()):
+        printed = os.open(out, os.O_CREAT | os.O_WRONLY)
+        os.dup2(printed, 1), os.dup2(printed, 2)
+        sys.argv, status = ['-c', *args], 1
+        try:
+            exec(compile(code, 'code', 'exec'), dict(__name__='__main__'))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def run_warm(tmp_path_factory):
+    """Run code as :func:`run_python` does, where torch, mmcv and mmengine are imported already."""
+    out = tmp_path_factory.mktemp('warm') / 'out'
+    with subprocess.Popen(
+        [sys.executable, '-c', WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, cwd=ROOT.parent,
+    ) as process:
+
+        def run(code, *args):
+            out.unlink(missing_ok=True)
+            print(json.dumps([code, args, str(out)]), file=process.stdin, flush=True)
+            status = process.stdout.readline().strip()
+            assert status == '0', out.read_text()
+            return out.read_text()
+
+        yield run
+        process.stdin.close()
+
+
 def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
     """As beside a clone: python would make an empty package of the folder."""
     (tmp_path / 'vpt_dense').mkdir()
@@ -100,16 +141,16 @@ for kind, types in names.items():
 """
 
 
-def test_a_backbone_alone_does_not_need_mmseg():
+def test_a_backbone_alone_does_not_need_mmseg(run_warm):
     code = ("import sys; from mmengine.registry import MODELS; "
             "assert MODELS.get('vpt_dense.VisionTransformer'); "
             "print('mmseg' in sys.modules)")
-    assert run_python(code).splitlines()[-1] == 'False'
+    assert run_warm(code).splitlines()[-1] == 'False'
 
 
 @pytest.fixture(scope='module')
-def registered():
-    return json.loads(run_python(LIST_NAMES).splitlines()[-1])
+def registered(run_warm):
+    return json.loads(run_warm(LIST_NAMES).splitlines()[-1])
 
 
 def test_every_registry_holds_something(registered):
@@ -117,8 +158,8 @@ def test_every_registry_holds_something(registered):
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmseg', 'mmpretrain'])
-def test_registered_types_resolve_by_scoped_name(scope, registered):
-    run_python(RESOLVE, scope, json.dumps(registered))
+def test_registered_types_resolve_by_scoped_name(scope, registered, run_warm):
+    run_warm(RESOLVE, scope, json.dumps(registered))
 
 
 def test_version_is_the_same_everywhere():
@@ -215,7 +256,7 @@ def test_the_wheel_works_alone(tmp_path):
 
 
 @pytest.mark.parametrize('first', ['', 'import mmpretrain\n'])
-def test_mmpretrain_beside_pycocotools_and_new_transformers(tmp_path, first):
+def test_mmpretrain_beside_pycocotools_and_new_transformers(tmp_path, first, run_warm):
     """Its multimodal models, imported with both, do not take the others with them."""
     (tmp_path / 'pycocotools').mkdir()
     info = tmp_path / 'pycocotools-2.0.11.dist-info'
@@ -229,7 +270,7 @@ def test_mmpretrain_beside_pycocotools_and_new_transformers(tmp_path, first):
         'try: MODELS.build(dict(type="mmpretrain.BlipCaption"))\n'
         'except ImportError as error: print(type(model).__name__, error)'
     )
-    assert re.search(r'^ResNet .* requires extra multi-modal dependencies', run_python(code), re.M)
+    assert re.search(r'^ResNet .* requires extra multi-modal dependencies', run_warm(code), re.M)
 
 
 #: What the registries of the stack hold when all of it is imported, and a few things that are

@@ -12,7 +12,7 @@ from PIL import Image
 from tool_helpers import in_process, run_tool
 from utils import CONFIGS, randomise
 
-from vpt_dense import config, params, tasks
+from vpt_dense import building, config, params, tasks
 from vpt_dense.comparison import runs
 
 RECIPE = """
@@ -67,7 +67,7 @@ def recipe(tmp_path_factory):
     path = folder / 'toy.py'
     path.write_text(RECIPE.format(configs=CONFIGS, folder=folder))
     before = dict(tasks.TASKS)
-    model = params.build_without_memory(config.load(str(path), None, 'deep')).to_empty(device='cpu')
+    model = building.build_model(config.load(str(path), None, 'deep'), 'meta').to_empty(device='cpu')
     torch.save(dict(state_dict=randomise(model).state_dict(), meta={}), folder / 'a.pth')
     yield path
     tasks.TASKS.clear()

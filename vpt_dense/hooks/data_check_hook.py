@@ -95,7 +95,7 @@ class DataCheckHook(Hook):
         readers = [*getattr(evaluator, 'metrics', []), head]
         ignore_index = next((r.ignore_index for r in readers if hasattr(r, 'ignore_index')), 255)
         labelled = None
-        many = getattr(head, 'num_classes', 0) > 1
+        many = (getattr(head, 'num_classes', None) or 0) > 1
         if split == 'train' and not self._found_classes and many:
             self._look_for_classes(dataset, _flatten(samples), ignore_index)
         for sample in _flatten(samples):
@@ -222,9 +222,9 @@ def _flatten(samples: Sequence) -> list:
 
 def check_mask(sample: Any, head: nn.Module, ignore_index: int) -> bool | None:
     """Check one mask (1, H, W) of integer ids; return whether it has a labelled pixel."""
-    if 'gt_sem_seg' not in sample:
+    num_classes = getattr(head, 'num_classes', None)
+    if 'gt_sem_seg' not in sample or num_classes is None:
         return None
-    num_classes = head.num_classes
     mask = sample.gt_sem_seg.data
     path = sample.metainfo.get('seg_map_path') or sample.metainfo.get('img_path', 'a mask')
     if mask.ndim != 3 or mask.shape[0] != 1:
