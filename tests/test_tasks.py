@@ -67,7 +67,8 @@ def recipe(tmp_path_factory):
     path = folder / 'toy.py'
     path.write_text(RECIPE.format(configs=CONFIGS, folder=folder))
     before = dict(tasks.TASKS)
-    model = building.build_model(config.load(str(path), None, 'deep'), 'meta').to_empty(device='cpu')
+    built = building.build_model(config.load(str(path), None, 'deep'), 'meta')
+    model = built.to_empty(device='cpu')
     torch.save(dict(state_dict=randomise(model).state_dict(), meta={}), folder / 'a.pth')
     yield path
     tasks.TASKS.clear()
