@@ -11,7 +11,7 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from tool_helpers import forget_runs, write_leaf
 
-from vpt_dense import config, files
+from vpt_dense import config, safe_files
 
 #: ADE20K's training pipeline for images of 48 pixels; dropout of prompts and heads is the default.
 AUGMENTED = """
@@ -134,7 +134,7 @@ def differences(one: object, two: object, name: str = '') -> list[str]:
 
 def final(folder: Path, name: str = f'iter_{ITERATIONS}.pth') -> dict:
     """What must be equal in the last checkpoint of a run."""
-    content = files.read(str(folder / name))
+    content = safe_files.read(str(folder / name))
     kept = {
         key: value
         for key, value in content.items()

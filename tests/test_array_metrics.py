@@ -11,7 +11,7 @@ from test_classification import VPT, flowers, tiny_folder  # noqa: F401  a fixtu
 from tool_helpers import forget_runs
 from utils import in_scope
 
-from vpt_dense import config, files
+from vpt_dense import config, safe_files
 from vpt_dense.errors import UserError
 
 ARRAYS = [
@@ -76,7 +76,7 @@ def test_they_are_told_and_stored(flowers, tmp_path):  # noqa: F811
     # The checkpoint of the next epoch holds them in the log history: it can be gone on from.
     forget_runs()
     again = run(flowers, tmp_path, metrics, 3, resume=True)
-    assert again.epoch == 3 and files.read(str(tmp_path / 'epoch_3.pth'))
+    assert again.epoch == 3 and safe_files.read(str(tmp_path / 'epoch_3.pth'))
 
 
 def test_without_any_number(flowers, tmp_path):  # noqa: F811

@@ -22,7 +22,7 @@ from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from torch.utils.data import DataLoader, Dataset
 from utils import ROOT
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.engine.runner import Runner
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import CheckpointHook
@@ -114,7 +114,7 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def info(path: Path) -> dict:
-    return files.read(path)['message_hub']['runtime_info']
+    return safe_files.read(path)['message_hub']['runtime_info']
 
 
 # --- what is saved ---------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_contents_are_those_of_mmengine(tmp_path, by_epoch):
     ours = train(tmp_path / 'ours', 2, by_epoch=by_epoch)
     train(tmp_path / 'theirs', 2, by_epoch=by_epoch, runner=StockRunner)
     name = 'epoch_2.pth' if by_epoch else 'iter_2.pth'
-    found = files.read(tmp_path / 'ours' / name)
+    found = safe_files.read(tmp_path / 'ours' / name)
     wanted = torch.load(tmp_path / 'theirs' / name, weights_only=False)
     assert found.keys() - wanted.keys() == {'optimizer_of'} and wanted.keys() <= found.keys()
     assert found['meta'].keys() - wanted['meta'].keys() == {
@@ -157,7 +157,7 @@ def test_meta_and_hooks_reach_the_file(tmp_path):
     runner.train()
     meta = dict(iter=17)
     runner.save_checkpoint(str(tmp_path), 'x.pth', save_optimizer=False, meta=meta, by_epoch=False)
-    found = files.read(tmp_path / 'x.pth')
+    found = safe_files.read(tmp_path / 'x.pth')
     assert found['meta']['iter'] == 17 and meta == dict(iter=17)
     assert found['added'].tolist() == [1, 1]
     assert 'optimizer' not in found and 'param_schedulers' in found
@@ -190,7 +190,7 @@ def test_logs_go_on_after_a_resume(tmp_path, monkeypatch):
 
     train(tmp_path / 'whole', 6, log_processor=processor)
     train(tmp_path / 'parts', 4, log_processor=processor)
-    log = files.read(tmp_path / 'parts/iter_4.pth')['message_hub']['log_scalars']['train/loss']
+    log = safe_files.read(tmp_path / 'parts/iter_4.pth')['message_hub']['log_scalars']['train/loss']
     assert len(log.data[0]) == 2
     train(tmp_path / 'parts', 6, log_processor=processor, resume=True)
     assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts') != []
@@ -202,7 +202,7 @@ def test_published_checkpoints(tmp_path):
     published = [name for name in saved(tmp_path) if re.search(r'-[0-9a-f]{8}\.pth$', name)]
     assert sorted(name[:-13] for name in published) == ['best_a_iter_2', 'iter_2']
     for name in published:
-        assert files.read(tmp_path / name).keys() == {'meta', 'state_dict'}
+        assert safe_files.read(tmp_path / name).keys() == {'meta', 'state_dict'}
 
 
 # --- the hook --------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_killed_between_any_two_steps(tmp_path, monkeypatch, hook):
         with pytest.raises(Killed):
             train(folder, last, **options)
         for name in saved(folder):
-            files.verify(folder / name)
+            safe_files.verify(folder / name)
         removed += len(saved(folder) - wanted)
         # the first is not there yet; what was killed before its first save begins anew
         resume = bool(saved(folder))
@@ -393,7 +393,7 @@ def test_killed_between_any_two_steps(tmp_path, monkeypatch, hook):
 
 
 def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch):
-    put = files._Sealing._put
+    put = safe_files._Sealing._put
 
     def full(self, content) -> None:
         if 'iter_3' in str(self._stream.name):
@@ -401,7 +401,7 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch):
         put(self, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files._Sealing, '_put', full)
+        patch.setattr(safe_files._Sealing, '_put', full)
         with pytest.raises(UserError, match='cannot write .*/iter_3.pth: the disk is full'):
             train(tmp_path, 5, hook=dict(max_keep_ckpts=1))
     assert saved(tmp_path) == {'iter_2.pth'}
@@ -445,7 +445,7 @@ def zeros(path: Path) -> None:
 def folder_with(folder: Path, *names: str, last: str | None) -> Path:
     folder.mkdir(exist_ok=True)
     for name in names:
-        files.write(dict(state_dict=dict(weight=torch.ones(50)), name=name), folder / name)
+        safe_files.write(dict(state_dict=dict(weight=torch.ones(50)), name=name), folder / name)
     if last is not None:
         (folder / 'last_checkpoint').write_text(str(folder / last))
     return folder
@@ -596,7 +596,7 @@ def test_going_on_from_a_best_checkpoint(tmp_path):
     truncate(tmp_path / 'run/iter_5.pth')
     train(tmp_path / 'run', 6, hook=hook, resume=True)
     assert saved(tmp_path / 'run') == {'iter_6.pth', 'best_b_iter_5.pth'}
-    found, wanted = (files.read(tmp_path / name / 'iter_6.pth') for name in ('run', 'whole'))
+    found, wanted = (safe_files.read(tmp_path / name / 'iter_6.pth') for name in ('run', 'whole'))
     assert found['meta']['iter'] == 6
     assert found['param_schedulers'] == wanted['param_schedulers']
     found, wanted = (content['optimizer']['param_groups'][0] for content in (found, wanted))
@@ -620,7 +620,7 @@ def test_the_tools_say_what_they_use(capfd, leaf, tmp_path):
     assert named.code and re.search(r'2.pth is damaged.*; the newest good one', named.err)
     more = run_tool(capfd, 'train', leaf, '--resume', '--cfg-options', 'train_cfg.max_iters=3')
     assert more.code == 0 and len(re.findall(line, more.err, re.M)) == 1
-    assert files.read(work / 'iter_3.pth')['meta']['iter'] == 3
+    assert safe_files.read(work / 'iter_3.pth')['meta']['iter'] == 3
     for name in saved(work):
         truncate(work / name)
     lost = run_tool(capfd, 'train', leaf, '--resume')

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from utils import CONFIGS, LEAVES, TINY_ARCH, in_scope, load
 
-from vpt_dense import building, config, params, tooling
+from vpt_dense import building, config, params, run_setup
 from vpt_dense.errors import UserError
 
 VPT = CONFIGS / 'vpt'
@@ -129,7 +129,7 @@ def test_head_starts_as_in_the_paper(mmpretrain_scope):
 def test_schedule_wastes_no_epoch(flowers, tmp_path):
     options = tiny_folder(tmp_path, flowers, **{'train_cfg.max_epochs': 100})
     cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'), options)
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     # What Runner.train() does before its first epoch, and then the hook after each.
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(wrapper, runner.auto_scale_lr)
@@ -154,7 +154,7 @@ def test_the_rate_follows_the_images_of_a_step(flowers, tmp_path, batch, counts)
     options = {'train_dataloader.batch_size': batch, 'optim_wrapper.accumulative_counts': counts}
     cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'),
                       tiny_folder(tmp_path, flowers, **options))  # fmt: skip
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(wrapper, runner.auto_scale_lr)
     assert wrapper.get_lr()['lr'] == [8 / 256]
@@ -173,7 +173,7 @@ def test_example_trains_on_a_folder(flowers, tmp_path):
     overrides = {'train_cfg.max_epochs': 2, 'optim_wrapper.optimizer.lr': 3.0}
     cfg = config.load(str(path), tiny_folder(tmp_path, flowers, **overrides))
     assert cfg.model.head.num_classes == 3
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     snapshot = Snapshot()
     runner.register_hook(snapshot)
     runner.train()
@@ -193,7 +193,7 @@ def test_mixing_knows_the_classes(flowers, tmp_path, place):
     cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'), options)
     assert cfg.model.data_preprocessor.num_classes == 3
     targets = []
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     loss = runner.model.head.loss_module.forward
     runner.model.head.loss_module.forward = lambda score, target, *args, **kwargs: (
         targets.append(target), loss(score, target, *args, **kwargs))[1]
@@ -213,7 +213,7 @@ def test_class_weights_of_another_length(flowers, tmp_path):
     options = tiny_folder(tmp_path, flowers, **{'model.head.loss': loss})
     cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'), options)
     with pytest.raises(UserError, match=r'head.loss.class_weight has 4 weights, .* 3 classes'):
-        tooling.start(cfg, 'train', None)
+        run_setup.start(cfg, 'train', None)
 
 
 def test_example_with_four_bands_of_16_bits(flowers, tmp_path):
@@ -227,7 +227,7 @@ def test_example_with_four_bands_of_16_bits(flowers, tmp_path):
     cfg = config.load(
         str(CONFIGS / 'examples/four_band_image_folder.py'), tiny_folder(tmp_path / 'work', root)
     )
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     runner.train()
     inputs = runner.val_dataloader.dataset[0]['inputs']
     assert inputs.shape == (4, 32, 32)
@@ -299,7 +299,7 @@ def test_cifar100_runs_and_keeps_its_colours(cifar100, tmp_path):
     sizes = {f'{s}_dataloader.dataset.pipeline.0.scale': (32, 32) for s in ('train', 'val', 'test')}
     options = tiny(tmp_path / 'work', **{'dataset.data_root': str(cifar100)}, **sizes)
     cfg = config.load(str(VPT / 'vit-b_deep_cifar100.py'), options)
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     runner.train()
     dataset = runner.val_dataloader.dataset
     assert len(dataset.metainfo['classes']) == cfg.model.head.num_classes == 100

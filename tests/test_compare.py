@@ -21,7 +21,7 @@ from test_tools import image_leaf  # noqa: F401  (a fixture)
 from tool_helpers import in_process, run_tool, tiny_folder, write_leaf
 from utils import ROOT, randomise, tiny_vit
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.comparison import report, runs
 from vpt_dense.errors import UserError
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     data = tiny_folder(folder / 'data')
     arch = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
     base = randomise(tiny_vit(arch=arch, patch_size=8, patch_cfg=dict(bias=True)))
-    files.write_tensors(base.state_dict(), folder / 'base.safetensors', {})
+    safe_files.write_tensors(base.state_dict(), folder / 'base.safetensors', {})
     for method, prompt in METHODS.items():
         extra = EXTRA.format(prompt=prompt, weights=folder / 'base.safetensors')
         write_leaf(folder, data, extra, name=f'tiny_{method}')

@@ -15,7 +15,7 @@ from PIL import Image
 from utils import CONFIGS, ROOT, TINY_ARCH, in_scope, make_ade_folder, tiny_auxiliary_heads
 from utils import tiny_setr_overrides as tiny_setr
 
-from vpt_dense import config, tooling
+from vpt_dense import config, run_setup
 from vpt_dense.datasets import checks
 from vpt_dense.errors import UserError
 
@@ -55,7 +55,7 @@ def tiny(data_root, work_dir, classes, **more):
 
 def run(cfg):
     """Train two iterations and validate once; return the runner and the metrics."""
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     runner.train()
     return runner, json.loads(Path(runner.work_dir, 'summary.json').read_text())
 

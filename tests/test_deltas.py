@@ -18,7 +18,7 @@ from mmengine.registry import MODELS
 from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, images, in_scope, randomise, tiny_vit
 
-from vpt_dense import building, config, files, params
+from vpt_dense import building, config, params, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
@@ -120,7 +120,7 @@ def frozen_part(path: Path) -> dict:
 @pytest.mark.parametrize('method', METHODS)
 def test_runs_write_what_trains_and_the_identity_of_the_rest(runs, method):
     folder = runs(method)
-    checkpoint = files.read(folder / 'work/iter_2.pth')
+    checkpoint = safe_files.read(folder / 'work/iter_2.pth')
     model = building.build_model(config.load(str(folder / 'leaf.py')))
     names = set(model.state_dict())
     frozen = {
@@ -150,7 +150,8 @@ def test_runs_write_what_trains_and_the_identity_of_the_rest(runs, method):
 
 def test_half_and_whole_precision_have_one_identity(runs):
     records = [
-        Base.from_tensor(files.read(runs(m) / 'work/iter_2.pth')['state_dict'][f'backbone.{KEY}'])
+        Base.from_tensor(
+            safe_files.read(runs(m) / 'work/iter_2.pth')['state_dict'][f'backbone.{KEY}'])
         for m in ('deep', 'half')
     ]
     assert records[0].sha256 == records[1].sha256
@@ -184,7 +185,7 @@ def test_what_cannot_be_rebuilt_is_written_whole_and_said(tmp_path, data, case, 
     runner = train(leaf, **options)
     reason = dict(changed='have changed since', **{'no base': 'init_cfg names no'})[case]
     assert 'hold the whole model' in runner._contents and reason in runner._contents
-    state = files.read(tmp_path / 'work/iter_2.pth')['state_dict']
+    state = safe_files.read(tmp_path / 'work/iter_2.pth')['state_dict']
     assert set(state) == set(runner.model.state_dict())
     own = runner.model.state_dict()
     assert all(torch.equal(state[name], own[name]) for name in own if 'backbone.layers' in name)
@@ -228,7 +229,7 @@ def test_torch_loads_with_its_defaults_what_is_written(capfd, run, tmp_path, met
         assert len(content['meta']['dataset_meta']['classes']) == 150
     content = torch.load(source)
     assert content['optimizer']['state'] and content['meta']['iter'] == 2
-    own = files.read(source)
+    own = safe_files.read(source)
     assert all(torch.equal(content['state_dict'][n], t) for n, t in own['state_dict'].items())
     # Ours gives the history of the log as mmengine has it.
     kept = content['message_hub']['log_scalars']['train/loss']
@@ -294,7 +295,7 @@ def test_test_load_from_and_a_delta_file_give_the_runs_own_results(
 
 def test_training_in_half_and_testing_in_whole_precision_and_the_reverse(runs, tmp_path):
     for trained, tested in (('half', 'deep'), ('deep', 'half')):
-        state = files.read(runs(trained) / 'work/iter_2.pth')
+        state = safe_files.read(runs(trained) / 'work/iter_2.pth')
         model = building.build_model(config.load(str(runs(tested) / 'leaf.py')))
         model.load_state_dict(state['state_dict'])
         weight = model.backbone.layers[0].attn.qkv.weight
@@ -308,7 +309,7 @@ def test_resuming_in_half_precision_takes_the_tensors_that_are_there(runs, tmp_p
     model = building.build_model(config.load(str(folder / 'leaf.py')))
     model.backbone.load_base(str(folder / 'base.pth'))
     model.backbone.init_cfg = None
-    state = files.read(folder / 'work/iter_2.pth')['state_dict']
+    state = safe_files.read(folder / 'work/iter_2.pth')['state_dict']
     record = Base.from_tensor(state[f'backbone.{KEY}'])
     gone = Base(**{**record.__dict__, 'checkpoint': 'gone.pth', 'path': ''})
     state[f'backbone.{KEY}'] = gone.to_tensor()
@@ -329,7 +330,7 @@ def test_a_fresh_interpreter_needs_no_import_of_ours(runs, whole, tmp_path, kind
     )
     leaf = runs('deep') / 'work/leaf.py'
     subprocess.run([sys.executable, '-c', code, leaf, path, tmp_path / 'out.pth'], check=True)
-    found = files.read(tmp_path / 'out.pth')
+    found = safe_files.read(tmp_path / 'out.pth')
     assert all(torch.equal(found[name], tensor) for name, tensor in whole('deep').items())
 
 
@@ -622,7 +623,7 @@ def test_base_option_of_test_and_train(capfd, run, data, tmp_path):
     done = run_tool(capfd, 'train', leaf, '--resume', '--base', moved, '--cfg-options',
                     'train_cfg.max_iters=3')
     assert (done.code, done.err) == (0, '')
-    state = files.read(folder / 'work/iter_3.pth')['state_dict']
+    state = safe_files.read(folder / 'work/iter_3.pth')['state_dict']
     assert Base.from_tensor(state[f'backbone.{KEY}']).checkpoint == str(moved)
 
 
@@ -640,12 +641,12 @@ def test_extract_of_merge_is_the_same_file(capfd, runs, tmp_path, method):
         done = run_tool(capfd, 'delta', command, source, out)
         assert (done.code, done.err) == (0, ''), done
     assert names[0].read_bytes() == names[2].read_bytes()
-    run_state = files.read(runs(method) / 'work/iter_2.pth')['state_dict']
-    delta = files.read(names[0])
+    run_state = safe_files.read(runs(method) / 'work/iter_2.pth')['state_dict']
+    delta = safe_files.read(names[0])
     for name, tensor in run_state.items():
         if not name.endswith(KEY):
             assert torch.equal(delta['state_dict'][name], tensor), name
-    whole = files.read(names[1])['state_dict']
+    whole = safe_files.read(names[1])['state_dict']
     model = building.build_model(config.load(str(runs(method) / 'leaf.py')))
     assert list(whole) == list(model.state_dict())
     meta = delta['meta']
@@ -667,7 +668,7 @@ def test_extract_from_a_foreign_whole_checkpoint(capfd, runs, whole, tmp_path):
     done = run_tool(capfd, 'delta', 'extract', plain, out, '--config', leaf)
     assert (done.code, done.err) == (0, '')
     run_delta = deltas.extract(str(runs('deep') / 'work/iter_2.pth'))
-    found = files.read(out)
+    found = safe_files.read(out)
     assert set(found['state_dict']) == set(run_delta['state_dict'])
     assert all(torch.equal(found['state_dict'][n], t) for n, t in run_delta['state_dict'].items())
     before = out.read_bytes()
@@ -695,7 +696,7 @@ def test_extract_takes_the_metric_of_no_other_run(run, tmp_path):
     folder = run('deep')
     path, records = folder / 'work/iter_2.pth', folder / 'work/evaluations.json'
     own = deltas.extract(str(path))['meta']
-    assert own['run_id'] == files.read(path)['meta']['run_id']
+    assert own['run_id'] == safe_files.read(path)['meta']['run_id']
     (record,) = json.loads(records.read_text())
     assert own['metric']['mIoU'] == record['metrics']['mIoU']
     for change in (dict(run_id='0' * 32), dict(run_id=None), dict(iter=1)):
@@ -705,9 +706,9 @@ def test_extract_takes_the_metric_of_no_other_run(run, tmp_path):
         records.write_text(json.dumps([other, record]))
         assert deltas.extract(str(path))['meta']['metric'] == own['metric']
     # Of files without ids nobody knows.
-    content = files.read(path)
+    content = safe_files.read(path)
     del content['meta']['run_id'], record['run_id']
-    files.write(content, path)
+    safe_files.write(content, path)
     records.write_text(json.dumps([record]))
     assert 'metric' not in deltas.extract(str(path))['meta']
 
@@ -726,7 +727,7 @@ def test_another_config_than_the_trainings_is_refused(capfd, tmp_path, data, com
     cfg = config.load(str(leaf))
     model = randomise(building.build_model(cfg))
     model.backbone.load_base(str(tmp_path / 'base.pth'))
-    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
+    safe_files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
                 tmp_path / 'c.pth')
     METHODS['lora'] = LORA.format(alpha=8)
     other = leaf_of(tmp_path, 'lora', data)
@@ -753,7 +754,7 @@ def test_a_test_with_another_setting_says_so(capfd, tmp_path, data):
     cfg = config.load(str(leaf))
     model = randomise(building.build_model(cfg))
     model.backbone.load_base(str(tmp_path / 'base.pth'))
-    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
+    safe_files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
                 tmp_path / 'c.pth')
     done = run_tool(capfd, 'test', leaf, tmp_path / 'c.pth')
     assert done.code == 0 and 'was trained with another' not in done.out + done.err
@@ -766,7 +767,7 @@ def test_a_test_with_another_setting_says_so(capfd, tmp_path, data):
 
 def test_extract_compares_names_and_shapes(capfd, runs, tmp_path, data):
     """Of a checkpoint without a config, too, and of what trains: not only of what is frozen."""
-    state = files.read(runs('deep') / 'work/iter_2.pth')['state_dict']
+    state = safe_files.read(runs('deep') / 'work/iter_2.pth')['state_dict']
     leaf, out = runs('deep') / 'leaf.py', tmp_path / 'd.safetensors'
     for change, told in (
         (lambda s: s.pop('decode_head.conv_seg.bias'),
@@ -852,10 +853,10 @@ def test_info_and_diff(capfd, runs, tmp_path):
 
 def test_diff_of_weights_alone_and_of_numbers_that_are_none(capfd, runs, tmp_path):
     work = runs('deep') / 'work'
-    content = files.read(work / 'iter_2.pth')
+    content = safe_files.read(work / 'iter_2.pth')
     name, other = 'decode_head.conv_seg.bias', 'backbone.prompt.tokens'
     content['state_dict'][name][3] = float('nan')
-    files.write(content, tmp_path / 'a.pth')
+    safe_files.write(content, tmp_path / 'a.pth')
     # The same weights, another optimizer and other words about them.
     moment = next(k for k, s in content['optimizer']['state'].items() if s.get('momentum_buffer')
                   is not None)
@@ -865,7 +866,7 @@ def test_diff_of_weights_alone_and_of_numbers_that_are_none(capfd, runs, tmp_pat
     record = Base.from_tensor(content['state_dict'][f'backbone.{KEY}'])
     moved = dataclasses.replace(record, checkpoint='elsewhere.pth')
     content['state_dict'][f'backbone.{KEY}'] = moved.to_tensor()
-    files.write(content, tmp_path / 'b.pth')
+    safe_files.write(content, tmp_path / 'b.pth')
     paths = [tmp_path / 'a.pth', tmp_path / 'b.pth']
     done = run_tool(capfd, 'delta', 'diff', *paths, '--weights-only')
     assert (done.code, done.out, done.err) == (0, 'no differences\n', '')
@@ -878,7 +879,7 @@ def test_diff_of_weights_alone_and_of_numbers_that_are_none(capfd, runs, tmp_pat
     content['state_dict'][other][0, 0, 0] += 0.5
     moved = dataclasses.replace(record, sha256='0' * 64)
     content['state_dict'][f'backbone.{KEY}'] = moved.to_tensor()
-    files.write(content, tmp_path / 'b.pth')
+    safe_files.write(content, tmp_path / 'b.pth')
     done = run_tool(capfd, 'delta', 'diff', *paths, '--weights-only')
     lines = done.out.splitlines()
     assert done.code == 1 and len(lines) == 3, done
@@ -902,9 +903,9 @@ def test_versions_of_the_training_are_in_a_delta(capfd, runs, tmp_path):
     for name, version in versions.items():
         assert re.search(rf'^versions .*{name}={re.escape(version)}', done.out, re.MULTILINE)
     # Older checkpoints know two of them.
-    old = files.read(runs('deep') / 'work/iter_2.pth')
+    old = safe_files.read(runs('deep') / 'work/iter_2.pth')
     del old['meta']['versions']
-    files.write(old, tmp_path / 'old.pth')
+    safe_files.write(old, tmp_path / 'old.pth')
     found = deltas.extract(str(tmp_path / 'old.pth'))['meta']['versions']
     assert found == {name: versions[name] for name in ('mmengine', 'vpt_dense')}
 
@@ -981,7 +982,7 @@ def prompted(folder: Path, prompt: dict, **kwargs) -> Path:
     cfg = classifier(folder)
     cfg.model.backbone.update(prompt=prompt, init_cfg=None, **kwargs)
     model = randomise(building.build_model(cfg))
-    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
+    safe_files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
                 folder / 'c.pth')
     return folder / 'c.pth'
 
@@ -996,7 +997,7 @@ def test_folded_prompts_give_the_same_outputs(capfd, tmp_path, name, half):
     cfg = Config.fromfile(tmp_path / 'folded.py')
     assert cfg.model.backbone.prompt.type == 'vpt_dense.FoldedPrompt'
     folded = building.build_model(cfg)
-    state = files.read(tmp_path / 'folded.pth')['state_dict']
+    state = safe_files.read(tmp_path / 'folded.pth')['state_dict']
     assert not any('tokens' in n and 'prompt' in n for n in state)
     folded.load_state_dict(state, strict=True)
     assert not any(p.requires_grad for p in folded.backbone.parameters())

@@ -17,7 +17,7 @@ from test_deltas import train as train_leaf
 from tool_helpers import run_tool, tiny_folder
 from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise, tiny_vit
 
-from vpt_dense import config, files, seeding
+from vpt_dense import config, safe_files, seeding
 from vpt_dense.checkpoints import assembly, deltas
 from vpt_dense.ensemble import settings as ensemble_settings
 from vpt_dense.ensemble.heads import mean_probability
@@ -241,7 +241,7 @@ def test_a_run_of_two_equals_two_runs(tmp_path, data, loop):
         train(settings(tmp_path / name, data, loop, **options))
     last = 'iter_4.pth' if short else 'iter_8.pth'
     both, *singles = (
-        files.read(tmp_path / name / last)['state_dict'] for name in ('both', '5', '3'))
+        safe_files.read(tmp_path / name / last)['state_dict'] for name in ('both', '5', '3'))
     for j, single in enumerate(singles):
         compared = 0
         for name, tensor in single.items():

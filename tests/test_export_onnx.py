@@ -14,7 +14,7 @@ from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise
 
 import vpt_dense
-from vpt_dense import building, config, files
+from vpt_dense import building, config, safe_files
 from vpt_dense.datasets import raster
 from vpt_dense.deploy import card as cards
 from vpt_dense.deploy import exporting, onnx_model
@@ -60,7 +60,7 @@ def checkpoint(leaf, path):
     """A checkpoint of a config with a value of its own in every parameter."""
     cfg = config.load(str(leaf))
     model = randomise(building.build_model(cfg))
-    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
+    safe_files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
     return str(path)
 
 

@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.errors import UserError
 from vpt_dense.weights import reading
 
@@ -54,14 +54,14 @@ def left(folder: Path) -> list[str]:
 
 
 def test_a_checkpoint_comes_back(tmp_path):
-    files.write(content(), tmp_path / 'new' / 'a.pth')
-    files.verify(tmp_path / 'new' / 'a.pth')
-    assert_same(files.read(tmp_path / 'new' / 'a.pth'), content())
+    safe_files.write(content(), tmp_path / 'new' / 'a.pth')
+    safe_files.verify(tmp_path / 'new' / 'a.pth')
+    assert_same(safe_files.read(tmp_path / 'new' / 'a.pth'), content())
     assert left(tmp_path / 'new') == ['a.pth']
 
 
 def test_torch_reads_it_as_any_other(tmp_path):
-    files.write(content(), tmp_path / 'ours.pth')
+    safe_files.write(content(), tmp_path / 'ours.pth')
     torch.save(content(), tmp_path / 'theirs.pth')
     ours, theirs = (
         torch.load(tmp_path / name, weights_only=False) for name in ('ours.pth', 'theirs.pth')
@@ -82,7 +82,7 @@ def test_what_is_plain_is_read_by_torchs_defaults(tmp_path):
         numbers=(np.float64(0.1), np.int64(3), np.bool_(True), np.str_('a'), {1, 2}),
         config=Config(dict(a=1))._cfg_dict,
     )
-    files.write(files.plain(odd), tmp_path / 'a.pth')
+    safe_files.write(safe_files.plain(odd), tmp_path / 'a.pth')
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -94,7 +94,7 @@ def test_what_is_plain_is_read_by_torchs_defaults(tmp_path):
     assert found['config'] == dict(a=1) and type(found['config']) is dict
     assert found['meta']['palette'] == [[0, 1, 2], [3, 4, 5]]
     assert found['state_dict']._metadata == odd['state_dict']._metadata
-    back = files.read(tmp_path / 'a.pth')['message_hub']['log_scalars']['loss']
+    back = safe_files.read(tmp_path / 'a.pth')['message_hub']['log_scalars']['loss']
     wanted = odd['message_hub']['log_scalars']['loss']
     assert type(back) is HistoryBuffer and back.max_length == wanted.max_length
     assert all(np.array_equal(*pair) and pair[0].dtype == pair[1].dtype
@@ -103,9 +103,9 @@ def test_what_is_plain_is_read_by_torchs_defaults(tmp_path):
 
 def test_tensors_come_back(tmp_path):
     tensors = content()['state_dict']
-    files.write_tensors(tensors, tmp_path / 'a.safetensors', {'method': 'deep'})
-    files.verify(tmp_path / 'a.safetensors')
-    found = files.read(tmp_path / 'a.safetensors')
+    safe_files.write_tensors(tensors, tmp_path / 'a.safetensors', {'method': 'deep'})
+    safe_files.verify(tmp_path / 'a.safetensors')
+    found = safe_files.read(tmp_path / 'a.safetensors')
     assert found['meta'] == {'method': 'deep'}
     assert found['state_dict'].keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -116,15 +116,15 @@ def test_tensors_come_back(tmp_path):
 def test_equal_contents_are_equal_bytes(tmp_path):
     tensors = content()['state_dict']
     turned = dict(reversed(tensors.items()))
-    files.write_tensors(tensors, tmp_path / 'a.safetensors', {'a': '1', 'b': '2'})
-    files.write_tensors(turned, tmp_path / 'b.safetensors', {'b': '2', 'a': '1'})
-    files.write(content(), tmp_path / 'a.pth')
-    files.write(content(), tmp_path / 'b.pth')
+    safe_files.write_tensors(tensors, tmp_path / 'a.safetensors', {'a': '1', 'b': '2'})
+    safe_files.write_tensors(turned, tmp_path / 'b.safetensors', {'b': '2', 'a': '1'})
+    safe_files.write(content(), tmp_path / 'a.pth')
+    safe_files.write(content(), tmp_path / 'b.pth')
     for suffix in ('safetensors', 'pth'):
         first, second = ((tmp_path / f'{name}.{suffix}').read_bytes() for name in 'ab')
         assert first == second
     tensors['count'] += 1
-    files.write_tensors(tensors, tmp_path / 'c.safetensors', {'a': '1', 'b': '2'})
+    safe_files.write_tensors(tensors, tmp_path / 'c.safetensors', {'a': '1', 'b': '2'})
     different = (tmp_path / 'c.safetensors').read_bytes()
     assert different != (tmp_path / 'a.safetensors').read_bytes()
 
@@ -132,11 +132,11 @@ def test_equal_contents_are_equal_bytes(tmp_path):
 def test_a_stream_in_pieces_of_any_size(tmp_path):
     """The last two bytes are held back, however the pieces fall."""
     path = tmp_path / 'whole'
-    files.write(content(), path)
+    safe_files.write(content(), path)
     whole = path.read_bytes()
     for size in (1, 2, 3, 1000):
         with (tmp_path / 'pieces').open('wb') as stream:
-            sealing = files._Sealing(stream)
+            sealing = safe_files._Sealing(stream)
             archive = whole[:-73] + b'\0\0'  # the comment and its length
             for begin in range(0, len(archive), size):
                 sealing.write(archive[begin : begin + size])
@@ -151,11 +151,11 @@ def test_foreign_files_are_read(tmp_path):
     torch.save(content(), tmp_path / 'zip.pth')
     torch.save(content(), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
     for name in ('zip.pth', 'old.pth'):
-        files.verify(tmp_path / name)
-        assert_same(files.read(tmp_path / name), content())
+        safe_files.verify(tmp_path / name)
+        assert_same(safe_files.read(tmp_path / name), content())
     save_file({'a': torch.ones(3)}, tmp_path / 'a.safetensors', {'format': 'pt'})
-    files.verify(tmp_path / 'a.safetensors')
-    assert files.read(tmp_path / 'a.safetensors')['meta'] == {'format': 'pt'}
+    safe_files.verify(tmp_path / 'a.safetensors')
+    assert safe_files.read(tmp_path / 'a.safetensors')['meta'] == {'format': 'pt'}
 
 
 # --- damage ----------------------------------------------------------------------------------
@@ -166,15 +166,15 @@ def whole(request, tmp_path_factory):
     """The bytes of a file, and its suffix."""
     path = tmp_path_factory.mktemp('whole') / f'a.{request.param}'
     if request.param == 'pth':
-        files.write(content(), path)
+        safe_files.write(content(), path)
     else:
         metadata = {'method': 'deep', 'base': 'x' * 20}
-        files.write_tensors(content()['state_dict'], path, metadata)
+        safe_files.write_tensors(content()['state_dict'], path, metadata)
     return path.read_bytes(), request.param
 
 
 def assert_damaged(path: Path) -> None:
-    for look in (files.verify, files.read):
+    for look in (safe_files.verify, safe_files.read):
         with pytest.raises(UserError, match='^checkpoint .*(damaged|empty|refused)') as caught:
             look(path)
         assert '\n' not in str(caught.value)
@@ -183,7 +183,7 @@ def assert_damaged(path: Path) -> None:
 def write_safetensors(path: Path, length: int) -> dict:
     """A sound file whose header has this many bytes; return its tensors."""
     tensors = {'a': torch.arange(4.0)}
-    files.write_tensors(tensors, path, {'method': 'deep'})
+    safe_files.write_tensors(tensors, path, {'method': 'deep'})
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], 'little')
     path.write_bytes(length.to_bytes(8, 'little') + data[8:end].ljust(length) + data[end:])
@@ -195,12 +195,12 @@ def test_a_header_whose_length_reads_like_text_is_no_web_page(tmp_path, head):
     """One in 8,192 lengths begins with a blank and '<'."""
     path = tmp_path / 'a.safetensors'
     tensors = write_safetensors(path, int.from_bytes(head.encode(), 'little'))
-    files.check(path)
-    files.verify(path)
-    assert torch.equal(files.read(path)['state_dict']['a'], tensors['a'])
+    safe_files.check(path)
+    safe_files.verify(path)
+    assert torch.equal(safe_files.read(path)['state_dict']['a'], tensors['a'])
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match='truncated or damaged'):
-        files.check(path)
+        safe_files.check(path)
 
 
 @pytest.mark.parametrize('head', ['<html>{', ' \n<!DOCTYPE', '\ufeff<html>', '<x><y>{"{'])
@@ -209,7 +209,7 @@ def test_web_pages_are_still_seen(tmp_path, head, suffix):
     path = tmp_path / f'a.{suffix}'
     path.write_text(head + ' not found' * 100, encoding='utf-8')
     with pytest.raises(UserError, match='is a web page'):
-        files.check(path)
+        safe_files.check(path)
 
 
 NAMES = ['a.bin', 'a.SAFETENSORS', 'a.safetensors', 'a.pth', 'a.npz', 'a', 'a.ckpt.1']
@@ -220,16 +220,16 @@ NAMES = ['a.bin', 'a.SAFETENSORS', 'a.safetensors', 'a.pth', 'a.npz', 'a', 'a.ck
 def test_a_file_is_what_its_content_is(tmp_path, kind, name):
     path, tensors = tmp_path / name, {'x.weight': torch.arange(6.0).reshape(2, 3)}
     if kind == 'safetensors':
-        files.write_tensors(tensors, path, {})
+        safe_files.write_tensors(tensors, path, {})
     elif kind == 'npz':
         with path.open('wb') as stream:
             np.savez(stream, **{name.replace('.', '/'): t.numpy() for name, t in tensors.items()})
     else:
         torch.save(dict(state_dict=tensors), path)
-    assert files.kind(path) == kind
-    files.check(path)
-    files.verify(path)
-    for found in (files.read(path)['state_dict'], reading.read_state_dict(str(path))):
+    assert safe_files.kind(path) == kind
+    safe_files.check(path)
+    safe_files.verify(path)
+    for found in (safe_files.read(path)['state_dict'], reading.read_state_dict(str(path))):
         assert found.keys() == tensors.keys()
         assert torch.equal(found['x.weight'], tensors['x.weight'])
 
@@ -242,10 +242,10 @@ def test_what_is_no_pickle_is_not_to_be_unpickled(tmp_path, name, content):
     """The advice to let the file run code was given to whoever named a text or a picture."""
     path = tmp_path / name
     path.write_bytes(content)
-    for look in (files.read, files.verify):
+    for look in (safe_files.read, safe_files.verify):
         with pytest.raises(UserError, match='damaged') as caught:
             look(path)
-        assert files.ALLOW_PICKLE not in str(caught.value)
+        assert safe_files.ALLOW_PICKLE not in str(caught.value)
 
 
 def test_a_flipped_bit_anywhere(whole, tmp_path):
@@ -259,14 +259,14 @@ def test_a_flipped_bit_anywhere(whole, tmp_path):
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         try:
-            files.verify(path)
+            safe_files.verify(path)
         except UserError:
             continue
         pytest.fail(f'bit {place % 8} of byte {place} of {len(data)} was not missed')
 
 
 def test_every_bit_of_the_safetensors_header(tmp_path):
-    files.write_tensors({'a': torch.ones(2)}, tmp_path / 'a.safetensors', {'method': 'deep'})
+    safe_files.write_tensors({'a': torch.ones(2)}, tmp_path / 'a.safetensors', {'method': 'deep'})
     data = (tmp_path / 'a.safetensors').read_bytes()
     for place in range(len(data)):
         for bit in range(8):
@@ -274,7 +274,7 @@ def test_every_bit_of_the_safetensors_header(tmp_path):
             flipped[place] ^= 1 << bit
             (tmp_path / 'b.safetensors').write_bytes(flipped)
             with pytest.raises(UserError, match='damaged'):
-                files.verify(tmp_path / 'b.safetensors')
+                safe_files.verify(tmp_path / 'b.safetensors')
 
 
 def test_cut_off_anywhere(whole, tmp_path):
@@ -284,7 +284,7 @@ def test_cut_off_anywhere(whole, tmp_path):
     for size in sorted(sizes):
         path.write_bytes(data[:size])
         with pytest.raises(UserError, match='damaged|empty|refused'):
-            files.verify(path)
+            safe_files.verify(path)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def test_damage(whole, tmp_path, damage):
 def test_a_changed_file_is_looked_at_again(tmp_path):
     """Checksums are compared once a file, but for one that has changed since."""
     path = tmp_path / 'a.pth'
-    files.write(content(), path)
-    files.verify(path)
+    safe_files.write(content(), path)
+    safe_files.verify(path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -321,11 +321,11 @@ def test_a_changed_file_is_looked_at_again(tmp_path):
 
 def test_checksums_are_compared_once(tmp_path, monkeypatch):
     path = tmp_path / 'a.pth'
-    files.write(content(), path)
-    files.verify(path)
+    safe_files.write(content(), path)
+    safe_files.verify(path)
     hashed = []
-    monkeypatch.setattr(files.hashlib, 'sha256', lambda *args: hashed.append(args))
-    assert_same(files.read(path), content())
+    monkeypatch.setattr(safe_files.hashlib, 'sha256', lambda *args: hashed.append(args))
+    assert_same(safe_files.read(path), content())
     assert not hashed
 
 
@@ -353,7 +353,7 @@ def test_a_reader_that_fails_is_not_the_files_fault(tmp_path, monkeypatch, error
     torch.save({'a': torch.ones(1)}, path, _use_new_zipfile_serialization=not legacy)
     monkeypatch.setattr(torch, 'load', _raises(error))
     with pytest.raises(type(error)) as caught:
-        files.read(path)
+        safe_files.read(path)
     assert caught.value is error
 
 
@@ -362,16 +362,16 @@ def test_a_torch_without_what_we_call_is_not_the_files_fault(tmp_path, monkeypat
     torch.save({'a': torch.ones(1)}, path)
     monkeypatch.delattr(torch.serialization, 'safe_globals')
     with pytest.raises(AttributeError, match='safe_globals'):
-        files.read(path)
+        safe_files.read(path)
 
 
 # --- writing that fails ----------------------------------------------------------------------
 
 
 def test_after_an_exception_the_old_file_stands(tmp_path):
-    files.write_text(tmp_path / 'a.txt', 'old')
+    safe_files.write_text(tmp_path / 'a.txt', 'old')
     with pytest.raises(KeyError, match='stop'):
-        with files.atomic(tmp_path / 'a.txt') as unfinished:
+        with safe_files.atomic(tmp_path / 'a.txt') as unfinished:
             unfinished.write_text('new')
             raise KeyError('stop')
     assert (tmp_path / 'a.txt').read_text() == 'old'
@@ -379,8 +379,8 @@ def test_after_an_exception_the_old_file_stands(tmp_path):
 
 
 def test_while_it_is_written_the_old_file_stands(tmp_path):
-    files.write_text(tmp_path / 'a.txt', 'old')
-    with files.atomic(tmp_path / 'a.txt') as unfinished:
+    safe_files.write_text(tmp_path / 'a.txt', 'old')
+    with safe_files.atomic(tmp_path / 'a.txt') as unfinished:
         unfinished.write_text('new')
         assert (tmp_path / 'a.txt').read_text() == 'old'
         assert unfinished.parent == tmp_path
@@ -391,16 +391,16 @@ def test_while_it_is_written_the_old_file_stands(tmp_path):
 def test_permissions_are_those_of_other_files(tmp_path):
     old = os.umask(0o027)
     try:
-        files.write(content(), tmp_path / 'a.pth')
+        safe_files.write(content(), tmp_path / 'a.pth')
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / 'a.pth').stat().st_mode) == 0o640
 
 
 WRITERS = {
-    'pth': lambda path: files.write(content(200_000), path),
-    'safetensors': lambda path: files.write_tensors(content(200_000)['state_dict'], path, {}),
-    'txt': lambda path: files.write_text(path, 'x' * 3_000_000),
+    'pth': lambda path: safe_files.write(content(200_000), path),
+    'safetensors': lambda path: safe_files.write_tensors(content(200_000)['state_dict'], path, {}),
+    'txt': lambda path: safe_files.write_text(path, 'x' * 3_000_000),
 }
 
 
@@ -449,14 +449,14 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, number):
     def mkstemp(**kwargs) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files.tempfile, 'mkstemp', mkstemp)
+    monkeypatch.setattr(safe_files.tempfile, 'mkstemp', mkstemp)
     with pytest.raises(UserError, match=f'cannot write {tmp_path}/a.txt: .*; make .* writable'):
-        files.write_text(tmp_path / 'a.txt', '')
+        safe_files.write_text(tmp_path / 'a.txt', '')
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path):
     with pytest.raises(ConnectionError, match='no net'):
-        with files.atomic(tmp_path / 'a'):
+        with safe_files.atomic(tmp_path / 'a'):
             raise ConnectionError('no net')
     assert left(tmp_path) == []
 
@@ -469,7 +469,8 @@ def write_for_ever(path: Path, report: int) -> None:
     try:
         torch.set_num_threads(1)  # those of the parent are not here
         for number in range(100_000):
-            files.write(dict(number=number, tensor=torch.full((500_000,), float(number))), path)
+            tensor = torch.full((500_000,), float(number))
+            safe_files.write(dict(number=number, tensor=tensor), path)
             os.write(report, f'{number}\n'.encode())
     finally:
         os._exit(1)
@@ -491,11 +492,11 @@ def test_killed_at_any_moment(tmp_path):
             os.kill(process, signal.SIGKILL)
             complete = int((['0'] + reports.read().split())[-1])
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-        found = files.read(path)
+        found = safe_files.read(path)
         assert found['number'] in (complete, complete + 1)
         assert (found['tensor'] == found['number']).all()
         unfinished += len(left(tmp_path)) - 1
-        files.sweep(tmp_path)
+        safe_files.sweep(tmp_path)
         assert left(tmp_path) == ['a.pth']
     assert unfinished  # or no kill came in the middle of a write
 
@@ -510,31 +511,31 @@ def test_sweeping(tmp_path):
             own = f'.a.pth.{os.getpid()}.abc.unfinished'  # of another machine's process, or old
             for name in [*names.values(), own, *others]:
                 (tmp_path / name).touch()
-            assert sorted(files.sweep(tmp_path)) == sorted([names[ended.pid], own])
+            assert sorted(safe_files.sweep(tmp_path)) == sorted([names[ended.pid], own])
             assert left(tmp_path) == sorted([names[running.pid], *others])
         finally:
             running.kill()
 
 
 def test_names_of_unfinished_files_are_those_that_are_swept(tmp_path):
-    with files.atomic(tmp_path / 'a.b.pth') as unfinished:
-        assert files.sweep(tmp_path) == [unfinished.name]
+    with safe_files.atomic(tmp_path / 'a.b.pth') as unfinished:
+        assert safe_files.sweep(tmp_path) == [unfinished.name]
         unfinished.touch()
 
 
 def test_a_file_that_is_replaced_while_it_is_compared_is_no_damage(tmp_path, monkeypatch):
     """Each is whole; what is compared must be of one of them."""
     path, newer = tmp_path / 'a.pth', tmp_path / 'b.pth'
-    files.write(dict(number=1, tensor=torch.zeros(10)), path)
-    files.write(dict(number=2, tensor=torch.ones(99)), newer)
+    safe_files.write(dict(number=1, tensor=torch.zeros(10)), path)
+    safe_files.write(dict(number=2, tensor=torch.ones(99)), newer)
     replaced = []
 
-    class Archive(files.zipfile.ZipFile):
+    class Archive(safe_files.zipfile.ZipFile):
         def close(self):
             super().close()
             if not replaced:
                 replaced.append(newer.replace(path))
 
-    monkeypatch.setattr(files.zipfile, 'ZipFile', Archive)
-    assert files.read(path)['number'] == 2
+    monkeypatch.setattr(safe_files.zipfile, 'ZipFile', Archive)
+    assert safe_files.read(path)['number'] == 2
     assert replaced

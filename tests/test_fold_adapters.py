@@ -14,7 +14,7 @@ from tool_helpers import run_tool
 from torch import nn
 from utils import images, randomise, tiny_vit
 
-from vpt_dense import building, files
+from vpt_dense import building, safe_files
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
@@ -195,7 +195,7 @@ def test_folded_checkpoints_have_no_adapters(capfd, tmp_path, prompt, half):
     folded = building.build_model(cfg)
     assert len(folded.backbone.adapters) == 0
     assert not any(p.requires_grad for p in folded.backbone.parameters())
-    state = files.read(tmp_path / 'folded.pth')['state_dict']
+    state = safe_files.read(tmp_path / 'folded.pth')['state_dict']
     plain = {n for n, _ in model.named_parameters() if not is_added(n.removeprefix('backbone.'))}
     assert {n for n, _ in folded.named_parameters()} == plain
     folded.load_state_dict(state, strict=True)
@@ -241,7 +241,7 @@ def test_every_row_is_folded_or_refused(name, family, task, tmp_path, monkeypatc
     monkeypatch.setattr(building, 'build_model', lambda cfg: Model(cfg.model.backbone.to_dict()))
     state = {f'backbone.{n}': t for n, t in model.state_dict().items()}
     path = tmp_path / 'c.pth'
-    files.write(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), path)
+    safe_files.write(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), path)
     try:
         checkpoint, text = deltas.fold(str(path))
     except UserError as error:

@@ -14,7 +14,7 @@ from mmengine import Config
 from mmengine.registry import VISUALIZERS
 from tool_helpers import run_tool, tiny_folder, write_leaf
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.comparison import report
 from vpt_dense.engine import disk
 from vpt_dense.errors import UserError, main
@@ -105,11 +105,11 @@ def test_names_of_255_bytes(capfd, tmp_path):
 
 @pytest.mark.parametrize('name', ['a' * 255, 'ü' * 127, 'a' * 251 + '.pth'])
 def test_a_long_name_is_written(tmp_path, name):
-    files.write_text(tmp_path / name, 'x')
+    safe_files.write_text(tmp_path / name, 'x')
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    with pytest.raises(ZeroDivisionError), files.atomic(tmp_path / name) as unfinished:
+    with pytest.raises(ZeroDivisionError), safe_files.atomic(tmp_path / name) as unfinished:
         assert unfinished.name.endswith('.unfinished')
-        files.sweep(tmp_path)  # leaves those of a process that runs
+        safe_files.sweep(tmp_path)  # leaves those of a process that runs
         raise ZeroDivisionError
     assert (tmp_path / name).read_text() == 'x'
 

@@ -13,7 +13,7 @@ from tool_helpers import run_tool, write_leaf
 from tool_helpers import tiny_folder as tiny_masks
 from torch import nn
 
-from vpt_dense import config, recomputing, tooling
+from vpt_dense import config, recomputing, run_setup
 from vpt_dense.engine.runner import Runner
 from vpt_dense.hooks import GradientHook
 from vpt_dense.weights import checkpoints
@@ -38,7 +38,7 @@ def trained(folder, task, masks, flowers, capfd, **changes):
         return checkpoints.read(folder / 'work/iter_2.pth')['state_dict'], outcome.out
     cfg = config.load(str(VPT / 'vit-b_deep_imagefolder.py'), tiny_folder(folder, flowers))
     cfg.update(changes)
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     runner.train()
     return runner.model.state_dict(), capfd.readouterr().out
 
@@ -101,7 +101,7 @@ def test_what_trains_without_a_gradient_is_named(tmp_path, task, masks, flowers,
         cfg = config.load(
             str(VPT / 'vit-b_full_imagefolder.py'),
             {**tiny_folder(tmp_path, flowers), 'model.backbone.out_indices': 0})
-        tooling.start(cfg, 'train', None).train()
+        run_setup.start(cfg, 'train', None).train()
         out = capfd.readouterr().out
     (line,) = [line for line in out.splitlines() if 'got no gradient' in line]
     layers = 2 if task == 'segmentation' else 4

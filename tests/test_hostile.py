@@ -26,10 +26,10 @@ from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from torch import nn
 from utils import ROOT
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.errors import UserError
 
-FLAG = files.ALLOW_PICKLE
+FLAG = safe_files.ALLOW_PICKLE
 
 
 # --- payloads: functions (path, marker) that write a file ------------------------------------
@@ -121,7 +121,7 @@ def archive(path, pickled):
 
 def replaced_pickle(path, marker):
     """A good archive, sealed by us, whose pickle was replaced; its checksums are right."""
-    files.write(honest(), path)
+    safe_files.write(honest(), path)
     with zipfile.ZipFile(path) as good:
         members = {name: good.read(name) for name in good.namelist()}
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as bad:
@@ -298,7 +298,7 @@ def test_mmengines_own_list_of_harmless_names_is_not(tmp_path, marker, name):
 
 
 def read(path, tmp_path):
-    files.read(path)
+    safe_files.read(path)
 
 
 def read_state_dict(path, tmp_path):
@@ -580,7 +580,7 @@ def test_a_config_in_a_resumed_checkpoint_is_data(tmp_path, marker, data, capfd)
     leaf = write_leaf(tmp_path, data)
     assert run_tool(capfd, 'train', leaf).code == 0
     path = tmp_path / 'hostile.pth'
-    content = files.read(tmp_path / 'work/iter_1.pth')
+    content = safe_files.read(tmp_path / 'work/iter_1.pth')
     content['meta']['config'] = code(marker)
     torch.save(content, path)
     outcome = run_tool(capfd, 'train', leaf, '--resume', path)
@@ -623,23 +623,23 @@ def test_the_switch_allows_what_needs_code(tmp_path, monkeypatch, new):
     content = {'state_dict': {'weight': torch.ones(2)}, 'args': Namespace(lr=0.1)}
     torch.save(content, path, _use_new_zipfile_serialization=new)
     with pytest.raises(UserError, match=f'argparse.Namespace.*{FLAG}=1'):
-        files.read(path)
+        safe_files.read(path)
     for value in ('0', 'true', ''):  # the one value that the message names
         monkeypatch.setenv(FLAG, value)
         with pytest.raises(UserError, match='is refused'):
-            files.read(path)
+            safe_files.read(path)
     monkeypatch.setenv(FLAG, '1')
     with pytest.warns(UserWarning, match=f'old.pth may run any code as you: {FLAG}=1'):
-        found = files.read(path)
+        found = safe_files.read(path)
     assert found['args'].lr == 0.1 and torch.equal(found['state_dict']['weight'], torch.ones(2))
 
 
 def test_the_switch_changes_nothing_for_good_files(tmp_path, monkeypatch):
-    files.write(honest(), tmp_path / 'good.pth')
+    safe_files.write(honest(), tmp_path / 'good.pth')
     monkeypatch.setenv(FLAG, '1')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert files.read(tmp_path / 'good.pth').keys() == honest().keys()
+        assert safe_files.read(tmp_path / 'good.pth').keys() == honest().keys()
 
 
 # --- what honest checkpoints hold ------------------------------------------------------------
@@ -658,7 +658,7 @@ def test_what_a_run_keeps_is_read_as_it_was(tmp_path, new):
                                                           if a.ndim == 2 and a.size})  # fmt: skip
     path = tmp_path / 'run.pth'
     torch.save(content, path, _use_new_zipfile_serialization=new)
-    found = files.read(path)
+    found = safe_files.read(path)
     for code, wanted in arrays.items():
         np.testing.assert_array_equal(found['arrays'][code], wanted, strict=True)
     for code, wanted in content['scalars'].items():
@@ -672,5 +672,5 @@ def test_arrays_of_numpy_1_are_read(tmp_path):
     content = pickle.dumps({'a': np.arange(3.0), 'b': np.float32(2)}, protocol=2)
     assert b'numpy._core' in content
     archive(tmp_path / 'old.pth', content.replace(b'numpy._core', b'numpy.core'))
-    found = files.read(tmp_path / 'old.pth')
+    found = safe_files.read(tmp_path / 'old.pth')
     assert found['a'].tolist() == [0, 1, 2] and found['b'] == 2

@@ -14,7 +14,7 @@ import torch
 import yaml
 from tool_helpers import run_tool
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.checkpoints import deltas, hub
 from vpt_dense.errors import UserError
 from vpt_dense.weights.base import KEY, Base
@@ -273,9 +273,9 @@ def test_a_whole_checkpoint_is_not_pushed_as_a_delta(capfd, server, delta, tmp_p
     """Merged files carried the mark of the delta that they were made of."""
     merged = deltas.read(str(delta))
     del merged['state_dict'][f'backbone.{KEY}']
-    files.write(merged, tmp_path / 'merged.pth')
+    safe_files.write(merged, tmp_path / 'merged.pth')
     deltas.write(merged, tmp_path / 'merged.safetensors')
-    files.write(deltas.read(str(delta)), tmp_path / 'delta.pth')  # hubs want safetensors
+    safe_files.write(deltas.read(str(delta)), tmp_path / 'delta.pth')  # hubs want safetensors
     for name in ('merged.pth', 'merged.safetensors', 'delta.pth'):
         done = run_tool(capfd, 'delta', 'push', tmp_path / name, 'me/vit')
         assert done.code == 2 and f'{name} is no delta but a whole checkpoint' in done.err
@@ -286,7 +286,7 @@ def test_a_whole_checkpoint_is_not_pushed_as_a_delta(capfd, server, delta, tmp_p
 
 def test_what_is_no_delta_or_no_name_is_refused(tmp_path, delta):
     plain = tmp_path / 'plain.safetensors'
-    files.write_tensors({'a': torch.zeros(1)}, plain, {})
+    safe_files.write_tensors({'a': torch.zeros(1)}, plain, {})
     with pytest.raises(UserError, match=r'plain\.safetensors is no delta.*extract'):
         hub.push(str(plain), 'me/vit')
     for name in ('a b', '../up', 'a/b/c'):

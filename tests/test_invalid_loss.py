@@ -10,7 +10,7 @@ from processes import run_two
 from resume_runs import IMAGES, differences, settings, train
 from utils import make_ade_folder
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import InvalidLossHook
 
@@ -46,7 +46,7 @@ def saved(folder) -> list[str]:
 
 
 def weights(folder, iteration: int) -> dict:
-    return files.read(str(folder / f'iter_{iteration}.pth'))['state_dict']
+    return safe_files.read(str(folder / f'iter_{iteration}.pth'))['state_dict']
 
 
 def test_stops_at_the_first_before_anything_is_saved(tmp_path, data):

@@ -12,7 +12,7 @@ from test_classification import make_image_folder, tiny_folder
 from tool_helpers import forget_runs
 from utils import CONFIGS, randomise
 
-from vpt_dense import config, files
+from vpt_dense import config, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.engine.runner import Runner
 from vpt_dense.errors import UserError
@@ -144,7 +144,7 @@ def test_training_finds_the_mapping_and_keeps_it(tmp_path, mode, times):
         'backbone.image_prompt.left', 'backbone.image_prompt.right'}
     assert model.backbone.image_prompt.left.any()  # it has moved
     path = tmp_path / 'run' / 'epoch_2.pth'
-    state = files.read(str(path))['state_dict']
+    state = safe_files.read(str(path))['state_dict']
     assert state['head.mapping'].tolist() == mapping
     assert not any(name.startswith('backbone.layer') for name in state)
 

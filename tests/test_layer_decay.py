@@ -10,7 +10,7 @@ from tool_helpers import tiny_folder as tiny_masks
 from torch import nn
 from utils import tiny_vit
 
-from vpt_dense import config, memory, tooling
+from vpt_dense import config, memory, run_setup
 from vpt_dense.backbones import ConvNeXt, VisionTransformer
 from vpt_dense.engine import layer_decay
 
@@ -113,7 +113,7 @@ def test_a_segmentation_run(tmp_path, masks, capfd):
         'LearningRateDecayOptimizerConstructor', f'dict(num_layers=2, decay_rate=0.5, {CUSTOM})'))
     forget_runs()
     cfg = config.load(str(leaf))
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     found = rates(runner.build_optim_wrapper(cfg.optim_wrapper))
     wanted = {
         'backbone.pos_embed': (0.5 * 0.5**3, 0.1), 'backbone.layers.0.ln1.bias': (0.5 * 0.5**2, 0),
@@ -135,7 +135,7 @@ def test_a_classification_run(tmp_path):
         str(VPT / 'vit-b_deep_imagefolder.py'), tiny_folder(tmp_path / 'run', flowers))
     cfg.model.backbone.trainable = ['.*']
     cfg.optim_wrapper = optim('LearningRateDecayOptimWrapperConstructor', layer_decay_rate=0.5)
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     found = rates(runner.build_optim_wrapper(cfg.optim_wrapper))
     named = dict(runner.model.named_parameters())
     for name, power in (('backbone.cls_token', 5), ('backbone.layers.3.ln2.bias', 1),

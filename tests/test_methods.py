@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from utils import CONFIGS, images, randomise
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.tuning import ADDED, is_added
 from vpt_dense.weights.base import KEY
@@ -251,9 +251,9 @@ def test_a_checkpoint_holds_what_was_tuned_and_comes_back(name, family, task, ba
         assert tuned <= stored and f'backbone.{KEY}' in stored
     else:
         assert stored == whole.keys()
-    files.write(checkpoint, str(tmp_path / 'a.pth'))
+    safe_files.write(checkpoint, str(tmp_path / 'a.pth'))
     other = fresh()
-    other.load_state_dict(files.read(str(tmp_path / 'a.pth'))['state_dict'])
+    other.load_state_dict(safe_files.read(str(tmp_path / 'a.pth'))['state_dict'])
     for n, tensor in other.state_dict().items():
         assert torch.equal(tensor, whole[n]), n
     x = batch(family)

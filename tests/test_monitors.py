@@ -9,7 +9,7 @@ from test_classification import VPT, flowers, tiny_folder  # noqa: F401  a fixtu
 from tool_helpers import forget_runs, run_tool, write_leaf
 from tool_helpers import tiny_folder as segmentation_folder
 
-from vpt_dense import config, files
+from vpt_dense import config, safe_files
 from vpt_dense.errors import UserError
 
 PLATEAU = dict(type='ReduceOnPlateauLR', factor=0.5, patience=0, rule='greater', threshold=0.0)
@@ -106,7 +106,7 @@ def test_a_metric_that_was_tried_is_followed(flowers, tmp_path):  # noqa: F811
 
 def rates(folder, last: int, by_epoch: bool) -> list[float]:
     name = 'epoch_{}.pth' if by_epoch else 'iter_{}.pth'
-    states = [files.read(folder / name.format(i + 1)) for i in range(last)]
+    states = [safe_files.read(folder / name.format(i + 1)) for i in range(last)]
     return [state['optimizer']['param_groups'][0]['lr'] for state in states]
 
 
@@ -151,7 +151,7 @@ def test_a_plateau_is_resumed(tmp_path, records):
         plateau(tmp_path / 'cut', last, resume=last > 2, custom_hooks=hooks)
     assert (tmp_path / 'cut/evaluations.json').exists() == records
     plateau(tmp_path / 'cut', resume=True, custom_hooks=hooks)
-    contents = [files.read(tmp_path / name / 'iter_8.pth') for name in ('whole', 'cut')]
+    contents = [safe_files.read(tmp_path / name / 'iter_8.pth') for name in ('whole', 'cut')]
     for key in ('optimizer', 'param_schedulers', 'state_dict'):
         assert differences(*(content[key] for content in contents)) == []
 
@@ -182,5 +182,5 @@ def test_a_segmentation_run_with_a_plateau(capfd, tmp_path, data):
              'train_cfg = dict(max_iters=4, val_interval=1)\n')  # fmt: skip
     done = run_tool(capfd, 'train', write_leaf(tmp_path, data, extra))
     assert done.code == 0, done.err
-    state = files.read(str(tmp_path / 'work/iter_4.pth'))['optimizer']
+    state = safe_files.read(str(tmp_path / 'work/iter_4.pth'))['optimizer']
     assert {group['lr'] for group in state['param_groups']} == {0.001 / 4, 0.01 / 4}

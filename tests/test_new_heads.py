@@ -11,7 +11,7 @@ from tool_helpers import forget_runs, run_tool, tiny_folder
 from torch import nn
 from utils import CONFIGS, in_scope
 
-from vpt_dense import config, files
+from vpt_dense import config, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.weights import checkpoints
@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     build(leaf).train()
     checkpoint = str(folder / 'work/iter_2.pth')
     deltas.write(deltas.extract(checkpoint), str(folder / 'tuned.safetensors'))
-    files.write(deltas.merge(checkpoint), folder / 'whole.pth')
+    safe_files.write(deltas.merge(checkpoint), folder / 'whole.pth')
     return folder
 
 
@@ -65,7 +65,7 @@ def test_all_but_the_heads_is_taken(made, tmp_path, kind, file):
     runner = build(leaf, load_from=str(made / file), new_heads=True,
                    **{'optim_wrapper.optimizer.lr': 0.0, 'param_scheduler': None})  # fmt: skip
     runner.train()
-    whole = files.read(str(made / 'whole.pth'))['state_dict']
+    whole = safe_files.read(str(made / 'whole.pth'))['state_dict']
     own = runner.model.state_dict()
     taken = [name for name in own if name.startswith('backbone.')]
     assert 'backbone.prompt.tokens' in taken and 'backbone.layers.0.attn.qkv.weight' in taken

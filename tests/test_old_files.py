@@ -6,7 +6,7 @@ from tool_helpers import run_tool
 from utils import ROOT
 
 import vpt_dense
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.errors import UserError
 
 FOLDER = ROOT / 'tests/data/68b9d70'
@@ -18,7 +18,7 @@ KINDS = {'checkpoint': '.pth', 'delta': '.safetensors', 'folded': '_folded.pth'}
 def test_they_compute_what_they_did(method, kind):
     base = None if kind == 'folded' else FOLDER / 'base.safetensors'
     predictor = vpt_dense.load(FOLDER / f'{method}{KINDS[kind]}', base=base)
-    expected = files.read(FOLDER / f'{method}_expected.safetensors')
+    expected = safe_files.read(FOLDER / f'{method}_expected.safetensors')
     expected = expected.get('state_dict', expected)
     with torch.no_grad():
         found = predictor.model.encode_decode(expected['images'], [dict(img_shape=(40, 56))])
@@ -28,10 +28,10 @@ def test_they_compute_what_they_did(method, kind):
 @pytest.mark.parametrize('kind', ['checkpoint', 'delta'])
 def test_the_frozen_part_is_compared(kind, tmp_path):
     """Its fingerprint there is that of today: other weights are refused."""
-    content = files.read(FOLDER / 'base.safetensors')
+    content = safe_files.read(FOLDER / 'base.safetensors')
     tensors = dict(content.get('state_dict', content))
     tensors['backbone.cls_token'] = tensors['backbone.cls_token'] + 1
-    files.write_tensors(tensors, tmp_path / 'other.safetensors', {})
+    safe_files.write_tensors(tensors, tmp_path / 'other.safetensors', {})
     with pytest.raises(UserError, match='SHA'):
         vpt_dense.load(FOLDER / f'deep{KINDS[kind]}', base=tmp_path / 'other.safetensors')
 

@@ -18,7 +18,7 @@ from test_deltas import classifier, save_base
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT
 
-from vpt_dense import building, files, outputs
+from vpt_dense import building, outputs, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
@@ -28,7 +28,7 @@ def save(cfg: Config, path: Path) -> None:
     """Write a checkpoint of a config, as a run does before its first iteration."""
     model = building.build_model(cfg)
     model.init_weights()
-    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
+    safe_files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_folded_config_knows_nothing_of_the_training(capfd, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / 'cwd')
     done = run_tool(capfd, 'delta', 'fold', '../c.pth', 'f.pth', '--base', '../base.pth')
     assert (done.code, done.err) == (0, ''), done
-    inside = stored_config.parse(files.read('f.pth')['meta']['cfg'], 'f')
+    inside = stored_config.parse(safe_files.read('f.pth')['meta']['cfg'], 'f')
     for found in (Config.fromfile('f.py'), inside):
         assert not {'work_dir', 'load_from', 'resume', 'experiment_name'} & found.keys()
         assert str(tmp_path) not in found.pretty_text
@@ -276,7 +276,8 @@ def test_evaluations_of_another_run_are_not_taken(tmp_path):
     """They lay beside the checkpoint, of the same iterations."""
     for name in ('one', 'two'):
         train(tmp_path / name, 2, hook=dict(save_best='a', rule='greater'), **REPORT)
-    meta = {name: files.read(tmp_path / name / 'iter_2.pth')['meta'] for name in ('one', 'two')}
+    meta = {name: safe_files.read(tmp_path / name / 'iter_2.pth')['meta']
+            for name in ('one', 'two')}
     records = {name: json.loads((tmp_path / name / 'evaluations.json').read_text())
                for name in ('one', 'two')}
     for name in meta:
@@ -288,7 +289,7 @@ def test_evaluations_of_another_run_are_not_taken(tmp_path):
     train(tmp_path / 'two', 3, resume=True, **REPORT)
     found = json.loads((tmp_path / 'two/evaluations.json').read_text())
     # Nothing of the other run; the validation of iteration 2 has been made up for, as it lacked.
-    after = files.read(tmp_path / 'two/iter_3.pth')['meta']
+    after = safe_files.read(tmp_path / 'two/iter_3.pth')['meta']
     assert [(r['iter'], r['run_id']) for r in found] == [
         (2, meta['two']['run_id']), (3, after['run_id'])]
     assert after['earlier_run_ids'] == [meta['two']['run_id']]

@@ -21,7 +21,7 @@ from tool_helpers import forget_runs, run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT, randomise
 
 import vpt_dense
-from vpt_dense import building, config, files
+from vpt_dense import building, config, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.label_maps import annotation_ids, ignored_id
@@ -54,7 +54,7 @@ def save(leaf: Path, path: Path, dataset_meta: dict | None = None) -> str:
     cfg = config.load(str(leaf))
     model = randomise(building.build_model(cfg))
     meta = dict(cfg=cfg.pretty_text, dataset_meta=dataset_meta, iter=2)
-    files.write(dict(state_dict=model.state_dict(), meta=meta), path)
+    safe_files.write(dict(state_dict=model.state_dict(), meta=meta), path)
     forget_runs()
     return str(path)
 
@@ -258,7 +258,7 @@ def test_a_delta_and_its_base(capfd, tmp_path, monkeypatch):
     model = building.build_model(cfg)
     model.init_weights()
     randomise(model.decode_head)
-    files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), 'c.pth')
+    safe_files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), 'c.pth')
     deltas.write(deltas.extract('c.pth'), 'd.safetensors')
     forget_runs()
     image = 'data/images/training/000.jpg'
@@ -756,9 +756,9 @@ def others(seg, tmp_path_factory):
         (folder / name).mkdir()
         folder_leaf(folder / name, classes)
     save(folder / 'two/leaf.py', folder / 'two.pth', dict(classes=['x', 'y']))
-    content = files.read(seg / 'c.pth')
+    content = safe_files.read(seg / 'c.pth')
     content['meta']['dataset_meta'] = dict(classes=[str(i) for i in range(150)])
-    files.write(content, folder / 'named.pth')
+    safe_files.write(content, folder / 'named.pth')
     return folder
 
 

@@ -13,7 +13,7 @@ from tool_helpers import tiny_folder as tiny_seg_folder
 from torch import distributed
 from utils import CONFIGS, in_scope, randomise
 
-from vpt_dense import config, files, tooling
+from vpt_dense import config, run_setup, safe_files
 from vpt_dense.engine.runner import Runner
 from vpt_dense.errors import UserError
 from vpt_dense.hooks import PromptStartHook
@@ -43,7 +43,7 @@ def prepare(work_dir, data, hook, leaf=DEEP, **options):
 def start(cfg, seed=0):
     """A runner, and the prompts that the hook makes; the backbone has numbers of its own."""
     forget_runs()
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     runner.call_hook('before_run')
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     randomise(runner.model.backbone, seed)
@@ -260,7 +260,7 @@ class Starts(Hook):
 
 def run(cfg):
     forget_runs()
-    runner = tooling.start(cfg, 'train', None)
+    runner = run_setup.start(cfg, 'train', None)
     starts = Starts()
     runner.register_hook(starts)
     runner.train()
@@ -322,7 +322,7 @@ def test_fixed_prompts_are_kept_in_checkpoints(flowers, tmp_path):
     assert torch.equal(runner.model.backbone.prompt.tokens, begun)
     assert [n for n, p in runner.model.named_parameters() if p.requires_grad] == [
         'head.fc.weight', 'head.fc.bias']  # fmt: skip
-    state = files.read(str(tmp_path / 'epoch_1.pth'))['state_dict']
+    state = safe_files.read(str(tmp_path / 'epoch_1.pth'))['state_dict']
     assert set(state) == {
         'backbone.prompt.tokens', f'backbone.{KEY}', 'head.fc.weight', 'head.fc.bias'}
     assert torch.equal(state['backbone.prompt.tokens'], begun)

@@ -8,7 +8,7 @@ from resume_runs import IMAGES, differences, final, settings, train
 from tool_helpers import run_tool, write_leaf
 from utils import make_ade_folder
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.engine import resuming
 from vpt_dense.errors import UserError
@@ -59,9 +59,9 @@ def resume(
     folder = tmp_path / 'again'
     shutil.copytree(stopped(run), folder)
     if change:
-        content = files.read(str(folder / f'iter_{STOP}.pth'))
+        content = safe_files.read(str(folder / f'iter_{STOP}.pth'))
         change(content)
-        files.write(content, folder / f'iter_{STOP}.pth')
+        safe_files.write(content, folder / f'iter_{STOP}.pth')
     loop, same = RUNS[run]
     cfg = settings(folder, data, loop, **{**same, **options})
     train(cfg, last, resume=str(folder / f'iter_{STOP}.pth'))
@@ -75,7 +75,7 @@ def forget_names(content: dict) -> None:
 
 
 def groups(folder, iteration: int = 5) -> list[dict]:
-    state = files.read(str(folder / f'iter_{iteration}.pth'))
+    state = safe_files.read(str(folder / f'iter_{iteration}.pth'))
     return [dict(group, schedules=state['param_schedulers']) for group in
             state['optimizer']['param_groups']]  # fmt: skip
 
@@ -149,7 +149,8 @@ def test_the_momentum_goes_on_where_groups_change(stopped, tmp_path, data, monke
 
     monkeypatch.setattr(resuming, 'place', place)
     resume(stopped, tmp_path, data, 'iter', **{'optim_wrapper.paramwise_cfg': None})
-    first, last = (files.read(str(tmp_path / 'again' / f'iter_{i}.pth')) for i in (STOP, STOP + 1))
+    first, last = (
+        safe_files.read(str(tmp_path / 'again' / f'iter_{i}.pth')) for i in (STOP, STOP + 1))
     numbers, others = (content['optimizer_of']['']['names'] for content in (first, last))
     assert numbers != others  # parameters that are frozen are counted in one group only
     assert set(numbers.values()) == set(others.values()) == found[0].keys()
@@ -282,7 +283,7 @@ def test_a_file_without_a_run(capfd, stopped, tmp_path, data, kind):
         deltas.write(content, str(file))
     else:
         content, file = deltas.merge(path), tmp_path / 'whole.pth'
-        files.write(content, file)
+        safe_files.write(content, file)
     leaf = write_leaf(tmp_path, data)
     outcome = run_tool(capfd, 'train', leaf, '--resume', file)
     assert outcome.code == 2

@@ -17,7 +17,7 @@ from tool_helpers import run_tool
 from torch import Tensor, nn
 from utils import CONFIGS, images, load, make_ade_folder, randomise
 
-from vpt_dense import building, files, params
+from vpt_dense import building, params, safe_files
 from vpt_dense.adapters import Adapter
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.weights.base import KEY
@@ -507,7 +507,8 @@ def test_a_small_upernet_trains(tmp_path, capfd):
     leaf.write_text(LEAF.format(base=upernet, folder=tmp_path))
     done = run_tool(capfd, 'train', leaf)
     assert done.code == 0, done.err
-    first, second = (files.read(str(tmp_path / f'work/iter_{i}.pth'))['state_dict'] for i in (1, 2))
+    first, second = (
+        safe_files.read(str(tmp_path / f'work/iter_{i}.pth'))['state_dict'] for i in (1, 2))
     stored = {n.removeprefix('backbone.') for n in second if n.startswith('backbone.')}
     norms = {f'norm{s}.{kind}' for s in range(4) for kind in ('weight', 'bias')}
     prompts = {f'prompt.stages.{s}.tokens' for s in range(4)}

@@ -10,7 +10,7 @@ and where a method is for one task alone, ``# Task:``; all other columns come fr
 import re
 from pathlib import Path
 
-from vpt_dense import errors, files, method_files, tasks
+from vpt_dense import errors, method_files, safe_files, tasks
 from vpt_dense.tuning import ADDED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +162,7 @@ def run():
         raise errors.UserError(f"{args.update}: no lines '{BEGIN}' and '{END}' for the table")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    files.write_text(args.update, f'{before}{BEGIN}\n{table()}\n{END}{after}')
+    safe_files.write_text(args.update, f'{before}{BEGIN}\n{table()}\n{END}{after}')
     print(args.update)
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from vpt_dense import files, outputs
+from vpt_dense import outputs, safe_files
 from vpt_dense.errors import ArgumentParser, UserError, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def export(checkpoint, out, metadata):
     }
     if not tensors:
         raise UserError(f'{checkpoint} has no tensor whose name begins with {prefix!r}')
-    with files.atomic(out) as part:
+    with safe_files.atomic(out) as part:
         save_file(tensors, part, metadata=metadata)
     return hashlib.sha256(out.read_bytes()).hexdigest()
 

@@ -10,7 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.commands import compare, demo
 from vpt_dense.comparison import runs
 from vpt_dense.errors import ArgumentParser, UserError, main
@@ -45,7 +45,7 @@ def trial(method, options, folder, amp, progress):
                         'another --work-dir')
     task = progress.add_task(name, total=None)
     if not done.exists():
-        files.write_text(work_dir / runs.RESULT, json.dumps(mark) + '\n')
+        safe_files.write_text(work_dir / runs.RESULT, json.dumps(mark) + '\n')
         runs.call([*runs.TOOL, 'train', demo.config_of(method), '--work-dir', work_dir,
                    *(['--amp'] if amp else []),
                    '--cfg-options', *pairs],
@@ -75,7 +75,7 @@ def run():
         + ', '.join(f'{key.rsplit(".", 1)[-1]} {value:g}' for key, value in r['options'].items())
         + f' | {r["mIoU"]:.1f} |' for r in results
     ]
-    files.write_text(args.work_dir / 'table.md', '\n'.join(lines) + '\n')
+    safe_files.write_text(args.work_dir / 'table.md', '\n'.join(lines) + '\n')
     print('\n'.join(lines))
 
 

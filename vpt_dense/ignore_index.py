@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import tasks
-from vpt_dense.arguments import is_int
+from vpt_dense.argument_checks import is_int
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, placed_datasets, placed_heads, walk
 

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vpt_dense import building, recomputing, tasks
-from vpt_dense.arguments import to_pair
+from vpt_dense.argument_checks import to_pair
 from vpt_dense.engine import layer_decay
 from vpt_dense.errors import UserError
 from vpt_dense.tree import kind_of, leaf_datasets

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from vpt_dense import machine, tasks
-from vpt_dense.arguments import is_int, is_number, to_pair
+from vpt_dense.argument_checks import is_int, is_number, to_pair
 from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
@@ -56,7 +56,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     Raises:
         UserError: At the first thing that is wrong.
     """
-    from vpt_dense import files
+    from vpt_dense import safe_files
 
     machine.check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
     check_parts(cfg, mode)
@@ -72,7 +72,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     if checkpoint is not None and not isinstance(checkpoint, str):
         raise UserError(f'load_from is {checkpoint!r}; it must be the path of a checkpoint')
     if checkpoint and '://' not in checkpoint:
-        files.check(checkpoint)
+        safe_files.check(checkpoint)
     if mode == 'train':
         for place, path in pretrained(cfg.get('model'), 'model'):
             if '://' not in path and not path.startswith('hf-hub:'):  # not an address
@@ -81,7 +81,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
                         f'{place}.checkpoint: no file {path}; the config says where to get it '
                         f'(to start from random weights: --cfg-options {place}=None)'
                     )
-                files.check(path)
+                safe_files.check(path)
     splits = ('train', 'val') if mode == 'train' else ('test',)
     for split in splits:
         for dataset in leaf_datasets(cfg.get(f'{split}_dataloader')):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files, tasks
-from vpt_dense.arguments import check_count, is_number, to_pair
+from vpt_dense.argument_checks import check_count, is_number, to_pair
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
 

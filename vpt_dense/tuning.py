@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from vpt_dense.arguments import check_patterns
+from vpt_dense.argument_checks import check_patterns
 
 #: The children of a backbone that tuning adds to it; all others are its base.
 ADDED = ('prompt', 'image_prompt', 'adapters')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vpt_dense import files, outputs, tables
+from vpt_dense import outputs, safe_files, tables
 from vpt_dense.errors import ArgumentParser, UserError
 
 #: Of this process, on Linux.
@@ -161,6 +161,6 @@ def write(path: Path | None, args: argparse.Namespace, figures: object) -> None:
     """Write what was measured, with the options it was measured with, as JSON."""
     if path is not None:
         options = {key: value for key, value in vars(args).items() if key not in ('json',)}
-        files.write_text(path, json.dumps(
+        safe_files.write_text(path, json.dumps(
             {'options': options, 'torch': torch.__version__, 'figures': figures},
             indent=1, default=str) + '\n')

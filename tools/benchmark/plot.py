@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vpt_dense import outputs
 from vpt_dense.errors import ArgumentParser, UserError, main
-from vpt_dense.files import atomic
+from vpt_dense.safe_files import atomic
 
 SCRIPTS = {'train_step': 'training step', 'forward': 'forward pass'}
 #: Label, colour (M. Okabe and K. Ito's, which the colour-blind can tell apart) and mark.

@@ -34,7 +34,7 @@ from mmengine.runner import find_latest_checkpoint
 from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
-from vpt_dense import errors, files
+from vpt_dense import errors, safe_files
 from vpt_dense.engine.runner import Runner
 from vpt_dense.weights import checkpoints
 
@@ -312,7 +312,7 @@ def inspect(folder: Path, saved: int, stock: bool) -> str | None:
     found = sorted(folder.glob('*.pth'))
     for file in found:
         try:
-            files.read(file)
+            safe_files.read(file)
         except errors.UserError as error:
             raise Failed(str(error)) from error
     pointer = folder / 'last_checkpoint'
@@ -347,7 +347,7 @@ def finish(folder: Path, setting: Setting, stock: bool, told: np.ndarray, **kwar
     if left or (keep > 0 and len(numbered) != keep) or len(best) != setting.save_best:
         raise Failed(f'the finished run left {", ".join(sorted(left + numbered + best))}')
     if best:
-        state = files.read(folder / f'iter_{last}.pth')['message_hub']['runtime_info']
+        state = safe_files.read(folder / f'iter_{last}.pth')['message_hub']['runtime_info']
         highest = max(score(n) for n in range(1, last + 1))
         if Path(state['best_ckpt']).name != best[0] or state['best_score'] != highest:
             raise Failed(

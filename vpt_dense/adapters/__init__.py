@@ -1,9 +1,9 @@
 """Adapters: objects that change what the blocks of a backbone compute. One file a method."""
 
-from vpt_dense.adapters.adapter import BottleneckAdapter
 from vpt_dense.adapters.adaptformer import AdaptFormer
-from vpt_dense.adapters.added_prompt import AddPrompt
+from vpt_dense.adapters.add_prompt import AddPrompt
 from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
+from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.rein import Rein

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from vpt_dense.adapters.adapter import zero_bottleneck
 from vpt_dense.adapters.base import Adapter, Change
-from vpt_dense.arguments import check_count, check_dropout, check_number
+from vpt_dense.adapters.bottleneck import zero_bottleneck
+from vpt_dense.argument_checks import check_count, check_dropout, check_number
 from vpt_dense.registry import MODELS
 
 

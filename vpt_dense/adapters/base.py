@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_patterns
+from vpt_dense.argument_checks import check_patterns
 from vpt_dense.prompts import Part
 from vpt_dense.tuning import OUTPUT_NORM, is_added
 

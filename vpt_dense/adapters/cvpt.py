@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
-from vpt_dense.arguments import check_count, check_dropout
+from vpt_dense.argument_checks import check_count, check_dropout
 from vpt_dense.registry import MODELS
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change, check_merge, find_linears, names_of
-from vpt_dense.arguments import check_count, check_dropout, check_number, is_list
+from vpt_dense.argument_checks import check_count, check_dropout, check_number, is_list
 from vpt_dense.registry import MODELS
 
 #: The parts of a fused layer of queries, keys and values, in the order of its rows.

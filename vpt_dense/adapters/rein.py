@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
-from vpt_dense.arguments import check_count, check_number
+from vpt_dense.argument_checks import check_count, check_number
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 

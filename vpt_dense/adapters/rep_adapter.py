@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change, check_merge, names_of
-from vpt_dense.arguments import check_count, check_dropout, check_number
+from vpt_dense.argument_checks import check_count, check_dropout, check_number
 from vpt_dense.registry import MODELS
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmpretrain.models import backbones
 from torch import Tensor
 
-from vpt_dense.arguments import check_stages
+from vpt_dense.argument_checks import check_stages
 from vpt_dense.backbones.convolutional import ConvolutionalBackbone
 from vpt_dense.registry import MODELS
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vpt_dense.adapters import Block
-from vpt_dense.arguments import to_pair
+from vpt_dense.argument_checks import to_pair
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.image_prompts import ImagePrompt
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vpt_dense.arguments import check_choice
+from vpt_dense.argument_checks import check_choice
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.tuning import is_added
 

@@ -7,7 +7,7 @@ import torch
 from mmpretrain.models import backbones
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_stages
+from vpt_dense.argument_checks import check_stages
 from vpt_dense.backbones.swin_block import PromptedSwinBlock
 from vpt_dense.backbones.token_backbone import TokenBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock

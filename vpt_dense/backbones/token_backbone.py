@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vpt_dense.adapters import Block
-from vpt_dense.arguments import check_choice, to_pair
+from vpt_dense.argument_checks import check_choice, to_pair
 from vpt_dense.backbones.beside import quietly, spread
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock, what_to_recompute

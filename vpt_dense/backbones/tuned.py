@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vpt_dense.adapters import Adapter, Block
-from vpt_dense.arguments import is_list
+from vpt_dense.argument_checks import is_list
 from vpt_dense.image_prompts import ImagePrompt
 from vpt_dense.prompts import Prompt
 from vpt_dense.registry import MODELS

@@ -9,7 +9,7 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vpt_dense.arguments import check_choice
+from vpt_dense.argument_checks import check_choice
 
 
 class TunedBlock(nn.Module):

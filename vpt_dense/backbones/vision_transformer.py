@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
 from vpt_dense.adapters.base import output_norms
-from vpt_dense.arguments import check_choice, check_count, check_stages, to_pair
+from vpt_dense.argument_checks import check_choice, check_count, check_stages, to_pair
 from vpt_dense.backbones.beside import is_watched
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.backbones.half_precision import hold_frozen_in

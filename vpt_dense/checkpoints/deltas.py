@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from vpt_dense import building, config, files, params
+from vpt_dense import building, config, params, safe_files
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import FoldedPrompt
@@ -35,7 +35,7 @@ from vpt_dense.weights.base import (
 )
 
 #: The value of ``format`` in the metadata of a delta.
-FORMAT = f'{files.DELTA} 1'
+FORMAT = f'{safe_files.DELTA} 1'
 
 #: What a delta takes over from the meta information of a checkpoint.
 _META = (
@@ -150,7 +150,7 @@ def read(path: str, bare: bool = False) -> dict:
     Raises:
         UserError: If it is none.
     """
-    return _parts(files.read(path), path, bare)
+    return _parts(safe_files.read(path), path, bare)
 
 
 def _parts(content: Any, path: str, bare: bool) -> dict:
@@ -259,7 +259,7 @@ def write(delta: dict, path: str) -> None:
         )
         for key, value in delta['meta'].items()
     }
-    files.write_tensors(delta['state_dict'], path, meta)
+    safe_files.write_tensors(delta['state_dict'], path, meta)
 
 
 def merge(
@@ -330,7 +330,7 @@ def rebased(init_cfg: dict | None, base: str) -> dict:
         UserError: If ``base`` is a path at which there is no file of weights.
     """
     if not is_address(base):
-        files.check(base)
+        safe_files.check(base)
     kept = init_cfg if isinstance(init_cfg, dict) and init_cfg.get('checkpoint') else {}
     return {**kept, 'type': 'Pretrained', 'checkpoint': base}
 
@@ -533,7 +533,7 @@ def differences(first: str, second: str, weights_only: bool = False) -> list[str
         weights_only: Compare the weights of the models alone; of frozen bases their SHA-256.
     """
     paths = first, second
-    contents = [files.read(path) for path in paths]
+    contents = [safe_files.read(path) for path in paths]
     (a, b) = (_parts(content, path, True) for content, path in zip(contents, paths, strict=True))
     lines = []
     for key in sorted(a['meta'].keys() | b['meta'].keys()) if not weights_only else ():

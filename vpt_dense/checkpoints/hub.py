@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import files, params, tasks
+from vpt_dense import params, safe_files, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.weights import stored_config
@@ -92,7 +92,7 @@ def pull(repo_id: str, out: str, revision: str | None = None) -> None:
         _read(found)
     except UserError as error:
         raise UserError(f'{repo_id}: {error}') from error
-    with files.atomic(out) as unfinished:
+    with safe_files.atomic(out) as unfinished:
         unfinished.write_bytes(Path(found).read_bytes())
 
 
@@ -189,7 +189,7 @@ def _place(path: str) -> str:
 
 def _read(path: str) -> dict:
     delta = deltas.read(path)
-    if not deltas.is_delta(delta) or files.kind(Path(path).expanduser()) != 'safetensors':
+    if not deltas.is_delta(delta) or safe_files.kind(Path(path).expanduser()) != 'safetensors':
         raise UserError(
             f'{path} is no delta but a whole checkpoint or one of a run: make one with '
             'tools/delta.py extract'

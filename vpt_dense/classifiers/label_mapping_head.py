@@ -4,7 +4,7 @@ import torch
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_choice, check_count
+from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.errors import UserError
 from vpt_dense.registry import MODELS
 from vpt_dense.weights import read_state_dict

@@ -87,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vpt_dense import config, visualization
     from vpt_dense.datasets.names import image_names
     from vpt_dense.engine import runner
-    from vpt_dense.files import shortened
     from vpt_dense.hooks import data_check_hook
+    from vpt_dense.safe_files import shortened
 
     cfg = config.load(args.config, args.cfg_options, args.method, trains=False)
     loader = cfg.get(f'{args.split}_dataloader')

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command."""
     args = parse_args(argv)
     check_out(args)
-    from vpt_dense import files, logging
+    from vpt_dense import logging, safe_files
 
     logging.filter_warnings()
     from vpt_dense.checkpoints import deltas, hub
@@ -82,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(args.out)
     elif args.command == 'merge':
         merged = deltas.merge(args.delta, args.base, args.config, args.method)
-        files.write(files.plain(merged), args.out)
+        safe_files.write(safe_files.plain(merged), args.out)
         report(args.out)
     elif args.command == 'fold':
         checkpoint, text = deltas.fold(args.delta, args.base, args.config, args.method)
-        files.write(files.plain(checkpoint), args.out)
-        files.write_text(Path(args.out).with_suffix('.py'), text)
+        safe_files.write(safe_files.plain(checkpoint), args.out)
+        safe_files.write_text(Path(args.out).with_suffix('.py'), text)
         report(args.out)
         print(f'config: {Path(args.out).with_suffix(".py")}')
     elif args.command == 'info':

@@ -43,12 +43,12 @@ def cells(row):
 
 def write_reports(rows, folder, command):
     """Writes the table as Markdown and everything behind it as JSON."""
-    from vpt_dense import files, tables
+    from vpt_dense import safe_files, tables
 
     table = tables.markdown(COLUMNS, [cells(row) for row in rows])
-    files.write_text(folder / 'table.md', f'{table}\n\n`{command}`\n')
+    safe_files.write_text(folder / 'table.md', f'{table}\n\n`{command}`\n')
     content = json.dumps(dict(command=command, rows=rows), indent=1)
-    files.write_text(folder / 'table.json', f'{content}\n')
+    safe_files.write_text(folder / 'table.json', f'{content}\n')
 
 
 def draw(work_dirs, out, count=6):
@@ -91,9 +91,9 @@ def draw(work_dirs, out, count=6):
             axes[row, column].set_axis_off()
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour / 255) for colour in palette[1:]]
     figure.legend(handles, model.classes[1:], ncols=10, loc='outside lower center')
-    from vpt_dense import files
+    from vpt_dense import safe_files
 
-    with files.atomic(out) as unfinished:
+    with safe_files.atomic(out) as unfinished:
         figure.savefig(unfinished, format='png', dpi=110)
     plt.close(figure)
 

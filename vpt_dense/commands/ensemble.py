@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = Path(args.out).with_suffix('.py')
     # It may be a member, if the first argument was forgotten, or somebody's config.
     outputs.check_free((args.out, config), args.force, args.deltas)
-    from vpt_dense import files, logging
+    from vpt_dense import logging, safe_files
 
     logging.filter_warnings()
     from vpt_dense.checkpoints import assembly, deltas
 
     ensemble = assembly.assemble(args.deltas)
     deltas.write(ensemble, args.out)
-    files.write_text(config, ensemble['meta']['cfg'])
+    safe_files.write_text(config, ensemble['meta']['cfg'])
     trainable = ensemble['meta']['counts']['trainable']
     print(f'{args.out}: {len(args.deltas)} members, {trainable:,} parameters beside the backbone, '
           f'{Path(args.out).stat().st_size / 1e6:,.2f} MB')

@@ -101,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def quantize(args: argparse.Namespace, predictor, export) -> None:
     """Export to a file that does not stay, quantize that, and measure both."""
-    from vpt_dense import files
+    from vpt_dense import safe_files
     from vpt_dense.deploy import onnx_model, quantizing
 
     folder = Path(args.out).parent
-    with files.told(args.out):
+    with safe_files.told(args.out):
         folder.mkdir(parents=True, exist_ok=True)
         place = tempfile.TemporaryDirectory(dir=folder, prefix='.exporting-')
     with place:

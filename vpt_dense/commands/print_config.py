@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     import mmengine
 
-    from vpt_dense import config, config_files, files
+    from vpt_dense import config, config_files, safe_files
 
     if args.save_path:
         if Path(args.save_path).suffix not in config_files.SUFFIXES:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.load(args.config, args.cfg_options, args.method)
     if args.save_path:
         path = Path(args.save_path)
-        files.write_text(
+        safe_files.write_text(
             path,
             cfg.pretty_text if path.suffix == '.py'
             else mmengine.dump(cfg.to_dict(), file_format=path.suffix[1:]),

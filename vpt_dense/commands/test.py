@@ -34,28 +34,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_options.add_base_option(parser)
     run_options.add_common_options(parser)
     args = parser.parse_args(argv)
-    from vpt_dense import tooling
+    from vpt_dense import run_setup
 
     wanted = [place for place in (args.show_dir, args.out) if place]
     outputs.check_free(wanted, args.force)
-    tooling.say(f'loading {args.config} ...')
-    cfg = tooling.load(args)
-    cfg.resume, cfg.load_from = False, tooling.find_checkpoint(args.checkpoint, cfg.work_dir)
+    run_setup.say(f'loading {args.config} ...')
+    cfg = run_setup.load(args)
+    cfg.resume, cfg.load_from = False, run_setup.find_checkpoint(args.checkpoint, cfg.work_dir)
     if args.base:
-        tooling.use_base(cfg, args.base)
+        run_setup.use_base(cfg, args.base)
     if args.tta or cfg.get('tta'):
-        tooling.use_tta(cfg)
-    unlabelled = tooling.leave_out_labels(cfg, args.no_labels)
-    wanted += tooling.written_by_metrics(cfg)
+        run_setup.use_tta(cfg)
+    unlabelled = run_setup.leave_out_labels(cfg, args.no_labels)
+    wanted += run_setup.written_by_metrics(cfg)
     if unlabelled and not wanted:
         raise errors.UserError(
             'the test images have no labels, so nothing would come of a test; add --out or '
             '--show-dir'
         )
-    outputs.check_free(tooling.written_by_metrics(cfg), args.force)
+    outputs.check_free(run_setup.written_by_metrics(cfg), args.force)
     if args.show_dir:
-        tooling.draw_predictions(cfg, args.show_dir)
+        run_setup.draw_predictions(cfg, args.show_dir)
     if args.out:
-        tooling.store_predictions(cfg, args.out)
-    tooling.start(cfg, 'test', cfg.load_from).test()
+        run_setup.store_predictions(cfg, args.out)
+    run_setup.start(cfg, 'test', cfg.load_from).test()
 

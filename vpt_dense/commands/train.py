@@ -30,23 +30,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_options.add_base_option(parser)
     run_options.add_common_options(parser)
     args = parser.parse_args(argv)
-    from vpt_dense import tooling
+    from vpt_dense import run_setup
 
-    tooling.say(f'loading {args.config} ...')
-    cfg = tooling.load(args)
+    run_setup.say(f'loading {args.config} ...')
+    cfg = run_setup.load(args)
     if args.base:
-        tooling.use_base(cfg, args.base)
+        run_setup.use_base(cfg, args.base)
     if args.amp:
         cfg.optim_wrapper.type = 'vpt_dense.AmpOptimWrapper'
     if args.seed is not None:
         cfg.randomness = dict(seed=args.seed)
-    own = tooling.own_checkpoint(cfg.work_dir)
+    own = run_setup.own_checkpoint(cfg.work_dir)
     # The last one counts, unless it finds nothing.
     for path in [own] if own else reversed(args.resume or []):
-        if path != 'if-any' or tooling.has_checkpoint(cfg.work_dir):
+        if path != 'if-any' or run_setup.has_checkpoint(cfg.work_dir):
             path = 'auto' if path == 'if-any' else path
-            cfg.resume, cfg.load_from = True, tooling.find_checkpoint(path, cfg.work_dir)
-            tooling.say(f'resuming from {cfg.load_from}')
+            cfg.resume, cfg.load_from = True, run_setup.find_checkpoint(path, cfg.work_dir)
+            run_setup.say(f'resuming from {cfg.load_from}')
             break
-    tooling.start(cfg, 'train', cfg.get('load_from')).train()
+    run_setup.start(cfg, 'train', cfg.get('load_from')).train()
 

@@ -110,12 +110,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measure and write."""
     args = parse_args()
-    from vpt_dense import config, files, logging
+    from vpt_dense import config, logging, safe_files
 
     logging.quiet()
     cfg = config.load(args.config, args.cfg_options, args.method)
     figures = measure(cfg, args.steps, args.amp)
-    files.write_text(args.out, json.dumps(figures, indent=1) + '\n')
+    safe_files.write_text(args.out, json.dumps(figures, indent=1) + '\n')
 
 
 if __name__ == '__main__':

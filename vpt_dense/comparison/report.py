@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import files, tables, tasks
-from vpt_dense.arguments import is_number
+from vpt_dense import safe_files, tables, tasks
+from vpt_dense.argument_checks import is_number
 from vpt_dense.errors import UserError, suggest
 
 #: Key of a row -> heading of its column in Markdown. CSV has the keys themselves.
@@ -165,7 +165,7 @@ def write(
         'table.json': json.dumps(content, indent=1) + '\n',
     }
     for name, content in written.items():
-        files.write_text(folder / name, content)
+        safe_files.write_text(folder / name, content)
     return [folder / name for name in written]
 
 
@@ -202,7 +202,7 @@ def draw(rows: Sequence[Mapping[str, Any]], metric: str, out: Path) -> None:
     axes.margins(0.06)
     _label(figure, axes, points)
     svg = out.suffix == '.svg'
-    with files.atomic(out) as unfinished:
+    with safe_files.atomic(out) as unfinished:
         figure.savefig(
             unfinished, format=out.suffix[1:], metadata={'Date': None} if svg else None, dpi=150
         )

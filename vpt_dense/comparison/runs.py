@@ -287,7 +287,7 @@ class Comparison:
         Raises:
             UserError: If training or testing fails.
         """
-        from vpt_dense import files, params
+        from vpt_dense import params, safe_files
 
         work_dir = self.work_dir(method, seed)
         label = f'{self.labels.get(method, method)}, seed {seed}'
@@ -306,7 +306,7 @@ class Comparison:
             )
         if known is None:
             mark = json.dumps(self.fingerprint(method, seed))
-            files.write_text(work_dir / RESULT, f'{mark}\n')
+            safe_files.write_text(work_dir / RESULT, f'{mark}\n')
         loop = self.config(method).train_cfg
         epochs = 'max_epochs' in loop
         progress.update(
@@ -344,7 +344,7 @@ class Comparison:
             train_seconds=None if summary['started_at_iter'] else summary['wall_time_seconds'],
             amp=self.amp, threads=self.threads, versions=test['versions'],
         )
-        files.write_text(work_dir / RESULT, json.dumps(result, indent=1) + '\n')
+        safe_files.write_text(work_dir / RESULT, json.dumps(result, indent=1) + '\n')
         return result
 
     def _disk(
@@ -378,7 +378,7 @@ class Comparison:
             Method -> what :func:`vpt_dense.comparison.cost.measure` returns; and the errors of
             those that failed, by (method, None).
         """
-        from vpt_dense import files
+        from vpt_dense import safe_files
 
         costs, failures = {}, {}
         with progress_bars() as progress:
@@ -402,7 +402,7 @@ class Comparison:
                             file.with_suffix('.log'), threads, stop=self._stop,
                         )
                         found = {**_read(file), **mark}
-                        files.write_text(file, json.dumps(found, indent=1) + '\n')
+                        safe_files.write_text(file, json.dumps(found, indent=1) + '\n')
                     costs[method] = found
                 except Exception as error:
                     failures[method, None] = explain(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vpt_dense import files
+from vpt_dense import safe_files
 
 
 def write(
@@ -24,7 +24,8 @@ def write(
         ignored: What stands there for pixels without data.
         no_data: Where they are, (H, W) bool; None: nowhere.
     """
-    with files.atomic(files.shortened(path)) as unfinished, unfinished.open('wb') as stream:
+    path = safe_files.shortened(path)
+    with safe_files.atomic(path) as unfinished, unfinished.open('wb') as stream:
         Image.fromarray(to_ids(labels, ids, ignored, no_data)).save(stream, 'png')
 
 

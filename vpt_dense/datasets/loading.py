@@ -7,7 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import LocalBackend, register_backend
 
-from vpt_dense.arguments import is_int, is_list
+from vpt_dense.argument_checks import is_int, is_list
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.checks import label_table, read_mask
 from vpt_dense.registry import TRANSFORMS

@@ -243,7 +243,7 @@ def write_raster(
         ValueError: ``like`` cannot be read or has another size, or the array another shape.
         UserError: The file cannot be written.
     """
-    from vpt_dense import files
+    from vpt_dense import safe_files
 
     if array.ndim not in (2, 3):
         raise ValueError(f'{path}: an image is (H, W) or (H, W, bands), not {array.shape}')
@@ -269,7 +269,7 @@ def write_raster(
             )
         profile |= dict(crs=info.crs, transform=info.transform)
     rasterio = _rasterio()
-    with files.atomic(path) as unfinished:
+    with safe_files.atomic(path) as unfinished:
         try:
             with rasterio.open(unfinished, 'w', **profile) as target:
                 for top in range(0, height, 256):

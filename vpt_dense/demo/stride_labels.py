@@ -2,7 +2,7 @@
 
 from mmcv.transforms import BaseTransform
 
-from vpt_dense.arguments import check_count
+from vpt_dense.argument_checks import check_count
 from vpt_dense.registry import TRANSFORMS
 
 

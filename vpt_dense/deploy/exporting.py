@@ -16,9 +16,9 @@ from mmcv.cnn.bricks.transformer import AdaptivePadding
 from torch import Tensor, nn
 
 import vpt_dense
-from vpt_dense import files, tasks
+from vpt_dense import safe_files, tasks
 from vpt_dense.adapters import merge_adapters
-from vpt_dense.arguments import to_pair
+from vpt_dense.argument_checks import to_pair
 from vpt_dense.checkpoints import deltas
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
@@ -434,7 +434,7 @@ def export(
     program = graph(module, channels, size, dynamic)
     card = describe(predictor, module, None if dynamic else size, channels)
     write = _write_onnx if kind == 'onnx' else _write_pt2
-    with files.atomic(out) as unfinished:
+    with safe_files.atomic(out) as unfinished:
         run = write(program, unfinished, card)
         found = [run(sample) for sample in samples]
         worst = compare(wanted, found, argmax)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vpt_dense import files, tasks
+from vpt_dense import safe_files, tasks
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import id_type, to_ids
 from vpt_dense.deploy import card as cards
@@ -244,7 +244,7 @@ class OnnxPredictor:
         if probabilities:
             shape = (len(self.classes), *original)
             large = np.prod(shape) * 4 > _IN_MEMORY
-            maps = files.on_disk(shape, np.float16) if large else np.empty(shape, np.float32)
+            maps = safe_files.on_disk(shape, np.float16) if large else np.empty(shape, np.float32)
         for top, left, found in self._labels(image) if self._gives_labels else self._tiles(
                 image, windows):
             height, width = found.shape[-2:]
@@ -347,7 +347,7 @@ class OnnxPredictor:
                 if total is None:
                     shape = (*logits.shape[:2], columns.length)
                     large = np.prod(shape) * 4 > _IN_MEMORY
-                    total = files.on_disk(shape, np.float32) if large else np.zeros(
+                    total = safe_files.on_disk(shape, np.float32) if large else np.zeros(
                         shape, np.float32)
                 total[:, :, x:x + columns.window] += logits
         total /= columns.counts()

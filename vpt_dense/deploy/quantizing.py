@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from vpt_dense import building, files
+from vpt_dense import building, safe_files
 from vpt_dense.deploy import card as cards
 from vpt_dense.deploy import exporting, onnx_model
 from vpt_dense.errors import UserError
@@ -59,9 +59,9 @@ def quantize(source: str | Path, out: str | Path, images: Iterable[np.ndarray]) 
             return None if image is None else {name: image}
 
     reader = Reader()
-    with files.atomic(out) as unfinished, tempfile.TemporaryDirectory(
+    with safe_files.atomic(out) as unfinished, tempfile.TemporaryDirectory(
         dir=Path(out).parent, prefix='.quantizing-'
-    ) as folder, files.told(out):
+    ) as folder, safe_files.told(out):
         prepared = os.path.join(folder, 'prepared.onnx')
         with exporting._quietly():
             quant_pre_process(source, prepared, skip_symbolic_shape=True)

@@ -16,7 +16,7 @@ from mmengine.fileio.backends import register_backend
 from mmengine.visualization import LocalVisBackend as _LocalVisBackend
 from mmengine.visualization.vis_backend import force_init_env
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.errors import FULL
 
 
@@ -25,7 +25,7 @@ class LocalBackend(_LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""
-        with files.atomic(files.shortened(filepath)) as unfinished:
+        with safe_files.atomic(safe_files.shortened(filepath)) as unfinished:
             unfinished.write_bytes(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
@@ -42,7 +42,7 @@ class LocalVisBackend(_LocalVisBackend):
     @force_init_env
     def add_config(self, config: Config, **kwargs: Any) -> None:
         """Write the config."""
-        files.write_text(self._config_save_file, config.pretty_text)
+        safe_files.write_text(self._config_save_file, config.pretty_text)
 
     @force_init_env
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:
@@ -54,7 +54,7 @@ class LocalVisBackend(_LocalVisBackend):
         line = mmengine.dump(value_dict, file_format=file_format)
         before = os.path.getsize(file_path) if os.path.exists(file_path) else None
         try:
-            with files.told(file_path), open(file_path, 'a', encoding='utf-8') as stream:
+            with safe_files.told(file_path), open(file_path, 'a', encoding='utf-8') as stream:
                 stream.write(f'{line}\n')
         except Exception:
             if before is not None:
@@ -82,6 +82,6 @@ def watch(logger: logging.Logger) -> None:
 def _stop(handler: logging.FileHandler, record: logging.LogRecord) -> None:
     error = sys.exc_info()[1]
     if isinstance(error, OSError) and error.errno in FULL:
-        with files.told(handler.baseFilename):
+        with safe_files.told(handler.baseFilename):
             raise error
     logging.FileHandler.handleError(handler, record)

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from vpt_dense.arguments import is_number
+from vpt_dense.argument_checks import is_number
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.weights.base import FrozenBase
 

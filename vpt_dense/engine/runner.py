@@ -26,16 +26,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from vpt_dense import (
-    files,
     logging,
     outputs,
     params,
     preemption,
     recomputing,
+    safe_files,
     seeding,
     visualization,
 )
-from vpt_dense.arguments import check_flag
+from vpt_dense.argument_checks import check_flag
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets.names import image_names
 from vpt_dense.engine import (
@@ -111,8 +111,8 @@ class Runner(_Runner):
     - The console shows warnings only, until :func:`vpt_dense.logging.loud`.
     - Checkpoints are read without executing code (:mod:`vpt_dense.weights.checkpoints`).
     - A checkpoint that does not fit the model exactly is an error, not a warning.
-    - Checkpoints are written completely or not at all (:mod:`vpt_dense.files`), their log history
-      is bounded, and a ``CheckpointHook`` is :class:`vpt_dense.hooks.CheckpointHook`.
+    - Checkpoints are written completely or not at all (:mod:`vpt_dense.safe_files`), their log
+      history is bounded, and a ``CheckpointHook`` is :class:`vpt_dense.hooks.CheckpointHook`.
     - Resuming without a checkpoint is an error, not a fresh start; in place of a damaged one the
       newest that is whole is taken, and said so.
     - Resuming is exact: a resumed run ends where the uninterrupted one does. What has changed in
@@ -430,7 +430,7 @@ class Runner(_Runner):
                 path = Path(self.log_dir, path.name)
             elif not outputs.goes_on(self):
                 outputs.put_aside([path], path.parent, self)
-        files.write_text(path, text)
+        safe_files.write_text(path, text)
 
     @functools.cached_property
     def _config_text(self) -> str:
@@ -497,10 +497,10 @@ class Runner(_Runner):
             self._contents = contents
             self.logger.info(contents)
         if isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
-            files.write(files.plain(checkpoint), Path(out_dir, filename))
+            safe_files.write(safe_files.plain(checkpoint), Path(out_dir, filename))
         else:  # an object store, whose uploads are whole or absent
             path = mmengine.fileio.join_path(out_dir, filename, backend_args=backend_args)
-            save_checkpoint(files.plain(checkpoint), path, file_client_args, backend_args)
+            save_checkpoint(safe_files.plain(checkpoint), path, file_client_args, backend_args)
 
 
 def _tell_names(loop: BaseLoop) -> BaseLoop:

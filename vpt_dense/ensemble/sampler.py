@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from vpt_dense.arguments import check_count
+from vpt_dense.argument_checks import check_count
 from vpt_dense.ensemble.settings import check_seeds
 from vpt_dense.registry import DATA_SAMPLERS
 from vpt_dense.seeding import Position, PositionSampler

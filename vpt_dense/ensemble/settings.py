@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from vpt_dense import tasks
-from vpt_dense.arguments import check_count, is_int, is_list
+from vpt_dense.argument_checks import check_count, is_int, is_list
 from vpt_dense.errors import UserError
 from vpt_dense.tree import as_list
 

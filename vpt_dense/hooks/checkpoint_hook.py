@@ -11,7 +11,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.runner import Runner
 
-from vpt_dense import files, outputs
+from vpt_dense import outputs, safe_files
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.registry import HOOKS
 from vpt_dense.weights import checkpoints
@@ -51,7 +51,7 @@ class CheckpointHook(_CheckpointHook):
         folder = Path(self.out_dir)
         if is_main_process():
             for place in {folder, Path(runner.work_dir)}:
-                files.sweep(place)
+                safe_files.sweep(place)
         # Another run's checkpoint says nothing about what is in this folder.
         start = runner._load_from if runner._resume else None
         resumed = bool(start) and Path(start).resolve().parent == folder.resolve()
@@ -98,7 +98,7 @@ class CheckpointHook(_CheckpointHook):
             **self.args,
         )
         if is_main_process():
-            files.write_text(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
+            safe_files.write_text(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         self._remove_outdated()
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -153,12 +153,12 @@ class CheckpointHook(_CheckpointHook):
     def _publish_model(self, runner: Runner, ckpt_path: str | None) -> None:
         if ckpt_path is None:
             return
-        content = files.read(ckpt_path)
+        content = safe_files.read(ckpt_path)
         content = {key: value for key, value in content.items() if key in self.published_keys}
         digest = hashlib.sha256(pickle.dumps(content)).hexdigest()
         path = Path(ckpt_path)
         published = path.with_name(f'{path.stem}-{digest[:8]}.pth')
-        files.write(files.plain(content), published)
+        safe_files.write(safe_files.plain(content), published)
         runner.logger.info(f'{path} is published as {published}')
 
     def _limit(self, runner: Runner) -> None:

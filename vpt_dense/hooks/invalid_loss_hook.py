@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from vpt_dense import params
-from vpt_dense.arguments import check_choice, check_count
+from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.errors import UserError
 from vpt_dense.registry import HOOKS
 from vpt_dense.weights import checkpoints

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend, Visualizer
 
 from vpt_dense.datasets.names import image_names, picture_names
-from vpt_dense.files import shortened
+from vpt_dense.safe_files import shortened
 
 
 def store(

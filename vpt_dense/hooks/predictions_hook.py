@@ -8,7 +8,7 @@ from mmengine.dist import collect_results, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.registry import HOOKS
 
 
@@ -54,10 +54,10 @@ class PredictionsHook(Hook):
             records = [_record(sample, names) for sample in samples]
             if self.out_file.endswith('.jsonl'):
                 lines = [json.dumps(record, ensure_ascii=False) for record in records]
-                files.write_text(self.out_file, ''.join(f'{line}\n' for line in lines))
+                safe_files.write_text(self.out_file, ''.join(f'{line}\n' for line in lines))
             else:
                 text = json.dumps(records, indent=1, ensure_ascii=False)
-                files.write_text(self.out_file, f'{text}\n')
+                safe_files.write_text(self.out_file, f'{text}\n')
         runner.logger.info('%d predictions written to %s', len(samples), self.out_file)
 
 

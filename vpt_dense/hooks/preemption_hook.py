@@ -10,7 +10,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from vpt_dense import files, preemption
+from vpt_dense import preemption, safe_files
 from vpt_dense.hooks.checkpoint_hook import CheckpointHook
 from vpt_dense.registry import HOOKS
 
@@ -109,7 +109,7 @@ def _save(runner: Runner) -> str | None:
     runner.message_hub.update_info('outdated_ckpts', list(hook._outdated))
     runner.save_checkpoint(hook.out_dir, name, by_epoch=False, backend_args=hook.backend_args)
     if runner.rank == 0:
-        files.write_text(Path(runner.work_dir, 'last_checkpoint'), path)
+        safe_files.write_text(Path(runner.work_dir, 'last_checkpoint'), path)
     hook._remove_outdated()
     return os.path.relpath(path)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from vpt_dense import live, seeding
-from vpt_dense.arguments import check_choice, check_count
+from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.errors import UserError
 from vpt_dense.params import unwrap
 from vpt_dense.prompts import TokenPrompt

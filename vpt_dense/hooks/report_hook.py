@@ -17,7 +17,7 @@ from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from vpt_dense import files, logging, outputs, params, tasks
+from vpt_dense import logging, outputs, params, safe_files, tasks
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.machine import resident_peak
 from vpt_dense.registry import HOOKS
@@ -455,4 +455,4 @@ def _plain(value: Any) -> Any:
 def _write_json(path: str, content: Any) -> None:
     """Replace a JSON file as a whole: a run that is killed leaves the old one or the new one."""
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-    files.write_text(path, text + '\n')
+    safe_files.write_text(path, text + '\n')

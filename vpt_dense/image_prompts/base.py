@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_channels
+from vpt_dense.argument_checks import check_channels
 from vpt_dense.sizes import are_equal
 
 #: ImageNet's mean and standard deviation, in the 0..255 of our data preprocessors.

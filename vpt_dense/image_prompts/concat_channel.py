@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_choice, check_count
+from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.image_prompts.base import ImagePrompt, resize
 from vpt_dense.registry import MODELS
 

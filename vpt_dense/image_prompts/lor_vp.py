@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
-from vpt_dense.arguments import check_count
+from vpt_dense.argument_checks import check_count
 from vpt_dense.image_prompts.base import ImagePrompt, resize
 from vpt_dense.registry import MODELS
 

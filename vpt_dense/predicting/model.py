@@ -22,7 +22,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner.amp import autocast
 from torch import Tensor, nn
 
-from vpt_dense import building, files, logging, preflight, tasks, visualization
+from vpt_dense import building, logging, preflight, safe_files, tasks, visualization
 from vpt_dense import config as configs
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
@@ -533,7 +533,7 @@ class ModelPredictor:
             logits = model.undo(logits, meta)
             found = tiles.enlarge(logits, large.size, model.align_corners)
         labels = np.empty(large.size, id_type(self.ids, self.ignored_id))
-        maps = files.on_disk((len(self.classes), height, width), np.float16) \
+        maps = safe_files.on_disk((len(self.classes), height, width), np.float16) \
             if probabilities else None
         for top, left, logits in found:
             place = slice(top, top + logits.shape[1]), slice(left, left + logits.shape[2])

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vpt_dense import files, live, tasks, visualization
+from vpt_dense import live, safe_files, tasks, visualization
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
@@ -163,7 +163,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
 
             for i, (image, result) in enumerate(zip(missing, results, strict=True)):
                 if i == 0:  # whose the files are, also if the run does not come to its end
-                    files.write_text(out / SUMMARY, _json(summary(finished=False)))
+                    safe_files.write_text(out / SUMMARY, _json(summary(finished=False)))
                 if written is not None:
                     wait()
                     written = None
@@ -177,7 +177,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             if written is not None:
                 wait()
         record = summary(finished=True)
-        files.write_text(out / SUMMARY, _json(record))
+        safe_files.write_text(out / SUMMARY, _json(record))
     return record
 
 
@@ -230,7 +230,7 @@ class Labels:
             yield self._place(PROBABILITIES, image, ending)
 
     def _place(self, folder: str, image: Image, ending: str) -> Path:
-        return files.shortened(self.out / folder / f'{image.name}{ending}')
+        return safe_files.shortened(self.out / folder / f'{image.name}{ending}')
 
     def existing(self, image: Image) -> dict[str | None, int] | None:
         """Pixels of each class if all is there that is wanted; a label map counts if it is read."""
@@ -275,7 +275,7 @@ class Labels:
         if path.suffix == '.tif':
             raster.write_raster(path, np.moveaxis(maps, 0, 2), like)
             return
-        with files.atomic(path) as unfinished, unfinished.open('wb') as stream:
+        with safe_files.atomic(path) as unfinished, unfinished.open('wb') as stream:
             np.savez_compressed(
                 stream, probabilities=maps, classes=np.array(result.classes),
                 ids=np.array(result.ids))
@@ -295,7 +295,7 @@ def _overlay(path: str, result: Segmentation, palette: list[list[int]]) -> np.nd
 
 
 def _write(path: Path, content: Any) -> None:
-    with files.atomic(path) as unfinished:
+    with safe_files.atomic(path) as unfinished:
         unfinished.write_bytes(content)
 
 
@@ -333,7 +333,7 @@ class Lines:
         """Write a line."""
         record = dict(path=image.path, **result.line(self.wanted.top_k))
         line = _encodable(json.dumps(record, ensure_ascii=False), record).encode() + b'\n'
-        with files.told(self.path):
+        with safe_files.told(self.path):
             if self.stream is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.stream = open(self.path, 'r+b' if self.whole else 'wb', buffering=0)

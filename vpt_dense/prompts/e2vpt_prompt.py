@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count, check_flag
+from vpt_dense.argument_checks import check_count, check_flag
 from vpt_dense.prompts.base import Site
 from vpt_dense.prompts.token_prompt import TokenPrompt, common
 from vpt_dense.registry import MODELS

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_number
+from vpt_dense.argument_checks import check_number
 from vpt_dense.prompts.base import Site, TokenLayout
 from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.registry import MODELS

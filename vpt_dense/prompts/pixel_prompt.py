@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_channels, check_choice, check_count
+from vpt_dense.argument_checks import check_channels, check_choice, check_count
 from vpt_dense.image_prompts.base import MEAN, STD
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS

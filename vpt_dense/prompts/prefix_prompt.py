@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count
+from vpt_dense.argument_checks import check_count
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.prompts.token_prompt import common, resolve_range
 from vpt_dense.registry import MODELS

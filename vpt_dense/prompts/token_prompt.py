@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_count, check_dropout, check_flag, is_int, is_list
+from vpt_dense.argument_checks import check_count, check_dropout, check_flag, is_int, is_list
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.registry import MODELS
 

@@ -10,7 +10,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
-from vpt_dense.arguments import check_choice, check_count, is_int, is_list
+from vpt_dense.argument_checks import check_choice, check_count, is_int, is_list
 from vpt_dense.errors import suggest
 from vpt_dense.heads.setr import ClassifyFirst
 from vpt_dense.overrides import are_of

@@ -8,7 +8,7 @@ import torch
 from mmseg.models.utils import resize
 from torch import Tensor
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.segmentors.encoder_decoder import EncoderDecoder, _check, _counts
 from vpt_dense.windows import Axis
 
@@ -158,4 +158,4 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     size = int(np.prod(shape)) * like.element_size()
     if size <= _IN_MEMORY or like.device.type != 'cpu' or like.dtype != torch.float32:
         return like.new_zeros(shape)
-    return torch.from_numpy(files.on_disk(shape, np.float32))
+    return torch.from_numpy(safe_files.on_disk(shape, np.float32))

@@ -11,17 +11,17 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 import vpt_dense.weights.guard  # noqa: F401  mmengine's loaders become safe
-from vpt_dense import files, live
+from vpt_dense import live, safe_files
 from vpt_dense.errors import UserError
 
 
 def read(path: str, map_location: Any = 'cpu') -> dict:
-    """Read a checkpoint, see :func:`vpt_dense.files.read`.
+    """Read a checkpoint, see :func:`vpt_dense.safe_files.read`.
 
     Raises:
         UserError: If the file is absent, damaged, no checkpoint or would need to run code.
     """
-    checkpoint = files.read(path, map_location)
+    checkpoint = safe_files.read(path, map_location)
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {path} holds no weights but a {type(checkpoint).__name__}')
     return checkpoint
@@ -178,7 +178,7 @@ def verify(path: str) -> None:
     if '://' in path:
         return
     try:
-        files.verify(path)
+        safe_files.verify(path)
     except UserError as error:
         numbered, best = list_in({Path(path).expanduser().parent})
         found = _choose(numbered, best, [], True)
@@ -237,10 +237,10 @@ def _first_whole(candidates: Iterable[Path], faults: list[str]) -> Path | None:
     """The first file that is whole; what is wrong with those before it goes to ``faults``."""
     for file in candidates:
         try:
-            files.verify(file)
+            safe_files.verify(file)
         except UserError as error:
             text = str(error)  # without its advice, unless that is the switch which allows it
-            advice = files.ALLOW_PICKLE not in text
+            advice = safe_files.ALLOW_PICKLE not in text
             faults.append(advice and text.rpartition(': ')[0] or text)
         else:
             return file

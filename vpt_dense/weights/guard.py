@@ -3,7 +3,8 @@
 mmengine falls back to unpickling anything when a safe load is refused, loads what it downloads
 without a safe attempt, and executes the text of a config that it finds in a checkpoint. All of
 ``init_cfg`` of any module, ``load_from``, ``--resume`` and the inferencers of mmseg and mmpretrain
-come here; afterwards they read files through :mod:`vpt_dense.files`, and configs in them as data.
+come here; afterwards they read files through :mod:`vpt_dense.safe_files`, and configs in them as
+data.
 
 Our tools import this module, and so does reading any config of ours (``custom_imports``) and
 building a backbone of ours. What is left: an inferencer that is given a checkpoint and no config,
@@ -29,7 +30,7 @@ from mmengine.runner import Runner
 from mmengine.runner import checkpoint as _mmengine
 from torch import nn
 
-from vpt_dense import files, tasks
+from vpt_dense import safe_files, tasks
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
 
@@ -37,11 +38,11 @@ from vpt_dense.weights import stored_config
 def _load_file(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
     """In place of mmengine's ``_safe_torch_load``: a path, or a stream with a whole file."""
     if not hasattr(file, 'read'):
-        return files.read(os.fspath(file), map_location)
+        return safe_files.read(os.fspath(file), map_location)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, 'downloaded.pth')
         copy.write_bytes(file.read())
-        return files.read(copy, map_location)
+        return safe_files.read(copy, map_location)
 
 
 def load_url(
@@ -62,7 +63,7 @@ def load_url(
     Raises:
         UserError: If the file is damaged or would run code.
     """
-    return files.read(download(url, model_dir, progress), map_location)
+    return safe_files.read(download(url, model_dir, progress), map_location)
 
 
 def download(url: str, model_dir: str | None = None, progress: bool = True) -> Path:
@@ -74,10 +75,10 @@ def download(url: str, model_dir: str | None = None, progress: bool = True) -> P
     folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
     file = folder / Path(urlparse(url).path).name
     if not file.is_file():
-        with files.atomic(file) as unfinished:
+        with safe_files.atomic(file) as unfinished:
             torch.hub.download_url_to_file(url, str(unfinished), progress=progress)
         try:
-            files.check(file)
+            safe_files.check(file)
         except UserError:
             file.unlink()
             raise
@@ -87,7 +88,7 @@ def download(url: str, model_dir: str | None = None, progress: bool = True) -> P
 @_mmengine.CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """What mmengine calls for every local file."""
-    return files.read(filename, map_location)
+    return safe_files.read(filename, map_location)
 
 
 def _fromstring(text: str, file_format: str) -> Config:
@@ -96,14 +97,14 @@ def _fromstring(text: str, file_format: str) -> Config:
     ``Runner.resume`` and inferencers without a config call it with a text out of a checkpoint; what
     it names as ``type`` will be built, so that may only be a name in a registry.
     """
-    if file_format != '.py' or files.allows_code():
+    if file_format != '.py' or safe_files.allows_code():
         return _mmengine_fromstring(text, file_format)
     try:
         return stored_config.parse(text, 'that was loaded', everything=True)
     except UserError as error:
         raise UserError(
             f'{error}; or, if you trust whoever wrote it with all that you may do on this machine, '
-            f'set {files.ALLOW_PICKLE}=1'
+            f'set {safe_files.ALLOW_PICKLE}=1'
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt_dense.arguments import check_patterns, is_int, is_list
+from vpt_dense.argument_checks import check_patterns, is_int, is_list
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tuning import is_added
 from vpt_dense.weights.layouts import LAYOUTS, Layout

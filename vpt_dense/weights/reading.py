@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vpt_dense import files
+from vpt_dense import safe_files
 from vpt_dense.errors import UserError, is_programs
 
 #: Keys under which training code wraps the tensors, undone from the outside in. The earlier one
@@ -43,7 +43,7 @@ def read_state_dict(address: str) -> dict[str, Tensor]:
     """Read the tensors of pretrained weights onto the CPU.
 
     Nothing is unpickled blindly: ``.safetensors`` and ``.npz`` files hold arrays only, and all
-    else goes through :func:`vpt_dense.files.read`.
+    else goes through :func:`vpt_dense.safe_files.read`.
 
     Args:
         address: One of
@@ -78,9 +78,9 @@ def read_source(address: str) -> Source:
     file = _find(address)
     if file is None:
         return _unwrap(_mmengine(address), address)
-    if file.is_file() and files.kind(file) == 'npz':
-        return Source(files.read(file)['state_dict'], ())
-    return _unwrap(files.read(file), address)
+    if file.is_file() and safe_files.kind(file) == 'npz':
+        return Source(safe_files.read(file)['state_dict'], ())
+    return _unwrap(safe_files.read(file), address)
 
 
 # --- addresses -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change
-from vpt_dense.arguments import check_count
+from vpt_dense.argument_checks import check_count
 from vpt_dense.registry import MODELS
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
-from vpt_dense.arguments import check_flag
+from vpt_dense.argument_checks import check_flag
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.prompts.token_prompt import resolve_range
 from vpt_dense.registry import MODELS
