@@ -1,6 +1,7 @@
 """The package's folders import each other in one direction: none reaches itself through others."""
 
 import ast
+import re
 from collections import defaultdict
 
 import pytest
@@ -68,6 +69,24 @@ def test_no_circle_of_folders():
         told.append(', '.join(steps))
     assert not told, 'folders in a circle:\n' + '\n'.join(told)
     assert len(graph) > 30 and sum(map(len, graph.values())) > 100
+
+
+def floors(page: str) -> dict[str, int]:
+    """Room -> number of its block on docs/map.md, counted from above."""
+    (text,) = re.findall(r'```text\n(cli .*?)```', page, re.DOTALL)
+    blocks = [re.findall(r'^(\w+) ', block, re.MULTILINE) for block in text.split('\n\n')]
+    return {room: i for i, block in enumerate(blocks) for room in block}
+
+
+def test_the_map_is_the_source():
+    trees = modules()
+    rooms = {name.split('.')[1] for name in trees if '.' in name} - {'__main__'}
+    floor = floors((ROOT / 'docs/map.md').read_text())
+    assert set(floor) == rooms
+    against = [
+        ' imports '.join(min(found)) for room, others in arrows(trees).items()
+        for other, found in others.items() if room in floor and floor[room] >= floor[other]]
+    assert against == [], 'upwards, or along a block of the map'
 
 
 def test_no_module_but_tools_knows_the_commands():
