@@ -17,16 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/pretrain/vit-demo_formula.py'
 
 
-def export(checkpoint, out, metadata):
+def export(checkpoint: Path, out: Path, metadata: dict[str, str]) -> str:
     """Writes the backbone of a checkpoint of the runner as safetensors.
 
     Args:
-        checkpoint (Path): Checkpoint of mmengine's runner.
-        out (Path): File to write, replaced as a whole.
-        metadata (dict[str, str]): Goes into the header of the file.
+        checkpoint: Checkpoint of mmengine's runner.
+        out: File to write, replaced as a whole.
+        metadata: Goes into the header of the file.
 
     Returns:
-        str: sha256 of the file.
+        sha256 of the file.
     """
     from safetensors.torch import save_file
 

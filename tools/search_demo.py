@@ -29,11 +29,11 @@ GRID = {
 }
 
 
-def trial(method, options, folder, amp, progress):
+def trial(method, options, folder, amp, progress) -> dict:
     """Trains one method with some settings and evaluates it on the validation split.
 
     Returns:
-        dict: method, options and mIoU in per cent.
+        method, options and mIoU in per cent.
     """
     name = '_'.join([method, *(f'{value:g}' for value in options.values())])
     pairs = [f'{key}={value}' for key, value in options.items()]

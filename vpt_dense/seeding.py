@@ -76,7 +76,7 @@ class Position(int):
     """An index into a data set that knows its place in the run.
 
     Attributes:
-        key (tuple[int, ...]): (seed, rank, epoch, place in the epoch); what the sample draws
+        key: (seed, rank, epoch, place in the epoch); what the sample draws
             follows from it. It travels to the workers with the index.
     """
 

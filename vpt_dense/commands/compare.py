@@ -100,11 +100,11 @@ def go_to_demo():
     return str(DEMO if installed.is_checkout() else ROOT / DEMO), options
 
 
-def plan(methods, seeds, jobs, amp, folder):
+def plan(methods, seeds, jobs, amp, folder) -> tuple:
     """Divides the CPUs, chooses the precision and says so.
 
     Returns:
-        tuple: Runs at a time, threads for each, whether in mixed precision.
+        Runs at a time, threads for each, whether in mixed precision.
     """
     import torch
 

@@ -51,13 +51,13 @@ def write_reports(rows, folder, command):
     safe_files.write_text(folder / 'table.json', f'{content}\n')
 
 
-def draw(work_dirs, out, count=6):
+def draw(work_dirs: dict[str, Path], out: Path, count: int = 6):
     """Draws images, ground truth and the predictions of some methods side by side.
 
     Args:
-        work_dirs (dict[str, Path]): Method (key of `METHODS`) -> folder of its run.
-        out (Path): PNG to write.
-        count (int): Number of test images, spread over the split.
+        work_dirs: Method (key of `METHODS`) -> folder of its run.
+        out: PNG to write.
+        count: Number of test images, spread over the split.
     """
     import matplotlib
 

@@ -32,16 +32,19 @@ KINDS = {
 }
 
 
-def make(kind, out, seed=0, size=96, workers=None, force=False):
+def make(
+    kind: str, out: str, seed: int = 0, size: int = 96, workers: int | None = None,
+    force: bool = False,
+):
     """Makes a data set if it is not there yet and says what was done.
 
     Args:
-        kind (str): 'digits' or 'formula'.
-        out (str): Folder to make.
-        seed (int): Seed of the data set.
-        size (int): Height and width of the images, pixels.
-        workers (int | None): Number of processes, default: one per CPU.
-        force (bool): Replace another version or seed of it.
+        kind: 'digits' or 'formula'.
+        out: Folder to make.
+        seed: Seed of the data set.
+        size: Height and width of the images, pixels.
+        workers: Number of processes, default: one per CPU.
+        force: Replace another version or seed of it.
     """
     sample, splits, version = KINDS[kind]
     meta = dict(name=kind, version=version, seed=seed, size=size, splits=splits)

@@ -46,14 +46,14 @@ def _scans():
     return bunch.images.astype(np.float32) / 16, bunch.target
 
 
-def split_scans(seed):
+def split_scans(seed: int) -> dict[str, np.ndarray]:
     """Deals the scans out to the splits.
 
     Args:
-        seed (int): Seed of the data set.
+        seed: Seed of the data set.
 
     Returns:
-        dict[str, numpy.ndarray]: Split -> sorted indices into `load_digits()`, disjoint.
+        Split -> sorted indices into `load_digits()`, disjoint.
     """
     order = np.random.default_rng([DIGITS_VERSION, seed]).permutation(len(_scans()[1]))
     ends = np.cumsum([round(share * len(order)) for share in SHARES.values()])
@@ -78,35 +78,35 @@ def _cover(rng, image, labels):
     labels[mask > 0] = 0
 
 
-def _haze(rng, image):
+def _haze(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Veils an image: `I = J t + A (1 - t)` with transmission t and airlight A.
 
     The model of atmospheric scattering (K. He, J. Sun, X. Tang, "Single Image Haze Removal Using
     Dark Channel Prior", CVPR 2009, equation 1), the same at every pixel.
 
     Args:
-        rng (numpy.random.Generator): Source of randomness.
-        image (numpy.ndarray): (H, W, 3) uint8.
+        rng: Source of randomness.
+        image: (H, W, 3) uint8.
 
     Returns:
-        numpy.ndarray: (H, W, 3) uint8.
+        (H, W, 3) uint8.
     """
     transmission, airlight = rng.uniform(*TRANSMISSION), rng.uniform(*AIRLIGHT)
     veiled = image * transmission + airlight * (1 - transmission)
     return np.round(veiled).astype(np.uint8)
 
 
-def digits_sample(seed, split, index, size=96):
+def digits_sample(seed: int, split: str, index: int, size: int = 96) -> tuple:
     """One image with its labels, a function of its arguments only.
 
     Args:
-        seed (int): Seed of the data set.
-        split (str): One of `SPLITS`.
-        index (int): Number of the image inside the split.
-        size (int): Height and width, pixels.
+        seed: Seed of the data set.
+        split: One of `SPLITS`.
+        index: Number of the image inside the split.
+        size: Height and width, pixels.
 
     Returns:
-        tuple: image (size, size, 3) uint8 in BGR order, label ids (size, size) uint8 and the
+        image (size, size, 3) uint8 in BGR order, label ids (size, size) uint8 and the
         indices of the scans in it (list[int]).
     """
     scans, digits = _scans()

@@ -46,31 +46,31 @@ SPLITS = {'training': 16000, 'validation': 500}
 """Number of images of every split."""
 
 
-def smooth_noise(rng, size, cells):
+def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     """Random values on a coarse grid, smoothly enlarged.
 
     Args:
-        rng (numpy.random.Generator): Source of randomness.
-        size (int): Height and width of the result, pixels.
-        cells (int): Height and width of the coarse grid.
+        rng: Source of randomness.
+        size: Height and width of the result, pixels.
+        cells: Height and width of the coarse grid.
 
     Returns:
-        numpy.ndarray: (size, size) float32 in [0, 1].
+        (size, size) float32 in [0, 1].
     """
     grid = rng.random((cells, cells), dtype=np.float32)
     return np.clip(cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC), 0, 1)
 
 
-def texture_values(rng, name, size):
+def texture_values(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     """One grey-level texture.
 
     Args:
-        rng (numpy.random.Generator): Source of randomness.
-        name (str): One of `TEXTURES`.
-        size (int): Height and width, pixels.
+        rng: Source of randomness.
+        name: One of `TEXTURES`.
+        size: Height and width, pixels.
 
     Returns:
-        numpy.ndarray: (size, size) float32 in [0, 1].
+        (size, size) float32 in [0, 1].
     """
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     angle = rng.uniform(0, np.pi)
@@ -100,18 +100,21 @@ def texture_values(rng, name, size):
     raise ValueError(f'unknown texture {name!r}, expected one of {TEXTURES}')
 
 
-def coloured(rng, values, contrast=1.0, low=0, high=255):
+def coloured(
+    rng: np.random.Generator, values: np.ndarray, contrast: float = 1.0, low: float = 0,
+    high: float = 255,
+) -> np.ndarray:
     """Colours for grey levels: a mixture of two random colours.
 
     Args:
-        rng (numpy.random.Generator): Source of randomness.
-        values (numpy.ndarray): (H, W) float32 in [0, 1].
-        contrast (float): 1 keeps both colours, 0 makes them equal.
-        low (float): Lowest level of a colour channel.
-        high (float): Highest level of a colour channel.
+        rng: Source of randomness.
+        values: (H, W) float32 in [0, 1].
+        contrast: 1 keeps both colours, 0 makes them equal.
+        low: Lowest level of a colour channel.
+        high: Highest level of a colour channel.
 
     Returns:
-        numpy.ndarray: (H, W, 3) float32 in [low, high].
+        (H, W, 3) float32 in [low, high].
     """
     first = rng.uniform(low, high, 3).astype(np.float32)
     second = first + contrast * (rng.uniform(low, high, 3).astype(np.float32) - first)
@@ -184,16 +187,16 @@ def _curve_mask(points, size, thickness, closed):
     return mask
 
 
-def object_mask(rng, label, size):
+def object_mask(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
     """One upright object of a class.
 
     Args:
-        rng (numpy.random.Generator): Source of randomness (variation inside the class).
-        label (int): Label id, `len(TEXTURES)` or more.
-        size (int): Height and width of the box, pixels.
+        rng: Source of randomness (variation inside the class).
+        label: Label id, `len(TEXTURES)` or more.
+        size: Height and width of the box, pixels.
 
     Returns:
-        numpy.ndarray: (size, size) uint8, 1 where the object is.
+        (size, size) uint8, 1 where the object is.
     """
     kind, name = CLASSES[label].split('-', 1)
     thickness = max(2, round(size * rng.uniform(0.08, 0.16)))
@@ -239,22 +242,25 @@ def object_mask(rng, label, size):
     return mask
 
 
-def place(rng, image, labels, mask, label, max_angle, contrast, low=0, high=255):
+def place(
+    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, mask: np.ndarray, label: int,
+    max_angle: float, contrast: float, low: float = 0, high: float = 255,
+) -> np.ndarray:
     """Turns, squeezes and pastes one object into an image, in place.
 
     Args:
-        rng (numpy.random.Generator): Source of randomness.
-        image (numpy.ndarray): (H, W, 3) float32 in [0, 255], changed.
-        labels (numpy.ndarray): (H, W) uint8, changed.
-        mask (numpy.ndarray): (s, s) float32 or uint8 in [0, 1], the object.
-        label (int): Label id of its pixels.
-        max_angle (float): Largest turn to either side, degrees.
-        contrast (float): Smallest colour distance to what is below, in grey levels.
-        low (float): Lowest level of a colour channel of the object.
-        high (float): Highest level of a colour channel of the object.
+        rng: Source of randomness.
+        image: (H, W, 3) float32 in [0, 255], changed.
+        labels: (H, W) uint8, changed.
+        mask: (s, s) float32 or uint8 in [0, 1], the object.
+        label: Label id of its pixels.
+        max_angle: Largest turn to either side, degrees.
+        contrast: Smallest colour distance to what is below, in grey levels.
+        low: Lowest level of a colour channel of the object.
+        high: Highest level of a colour channel of the object.
 
     Returns:
-        numpy.ndarray: (H, W) bool, where the object was painted.
+        (H, W) bool, where the object was painted.
     """
     height, width = labels.shape
     s = mask.shape[0]
@@ -279,16 +285,16 @@ def place(rng, image, labels, mask, label, max_angle, contrast, low=0, high=255)
     return where
 
 
-def finish(rng, image, noise):
+def finish(rng: np.random.Generator, image: np.ndarray, noise: float) -> np.ndarray:
     """Light and dark sides, blur now and then, noise.
 
     Args:
-        rng (numpy.random.Generator): Source of randomness.
-        image (numpy.ndarray): (H, W, 3) float32.
-        noise (float): Largest standard deviation of the noise, grey levels.
+        rng: Source of randomness.
+        image: (H, W, 3) float32.
+        noise: Largest standard deviation of the noise, grey levels.
 
     Returns:
-        numpy.ndarray: (H, W, 3) uint8.
+        (H, W, 3) uint8.
     """
     image = image * (0.7 + 0.6 * smooth_noise(rng, image.shape[0], 3))[..., None]
     if rng.random() < 0.3:
@@ -297,16 +303,16 @@ def finish(rng, image, noise):
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def formula_sample(seed, index, size=96):
+def formula_sample(seed: int, index: int, size: int = 96) -> tuple:
     """One image with its labels, a function of its arguments only.
 
     Args:
-        seed (int): Seed of the data set.
-        index (int): Number of the image.
-        size (int): Height and width, pixels.
+        seed: Seed of the data set.
+        index: Number of the image.
+        size: Height and width, pixels.
 
     Returns:
-        tuple: image (size, size, 3) uint8 and label ids (size, size) uint8.
+        image (size, size, 3) uint8 and label ids (size, size) uint8.
     """
     rng = np.random.default_rng([FORMULA_VERSION, seed, index])
     # Most images are easy: light objects on a dark and calm background. Where light and dark are a

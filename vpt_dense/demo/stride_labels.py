@@ -14,20 +14,20 @@ class StrideLabels(BaseTransform):
     that costs more than a small backbone does.
 
     Args:
-        stride (int): Distance of the pixels that are kept, in both directions.
+        stride: Distance of the pixels that are kept, in both directions.
     """
 
-    def __init__(self, stride):
+    def __init__(self, stride: int):
         self.stride = check_count(stride, 'StrideLabels.stride')
 
-    def transform(self, results):
+    def transform(self, results: dict) -> dict:
         """Shrinks every array named in `seg_fields`.
 
         Args:
-            results (dict): With (H, W) label maps.
+            results: With (H, W) label maps.
 
         Returns:
-            dict: With label maps of (ceil(H / stride), ceil(W / stride)).
+            With label maps of (ceil(H / stride), ceil(W / stride)).
         """
         for key in results.get('seg_fields', []):
             results[key] = results[key][:: self.stride, :: self.stride].copy()

@@ -2,6 +2,7 @@
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
 from torch import Tensor
 from torch.nn import functional
@@ -26,22 +27,22 @@ class ViTStartHook(Hook):
     Does nothing when a run is resumed or begins with ``load_from``.
 
     Args:
-        num_images (int): Training images for the statistics.
-        eps (float): Added to the variance of every component (images normalised to unit
+        num_images: Training images for the statistics.
+        eps: Added to the variance of every component (images normalised to unit
             variance), so that noise is not blown up to the strength of shapes.
     """
 
     priority = 'VERY_HIGH'  # before the first iteration of anything else
 
-    def __init__(self, num_images=1000, eps=0.5):
+    def __init__(self, num_images: int = 1000, eps: float = 0.5):
         self.num_images = num_images
         self.eps = eps
 
-    def before_train(self, runner):
+    def before_train(self, runner: Runner):
         """Overwrites the start weights of `model.backbone`.
 
         Args:
-            runner (mmengine.runner.Runner): At iteration 0, else nothing is done.
+            runner: At iteration 0, else nothing is done.
         """
         if runner.iter > 0 or runner._has_loaded:
             return
@@ -64,15 +65,15 @@ class ViTStartHook(Hook):
                 mimic(layer.attn, generator)
 
 
-def whiten(projection, images, eps, generator):
+def whiten(projection: torch.nn.Conv2d, images: Tensor, eps: float, generator: torch.Generator):
     """Makes a patch embedding whiten the patches of some images, in place.
 
     Args:
-        projection (torch.nn.Conv2d): With as many outputs as there are values in a patch, or
+        projection: With as many outputs as there are values in a patch, or
             fewer: the components of the largest variance are kept then.
-        images (Tensor): (B, 3, H, W), normalised.
-        eps (float): Added to every variance.
-        generator (torch.Generator): For the random turn that spreads the components.
+        images: (B, 3, H, W), normalised.
+        eps: Added to every variance.
+        generator: For the random turn that spreads the components.
     """
     outputs = projection.out_channels
     patches = functional.unfold(images, projection.kernel_size, stride=projection.stride)
@@ -88,16 +89,16 @@ def whiten(projection, images, eps, generator):
     projection.bias.copy_(-weight @ mean)
 
 
-def mimic(attention, generator):
+def mimic(attention: torch.nn.Module, generator: torch.Generator):
     """Sets the projections of an attention layer as trained ones are, in place.
 
     `Wq Wk^T` becomes `0.7 Z + 0.7 I` and `Wv Wo` becomes `0.4 Z - 0.4 I`, Z normal with variance
     1 / embed_dims, the former as well as the rank of a head allows.
 
     Args:
-        attention (torch.nn.Module): With `qkv`, `proj`, `num_heads`, `head_dims` and
+        attention: With `qkv`, `proj`, `num_heads`, `head_dims` and
             `embed_dims`.
-        generator (torch.Generator): For Z.
+        generator: For Z.
     """
     dims, width = attention.embed_dims, attention.head_dims
 

@@ -23,11 +23,11 @@ class LinearHead(UpsampledLoss, BaseDecodeHead):
     ``final_norm=False`` then, and one block or several are treated alike.
 
     Args:
-        in_channels (int | Sequence[int]): Channels of the one feature map that is read, or of
+        in_channels: Channels of the one feature map that is read, or of
             several that are concatenated.
-        in_index (int | Sequence[int]): Which of the backbone's outputs.
-        norm_cfg (dict): Config of the batch norm.
-        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
+        in_index: Which of the backbone's outputs.
+        norm_cfg: Config of the batch norm.
+        log_accuracy: bool; see :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`, without
             ``channels`` and ``input_transform``.
 

@@ -20,7 +20,7 @@ class UpsampledLoss:
     subclass has of its own.
 
     Args:
-        log_accuracy (bool): Report `acc_seg`, the pixel accuracy of every training batch in per
+        log_accuracy: Report `acc_seg`, the pixel accuracy of every training batch in per
             cent, as mmseg does. It costs a look at all logits.
         **kwargs: As in mmseg.
     """

@@ -67,7 +67,7 @@ class SETRUPHead(ClassifyFirst, decode_heads.SETRUPHead):
     """mmseg's head of SETR-PUP and SETR-Naive: the same parameters, names and results.
 
     Args:
-        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
+        log_accuracy: bool; see :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.SETRUPHead`.
     """
 
@@ -89,7 +89,7 @@ class SETRMLAHead(ClassifyFirst, decode_heads.SETRMLAHead):
     """mmseg's head of SETR-MLA: the same parameters, names and results.
 
     Args:
-        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
+        log_accuracy: bool; see :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.SETRMLAHead`.
     """
 

@@ -11,7 +11,7 @@ class UPerHead(UpsampledLoss, decode_heads.UPerHead):
     """mmseg's head of UperNet (T. Xiao et al., ECCV 2018, https://arxiv.org/abs/1807.10221).
 
     Args:
-        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
+        log_accuracy: bool; see :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.UPerHead`.
     """
 
@@ -21,7 +21,7 @@ class FCNHead(UpsampledLoss, decode_heads.FCNHead):
     """mmseg's head of convolutions; with ``num_convs=0`` one linear layer on every position.
 
     Args:
-        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
+        log_accuracy: bool; see :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.FCNHead`.
     """
 
@@ -33,6 +33,6 @@ class SegmenterMaskTransformerHead(UpsampledLoss, decode_heads.SegmenterMaskTran
     https://arxiv.org/abs/2105.05633
 
     Args:
-        log_accuracy (bool): See :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
+        log_accuracy: bool; see :class:`vpt_dense.heads.losses.UpsampledLoss`. Default: True.
         **kwargs: As in :class:`mmseg.models.SegmenterMaskTransformerHead`.
     """

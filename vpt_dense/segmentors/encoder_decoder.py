@@ -57,7 +57,7 @@ class EncoderDecoder(segmentors.EncoderDecoder):
     the windows of a batch together, and its logits have the window's size.
 
     Args:
-        test_cfg (dict, optional): As in mmseg: ``mode``, ``crop_size`` and ``stride`` (height,
+        test_cfg: As in mmseg: ``mode``, ``crop_size`` and ``stride`` (height,
             width in pixels), what the head reads; and ``windows_per_batch`` (int), by default 4.
         **kwargs: As in :class:`mmseg.models.EncoderDecoder`.
 

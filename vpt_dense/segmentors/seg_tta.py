@@ -34,7 +34,7 @@ class SegTTAModel(segmentors.SegTTAModel):
     segmentor's ``test_step``, and :meth:`merge_preds` merges them.
 
     Args:
-        module (dict | nn.Module): A :class:`vpt_dense.segmentors.EncoderDecoder`.
+        module: A :class:`vpt_dense.segmentors.EncoderDecoder`.
         **kwargs: As in :class:`mmseg.models.SegTTAModel`.
 
     Raises:
