@@ -1,4 +1,4 @@
-"""torchrun's agent, with the manners of a single process."""
+"""torchrun's agent, with the signals and exit codes of a single process."""
 
 import logging
 import os
@@ -90,7 +90,7 @@ class Agent(LocalElasticAgent):
 
 
 def describe(codes: list[int]) -> str | None:
-    """What ended processes that have reported nothing: they were killed."""
+    """A message if all of the processes were killed by signals; else None."""
     if codes and all(code < 0 for code in codes):
         return f'a process was killed ({signal.Signals(-codes[0]).name})'
     return None

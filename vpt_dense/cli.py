@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What there is."""
+    """The list of commands, as text."""
     width = max(map(len, COMMANDS))
     lines = [f'  {name:{width}}  {text}' for name, (_, text) in COMMANDS.items()]
     return '\n'.join([

@@ -1,4 +1,4 @@
-"""What a shell completes after ``vpt-dense``, configs and methods too: argcomplete's protocol."""
+"""Completion in a shell after ``vpt-dense``, by argcomplete's protocol; configs and methods too."""
 
 import argparse
 import os

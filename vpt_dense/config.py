@@ -1,4 +1,4 @@
-"""Reading a config: parsed, checked for typos, and what is said once put where it is needed."""
+"""Reads a config, checks it for typos and puts shared settings where they are needed."""
 
 import copy
 import difflib

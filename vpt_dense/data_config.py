@@ -159,7 +159,7 @@ def _merge(common: dict, own: dict) -> ConfigDict:
 
 
 class _Old(NamedTuple):
-    """What one file says, its bases included."""
+    """The settings of one file, its bases included."""
 
     layer: _Layer
     datasets: dict[str, dict]  # by their places

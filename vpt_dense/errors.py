@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and how a tool tells them: one line, never a traceback unasked."""
+"""Errors that a user can cause; a tool reports them in one line, a traceback only on request."""
 
 import argparse
 import atexit

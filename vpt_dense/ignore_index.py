@@ -1,4 +1,4 @@
-"""The label that is left out, said once (``dataset.ignore_index``), put wherever it is needed."""
+"""The ignored label: set once (``dataset.ignore_index``) and put wherever it is needed."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the stack imports whatever is wanted of it: seconds, or an error.
+"""Avoids slow or failing imports that the OpenMMLab packages make without need.
 
 - mmpretrain: with pycocotools and transformers installed its multimodal models are imported, which
   ends in a TypeError if transformers is of version 5 or newer: it lacks names that they are made
@@ -95,7 +95,7 @@ class _WithAdafactor(dict):
 
 
 def _change(module: ModuleType) -> None:
-    """What is to be done when a module of the stack has been executed."""
+    """Change a module of the stack after it was executed."""
     if module.__name__ == 'mmengine.optim.optimizer.builder':
         module.OPTIMIZERS._module_dict = _WithAdafactor(module.OPTIMIZERS._module_dict)
     elif module.__name__ == 'mmpretrain.utils.dependency':

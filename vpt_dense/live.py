@@ -1,4 +1,4 @@
-"""What is going on: a line on a terminal that changes in place, plain lines now and then elsewhere.
+"""Shows progress: one changing line on a terminal, plain lines now and then elsewhere.
 
 A thread would be simpler to write for, but loader workers are forked: so whoever works calls
 :func:`show` often, and it does something when it is time.
@@ -75,7 +75,7 @@ def clear() -> None:
 
 
 def clearing() -> str:
-    """What takes the live line away, for who writes past ``sys.stderr``."""
+    """The text that clears the live line, for code that does not write through ``sys.stderr``."""
     return _CLEAR if _State.shown else ''
 
 

@@ -1,4 +1,4 @@
-"""What reaches the console. Everything reaches the log file of the run."""
+"""Chooses what is shown on the console. The log file of the run gets everything."""
 
 import logging
 import re

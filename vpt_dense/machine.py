@@ -1,4 +1,4 @@
-"""What the machine has: memory that was held, GPUs."""
+"""Facts about the machine and this process: peak memory, GPUs."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a training step takes in memory, found without taking it.
+"""Estimates the memory of a training step without running one.
 
 Two steps of the config's own model, loss and optimizer run on fake tensors: PyTorch's own, which
 have shapes, types and storages, and no numbers. Every operation is the one that a run calls on this
@@ -247,7 +247,7 @@ class _Storages(TorchDispatchMode):
 
 
 def _without_numbers(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """What an operation is taken to yield whose result hangs on numbers: true, one, all pixels."""
+    """The result assumed for operations that depend on values: true, one, all pixels."""
     aten = torch.ops.aten
     if func is aten._local_scalar_dense.default:  # .item(), float(), if tensor:
         kind = args[0].dtype

@@ -114,7 +114,7 @@ def apply(cfg: Config, name: str, path: str) -> None:
 
 
 def _merged(*layers: Any) -> ConfigDict:
-    """What config files that say these, one after the other, come to."""
+    """Merge the settings of config files, one after the other."""
     whole = ConfigDict()
     for layer in layers:
         whole.merge(ConfigDict(layer or {}))

@@ -1,4 +1,4 @@
-"""What tools and runs write: nothing that is there already goes without being asked."""
+"""Output of tools and runs: existing files are never replaced without being asked."""
 
 import argparse
 import errno

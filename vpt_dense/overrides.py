@@ -1,4 +1,4 @@
-"""Short ways are taken only where nobody has put a method of their own into the long one."""
+"""Tells whether methods are overridden: shortcuts are used only where they are not."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Signals by which a cluster asks a run to leave: caught here, answered where it is safe.
+"""Signals by which a cluster asks a run to stop: caught at once, answered when it is safe.
 
 Slurm sends SIGTERM before it takes the nodes away (preemption, time limit, ``scancel``), or what
 ``--signal`` names, usually SIGUSR1. Nothing heavy is imported here: a run listens from its start.

@@ -144,7 +144,7 @@ def check_model(model: dict) -> None:
 
 
 def check_heads(cfg: Config) -> None:
-    """What heads, losses and classes must have in common so that there is something to learn."""
+    """Check that heads, losses and classes fit together, so that there is something to learn."""
     model = cfg.get('model') or {}
     model = model.get('module') or model
     classes = next((leaf['metainfo']['classes'] for leaf in leaf_datasets(
@@ -195,7 +195,7 @@ def check_class_weights(cfg: Config) -> None:
 
 
 def check_bands(cfg: Config) -> None:
-    """What ``LoadBands`` gives is normalised, has the model's bands, and is the same everywhere."""
+    """Check that ``LoadBands`` normalises, gives the model's bands and is the same everywhere."""
     model = cfg.get('model') or {}
     model = model.get('module') or model
     found: list[tuple[str, dict | None]] = []  # (data set, arguments of its LoadBands or None)
@@ -388,7 +388,7 @@ def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_parts(cfg: Config, mode: str) -> None:
-    """What a run of this mode cannot do without."""
+    """Check that the parts exist which a run of this mode needs."""
     wanted = {
         'train': ('model', 'train_cfg', 'train_dataloader', 'optim_wrapper'),
         'test': ('model', 'test_cfg', 'test_dataloader', 'test_evaluator'),

@@ -1,4 +1,4 @@
-"""Said once: ``img_size``, ``epochs`` or ``iters``, ``warmup``, ``batch_size``.
+"""Keys that are set once: ``img_size``, ``epochs`` or ``iters``, ``warmup``, ``batch_size``.
 
 Each is a top-level key of a config, or an option of the command line, and goes into all the places
 that follow it; then it is gone, so that the finished config says the same when it is loaded again.
@@ -77,7 +77,7 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
 
 
 def hint(name: str) -> str:
-    """What a message adds where a variable or an unknown key means one of ours; often nothing."""
+    """A hint for messages about a variable or unknown key that means one of ours; often empty."""
     return f'; {MEANT[name]} sets all that follows from it' if name in MEANT else ''
 
 
@@ -85,7 +85,7 @@ def hint(name: str) -> str:
 
 
 class _Origin(NamedTuple):
-    """Where a key was said."""
+    """The place where a key was set."""
 
     beneath: Mapping | None  # what the files below say; None: not known
     trees: tuple[ast.Module, ...]  # the files from the top down to the one that has the key
@@ -446,7 +446,7 @@ class _Length(NamedTuple):
         return int(point + 0.5)
 
     def interval(self, value: int) -> int:
-        """How often something happens that happened every so often."""
+        """The new interval of something that happened at an interval."""
         if not 0 < value <= self.old:
             return value  # never
         if not self.was_by_epoch:
@@ -536,7 +536,7 @@ def _length_of(loop: Mapping) -> tuple[bool, Any]:
 
 
 def _count_by(cfg: Config, by_epoch: bool, origin: _Origin) -> None:
-    """What counts beside the loop counts as it does."""
+    """Make hooks count as the loop does."""
     hooks = cfg.get('default_hooks') or {}
     if hooks.get('checkpoint'):
         hooks['checkpoint']['by_epoch'] = by_epoch

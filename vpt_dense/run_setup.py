@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share."""
+"""Shared parts of ``tools/train.py`` and ``tools/test.py``."""
 
 import argparse
 import gc
@@ -136,7 +136,7 @@ def store_predictions(cfg: Config, out: str) -> None:
 
 
 def written_by_metrics(cfg: Config) -> list[str]:
-    """What the metrics of a test write to, files and folders."""
+    """The files and folders that the metrics of a test write to."""
     return [node[key] for _, node in tree.walk(cfg.get('test_evaluator'), '')
             for key in ('output_dir', 'out_file_path') if node.get(key)]  # fmt: skip
 

@@ -163,7 +163,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.d
 
 
 def plain(value: Any) -> Any:
-    """What is left of a value in types that ``torch.load`` takes by default.
+    """Convert a value into types that ``torch.load`` takes by default.
 
     Numbers and arrays of NumPy become Python's, mmengine's history buffers dicts, which
     :func:`read` turns back. An object that is nothing of all that stays: torch refuses to read it.
@@ -461,7 +461,7 @@ def _check_reader() -> None:
 
 
 def kind(file: Path) -> str | None:
-    """What a file is by its content: 'safetensors', 'npz', 'archive', 'pickle', or none of these.
+    """A file's kind by its content: 'safetensors', 'npz', 'archive', 'pickle', or none of these.
 
     An archive is a zip file, as torch writes since 1.6; a pickle is what it wrote before.
     """
@@ -614,7 +614,7 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What the unpickler met, from torch's page-long message."""
+    """The cause of a failed read, from torch's page-long message."""
     text = ' '.join(str(error).split())
     for pattern in (r'GLOBAL ([\w.]+)', r'but got (.{1,80})', r'WeightsUnpickler error: (.{1,80})'):
         found = re.search(pattern, text)

@@ -1,4 +1,4 @@
-"""What the package knows of a task: one record; another task is another record (CONTRIBUTING.md).
+"""Tasks, one record each; to add a task, add a record (CONTRIBUTING.md).
 
 The records name classes and functions, and import none of them.
 """
@@ -80,7 +80,7 @@ class Task:
     writer: str = 'vpt_dense.predicting.writing:Lines'
 
     def function(self, key: str, asked: str) -> Callable:
-        """What an attribute of the record names.
+        """The function that an attribute of the record names.
 
         Args:
             key: The attribute.

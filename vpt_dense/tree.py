@@ -11,7 +11,7 @@ DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def get(node: Any, place: str) -> Any:
-    """What is at a dotted place below a node; None: nothing is."""
+    """The value at a dotted place below a node; None: there is none."""
     for key in place.split('.'):
         if isinstance(node, (list, tuple)) and key.isdigit() and int(key) < len(node):
             node = node[int(key)]

@@ -1,4 +1,4 @@
-"""Test-time augmentation: what a config says of it, or what a classifier does without a word."""
+"""Test-time augmentation: as a config sets it, or the default of a classifier."""
 
 from mmengine.config import Config, ConfigDict
 

@@ -1,4 +1,4 @@
-"""What trains: a list of name patterns, and the mode of what does not.
+"""Chooses what trains by a list of name patterns, and sets the mode of the rest.
 
 Full, head-only, bias and prompt tuning are lists of patterns on the parameter names of a backbone:
 ``['.*']``, ``[]``, ``['bias$']``, ``['^prompt']``, ``['^prompt', 'bias$']``. Two patterns count

@@ -1,4 +1,4 @@
-"""What a checkpoint's pickle may name beside tensors: a short list, each entry harmless by itself.
+"""Names that a checkpoint's pickle may use beside tensors: a short list of harmless ones.
 
 mmengine has a list for torch's ``weights_only`` reading too, but it holds ``getattr`` and
 ``numpy.ndarray``. From the first a crafted file climbs to ``exec`` (``getattr.__self__`` is the

@@ -1,4 +1,4 @@
-"""Prompts that are added to the tokens instead of standing beside them."""
+"""Prompts that are added to the tokens instead of extending the sequence."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Bottlenecks behind the MLP."""
+"""Bottlenecks after the MLP."""
 
 import math
 

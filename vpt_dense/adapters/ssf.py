@@ -1,4 +1,4 @@
-"""Scales and shifts of everything that a backbone computes."""
+"""Scales and shifts of what a backbone computes: SSF."""
 
 import torch
 from torch import Tensor, nn

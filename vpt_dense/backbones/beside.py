@@ -1,4 +1,4 @@
-"""What a layer makes of prompts that stand beside the tokens of images."""
+"""A module applied to tokens and, separately, to prompts."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,4 +1,4 @@
-"""What the convolutional backbones share."""
+"""The base of the convolutional backbones."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the backbones made of transformer blocks share: the loop over the blocks."""
+"""The base of the backbones made of transformer blocks: the loop over the blocks."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class TokenBackbone(TunedBackbone):
         """
 
     def block_arguments(self, grid: tuple[int, int]) -> tuple[Any, ...]:
-        """What blocks get behind the tokens; computed once for those of one grid of patches."""
+        """Arguments of the blocks after the tokens; computed once for a grid of patches."""
         return ()
 
     def add_positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all backbones of this package share: prompts, adapters, and what trains."""
+"""The base of all backbones of this package: prompts, adapters, and which parameters train."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the transformer blocks of this package share: adapters inside, and what backward keeps."""
+"""The base of this package's transformer blocks: adapters inside, and what backward keeps."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable

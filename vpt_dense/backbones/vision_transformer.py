@@ -213,7 +213,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         return last and not is_watched((self.layers[i], *output_norms(self)))
 
     def _check_pool(self, pool: str | None, prompt: dict | None) -> str | None:
-        """What the outputs are a mean of; None: they are no mean."""
+        """The tokens that the outputs are a mean of; None: the outputs are no mean."""
         averages = self.out_type in ('avg_tokens', 'avg_featmap')
         check_choice(pool, 'pool', ('patches', 'prompts', 'both', None))
         if pool is not None and not averages:

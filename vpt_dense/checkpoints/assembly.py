@@ -103,7 +103,7 @@ def _check_model(path: str, model: dict, first_path: str, first: dict) -> None:
 
 
 def _comparable(model: dict) -> dict:
-    """What must be the same; neither places of files nor what the machine chooses."""
+    """The settings that must be the same: not the places of files."""
     backbone = {key: value for key, value in model['backbone'].items() if key != 'init_cfg'}
     return {**model, 'backbone': backbone}
 
@@ -158,7 +158,7 @@ def _join(paths: Sequence[str], states: Sequence[dict[str, Tensor]]) -> dict[str
 
 
 def _name(name: str, member: int) -> str:
-    """What a tensor of a single model is called in an ensemble."""
+    """The name that a tensor of a single model has in an ensemble."""
     parts = name.split('.')
     if parts[:2] == ['backbone', 'prompt']:
         place = 2

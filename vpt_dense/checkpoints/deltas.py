@@ -1,4 +1,4 @@
-"""Checkpoints that hold what was tuned and what cannot be rebuilt, and files of that alone.
+"""Checkpoints and deltas: files that hold only what was tuned or cannot be rebuilt.
 
 Runs write checkpoints without the frozen tensors that come from the pretrained weights
 (:func:`reduce`); backbones complete them by themselves when they are loaded
@@ -353,7 +353,7 @@ def _config(
 
 
 def other_setting(cfg: Config, checkpoint: dict, path: str) -> str:
-    """Where a config's model is not what a checkpoint was trained with.
+    """The place where a config's model differs from that of a checkpoint's training.
 
     No tensor tells of LoRA's alpha.
 
@@ -445,7 +445,7 @@ def _identify(
 
 
 def _metric(path: Path, meta: dict) -> dict[str, float] | None:
-    """What a run measured when it wrote this checkpoint, from ``evaluations.json`` beside it.
+    """The results of a run at this checkpoint, from ``evaluations.json`` beside it.
 
     The id tells whether it is of this run: others may have evaluated there at the same iteration.
     """
@@ -468,7 +468,7 @@ def _metric(path: Path, meta: dict) -> dict[str, float] | None:
 
 
 def describe(path: str) -> list[tuple[str, str]]:
-    """What a checkpoint is, as (label, text) rows."""
+    """A description of a checkpoint, as (label, text) rows."""
     checkpoint = read(path)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     method = meta.get('method')
@@ -521,7 +521,7 @@ def describe(path: str) -> list[tuple[str, str]]:
 
 
 def differences(first: str, second: str, weights_only: bool = False) -> list[str]:
-    """What differs between two checkpoints, a line each; empty: nothing does.
+    """The differences between two checkpoints, a line each; empty: there are none.
 
     Configs and metadata are compared as text; tensors by name, then shape and type, then value:
     the largest absolute difference, and that relative to the largest number of the first. NaN
@@ -576,7 +576,7 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _difference(x: Any, y: Any) -> str:
-    """What differs between two tensors, or other values; empty: nothing."""
+    """The difference between two tensors, or other values; empty: there is none."""
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         same = type(x) is type(y) and (x == y or (x != x and y != y))
         return '' if same else f'{_told(x)} and {_told(y)}'

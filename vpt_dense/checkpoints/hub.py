@@ -182,7 +182,7 @@ def _leave_home(delta: dict, path: str) -> bool:
 
 
 def _place(path: str) -> str:
-    """What others are told of an absolute path."""
+    """An absolute path without private parts: relative to the current folder, or its name alone."""
     inside = Path(path).is_relative_to(Path.cwd())
     return os.path.relpath(path) if inside else Path(path).name
 

@@ -1,4 +1,4 @@
-"""Accuracy, and what it is made of: results by class."""
+"""Accuracy, in total and by class."""
 
 from typing import Any
 

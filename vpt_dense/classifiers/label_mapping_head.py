@@ -1,4 +1,4 @@
-"""A pretrained classifier whose classes stand for those of another task."""
+"""A head that uses classes of a pretrained classifier as the classes of another task."""
 
 import torch
 from mmpretrain.models.heads import ClsHead

@@ -1,4 +1,4 @@
-"""What the tools do, one module each: ``vpt-dense NAME`` and ``python tools/NAME.py`` are the same.
+"""The tools, one module each; ``vpt-dense NAME`` and ``python tools/NAME.py`` are the same.
 
 Each has ``main(argv=None)``; None: what the command line says.
 """

@@ -55,7 +55,7 @@ def look(args: argparse.Namespace) -> dict:
 
 
 def cells(split: dict) -> dict[str, str]:
-    """What the table says of a split, by row."""
+    """The cells of the table for a split, by row."""
     sizes = split['image_sizes']
     rows = {'images': f'{split["images"]:,}'}
     if 'masks' in split:

@@ -1,4 +1,4 @@
-"""Training and testing methods x seeds through the tools, each once, and measuring their cost."""
+"""Runs of a comparison: trains and tests each method with each seed once, measures the cost."""
 
 import contextlib
 import functools
@@ -185,7 +185,7 @@ class Comparison:
         return Path(self.pattern.replace('{method}', method))
 
     def method_option(self, method: str) -> list[str]:
-        """What tools are told beside that path."""
+        """The arguments that tools need beside that path."""
         return [] if '{method}' in self.pattern else ['--method', method]
 
     def config(self, method: str) -> 'Config':
@@ -201,7 +201,7 @@ class Comparison:
         return own_place(self.folder / f'{method}_seed{seed}', f'/{RESULT}', mark)
 
     def fingerprint(self, method: str, seed: int) -> dict[str, str | None]:
-        """What a run must agree with to count as this run.
+        """The fingerprints that a run must have to count as this run.
 
         Returns:
             ``fingerprint``: sha256 over seed, precision, the resolved config and the pretrained
@@ -452,7 +452,7 @@ def own_place(place: Path, record: str, mark: Mapping[str, str | None]) -> Path:
 
 
 def _machine() -> str:
-    """What measurements were taken on."""
+    """The machine that measurements were taken on."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'

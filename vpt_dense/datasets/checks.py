@@ -181,7 +181,7 @@ def find_classes(data_root: str | os.PathLike) -> list[str]:
 
 @dataclass
 class _File:
-    """What one image or one image with its mask turned out to be."""
+    """The findings about one image, or one image with its mask."""
 
     info: raster.ImageInfo | None = None
     error: str = ''
@@ -213,7 +213,7 @@ class Loader:
     nodata: float | list[float] | None = None
 
     def fault(self, info: raster.ImageInfo) -> str | None:
-        """What is wrong with an image: it is read 'wrongly', not 'deeply' enough, 'few' bands."""
+        """The fault of an image: read 'wrongly', not 'deeply' enough, 'few' bands; or None."""
         if self.count is not None:
             wanted = max(self.bands) if self.bands else self.count
             fits = info.bands >= wanted if self.bands else info.bands == wanted
@@ -302,7 +302,7 @@ def _of_mask(error: ValueError) -> ValueError:
 
 
 def label_table(reduce_zero_label: bool, label_map: dict[int, int] | None) -> np.ndarray:
-    """What mmseg makes of the labels in a file before anything sees them.
+    """The table by which mmseg changes the labels of a file on loading.
 
     Args:
         reduce_zero_label: 0 becomes 255 and every other label but 255 one less.

@@ -1,4 +1,4 @@
-"""A classification data set that is nothing but folders of images, one a class."""
+"""A classification data set made of folders of images, one folder for each class."""
 
 from mmpretrain.datasets import BaseDataset
 

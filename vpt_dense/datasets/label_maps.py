@@ -113,7 +113,7 @@ def ignored_id(
 
 
 def id_type(ids: Sequence[int], ignored: int) -> np.dtype:
-    """What label maps hold: 8 bits, or 16 where an id is above 255."""
+    """The type of label maps: 8 bits, or 16 where an id is above 255."""
     return np.dtype(np.uint8 if max(*ids, ignored) < 256 else np.uint16)
 
 

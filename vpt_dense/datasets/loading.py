@@ -1,4 +1,4 @@
-"""Reading images and masks that the stack's loaders change silently or refuse obscurely."""
+"""Loads images and masks that mmcv's and mmseg's loaders change silently or refuse obscurely."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What files are called that are made from images: the path below the data folder is kept."""
+"""Names of files that are made from images: they keep the path below the data folder."""
 
 import functools
 import os

@@ -46,7 +46,7 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a file says of its image.
+    """Size, bands and type of an image, as its file gives them.
 
     Attributes:
         height: Rows, in pixels, after the turn that an EXIF tag asks for.
@@ -309,7 +309,7 @@ def open_image(path: str | os.PathLike, indices: bool = False) -> Opened:
 
 
 class Wrong(ValueError):
-    """What is said already, with the file's name."""
+    """An error whose message already names the file."""
 
 
 @contextlib.contextmanager
@@ -356,7 +356,7 @@ def _reader(path: str, indices: bool) -> Opened:
 
 
 class Opened:
-    """What pictures and rasters have in common."""
+    """The base of readers of pictures and of rasters."""
 
     info: ImageInfo
     block_rows = 1
@@ -435,7 +435,7 @@ class _Picture(Opened):
 
 
 class _Raster(Opened):
-    """What GDAL reads."""
+    """An image that GDAL reads."""
 
     def __init__(self, path: str, indices: bool, tags: dict[int, Any] | None = None) -> None:
         rasterio = _rasterio()

@@ -1,4 +1,4 @@
-"""A segmentation data set that is nothing but a folder of images and a folder of masks."""
+"""A segmentation data set made of a folder of images and a folder of masks."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A part of the labels is enough to learn from."""
+"""Trains on a part of the labels: every n-th pixel."""
 
 from mmcv.transforms import BaseTransform
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, and of the way from an image file to its input."""
+"""The description inside an exported file: the model, and how an image becomes its input."""
 
 import importlib
 import json
@@ -72,7 +72,7 @@ def loads_bands(steps: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def pipeline_of(steps: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
-    """What a test's pipeline does to an image, as plain data.
+    """The steps of a test's pipeline that change an image, as plain data.
 
     Args:
         steps: The config's pipeline.

@@ -450,7 +450,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _mixture(source: int, target: int, align_corners: bool) -> np.ndarray:
-    """What each of ``target`` places takes of ``source``, (target, source), float32."""
+    """The weights of ``source`` places in each of ``target`` places, (target, source), float32."""
     places = np.arange(target, dtype=np.float32)
     if align_corners:
         places = places * np.float32((source - 1) / max(target - 1, 1))

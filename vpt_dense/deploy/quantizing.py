@@ -149,7 +149,7 @@ def dataset_of(cfg: Config, split: str, pipeline: list | None = None) -> Any:
 
 
 def _input_of(data: dict, cfg: Config) -> np.ndarray:
-    """What a pipeline has packed, (C, H, W), as exported graphs take it: float32, R first."""
+    """The packed image, (C, H, W), as exported graphs take it: float32, R first."""
     image = data['inputs'].numpy().astype(np.float32)
     has_blue_first = len(image) == 3 and not cards.loads_bands(cfg.get('test_pipeline') or ())
     return image[::-1] if has_blue_first else image

@@ -1,4 +1,4 @@
-"""What mmengine writes during a run, written as the rest: completely, or one line says why not."""
+"""Makes mmengine write files of a run completely; if it cannot, one line says why."""
 
 import logging
 import os

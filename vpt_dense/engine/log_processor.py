@@ -1,4 +1,4 @@
-"""What several processes log: the losses and accuracies of all of them."""
+"""The log of several processes: means of the losses and accuracies of all of them."""
 
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.registry import LOG_PROCESSORS

@@ -1,4 +1,4 @@
-"""Training loops of mmengine that go on, when resumed, exactly where the checkpoint was written."""
+"""mmengine's training loops, which a resumed run continues exactly where it was saved."""
 
 from itertools import islice
 from typing import Any

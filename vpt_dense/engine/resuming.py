@@ -1,4 +1,4 @@
-"""Going on with a run: what its settings were, what they are now, and what comes of that.
+"""Resuming a run: compares its settings with those of now and applies those of now.
 
 The config of the run that goes on holds, in everything that can change: the length, the batch, the
 schedule, the settings of the optimizer. A checkpoint's optimizer and schedules would bring their
@@ -48,7 +48,7 @@ _AFRESH = 'begin anew from its weights with load_from in place of --resume'
 
 
 def describe_run(runner: Runner) -> dict[str, int | None]:
-    """What a checkpoint says about its run beside the config: ``meta.run_size``.
+    """The sizes of its run that a checkpoint holds beside the config: ``meta.run_size``.
 
     Returns:
         ``processes``; ``images``, of the training data; ``epoch_length``, in iterations, None
@@ -63,7 +63,7 @@ def describe_run(runner: Runner) -> dict[str, int | None]:
 
 
 def describe_optimizer(model: nn.Module, optim_wrapper: OptimWrapper | OptimWrapperDict) -> dict:
-    """What the state of an optimizer is of.
+    """The parameters that the state of an optimizer belongs to.
 
     Args:
         model: The model, wrapped or not.
@@ -341,7 +341,7 @@ def _some(names: set[str], limit: int = 3) -> str:
 def _of_old_checkpoint(
     now: dict, checkpoint: dict, old: Config | None, new: Config | None, path: str
 ) -> dict:
-    """What the state in a checkpoint without names is of: its config tells.
+    """The same for a checkpoint without names, from its config.
 
     Raises:
         UserError: If it cannot tell.

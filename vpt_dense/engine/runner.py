@@ -1,4 +1,4 @@
-"""mmengine's runner, safe with files and at home on machines without a GPU."""
+"""mmengine's runner, with safe files and support for machines without a GPU."""
 
 import contextlib
 import functools

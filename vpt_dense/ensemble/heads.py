@@ -13,7 +13,7 @@ from vpt_dense.registry import MODELS
 
 
 class _Heads(Members):
-    """What both kinds of heads share.
+    """The base of both kinds of heads.
 
     Args:
         seeds: Of the members.

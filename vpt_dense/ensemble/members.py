@@ -1,4 +1,4 @@
-"""What the ensembles of prompts, heads and necks share: members, each with its own seed."""
+"""The base of ensembles of prompts, heads and necks: members, each with its own seed."""
 
 import contextlib
 import copy

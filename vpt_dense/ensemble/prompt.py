@@ -93,7 +93,7 @@ class PromptEnsemble(Members, Prompt):
                 member.start_from(backbone)
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> list:
-        """What each member prepared."""
+        """The result of ``prepare`` of each member."""
         return [member.prepare(embed) for member in self.members]
 
     def forward(

@@ -1,4 +1,4 @@
-"""``ensemble`` in a config: said once, put where model, loader and schedule need it."""
+"""The config key ``ensemble``: puts its settings where model, loader and schedule need them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -62,7 +62,7 @@ def place(cfg: Config) -> None:
 
 
 def parts() -> dict[str, tuple[str, str]]:
-    """What else is there once for each member.
+    """The other parts of a model that each member has one of.
 
     Returns:
         Key of the model -> type of the ensemble (empty: there is none), name of its argument.
@@ -81,7 +81,7 @@ def is_ensemble(model: dict) -> bool:
 
 
 def mixing(cfg: Config) -> list[tuple[str, dict]]:
-    """What mixes the images of a batch: the dotted key of each such setting, and its dict."""
+    """The settings that mix the images of a batch: the dotted key of each, and its dict."""
     model = cfg.get('model') or {}
     places = {
         'model.train_cfg.augments': model.get('train_cfg'),

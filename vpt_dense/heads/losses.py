@@ -12,7 +12,7 @@ from vpt_dense.overrides import are_of
 
 
 class UpsampledLoss:
-    """What our heads do otherwise than mmseg's, which follow it among the parents: their loss.
+    """The loss of our heads, put in front of mmseg's heads among the parents.
 
     A loss that is one plain ``CrossEntropyLoss`` is computed from the scores before their last
     upsampling, see :func:`upsampled_cross_entropy`. With class weights, a sampler or other losses

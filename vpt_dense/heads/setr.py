@@ -20,7 +20,7 @@ from vpt_dense.registry import MODELS
 
 
 class ClassifyFirst(UpsampledLoss, metaclass=ABCMeta):
-    """What both heads do otherwise than mmseg's: upsample class scores instead of features.
+    """The base of both heads: upsamples class scores instead of features, unlike mmseg's.
 
     A subclass with a ``forward`` or ``cls_seg`` of its own gets them called where mmseg calls them.
 

@@ -53,7 +53,7 @@ class AccumulationHook(Hook):
 
 
 def gather(runner: Runner) -> dict[str, Any]:
-    """What a checkpoint needs of a step that is not complete; to be called in all processes.
+    """Gather the gradients of an incomplete step for a checkpoint; call it in all processes.
 
     Returns:
         In process 0 ``{'accumulated': [gradients of a process by parameter name, ...]}``; empty

@@ -1,4 +1,4 @@
-"""Looking at the labels before they reach the loss, where they fail without a file's name."""
+"""Checks labels before they reach the loss, whose errors name no file."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""A loss that is not finite: leaving, or leaving out the step, before weights are lost to it."""
+"""A loss that is not finite: stops the run or skips the step before weights are damaged."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""A validation that a run was stopped before."""
+"""Makes up for a validation that was due when a run was stopped."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Metrics that hooks and schedules follow, looked for before they are waited for."""
+"""Checks before training that the metrics exist which hooks and schedules follow."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -91,7 +91,7 @@ def _check(wanted: dict[str, str], names: Collection[str]) -> None:
 
 
 def _names(metric: BaseMetric) -> list[str] | None:
-    """What a metric gives, if that is known from its arguments."""
+    """The names of a metric's results, if its arguments tell them."""
     kind = type(metric).__name__
     if kind == 'IoUMetric' and not metric.format_only:
         names = ['aAcc', *(name for part in metric.metrics for name in _OF_IOU[part])]
@@ -103,7 +103,7 @@ def _names(metric: BaseMetric) -> list[str] | None:
 
 
 def _try(runner: Runner) -> dict[str, Any]:
-    """What the evaluator gives for the first image of the validation."""
+    """The evaluator's results for the first image of the validation."""
     from mmengine.runner.loops import _update_losses
 
     loop, model = runner.val_loop, params.unwrap(runner.model)

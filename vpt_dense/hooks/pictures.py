@@ -1,4 +1,4 @@
-"""What the hooks that draw predictions share. They need mmseg or mmpretrain; this does not."""
+"""Shared parts of the hooks that draw predictions. They need mmseg or mmpretrain; this does not."""
 
 from pathlib import Path
 from typing import Any

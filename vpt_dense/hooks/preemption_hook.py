@@ -1,4 +1,4 @@
-"""Leaving in good order when the cluster wants its machines back."""
+"""Saves and ends a run when the cluster takes its machines back."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How far training, validation and test are, between the lines of the log."""
+"""Shows the progress of training, validation and test between the lines of the log."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What runs, how much of it trains, and what came of it: on the console and as JSON."""
+"""Reports what runs, how much of it trains and its results, on the console and as JSON."""
 
 import json
 import math

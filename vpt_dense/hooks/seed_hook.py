@@ -1,4 +1,4 @@
-"""Randomness of a training iteration that follows from its number."""
+"""Seeds each training iteration by its number."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which images are meant: files, folders, patterns, lists of paths; and a name for each result."""
+"""Finds images by files, folders, patterns and lists of paths, and names each result."""
 
 import glob
 import os

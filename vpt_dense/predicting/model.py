@@ -256,7 +256,7 @@ class ModelPredictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self._inner.parameters()).device
 
     def describe(self) -> dict[str, Any]:
@@ -381,7 +381,7 @@ class ModelPredictor:
         return info.height, info.width
 
     def _transform(self, image: Any, name: str, nodata: Any = None) -> dict:
-        """What the test's pipeline makes of an image; ``nodata`` is that of an array's file."""
+        """The image after the test's pipeline; ``nodata`` is that of an array's file."""
         data = dict(img_path=name, seg_fields=[], reduce_zero_label=False, label_map=None)
         if _is_path(image):
             if not raster.exists(image):
@@ -677,7 +677,7 @@ def _from_pil(image: PIL.Image.Image, bands: bool) -> np.ndarray:
 
 
 def _shape(data: dict) -> Any:
-    """What images of a batch have in common."""
+    """The shapes that images of a batch must have in common."""
     inputs, samples = data['inputs'], data['data_samples']
     inputs = inputs if isinstance(inputs, list) else [inputs]
     samples = samples if isinstance(samples, list) else [samples]

@@ -1,4 +1,4 @@
-"""What a prediction is, and what anything that predicts must have: NumPy and nothing else."""
+"""The results of predictions and the interface of predictors, with NumPy alone."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Classification:
         return [(self.classes[i], float(self.probabilities[i])) for i in order]
 
     def line(self, number: int) -> dict[str, Any]:
-        """What is written of it: its class, and so many of the most probable ones.
+        """The data that are written: the class, and ``number`` of the most probable ones.
 
         Results of other tasks that are written as lines have the same, ``class`` may be absent.
         """
@@ -81,7 +81,7 @@ Result = Segmentation | Classification
 
 
 class Predictor(Protocol):
-    """What :func:`vpt_dense.predicting.writing.write` needs of a model, whatever runs it.
+    """The interface that :func:`vpt_dense.predicting.writing.write` needs of a model.
 
     Attributes:
         task: The name of one of :data:`vpt_dense.tasks.TASKS`.
@@ -98,7 +98,7 @@ class Predictor(Protocol):
     palette: list[list[int]]
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as JSON can hold it: ``checkpoint`` and ``sha256`` of the file, ..."""
+        """A description for JSON: ``checkpoint`` and ``sha256`` of the file, ..."""
         ...
 
     def stream(

@@ -1,4 +1,4 @@
-"""Writing predictions: files that are whole, from whatever predicts them."""
+"""Writes predictions of any predictor, as complete files."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ _SAME = ('sha256', 'config', 'tta', 'cfg_options', 'folder')
 
 @dataclass
 class Wanted:
-    """What is to be written.
+    """The files that are wanted, and how.
 
     Attributes:
         overlay: Whether pictures of the label maps over their images are drawn.
@@ -54,7 +54,7 @@ class Wanted:
 
 @dataclass
 class _Counts:
-    """What a run has come to so far."""
+    """The counts of a run so far."""
 
     predicted: int = 0
     existing: int = 0

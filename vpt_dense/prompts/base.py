@@ -32,7 +32,7 @@ class Site:
 
 
 class TokenLayout(NamedTuple):
-    """What the tokens of a sequence (B, F + P + N, C) are.
+    """The parts of a sequence of tokens (B, F + P + N, C).
 
     Attributes:
         num_first: F, class and register tokens.
@@ -66,7 +66,7 @@ class TokenLayout(NamedTuple):
 
 
 class Part(BaseModule, metaclass=ABCMeta):
-    """What tuning adds to the blocks of a backbone: a prompt or an adapter.
+    """A part that tuning adds to the blocks of a backbone: a prompt or an adapter.
 
     The backbone calls its methods in the places that they are named after.
 

@@ -1,4 +1,4 @@
-"""Prompts that hand themselves on to the next layer."""
+"""Prompts with a residual link to the prompts of the block before."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Prompts that are made of the image: visual adaptive prompt tuning."""
+"""Prompts that are computed from the image: visual adaptive prompt tuning."""
 
 import math
 from collections.abc import Sequence

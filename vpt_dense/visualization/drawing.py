@@ -1,4 +1,4 @@
-"""Pictures of labels over their image: what is truth, what is predicted, what a colour means.
+"""Pictures of labels over their image: truth, prediction and a legend of the colours.
 
 Needs no framework.
 """
@@ -186,7 +186,7 @@ def to_picture(bands: np.ndarray, swap: bool = False) -> np.ndarray:
 
 
 def _times(image: np.ndarray) -> int:
-    """How many times as large a picture is that text is written beside."""
+    """The factor by which a picture is enlarged before text is written beside it."""
     short, long = sorted(image.shape[:2])
     return max(1, min(-(-_SHORT_SIDE // short), _LONG_SIDE // long))
 

@@ -29,7 +29,7 @@ KEY = 'frozen_base'
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Where the frozen tensors of a backbone come from.
+    """The source of a backbone's frozen tensors.
 
     Attributes:
         checkpoint: The pretrained weights as the config names them.

@@ -1,4 +1,4 @@
-"""Checkpoints of runs: reading them, and finding the one to go on from."""
+"""Checkpoints of runs: reads them and finds the one to resume from."""
 
 import os
 import re
@@ -187,7 +187,7 @@ def verify(path: str) -> None:
 
 
 def _follow(folder: Path, faults: list[str]) -> tuple[Path | None, bool]:
-    """What ``last_checkpoint`` names, and whether a checkpoint is lost by that."""
+    """The checkpoint that ``last_checkpoint`` names, and whether that checkpoint is lost."""
     pointer = folder / 'last_checkpoint'
     if not pointer.is_file():
         if folder.is_dir():
@@ -248,7 +248,7 @@ def _first_whole(candidates: Iterable[Path], faults: list[str]) -> Path | None:
 
 
 def launch() -> str | None:
-    """What torchrun calls this start of a run, the same when its processes are started again."""
+    """The name that torchrun gives this start of a run; restarted processes have the same."""
     name = os.environ.get('TORCHELASTIC_RUN_ID')
     return None if name == 'none' else name  # torchrun's default on several machines
 

@@ -87,7 +87,7 @@ def download(url: str, model_dir: str | None = None, progress: bool = True) -> P
 
 @_mmengine.CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """What mmengine calls for every local file."""
+    """The loader that mmengine calls for every local file."""
     return safe_files.read(filename, map_location)
 
 

@@ -1,4 +1,4 @@
-"""Pretrained weights into a backbone: converted, fitted to its sizes, completely or not at all."""
+"""Loads pretrained weights into a backbone: converted, fitted to its sizes, all or nothing."""
 
 import math
 import re

@@ -107,7 +107,7 @@ def _find(address: str) -> Path | None:
 
 
 def _from_timm(address: str) -> Path:
-    """What timm downloads for a model's name; the model is not built."""
+    """The file that timm downloads for a model's name; the model is not built."""
     from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
 
     name = address.removeprefix('timm://')

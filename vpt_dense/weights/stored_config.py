@@ -1,4 +1,4 @@
-"""The config inside a checkpoint, read as data: whoever wrote the file shall not run code here.
+"""The config inside a checkpoint, read as data, so that a file cannot run code here.
 
 mmengine writes ``meta.cfg`` as Python source and executes it to read it back; a ``type`` may name
 any function of any package. Here only literals and ``dict(...)`` are read, and only names of the

@@ -1,4 +1,4 @@
-"""What one format of pretrained weights is: a row of tables, no code."""
+"""One format of pretrained weights: a row of tables, no code."""
 
 import re
 from collections.abc import Callable, Iterable

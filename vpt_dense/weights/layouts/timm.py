@@ -1,4 +1,4 @@
-"""timm's vision transformer, and who names tensors as timm does."""
+"""timm's vision transformer, and other formats with timm's names of tensors."""
 
 from vpt_dense.weights.layouts.base import Layout
 
