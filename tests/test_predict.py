@@ -166,6 +166,10 @@ def test_arrays_pictures_and_tensors(seg):
             assert np.array_equal(result.labels, labels)
     single = predictor.predict(str(paths[0]))
     assert isinstance(single, Segmentation) and single.probabilities is None
+    half = predictor.predict(paths[0], probabilities='float16').probabilities
+    assert half.dtype == np.float16
+    with pytest.raises(ValueError, match="probabilities must be .* found 'half'"):
+        predictor.predict(paths[0], probabilities='half')
     assert single.classes[single.ids.index(single.labels[0, 0])] in predictor.classes
     grey = arrays[0][..., 0]
     colour = np.stack([grey] * 3, axis=2)
@@ -688,10 +692,14 @@ def test_tiles_are_the_whole(seg, tmp_path, monkeypatch, pipeline, size):
     monkeypatch.setattr(tiles, '_TILE', 150 * 4 * 32 * 9)
     monkeypatch.setattr(tiles, '_IN_MEMORY', 100)
     for image in (array, str(tmp_path / 'a.tif')):
-        result = predictor.predict(image, probabilities=True)
-        assert isinstance(result.probabilities, np.memmap)
-        assert np.array_equal(result.labels, expected.labels)
-        np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-4)
+        for wanted in ('float32', 'float16'):
+            result = predictor.predict(image, probabilities=wanted)
+            assert isinstance(result.probabilities, np.memmap)
+            assert result.probabilities.dtype == wanted
+            assert np.array_equal(result.labels, expected.labels)
+            np.testing.assert_allclose(
+                result.probabilities, expected.probabilities,
+                atol=1e-6 if wanted == 'float32' else 1e-4)
 
 
 @pytest.mark.parametrize('profile', [dict(nbits=1), dict(photometric='miniswhite')], ids=str)

@@ -55,7 +55,11 @@ MODELS = _child(
     },
 )
 DATASETS = _child(
-    'DATASETS', 'vpt_dense.datasets.seg_folder', 'vpt_dense.datasets.image_folder'
+    'DATASETS',
+    **{
+        'vpt_dense.datasets.seg_folder': ['SegFolder'],
+        'vpt_dense.datasets.image_folder': ['ImageFolder'],
+    },
 )
 TRANSFORMS = _child(
     'TRANSFORMS', 'vpt_dense.datasets.loading',

@@ -22,7 +22,7 @@ from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import id_type, to_ids
 from vpt_dense.deploy import card as cards
 from vpt_dense.errors import UserError
-from vpt_dense.predicting.results import Classification, Result, Segmentation
+from vpt_dense.predicting.results import Classification, Result, Segmentation, precision
 from vpt_dense.windows import Axis
 
 _CV2 = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bicubic=cv2.INTER_CUBIC,
@@ -111,13 +111,15 @@ class OnnxPredictor:
             versions=dict(onnxruntime=onnxruntime.__version__, vpt_dense=self.card['version']))
 
     def stream(
-        self, images: Iterable[str], probabilities: bool = False, batch_size: int | None = None
+        self, images: Iterable[str], probabilities: bool | str = False,
+        batch_size: int | None = None,
     ) -> Iterator[Result | Exception]:
         """Predict one image after the other and keep none of them.
 
         Args:
             images: Paths.
-            probabilities: Whether those of every pixel are wanted.
+            probabilities: Whether those of every pixel are wanted: 'float16' or 'float32', which is
+                what True means.
             batch_size: Images of one size, or windows of an image, that pass through the model
                 together, at most; None: 4 windows, one image.
 
@@ -237,14 +239,16 @@ class OnnxPredictor:
         for each in _softmax(scores):
             yield Classification(int(each.argmax()), self.classes, each)
 
-    def _segmented(self, image: '_Image', probabilities: bool, windows: int) -> Segmentation:
+    def _segmented(
+        self, image: '_Image', probabilities: bool | str, windows: int
+    ) -> Segmentation:
         original = image.original
         labels = np.empty(original, id_type(self.ids, self.ignored_id))
         maps = None
         if probabilities:
             shape = (len(self.classes), *original)
             large = np.prod(shape) * 4 > _IN_MEMORY
-            maps = safe_files.on_disk(shape, np.float16) if large else np.empty(shape, np.float32)
+            maps = (safe_files.on_disk if large else np.empty)(shape, precision(probabilities))
         for top, left, found in self._labels(image) if self._gives_labels else self._tiles(
                 image, windows):
             height, width = found.shape[-2:]
@@ -267,7 +271,7 @@ class OnnxPredictor:
         yield 0, 0, self._scores(image.whole()[None])[0]
 
     def _classes_of(
-        self, logits: np.ndarray, probabilities: bool
+        self, logits: np.ndarray, probabilities: bool | str
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The labels (H, W) of logits (K, H, W), and if they are wanted their probabilities."""
         if len(logits) > 1:

@@ -28,7 +28,7 @@ from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import annotation_ids, id_type, ignored_id, to_ids
 from vpt_dense.errors import FULL, UserError, explain, is_programs
-from vpt_dense.predicting.results import Classification, Result, Segmentation
+from vpt_dense.predicting.results import Classification, Result, Segmentation, precision
 from vpt_dense.tree import kind_of, leaf_datasets
 from vpt_dense.tta import parts as tta_parts
 from vpt_dense.weights import checkpoints, stored_config
@@ -266,7 +266,7 @@ class ModelPredictor:
         return dict(self._origin, device=str(self.device), versions=versions())
 
     def predict(
-        self, images: Any, probabilities: bool = False, batch_size: int | None = None
+        self, images: Any, probabilities: bool | str = False, batch_size: int | None = None
     ) -> Result | list[Result]:
         """Predict one image or several.
 
@@ -282,8 +282,8 @@ class ModelPredictor:
                 the files' order and units, of any type. Arrays and tensors of four dimensions are
                 several images. Tensors and arrays in floating point are refused elsewhere: whether
                 they go to 1 or to 255, or are normalised, nobody can see.
-            probabilities: Whether those of every pixel are wanted; for classification they always
-                come.
+            probabilities: Whether those of every pixel are wanted: 'float16' or 'float32', which is
+                what True means. For classification they always come, in float32.
             batch_size: Images of one size that pass through the model together, at most. None:
                 the config's.
 
@@ -293,7 +293,7 @@ class ModelPredictor:
 
         Raises:
             UserError: If a file cannot be read; it is named.
-            ValueError: If an array is none of the above.
+            ValueError: If an array, or ``probabilities``, is none of the above.
         """
         several = isinstance(images, (list, tuple)) or getattr(images, 'ndim', 0) == 4
         found = []
@@ -304,7 +304,8 @@ class ModelPredictor:
         return found if several else found[0]
 
     def stream(
-        self, images: Iterable[Any], probabilities: bool = False, batch_size: int | None = None
+        self, images: Iterable[Any], probabilities: bool | str = False,
+        batch_size: int | None = None,
     ) -> Iterator[Result | Exception]:
         """Predict one image after the other and keep none of them.
 
@@ -316,6 +317,7 @@ class ModelPredictor:
         Yields:
             In the order of the images the result; where an image cannot be read, the error.
         """
+        precision(probabilities)  # before anything is read
         size = batch_size or self.batch_size
         source = enumerate(images)
         waiting: deque[Future] = deque()
@@ -436,7 +438,7 @@ class ModelPredictor:
             yield
 
     def _run(
-        self, batch: list[tuple[str, dict]], probabilities: bool
+        self, batch: list[tuple[str, dict]], probabilities: bool | str
     ) -> Iterator[Result | Exception]:
         """Predict images of one size together; alone, if that fails."""
         try:
@@ -474,7 +476,7 @@ class ModelPredictor:
 
     # --- large images ------------------------------------------------------------------------
 
-    def _run_large(self, large: _Large, probabilities: bool) -> Result | Exception:
+    def _run_large(self, large: _Large, probabilities: bool | str) -> Result | Exception:
         """Segment an image tile by tile."""
         try:
             with self._at_work(), contextlib.ExitStack() as stack:
@@ -498,7 +500,7 @@ class ModelPredictor:
         return 'lower model.test_cfg.windows_per_batch, or take a device with more memory'
 
     def _predict_large(
-        self, large: _Large, probabilities: bool, stack: contextlib.ExitStack
+        self, large: _Large, probabilities: bool | str, stack: contextlib.ExitStack
     ) -> Segmentation:
         from vpt_dense.overrides import are_of
         from vpt_dense.segmentors import tiles
@@ -533,7 +535,7 @@ class ModelPredictor:
             logits = model.undo(logits, meta)
             found = tiles.enlarge(logits, large.size, model.align_corners)
         labels = np.empty(large.size, id_type(self.ids, self.ignored_id))
-        maps = safe_files.on_disk((len(self.classes), height, width), np.float16) \
+        maps = safe_files.on_disk((len(self.classes), height, width), precision(probabilities)) \
             if probabilities else None
         for top, left, logits in found:
             place = slice(top, top + logits.shape[1]), slice(left, left + logits.shape[2])
@@ -541,7 +543,7 @@ class ModelPredictor:
             labels[place] = self._to_ids(
                 model.classify(logits), None if no_data is None else no_data[place])
             if maps is not None:
-                maps[(slice(None), *place)] = self._probabilities(logits).half().cpu().numpy()
+                maps[(slice(None), *place)] = self._probabilities(logits).cpu().numpy()
         return self._segmented(labels, maps)
 
     def _rows(
@@ -599,7 +601,9 @@ class ModelPredictor:
 # --- tasks -----------------------------------------------------------------------------------
 
 
-def segment(predictor: ModelPredictor, batch: list[dict], probabilities: bool) -> list[Result]:
+def segment(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
     """Predict the labels of images of one size, see :attr:`vpt_dense.tasks.Task.predict`."""
     data, model, inner = pseudo_collate(batch), predictor.model, predictor._inner
     if model is inner or not probabilities:
@@ -618,12 +622,15 @@ def segment(predictor: ModelPredictor, batch: list[dict], probabilities: bool) -
     for label, score, sample in zip(labels, scores, samples, strict=True):
         if score is not None:
             score = predictor._probabilities(score, model is not inner).cpu().numpy()
+            score = score.astype(precision(probabilities), copy=False)
         label = predictor._to_ids(label, sample.get('no_data'))
         results.append(predictor._segmented(label, score))
     return results
 
 
-def classify(predictor: ModelPredictor, batch: list[dict], probabilities: bool) -> list[Result]:
+def classify(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
     """Predict the classes of images of one size."""
     scores = [sample.pred_score.float().cpu().numpy()
               for sample in predictor.model.test_step(pseudo_collate(batch))]

@@ -19,8 +19,8 @@ class Segmentation:
         classes: The names of the classes.
         ids: Of each class the id in ``labels``.
         ignored_id: What stands there where the image has no data.
-        probabilities: (classes, H, W) float32, of a large image an array on the disk in float16;
-            None if they were not asked for.
+        probabilities: (classes, H, W), float32 or as asked for, of a large image an array on the
+            disk; None if they were not asked for.
     """
 
     labels: np.ndarray
@@ -80,6 +80,19 @@ def _short(score: float) -> float:
 Result = Segmentation | Classification
 
 
+def precision(probabilities: bool | str) -> type[np.floating]:
+    """The type of probabilities that were asked for.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    known = {True: np.float32, False: np.float32, 'float16': np.float16, 'float32': np.float32}
+    if probabilities not in known:
+        raise ValueError(
+            f"probabilities must be True, False, 'float16' or 'float32', found {probabilities!r}")
+    return known[probabilities]
+
+
 class Predictor(Protocol):
     """The interface that :func:`vpt_dense.predicting.writing.write` needs of a model.
 
@@ -102,13 +115,15 @@ class Predictor(Protocol):
         ...
 
     def stream(
-        self, images: Iterable[Any], probabilities: bool = False, batch_size: int | None = None
+        self, images: Iterable[Any], probabilities: bool | str = False,
+        batch_size: int | None = None,
     ) -> Iterator[Result | Exception]:
         """Predict one image after the other and keep none of them.
 
         Args:
             images: Paths (and whatever else the predictor takes).
-            probabilities: Whether those of every pixel are wanted.
+            probabilities: Whether those of every pixel are wanted: 'float16' or 'float32', which is
+                what True means.
             batch_size: Images that pass through the model together, at most.
 
         Yields:

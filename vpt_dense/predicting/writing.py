@@ -152,7 +152,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             bar.step(counted=False)
         with contextlib.closing(writer), ThreadPoolExecutor(1) as thread:
             results = predictor.stream(
-                (image.path for image in missing), wanted.probabilities is not None,
+                (image.path for image in missing), wanted.dtype if wanted.probabilities else False,
                 wanted.batch_size)
             written: Future | None = None  # while it is, the next image is predicted
 
@@ -268,10 +268,7 @@ class Labels:
         return self._counted(result.labels)
 
     def _put_probabilities(self, path: Path, result: Segmentation, like: str | None) -> None:
-        dtype = np.dtype(self.wanted.dtype)
-        maps = result.probabilities
-        if maps.dtype != dtype and not isinstance(maps, np.memmap):
-            maps = maps.astype(dtype)
+        maps = result.probabilities.astype(self.wanted.dtype, copy=False)
         if path.suffix == '.tif':
             raster.write_raster(path, np.moveaxis(maps, 0, 2), like)
             return
