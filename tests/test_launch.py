@@ -69,6 +69,8 @@ def test_ctrl_c_reaches_the_processes(tmp_path):
         'try: time.sleep(600)\nexcept KeyboardInterrupt: os.write(1, b"told\\n"); sys.exit(130)\n')
     process = subprocess.Popen([sys.executable, '-m', 'vpt_dense.launch', '2', script],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               # Also where the tests run in a shell's background.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                                env=environment(MAX_RESTARTS=2))  # fmt: skip
     assert [process.stdout.readline() for _ in range(2)] == ['here\n'] * 2
     process.send_signal(signal.SIGINT)

@@ -119,7 +119,7 @@ names = {}
 for kind in ours.__all__:
     registry = getattr(ours, kind)
     registry.import_from_location()
-    names[kind] = sorted({*registry.module_dict, *registry._on_demand})
+    names[kind] = sorted({*registry.module_dict, *registry.on_demand})
 assert not [name for name in sys.modules if name.startswith('vpt_dense.demo')]
 print(json.dumps(names))
 """

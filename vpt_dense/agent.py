@@ -90,7 +90,12 @@ class Agent(LocalElasticAgent):
 
 
 def describe(codes: list[int]) -> str | None:
-    """A message if all of the processes were killed by signals; else None."""
+    """What ended processes that have reported nothing: they were killed.
+
+    Those that then report that they have lost the killed one are not the cause.
+    """
+    if -signal.SIGKILL in codes:
+        return 'a process was killed (SIGKILL)'
     if codes and all(code < 0 for code in codes):
         return f'a process was killed ({signal.Signals(-codes[0]).name})'
     return None

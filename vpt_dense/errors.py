@@ -179,7 +179,9 @@ def _leave(line: str, code: int) -> NoReturn:
     rank = live.rank()
     started = _distributed_has_started()
     if rank == 0 or started:
-        print(line if rank == 0 else f'{line} (rank {rank})', file=sys.stderr, flush=True)
+        # In one piece: torchrun's processes are unbuffered, and others write there meanwhile.
+        sys.stderr.write(f'{line}\n' if rank == 0 else f'{line} (rank {rank})\n')
+        sys.stderr.flush()
     _end(code)
 
 
@@ -348,7 +350,8 @@ def _unknown_type(wanted: str, scope: str, registry_name: str) -> str:
                 if child_scope == 'vpt_dense':
                     child.import_from_location()
                 prefix = '' if child_scope == scope and '.' not in wanted else f'{child_scope}.'
-                known.update(prefix + name for name in child.module_dict)
+                names = {*child.module_dict, *getattr(child, 'on_demand', ())}
+                known.update(prefix + name for name in names)
     hint = suggest(wanted, known)
     if not hint and '.' not in wanted:
         # the right class in another scope

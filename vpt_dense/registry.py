@@ -16,18 +16,18 @@ class _Registry(_mmengine.Registry):
     """Imports some modules only when one of their classes is asked for.
 
     Args:
-        on_demand: Module -> names of its classes.
+        on_demand: Module -> names of its classes. The attribute is the reverse: class -> module.
         *args: As in :class:`mmengine.Registry`.
         **kwargs: As in :class:`mmengine.Registry`.
     """
 
     def __init__(self, *args, on_demand: dict[str, list[str]], **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._on_demand = {name: module for module, names in on_demand.items() for name in names}
+        self.on_demand = {name: module for module, names in on_demand.items() for name in names}
 
     def get(self, key: str):
         """See :meth:`mmengine.Registry.get`."""
-        module = self._on_demand.get(key.removeprefix(f'{self.scope}.'))
+        module = self.on_demand.get(key.removeprefix(f'{self.scope}.'))
         if module is not None:
             importlib.import_module(module)
         return super().get(key)
