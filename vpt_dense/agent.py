@@ -133,7 +133,8 @@ def run(arguments: list[str]) -> NoReturn:
     # In a thread: in the main one torchrun would answer the signals itself.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():  # a signal that another thread has received is answered in between
+        thread.join(0.2)
     for error in caught:
         if isinstance(error, RendezvousError):
             raise errors.UserError(f'the machines do not come together: {error}') from error
