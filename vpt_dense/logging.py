@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -80,6 +81,15 @@ def loud(logger: logging.Logger | None = None) -> None:
     if is_main_process():
         for handler in _console(logger):
             handler.setLevel(logging.INFO)
+
+
+def tell(line: str) -> None:
+    """Log a line: in a run of mmengine in its current logger, else in that of this package."""
+    stack = sys.modules.get('mmengine.logging')
+    if stack is None:
+        logging.getLogger('vpt_dense').info(line)
+    else:
+        stack.print_log(line, logger='current')
 
 
 def tell_classes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

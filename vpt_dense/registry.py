@@ -11,6 +11,8 @@ import importlib
 
 from mmengine import registry as _mmengine
 
+from vpt_dense.parts import PARTS
+
 
 class _Registry(_mmengine.Registry):
     """Imports some modules only when one of their classes is asked for.
@@ -27,10 +29,16 @@ class _Registry(_mmengine.Registry):
 
     def get(self, key: str):
         """See :meth:`mmengine.Registry.get`."""
-        module = self.on_demand.get(key.removeprefix(f'{self.scope}.'))
-        if module is not None:
-            importlib.import_module(module)
+        name = key.removeprefix(f'{self.scope}.')
+        if name in self.on_demand:
+            importlib.import_module(self.on_demand[name])
         return super().get(key)
+
+    def import_from_location(self) -> None:
+        """See :meth:`mmengine.Registry.import_from_location`; methods register without mmengine."""
+        super().import_from_location()
+        if self.name == _mmengine.MODELS.name:
+            self._module_dict.update(PARTS)
 
 
 def _child(name: str, *locations: str, **on_demand: list[str]) -> _mmengine.Registry:
@@ -43,9 +51,16 @@ def _child(name: str, *locations: str, **on_demand: list[str]) -> _mmengine.Regi
 
 MODELS = _child(
     'MODELS', 'vpt_dense.prompts', 'vpt_dense.image_prompts', 'vpt_dense.adapters',
-    'vpt_dense.backbones', 'vpt_dense.engine', 'vpt_dense.ensemble.prompt',
-    'vpt_dense.ensemble.heads',
+    'vpt_dense.engine', 'vpt_dense.ensemble.prompt', 'vpt_dense.ensemble.heads',
     **{
+        **{
+            f'vpt_dense.backbones.{module}': names
+            for module, names in dict(
+                convnext=['ConvNeXt'], eva02=['EVA02VisionTransformer'], resnet=['ResNet'],
+                swin=['SwinTransformer'],
+                vision_transformer=['VisionTransformer', 'PromptedVisionTransformer'],
+            ).items()
+        },
         'vpt_dense.heads': [
             'FCNHead', 'LinearHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',
             'UPerHead',

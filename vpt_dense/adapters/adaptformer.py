@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from vpt_dense.adapters.base import Adapter, Change
 from vpt_dense.adapters.bottleneck import zero_bottleneck
 from vpt_dense.argument_checks import check_count, check_dropout, check_number
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
-@MODELS.register_module()
+@register
 class AdaptFormer(Adapter):
     """AdaptFormer (Chen et al., NeurIPS 2022, https://arxiv.org/abs/2205.13535, section 3.2).
 

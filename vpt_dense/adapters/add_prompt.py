@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
 from vpt_dense.argument_checks import check_flag
+from vpt_dense.parts import register
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.prompts.token_prompt import resolve_range
-from vpt_dense.registry import MODELS
 from vpt_dense.sizes import resize_positions
 
 
-@MODELS.register_module()
+@register
 class AddPrompt(Adapter):
     """Prompts added to tokens (VPT, https://arxiv.org/abs/2203.12119, section 4.3).
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change
 from vpt_dense.argument_checks import check_count
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
 def zero_bottleneck(dims: int, hidden: int) -> tuple[nn.Linear, nn.Linear]:
@@ -22,7 +22,7 @@ def zero_bottleneck(dims: int, hidden: int) -> tuple[nn.Linear, nn.Linear]:
     return down, up
 
 
-@MODELS.register_module()
+@register
 class BottleneckAdapter(Adapter):
     """Adapter behind the MLP (Pfeiffer et al., EACL 2021, https://arxiv.org/abs/2005.00247).
 

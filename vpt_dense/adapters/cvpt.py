@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
 from vpt_dense.argument_checks import check_count, check_dropout
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
-@MODELS.register_module()
+@register
 class CVPT(Adapter):
     """Cross visual prompt tuning (Huang et al., ICCV 2025, https://arxiv.org/abs/2408.14961).
 

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change, check_merge, find_linears, names_of
 from vpt_dense.argument_checks import check_count, check_dropout, check_number, is_list
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 #: The parts of a fused layer of queries, keys and values, in the order of its rows.
 PARTS = ('q', 'k', 'v')
 
 
-@MODELS.register_module()
+@register
 class LoRA(Adapter):
     r"""Low-rank adaptation (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1).
 

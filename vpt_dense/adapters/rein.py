@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
 from vpt_dense.argument_checks import check_count, check_number
+from vpt_dense.parts import register
 from vpt_dense.prompts import TokenLayout
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class Rein(Adapter):
     """Token refinement after every block, from the formulas of Rein (Wei et al., CVPR 2024).
 

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change, check_merge, names_of
 from vpt_dense.argument_checks import check_count, check_dropout, check_number
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
-@MODELS.register_module()
+@register
 class RepAdapter(Adapter):
     """RepAdapter (Luo et al., 2023, https://arxiv.org/abs/2302.08106, section 3.3).
 

@@ -2,18 +2,17 @@
 
 import torch
 import torch.nn.functional as F
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter
 from vpt_dense.errors import UserError
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 #: Smallest side of an image, in pixels, that AlexNet's layers leave something of.
 _SMALLEST = 63
 
 
-@MODELS.register_module()
+@register
 class SideNetwork(Adapter):
     """Side-tuning (Zhang et al., ECCV 2020, https://arxiv.org/abs/1912.13503, section 3).
 
@@ -77,6 +76,8 @@ class SideNetwork(Adapter):
         """
         if self.weights is None:
             return
+        from mmengine.runner import CheckpointLoader
+
         content = CheckpointLoader.load_checkpoint(self.weights, map_location='cpu')
         state = content.get('state_dict', content) if isinstance(content, dict) else {}
         for name, tensor in self.features.state_dict().items():

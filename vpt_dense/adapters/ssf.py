@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.adapters.base import Adapter, Change, check_merge, names_of, output_norms
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
-@MODELS.register_module()
+@register
 class SSF(Adapter):
     """SSF (Lian et al., NeurIPS 2022, https://arxiv.org/abs/2210.08823, section 3.2).
 

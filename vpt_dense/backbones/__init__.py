@@ -1,15 +1,22 @@
-"""Prompted backbones, one file a family. They place prompt tokens and know no method."""
+"""Prompted backbones, one file a family. They place prompt tokens and know no method.
 
-from vpt_dense.backbones.convnext import ConvNeXt
-from vpt_dense.backbones.eva02 import EVA02VisionTransformer
-from vpt_dense.backbones.resnet import ResNet
-from vpt_dense.backbones.swin import SwinTransformer
-from vpt_dense.backbones.token_backbone import TokenBackbone
-from vpt_dense.backbones.vision_transformer import VisionTransformer
+Those of mmpretrain are imported when they are asked for: plain PyTorch needs none of them.
+"""
 
-PromptedVisionTransformer = VisionTransformer  # what it was called at first
+import importlib
+from typing import Any
 
-__all__ = [
-    'ConvNeXt', 'EVA02VisionTransformer', 'PromptedVisionTransformer', 'ResNet', 'SwinTransformer',
-    'TokenBackbone', 'VisionTransformer',
-]
+_PLACES = {
+    'ConvNeXt': 'convnext', 'EVA02VisionTransformer': 'eva02',
+    'PromptedVisionTransformer': 'vision_transformer', 'ResNet': 'resnet',
+    'SwinTransformer': 'swin', 'TokenBackbone': 'token_backbone',
+    'VisionTransformer': 'vision_transformer',
+}  # fmt: skip
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_PLACES[name]}'), name)

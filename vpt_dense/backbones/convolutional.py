@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+import vpt_dense.weights.guard  # noqa: F401  checkpoints for our backbones are read safely
 from vpt_dense.adapters import Block
 from vpt_dense.argument_checks import to_pair
 from vpt_dense.backbones.tuned import TunedBackbone

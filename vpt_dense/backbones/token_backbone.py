@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import vpt_dense.weights.guard  # noqa: F401  checkpoints for our backbones are read safely
 from vpt_dense.adapters import Block
 from vpt_dense.argument_checks import check_choice, to_pair
 from vpt_dense.backbones.beside import quietly, spread
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock, what_to_recompute
 from vpt_dense.image_prompts import ImagePrompt
+from vpt_dense.parts import build
 from vpt_dense.prompts import Site, StagePrompts, TokenLayout
-from vpt_dense.registry import MODELS
 from vpt_dense.sizes import resize_positions
 
 
@@ -160,7 +161,7 @@ class TokenBackbone(TunedBackbone):
             self.check_part('prompt', prompt)
             sites = self.sites()
             built = (
-                MODELS.build(prompt, default_args=dict(site=sites[0]))
+                build(prompt, site=sites[0])
                 if 'one width' in self.offers else StagePrompts(prompt, sites)
             )
         check_choice(prompts_as, 'prompts_as', ('keys_values', 'tokens'))

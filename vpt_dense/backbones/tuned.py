@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from vpt_dense.adapters import Adapter, Block
 from vpt_dense.argument_checks import is_list
 from vpt_dense.image_prompts import ImagePrompt
+from vpt_dense.parts import build, find
 from vpt_dense.prompts import Prompt
-from vpt_dense.registry import MODELS
 from vpt_dense.tuning import ADDED, OFFERS, is_added, select_trainable
 from vpt_dense.weights.base import FrozenBase
 
@@ -77,7 +77,7 @@ class TunedBackbone(FrozenBase):
             return None
         served = dict(img_size=tuple(img_size), in_channels=in_channels)
         self.check_part('image_prompt', config)
-        return MODELS.build(config, default_args=served)
+        return build(config, **served)
 
     def tune(
         self,
@@ -110,7 +110,7 @@ class TunedBackbone(FrozenBase):
             image_prompt.start_in(self)
         for config in adapters or ():
             self.check_part('adapters', config)
-        built = [MODELS.build(c, default_args=dict(backbone=self)) for c in adapters or ()]
+        built = [build(c, backbone=self) for c in adapters or ()]
         self.adapters = nn.ModuleList(built)
         if trainable is None:
             added = {name.split('.')[0] for name, _ in self.named_parameters() if is_added(name)}
@@ -140,7 +140,7 @@ class TunedBackbone(FrozenBase):
         if not isinstance(config, dict) or 'type' not in config:
             raise ValueError(f"{key} needs a dict with a 'type', found {config!r}")
         kind = config['type']
-        part = MODELS.get(kind) if isinstance(kind, str) else kind
+        part = find(kind)
         if part is None:
             return  # building it says so
         name = getattr(part, '__name__', kind)

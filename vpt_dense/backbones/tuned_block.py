@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -44,7 +43,7 @@ class TunedBlock(nn.Module):
         """Make a block of the parent one of this class, in place."""
         block.__class__ = cls
         for module in block.modules():
-            if isinstance(module, DropPath):  # upstream's is NumPy's, which splits the graph
+            if hasattr(module, 'drop_prob'):  # mmcv's is NumPy's, which splits the graph
                 module.drop_prob = float(module.drop_prob)  # of torch.compile
 
     @abstractmethod

@@ -242,3 +242,6 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
             tokens = layout.prompts(x) if self.pool == 'prompts' else x[:, layout.num_first :]
         mean = tokens.mean(dim=1)
         return self.ln2(mean) if self.out_type == 'avg_featmap' else mean
+
+
+PromptedVisionTransformer = VisionTransformer  # what it was called at first

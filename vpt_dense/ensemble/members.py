@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vpt_dense.ensemble.settings import check_seeds
+from vpt_dense.parts import Startable
 from vpt_dense.registry import MODELS
 from vpt_dense.seeding import mix, seeded
 
 
-class Members(BaseModule):
+class Members(Startable):
     """Modules that are built from one config and differ in their seeds.
 
     What a member starts with follows from its seed and from what it is, whatever the seed of the

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.ensemble.members import Members
+from vpt_dense.parts import register
 from vpt_dense.prompts import Prompt, Site, TokenLayout
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class PromptEnsemble(Members, Prompt):
     """Prompts of one kind that share a frozen backbone, batched: (k * B, ...), member by member.
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_channels
+from vpt_dense.parts import Startable
 from vpt_dense.sizes import are_equal
 
 #: ImageNet's mean and standard deviation, in the 0..255 of our data preprocessors.
@@ -17,7 +17,7 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-class ImagePrompt(BaseModule, metaclass=ABCMeta):
+class ImagePrompt(Startable, metaclass=ABCMeta):
     """Changes the images before the patch embedding or stem of a backbone.
 
     Args:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.image_prompts.base import ImagePrompt, resize
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
-@MODELS.register_module()
+@register
 class ConcatChannelPrompt(ImagePrompt):
     """p learnt image channels behind those of the image (``concat-channel``, "below").
 

@@ -9,10 +9,10 @@ from torch.amp import is_autocast_available
 
 from vpt_dense.argument_checks import check_count
 from vpt_dense.image_prompts.base import ImagePrompt, resize
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
-@MODELS.register_module()
+@register
 class LoRVP(ImagePrompt):
     """Low-rank visual prompt (Jin et al., ICLR 2025, https://arxiv.org/abs/2502.00896, LoR-VP).
 

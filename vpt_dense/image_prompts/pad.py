@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_flag
 from vpt_dense.image_prompts.base import ImagePrompt, resize
-from vpt_dense.registry import MODELS
+from vpt_dense.parts import register
 
 
-@MODELS.register_module()
+@register
 class PadPrompt(ImagePrompt):
     """A learnt border of p pixels on each side of the image (``pad``).
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+from vpt_dense.parts import Startable
 
 
 @dataclass(frozen=True)  # mmengine's configs would take a tuple of names apart
@@ -65,7 +66,7 @@ class TokenLayout(NamedTuple):
         return tokens, TokenLayout(self.num_first, number, self.grid)
 
 
-class Part(BaseModule, metaclass=ABCMeta):
+class Part(Startable, metaclass=ABCMeta):
     """A part that tuning adds to the blocks of a backbone: a prompt or an adapter.
 
     The backbone calls its methods in the places that they are named after.

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_flag
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Site
 from vpt_dense.prompts.token_prompt import TokenPrompt, common
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class E2VPTPrompt(TokenPrompt):
     """E2VPT (Han et al., ICCV 2023, https://arxiv.org/abs/2307.13770): two kinds of prompts.
 

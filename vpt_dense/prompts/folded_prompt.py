@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class FoldedPrompt(Prompt):
     """The keys and values of prompts, computed once and stored in place of the prompts.
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_number
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Site, TokenLayout
 from vpt_dense.prompts.token_prompt import TokenPrompt
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class GatedPrompt(TokenPrompt):
     """Gated prompt tuning (Yoo et al., ICML 2023, https://arxiv.org/abs/2306.05067).
 

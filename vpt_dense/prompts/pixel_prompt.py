@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_channels, check_choice, check_count
 from vpt_dense.image_prompts.base import MEAN, STD
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class PixelPrompt(Prompt):
     """Prompts in front of the patch embedding (VPT, https://arxiv.org/abs/2203.12119, section 4.3).
 

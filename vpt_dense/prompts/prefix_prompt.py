@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 from vpt_dense.prompts.token_prompt import common, resolve_range
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class PrefixPrompt(Prompt):
     """VPT-prefix: trainable keys and values that all tokens of a block attend to.
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Site, TokenLayout
 from vpt_dense.prompts.token_prompt import TokenPrompt
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class ResidualPrompt(TokenPrompt):
     """VPT-deep with a residual link between the prompts of adjacent layers.
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from vpt_dense.parts import build
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
-from vpt_dense.registry import MODELS
 
 
 class StagePrompts(Prompt):
@@ -30,7 +30,7 @@ class StagePrompts(Prompt):
         self.stages = nn.ModuleDict()
         self._stage_of: dict[int, str] = {}
         for s, site in enumerate(sites):
-            prompt = MODELS.build(config, default_args=dict(site=site))
+            prompt = build(config, site=site)
             if any(tensor.numel() for tensor in (*prompt.parameters(), *prompt.buffers())):
                 self.stages[str(s)] = prompt
                 self._stage_of |= dict.fromkeys(site.layers, str(s))

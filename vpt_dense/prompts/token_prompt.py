@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_dropout, check_flag, is_int, is_list
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
-from vpt_dense.registry import MODELS
 
 
-@MODELS.register_module()
+@register
 class TokenPrompt(Prompt):
     """Visual prompt tuning (Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119, section 3).
 

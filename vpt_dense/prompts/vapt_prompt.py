@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_dropout, is_list
+from vpt_dense.parts import register
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
-from vpt_dense.registry import MODELS
 from vpt_dense.sizes import are_equal
 
 
-@MODELS.register_module()
+@register
 class VAPTPrompt(Prompt):
     """Visual adaptive prompt tuning (Le et al., ICLR 2026, https://arxiv.org/abs/2501.18936).
 

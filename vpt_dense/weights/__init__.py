@@ -1,6 +1,5 @@
 """Pretrained weights: read safely, from many formats, and strictly."""
 
-from vpt_dense.weights import guard  # noqa: F401 - makes mmengine's loaders safe
 from vpt_dense.weights.pretrained import Converted, compute
 from vpt_dense.weights.reading import read_state_dict
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
-import vpt_dense.weights.guard  # noqa: F401  checkpoints for our backbones are read safely
+from vpt_dense import logging
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
 from vpt_dense.weights import pretrained
@@ -168,7 +167,7 @@ class FrozenBase:
         """
         converted = pretrained.compute(self, checkpoint, keys)
         self.load_state_dict({**self.state_dict(), **converted.tensors})
-        print_log(converted.report, logger='current')
+        logging.tell(converted.report)
         keys = {
             key: list(value) if isinstance(value, (list, tuple)) else value
             for key, value in (self._init_keys() if keys is None else keys).items()
