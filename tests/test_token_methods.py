@@ -460,7 +460,7 @@ def test_cvpt_on_swin():
     def attend(norm, args):  # in front of norm2 stands what attention left
         block = next(b for b in plain.blocks() if b.norm2 is norm)
         size, tokens, row = block.embed_dims // block.num_heads, args[0], next(rows)
-        weight, bias, outs = block.qkv.weight, block.qkv.bias, []
+        weight, bias, outs = block.qkv[0].weight, block.qkv[0].bias, []
         for head in range(block.num_heads):
             q, k, v = (
                 each @ weight[start : start + size].T + bias[start : start + size]
@@ -476,7 +476,7 @@ def test_cvpt_on_swin():
     for block in plain.blocks():
         block.norm2.register_forward_pre_hook(attend)
         # The MLP's residual goes past the norm.
-        block.ffn.register_forward_pre_hook(
+        block.module.ffn.register_forward_pre_hook(
             lambda _, args, kwargs: (args, {'identity': kwargs['identity'] + added[-1]}),
             with_kwargs=True)
     torch.testing.assert_close(model(x), plain(x), rtol=1e-10, atol=1e-10)
@@ -620,8 +620,8 @@ def test_cvpt_adds_no_second_name_and_copies_with_its_backbone():
     before = model(x)[0].detach()
     other = copy.deepcopy(model)
     torch.testing.assert_close(other(x)[0], before, rtol=0, atol=0)
-    for (_, qkv, proj), layer in zip(other.adapters[0].layers, other.layers, strict=True):
-        assert qkv is layer.attn.qkv and proj is layer.attn.proj
+    for block, layer in zip(other.adapters[0].blocks, other.layers, strict=True):
+        assert block.qkv == (layer.attn.qkv,) and block.proj is layer.attn.proj
     with torch.no_grad():
         for layer in other.layers:
             layer.attn.proj.weight.mul_(2)

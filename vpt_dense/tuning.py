@@ -22,10 +22,10 @@ OFFERS = {
     'tokens': 'transformer blocks',
     'one width': 'blocks that are all of one width',
     'open sizes': 'graphs that take images of any size',
+    'outputs': 'maps or vectors of its own to put out',
+    'parts': 'blocks with a norm, attention and an MLP one after the other',
+    'keys and values': 'attention that takes keys and values from outside',
 }
-
-#: The parameters of the norms behind the blocks: ``ln1`` of a ViT, ``norm3`` of a Swin.
-OUTPUT_NORM = re.compile(r'(ln|norm)\d+\.')
 
 #: 'last:K', the last K blocks; 'partial:K', these and the norms behind the blocks.
 _FROM_THE_END = re.compile(r'(last|partial):(\d+)')
@@ -102,5 +102,5 @@ def _behind(module: nn.Module, names: Sequence[str], kind: str, number: int) -> 
     starts = tuple(f'{block.name}.' for block in blocks[-number:])
     return [
         name for name in names
-        if name.startswith(starts) or (kind == 'partial' and OUTPUT_NORM.match(name))
+        if name.startswith(starts) or (kind == 'partial' and re.match(module.output_norm, name))
     ]

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, Change
+from vpt_dense.adapters.base import Adapter
 from vpt_dense.adapters.bottleneck import zero_bottleneck
 from vpt_dense.argument_checks import check_count, check_dropout, check_number
 from vpt_dense.parts import register
@@ -27,6 +27,8 @@ class AdaptFormer(Adapter):
         ValueError: If an argument is out of its range.
     """
 
+    needs = frozenset({'tokens', 'parts'})
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -41,12 +43,14 @@ class AdaptFormer(Adapter):
         check_dropout(dropout, 'adapters.dropout')
         self.branches = nn.ModuleList()
         for block in backbone.blocks():
-            branch = Branch(block.embed_dims, hidden_dims, scale, dropout)
-            block.ffn.register_forward_hook(branch.add, with_kwargs=True)
-            self.branches.append(branch)
+            self.branches.append(Branch(block.embed_dims, hidden_dims, scale, dropout))
+
+    def after_mlp(self, x: Tensor, before: Tensor, layer: int) -> Tensor:
+        """See :meth:`Adapter.after_mlp`."""
+        return x + self.branches[layer](before)
 
 
-class Branch(Change):
+class Branch(nn.Module):
     """s U dropout(ReLU(D x)), (..., C) to (..., C)."""
 
     def __init__(self, dims: int, hidden: int, scale: float, dropout: float) -> None:
@@ -58,9 +62,3 @@ class Branch(Change):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C)."""
         return self.scale * self.up(self.dropout(self.down(x).relu()))
-
-    def add(
-        self, module: nn.Module, args: tuple[Tensor], kwargs: dict[str, Tensor], output: Tensor
-    ) -> Tensor:
-        """Forward hook of the MLP, which is called with the tokens as ``identity``."""
-        return output + self(kwargs['identity'])

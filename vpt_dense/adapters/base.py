@@ -1,15 +1,19 @@
 """The contract between an adapter and a backbone."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_patterns
 from vpt_dense.prompts import Part
-from vpt_dense.tuning import OUTPUT_NORM, is_added
+from vpt_dense.tuning import is_added
+
+#: The parts of attention's input, in the order of the rows of a layer that makes all of them.
+PARTS = ('q', 'k', 'v')
 
 
 class Block(NamedTuple):
@@ -20,14 +24,14 @@ class Block(NamedTuple):
         module: The block.
         embed_dims: Its width C.
         num_heads: Its attention heads.
-        norm1: The norm before attention.
-        qkv: The linear layer of queries, keys and values, C to 3 C.
+        norm1: The norm of attention, before it or, in a post-norm block, behind.
+        qkv: The linear layer of queries, keys and values, C to 3 C; or the three of them.
         proj: The linear layer after attention, C to C.
-        norm2: The norm before the MLP.
-        ffn: The MLP, called as ``ffn(norm2(x), identity=x)``; it adds ``identity``.
-        mlp: What is inside of it before layer scale and stochastic depth: (B, N, C) to (B, N, C).
-        fc1: The first linear layer of the MLP (of a SwiGLU: that of gate and value).
+        norm2: The norm of the MLP.
+        fc1: The first linear layer of the MLP; or those of the gate and the value of a SwiGLU.
         fc2: The last linear layer of the MLP.
+        norms: What queries and keys pass before their product, (..., d) to (..., d); None: nothing.
+        prenorm: Whether ``norm1`` is before attention.
     """
 
     name: str
@@ -35,13 +39,68 @@ class Block(NamedTuple):
     embed_dims: int
     num_heads: int
     norm1: nn.Module
-    qkv: nn.Linear
+    qkv: tuple[nn.Linear, ...]
     proj: nn.Linear
     norm2: nn.Module
-    ffn: nn.Module
-    mlp: nn.Module
-    fc1: nn.Linear
+    fc1: tuple[nn.Linear, ...]
     fc2: nn.Linear
+    norms: tuple[nn.Module, nn.Module] | None = None
+    prenorm: bool = True
+
+    @property
+    def head_dims(self) -> int:
+        """Width d of a head."""
+        return self.proj.in_features // self.num_heads
+
+    def weights(self, part: str) -> tuple[Tensor, Tensor | None]:
+        """Weight (n, C) and bias (n,) of the queries, 'q', or of keys and values, 'kv'.
+
+        They are the block's own, whatever adapters do to its layers.
+        """
+        if len(self.qkv) == 1:
+            (linear,) = self.qkv
+            width = self.embed_dims
+            rows = slice(width) if part == 'q' else slice(width, None)
+            return linear.weight[rows], None if linear.bias is None else linear.bias[rows]
+        linears = self.qkv[:1] if part == 'q' else self.qkv[1:]
+        biases = [linear.bias for linear in linears]
+        if all(bias is None for bias in biases):
+            return torch.cat([linear.weight for linear in linears]), None
+        biases = [
+            linear.weight.new_zeros(len(linear.weight)) if bias is None else bias
+            for linear, bias in zip(linears, biases, strict=True)]
+        return torch.cat([linear.weight for linear in linears]), torch.cat(biases)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries of tokens by :meth:`weights`, (b, n, C) to (b, heads, n, d)."""
+        queries = self._split(F.linear(x, *self.weights('q')))
+        return queries if self.norms is None else self.norms[0](queries)
+
+    def keys_values(
+        self, tokens: Tensor, call: Callable[[nn.Module, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens.
+
+        Args:
+            tokens: (b, n, C), as attention gets them.
+            call: How the layers are called; None: as functions of :meth:`weights`.
+
+        Returns:
+            Two tensors (b, heads, n, d).
+        """
+        if call is None:
+            keys, values = F.linear(tokens, *self.weights('kv')).chunk(2, dim=-1)
+        elif len(self.qkv) == 1:
+            _, keys, values = call(self.qkv[0], tokens).chunk(3, dim=-1)
+        else:
+            keys, values = (call(linear, tokens) for linear in self.qkv[1:])
+        keys, values = self._split(keys), self._split(values)
+        return keys if self.norms is None else self.norms[1](keys), values
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """(b, n, C) to (b, heads, n, d); heads that several queries share are repeated."""
+        split = tokens.unflatten(-1, (-1, self.head_dims)).transpose(1, 2)
+        return split.repeat_interleave(self.num_heads // split.shape[1], dim=1)
 
 
 class Change(nn.Module):
@@ -61,8 +120,8 @@ class Adapter(Part):
     - it registers forward hooks on modules of the backbone when it is built. The hooks are methods
       of its own modules, each a :class:`Change`, so that copies of the backbone (EMA) have hooks of
       their own; the names of the backbone's parameters stay what they were;
-    - it overrides one of :meth:`before_block`, :meth:`after_attention`, :meth:`after_block` and
-      :meth:`after_backbone`, which every backbone calls.
+    - it overrides one of :meth:`before_block`, :meth:`after_attention`, :meth:`after_mlp`,
+      :meth:`after_block` and :meth:`after_backbone`, which every backbone calls.
 
     It keeps no reference to the backbone; layers whose weights it shares stand in a tuple, where
     they are no submodules and copies of the backbone have their own (:class:`CVPT
@@ -88,6 +147,16 @@ class Adapter(Part):
 
     def after_attention(self, x: Tensor, layer: int) -> Tensor:
         """Change the tokens between attention and MLP, (B, n, C), the residual already added."""
+        return x
+
+    def after_mlp(self, x: Tensor, before: Tensor, layer: int) -> Tensor:
+        """Change the tokens behind the MLP, (B, n, C), the residual already added.
+
+        Args:
+            x: The tokens.
+            before: Those in front of the MLP and its norm, (B, n, C).
+            layer: Index of the block.
+        """
         return x
 
     def merge(self, backbone: nn.Module) -> None:
@@ -193,11 +262,6 @@ def names_of(backbone: nn.Module, modules: Iterable[nn.Module]) -> list[str]:
     return [names[module] for module in modules]
 
 
-def output_norms(backbone: nn.Module) -> list[nn.Module]:
-    """The norms behind the blocks: ``ln1`` of a ViT that has a final norm, ``norm3`` of a Swin."""
-    return [module for name, module in backbone.named_children() if OUTPUT_NORM.match(name + '.')]
-
-
 def find_linears(
     backbone: nn.Module, targets: Sequence[str], key: str = 'adapters.targets'
 ) -> dict[str, nn.Linear]:
@@ -220,15 +284,19 @@ def find_linears(
         name: module for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear) and not is_added(name)
     }
-    aliases = {
-        getattr(block, part): f'{block.name}.{part}'
-        for block in backbone.blocks() for part in ('qkv', 'proj', 'fc1', 'fc2')
-    }
+    aliases: dict[nn.Module, list[str]] = {}
+    for block in backbone.blocks():
+        groups = dict(qkv=block.qkv, fc1=block.fc1, proj=(block.proj,), fc2=(block.fc2,))
+        if len(block.qkv) == len(PARTS):
+            groups |= {part: (linear,) for part, linear in zip(PARTS, block.qkv, strict=True)}
+        for part, group in groups.items():
+            for linear in group:
+                aliases.setdefault(linear, []).append(f'{block.name}.{part}')
     found: set[str] = set()
     for pattern in targets:
         matches = {
             name for name, linear in linears.items()
-            if re.search(pattern, name) or re.search(pattern, aliases.get(linear, ''))
+            if any(re.search(pattern, each) for each in (name, *aliases.get(linear, ())))
         }
         if not matches:
             examples = ', '.join(list(linears)[:4]) or 'it has none'

@@ -40,6 +40,8 @@ class BottleneckAdapter(Adapter):
         ValueError: If ``reduction`` is no integer from 1 to the width of the backbone.
     """
 
+    needs = frozenset({'tokens', 'parts'})
+
     def __init__(
         self, backbone: nn.Module, reduction: int = 8, init_cfg: dict | None = None
     ) -> None:

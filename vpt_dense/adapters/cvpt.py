@@ -36,6 +36,8 @@ class CVPT(Adapter):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    needs = frozenset({'tokens', 'parts'})
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -49,7 +51,7 @@ class CVPT(Adapter):
         blocks = backbone.blocks()
         # Not as submodules, which would give the backbone's weights a second name. A copy of the
         # backbone has its own layers here: copies of one object within it are one object.
-        self.layers = tuple((block.num_heads, block.qkv, block.proj) for block in blocks)
+        self.blocks = tuple(blocks)
         self.prompts = nn.ParameterList()
         self.places: list[tuple[int, int]] = []  # of each block: which parameter, which row
         for site in backbone.sites():
@@ -59,27 +61,15 @@ class CVPT(Adapter):
 
     def after_attention(self, x: Tensor, layer: int) -> Tensor:
         """See :meth:`Adapter.after_attention`."""
-        heads, qkv, proj = self.layers[layer]
+        block = self.blocks[layer]
         index, row = self.places[layer]
         prompts = self.prompts[index][row : row + 1]  # (1, P, C)
         if self.training and self.dropout > 0:
             prompts = F.dropout(prompts.expand(x.shape[0], -1, -1), self.dropout)  # (B, P, C)
-        width = x.shape[-1]
-        biases = (None, None) if qkv.bias is None else qkv.bias.split((width, 2 * width))
-        weights = qkv.weight.split((width, 2 * width))
-        queries = _split_heads(F.linear(x, weights[0], biases[0]), heads)
-        keys, values = F.linear(prompts, weights[1], biases[1]).chunk(2, dim=-1)
-        out = F.scaled_dot_product_attention(
-            queries,
-            *(_split_heads(e, heads).expand(x.shape[0], -1, -1, -1) for e in (keys, values)),
-        )  # (B, heads, n, C / heads)
-        return x + F.linear(out.transpose(1, 2).flatten(2), proj.weight, proj.bias)
+        further = (each.expand(x.shape[0], -1, -1, -1) for each in block.keys_values(prompts))
+        out = F.scaled_dot_product_attention(block.queries(x), *further)  # (B, heads, n, d)
+        return x + F.linear(out.transpose(1, 2).flatten(2), block.proj.weight, block.proj.bias)
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return f'num_tokens={self.prompts[0].shape[1]}, dropout={self.dropout}'
-
-
-def _split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """(b, n, C) -> (b, heads, n, C / heads)."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)

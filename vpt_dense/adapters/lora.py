@@ -6,12 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, Change, check_merge, find_linears, names_of
+from vpt_dense.adapters.base import PARTS, Adapter, Change, check_merge, find_linears, names_of
 from vpt_dense.argument_checks import check_count, check_dropout, check_number, is_list
 from vpt_dense.parts import register
-
-#: The parts of a fused layer of queries, keys and values, in the order of its rows.
-PARTS = ('q', 'k', 'v')
 
 
 @register
@@ -29,9 +26,9 @@ class LoRA(Adapter):
             ``BLOCK.qkv``, ``BLOCK.proj``, ``BLOCK.fc1`` and ``BLOCK.fc2``, what those of a block
             are called in every family (``[r'\.(qkv|fc1)$']``). The default is the layer of
             queries, keys and values.
-        parts: Of fused layers of queries, keys and values, update these parts alone, each with a D
-            and a U of its own: ``('q', 'v')`` is what the paper does, 2 r (C + C) parameters a
-            block. All targets must be such layers. None: one update for the whole layer.
+        parts: Of layers of queries, keys and values, update these parts alone, each with a D and a
+            U of its own: ``('q', 'v')`` is what the paper does, 2 r (C + C) parameters a block.
+            All targets must be such layers. None: one update for each whole layer.
         dropout: Of the input of the update, while training.
         backbone: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
@@ -63,10 +60,16 @@ class LoRA(Adapter):
         linears = find_linears(backbone, targets)
         if parts is not None:
             _check_parts(parts, linears, backbone)
+        alone = {
+            linear: part for block in backbone.blocks() if len(block.qkv) == len(PARTS)
+            for part, linear in zip(PARTS, block.qkv, strict=True)
+        }  # layers that are one part
         for name, linear in linears.items():
             out = linear.out_features
             rows = [(0, out)]
-            if parts is not None:
+            if parts is not None and linear in alone:
+                rows = rows if alone[linear] in parts else []
+            elif parts is not None:
                 rows = [(PARTS.index(part) * out // 3, out // 3) for part in parts]
             for start, number in rows:
                 update = LowRank(linear.in_features, number, rank, scale, dropout)
@@ -92,7 +95,7 @@ def _check_parts(parts: Sequence[str], linears: dict[str, nn.Linear], backbone: 
     known = is_list(parts) and all(part in PARTS for part in parts)
     if not known or not parts or len(set(parts)) != len(parts):
         raise ValueError(f"adapters.parts must be some of 'q', 'k', 'v', found {parts!r}")
-    fused = set(names_of(backbone, (block.qkv for block in backbone.blocks())))
+    fused = set(names_of(backbone, (each for block in backbone.blocks() for each in block.qkv)))
     other = [name for name in linears if name not in fused]
     if other:
         raise ValueError(

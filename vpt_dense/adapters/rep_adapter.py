@@ -32,6 +32,7 @@ class RepAdapter(Adapter):
         ValueError: If an argument is out of its range.
     """
 
+    needs = frozenset({'tokens', 'parts'})
     mergeable = True
     changes_inputs = True
 
@@ -49,33 +50,35 @@ class RepAdapter(Adapter):
         check_count(groups, 'adapters.groups')
         check_number(scale, 'adapters.scale', positive=True)
         check_dropout(dropout, 'adapters.dropout')
-        linears = [linear for block in backbone.blocks() for linear in (block.qkv, block.fc1)]
-        for size in {rank, *(linear.in_features for linear in linears)}:
+        inputs = [layers for block in backbone.blocks() for layers in (block.qkv, block.fc1)]
+        for size in {rank, *(linear.in_features for layers in inputs for linear in layers)}:
             if size % groups:
                 raise ValueError(
                     f'adapters.groups={groups} must divide adapters.rank={rank} and the width of '
                     f'the backbone, found {size}'
                 )
-        self.names = names_of(backbone, linears)
+        self.names = [names_of(backbone, layers) for layers in inputs]
         self.updates = nn.ModuleList()
-        for linear in linears:
-            update = GroupedLowRank(linear.in_features, rank, groups, scale, dropout)
-            update.handle = linear.register_forward_pre_hook(update.change)
+        for layers in inputs:
+            update = GroupedLowRank(layers[0].in_features, rank, groups, scale, dropout)
+            update.handles = [
+                linear.register_forward_pre_hook(update.change) for linear in layers]
             self.updates.append(update)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
         """See :meth:`Adapter.check_mergeable`."""
-        check_merge(backbone, self.names, needs_bias=True)
+        check_merge(backbone, sum(self.names, []), needs_bias=True)
 
     def _merge(self, backbone: nn.Module) -> None:
         """See :meth:`Adapter.merge`."""
-        for name, update in zip(self.names, self.updates, strict=True):
-            linear = backbone.get_submodule(name)
-            weight = linear.weight.double()
+        for names, update in zip(self.names, self.updates, strict=True):
             change, shift = update.matrix()
-            linear.bias.copy_(linear.bias.double() + weight @ shift)
-            linear.weight.copy_(weight + weight @ change)
-            update.handle.remove()
+            for linear in map(backbone.get_submodule, names):
+                weight = linear.weight.double()
+                linear.bias.copy_(linear.bias.double() + weight @ shift)
+                linear.weight.copy_(weight + weight @ change)
+            for handle in update.handles:
+                handle.remove()
 
 
 class GroupedLowRank(Change):

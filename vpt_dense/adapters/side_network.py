@@ -39,11 +39,13 @@ class SideNetwork(Adapter):
             other than three channels, or ``weights`` is no path.
     """
 
+    needs = frozenset({'tokens', 'outputs'})
+
     def __init__(
         self, backbone: nn.Module, weights: str | None = None, init_cfg: dict | None = None
     ) -> None:
         super().__init__(backbone, init_cfg)
-        channels = backbone.patch_embed.projection.in_channels
+        channels = backbone.patch_layers()[0].in_channels
         if backbone.image_prompt is not None:
             channels = backbone.image_prompt.in_channels
         if channels != 3:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.adapters.base import Adapter, Change, check_merge, names_of, output_norms
+from vpt_dense.adapters.base import Adapter, Change, check_merge, names_of
 from vpt_dense.parts import register
 
 
@@ -27,15 +27,16 @@ class SSF(Adapter):
         init_cfg: As in :class:`mmengine.model.BaseModule`.
     """
 
+    needs = frozenset({'tokens', 'parts'})
     mergeable = True
 
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:
         super().__init__(backbone, init_cfg)
-        embed = backbone.patch_embed
-        modules = [embed.projection, *([] if embed.norm is None else [embed.norm])]
+        modules = backbone.patch_layers()
         for block in backbone.blocks():
-            modules += [block.norm1, block.qkv, block.proj, block.norm2, block.fc1, block.fc2]
-        modules += output_norms(backbone)
+            modules += [
+                block.norm1, *block.qkv, block.proj, block.norm2, *block.fc1, block.fc2]
+        modules += backbone.output_norms()
         self.names = names_of(backbone, modules)
         self.affines = nn.ModuleList()
         for module in modules:

@@ -34,7 +34,7 @@ def beside(
     if prompts is None:
         return module(tokens), None
     hooks = _hooks_of(module)
-    if not hooks or any(_is_adapters(hook) for hook in hooks):
+    if not hooks or any(is_adapters(hook) for hook in hooks):
         return module(tokens), quietly(module, prompts)
     seen = []
     handles = (
@@ -56,11 +56,11 @@ def quietly(module: nn.Module, tokens: Tensor) -> Tensor:
     """Apply a module and its adapters to tokens, unseen by other hooks."""
     args = (tokens,)
     for hook in module._forward_pre_hooks.values():
-        if _is_adapters(hook):
+        if is_adapters(hook):
             args = hook(module, args)
     out = module.forward(*args)
     for hook in module._forward_hooks.values():
-        if _is_adapters(hook):
+        if is_adapters(hook):
             out = hook(module, args, out)
     return out
 
@@ -88,7 +88,7 @@ def is_watched(modules: Iterable[nn.Module]) -> bool:
     """Whether someone's hooks, not an adapter's, are on modules or on what they are made of."""
     return any(
         each._backward_hooks or each._backward_pre_hooks
-        or not all(_is_adapters(hook) for hook in _hooks_of(each))
+        or not all(is_adapters(hook) for hook in _hooks_of(each))
         for module in modules for each in module.modules()
     )
 
@@ -99,5 +99,6 @@ def is_plain(linear: nn.Module) -> bool:
     return type(linear) is nn.Linear and not hooked and not any(_EVERYWHERE)
 
 
-def _is_adapters(hook: Callable) -> bool:
+def is_adapters(hook: Callable) -> bool:
+    """Whether a hook is an adapter's."""
     return isinstance(getattr(hook, '__self__', None), Change)

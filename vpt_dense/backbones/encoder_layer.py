@@ -128,16 +128,14 @@ class PromptedEncoderLayer(TunedBlock, TransformerEncoderLayer):
 
     def parts(self) -> dict[str, Any]:
         """See :meth:`TunedBlock.parts`."""
-        ffn = self.ffn
-        mlp = dict(mlp=ffn)
-        if hasattr(ffn, 'w12'):  # SwiGLU
-            mlp.update(fc1=ffn.w12, fc2=ffn.w3)
+        if hasattr(self.ffn, 'w12'):  # SwiGLU
+            linears = [self.ffn.w12, self.ffn.w3]
         else:
-            linears = [module for module in ffn.layers.modules() if isinstance(module, nn.Linear)]
-            mlp.update(mlp=ffn.layers, fc1=linears[0], fc2=linears[-1])
+            linears = [module for module in self.ffn.modules() if isinstance(module, nn.Linear)]
         return dict(
             embed_dims=self.embed_dims, num_heads=self.attn.num_heads, norm1=self.ln1,
-            qkv=self.attn.qkv, proj=self.attn.proj, norm2=self.ln2, ffn=ffn, **mlp)
+            qkv=(self.attn.qkv,), proj=self.attn.proj, norm2=self.ln2, fc1=(linears[0],),
+            fc2=linears[-1])
 
     def _attention(
         self,

@@ -182,8 +182,8 @@ class PromptedSwinBlock(TunedBlock, SwinBlock):
         heads = self.attn.w_msa
         return dict(
             embed_dims=heads.embed_dims, num_heads=heads.num_heads, norm1=self.norm1,
-            qkv=heads.qkv, proj=heads.proj, norm2=self.norm2, ffn=self.ffn, mlp=self.ffn.layers,
-            fc1=self.ffn.layers[0][0], fc2=self.ffn.layers[1],
+            qkv=(heads.qkv,), proj=heads.proj, norm2=self.norm2, fc1=(self.ffn.layers[0][0],),
+            fc2=self.ffn.layers[1],
         )
 
     def _attention(

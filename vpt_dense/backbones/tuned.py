@@ -1,5 +1,6 @@
 """The base of all backbones of this package: prompts, adapters, and which parameters train."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -25,6 +26,8 @@ class TunedBackbone(FrozenBase):
     its own), and calls the adapters where :class:`vpt_dense.adapters.Adapter` says.
 
     Attributes:
+        output_norm: What the names of the norms behind the blocks begin with, a pattern: ``ln1`` of
+            a ViT that has a final norm, ``norm3`` of a Swin.
         stem: Children and parameters in front of the blocks that mmpretrain's ``get_layer_depth``
             does not know.
         weights_family: Which formats of pretrained weights fit.
@@ -37,8 +40,9 @@ class TunedBackbone(FrozenBase):
     """
 
     weights_family: str
-    offers: frozenset[str] = frozenset({'images', 'open sizes'})
+    offers: frozenset[str] = frozenset({'images', 'open sizes', 'outputs'})
     stem: tuple[str, ...] = ()
+    output_norm = r'(ln|norm)\d+\.'
 
     @staticmethod
     def refuse_frozen_stages(kwargs: dict, least: int, way_out: str) -> None:
@@ -57,6 +61,15 @@ class TunedBackbone(FrozenBase):
     @abstractmethod
     def blocks(self) -> list[Block]:
         """The transformer blocks in order; none in a convolutional network."""
+
+    def patch_layers(self) -> list[nn.Module]:
+        """The convolution that makes patches, and its norm if there is one."""
+        embed = self.patch_embed
+        return [embed.projection, *([] if embed.norm is None else [embed.norm])]
+
+    def output_norms(self) -> list[nn.Module]:
+        """The norms behind the blocks."""
+        return [m for name, m in self.named_children() if re.match(self.output_norm, f'{name}.')]
 
     @abstractmethod
     def map_strides(self) -> list[tuple[int, int]]:
@@ -148,8 +161,10 @@ class TunedBackbone(FrozenBase):
         if key not in right:
             way_out = f'list it under `{right[0]}`' if right else 'it is no method of tuning'
             raise ValueError(f'{key}: {name} does not belong here; {way_out}')
-        lacking = [OFFERS.get(need, need) for need in sorted(part.needs - self.offers)]
+        lacking = part.needs - self.offers
+        lacking = {'tokens'} if 'tokens' in lacking else lacking  # the others follow
         if lacking:
+            lacking = [OFFERS.get(need, need) for need in sorted(lacking)]
             raise ValueError(
                 f'{key}: {name} needs {" and ".join(lacking)}, {type(self).__name__} has none')
 

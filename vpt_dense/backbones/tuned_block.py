@@ -32,11 +32,13 @@ class TunedBlock(nn.Module):
             linear layer of the MLP runs twice; 'block', the whole block from its input.
         adapters: The backbone's adapters.
         index: Of this block among the backbone's blocks.
+        takes_keys_values: Whether prompts may act through keys and values alone.
     """
 
     recompute: str | None = None
     adapters: tuple[nn.Module, ...] = ()
     index = 0
+    takes_keys_values = True
 
     @classmethod
     def adopt(cls, block: nn.Module) -> None:
@@ -68,7 +70,7 @@ class TunedBlock(nn.Module):
         if self.recompute == 'block':
             return self._checkpoint(self._whole, x, *arguments, **further)
         x = self._checkpoint(self._attend, x, *arguments, **further)
-        return self._checkpoint(self._feed_forward, x)
+        return self._checkpoint(self._feed, x)
 
     @abstractmethod
     def _attention(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
@@ -85,8 +87,15 @@ class TunedBlock(nn.Module):
             x = adapter.after_attention(x, self.index)
         return x
 
+    def _feed(self, x: Tensor) -> Tensor:
+        """The second half: x + MLP, and what adapters make of it."""
+        out = self._feed_forward(x)
+        for adapter in self.adapters:
+            out = adapter.after_mlp(out, x, self.index)
+        return out
+
     def _whole(self, *arguments: Any, **further: Any) -> Tensor:
-        return self._feed_forward(self._attend(*arguments, **further))
+        return self._feed(self._attend(*arguments, **further))
 
     def _needs_graph(self, arguments: Iterable) -> bool:
         """Whether backward will come here: a checkpoint keeps its inputs even if it will not."""

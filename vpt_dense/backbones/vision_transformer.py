@@ -7,7 +7,6 @@ from mmpretrain.models import backbones
 from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
-from vpt_dense.adapters.base import output_norms
 from vpt_dense.argument_checks import check_choice, check_count, check_stages, to_pair
 from vpt_dense.backbones.beside import is_watched
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
@@ -210,7 +209,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
     def reads_only_first(self, i: int) -> bool:
         """See :meth:`TokenBackbone.reads_only_first`; hooks read everything."""
         last = i == self.num_layers - 1 and self.out_type == 'cls_token'
-        return last and not is_watched((self.layers[i], *output_norms(self)))
+        return last and not is_watched((self.layers[i], *self.output_norms()))
 
     def _check_pool(self, pool: str | None, prompt: dict | None) -> str | None:
         """The tokens that the outputs are a mean of; None: the outputs are no mean."""

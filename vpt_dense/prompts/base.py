@@ -22,6 +22,7 @@ class Site:
         heads: Attention heads of these blocks.
         patch_size: The backbone's patch size (height, width) in pixels.
         first_dims: Width of its first block.
+        head_dims: Width d of a head; None: dims / heads.
     """
 
     dims: int
@@ -30,6 +31,11 @@ class Site:
     heads: int
     patch_size: tuple[int, int]
     first_dims: int
+    head_dims: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.head_dims is None:
+            object.__setattr__(self, 'head_dims', self.dims // self.heads)
 
 
 class TokenLayout(NamedTuple):

@@ -35,6 +35,8 @@ class E2VPTPrompt(TokenPrompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    needs = frozenset({'tokens', 'keys and values'})
+
     def __init__(
         self,
         site: Site,
@@ -47,7 +49,7 @@ class E2VPTPrompt(TokenPrompt):
         check_count(num_kv_tokens, 'prompt.num_kv_tokens')
         check_flag(shared_kv, 'prompt.shared_kv')
         self.own = common(range(self.start, self.stop), site.layers)
-        shape = (len(self.own), site.heads, num_kv_tokens, site.dims // site.heads)
+        shape = (len(self.own), site.heads, num_kv_tokens, site.head_dims)
         self.keys = nn.Parameter(torch.empty(shape))
         self.values = None if shared_kv else nn.Parameter(torch.empty(shape))
         for parameter in (self.keys, self.values):

@@ -32,7 +32,7 @@ class FoldedPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    needs = frozenset({'tokens', 'one width'})
+    needs = frozenset({'tokens', 'one width', 'keys and values'})
     depends_on_input = False
 
     def __init__(
@@ -52,7 +52,7 @@ class FoldedPrompt(Prompt):
             raise ValueError(
                 f'prompt.num_heads is {num_heads}, the backbone has {site.heads}; leave it out')
         self.layers = list(layers)
-        shape = (len(self.layers), site.heads, num_tokens, site.dims // site.heads)
+        shape = (len(self.layers), site.heads, num_tokens, site.head_dims)
         self.register_buffer('keys', torch.zeros(shape))
         self.register_buffer('values', torch.zeros(shape))
 

@@ -78,7 +78,7 @@ class PixelPrompt(Prompt):
 
     def check(self, backbone: nn.Module) -> None:
         """See :meth:`Prompt.check`: the patch embedding takes images of as many channels."""
-        channels = backbone.patch_embed.projection.in_channels
+        channels = backbone.patch_layers()[0].in_channels
         if self.in_channels != channels:
             raise ValueError(
                 f'prompt.in_channels is {self.in_channels}, but the patch embedding takes '

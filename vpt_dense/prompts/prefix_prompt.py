@@ -39,6 +39,7 @@ class PrefixPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    needs = frozenset({'tokens', 'parts', 'keys and values'})
     depends_on_input = False
 
     def __init__(
@@ -55,7 +56,7 @@ class PrefixPrompt(Prompt):
         self.own = common(range(self.start, self.stop), site.layers)
         self.embed_dims = site.dims
         self.bound = math.sqrt(6 / (3 * math.prod(site.patch_size) + site.first_dims))
-        shape = (len(self.own), site.heads, num_tokens, site.dims // site.heads)
+        shape = (len(self.own), site.heads, num_tokens, site.head_dims)
         self.keys = nn.Parameter(torch.empty(shape))
         self.values = nn.Parameter(torch.empty(shape))
         for parameter in (self.keys, self.values):  # until the backbone has its weights
@@ -84,10 +85,11 @@ class PrefixPrompt(Prompt):
         with torch.autocast(self.keys.device.type, half, enabled=half is not None):
             for i, layer in enumerate(self.own):
                 block = blocks[layer]
-                projected = block.qkv(block.norm1(tokens[i].to(self.keys)))  # (P, 3 C)
-                _, keys, values = projected.unflatten(-1, (3, block.num_heads, -1)).unbind(1)
-                self.keys[i].copy_(keys.transpose(0, 1))
-                self.values[i].copy_(values.transpose(0, 1))
+                own = tokens[i : i + 1].to(self.keys)  # (1, P, C)
+                keys, values = block.keys_values(
+                    block.norm1(own) if block.prenorm else own, lambda layer, x: layer(x))
+                self.keys[i].copy_(keys[0])
+                self.values[i].copy_(values[0])
 
     def forward(
         self,
