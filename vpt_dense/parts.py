@@ -1,15 +1,16 @@
-"""The methods by the names of their classes, and what they share; nothing but torch is needed."""
+"""The methods by the names of their classes; nothing of mmengine is needed."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Name of a class -> the class: prompts, prompts in image space, adapters.
-PARTS: dict[str, type[nn.Module]] = {}
+PARTS: dict[str, 'type[nn.Module]'] = {}
 
 
-def register(part: type[nn.Module]) -> type[nn.Module]:
+def register(part: 'type[nn.Module]') -> 'type[nn.Module]':
     """Make a method known by the name of its class: ``dict(type='vpt_dense.NAME')``."""
     PARTS[part.__name__] = part
     return part
@@ -29,7 +30,7 @@ def find(kind: Any) -> Any:
     return registry.MODELS.get(kind) if part is None and registry is not None else part
 
 
-def build(config: dict[str, Any], **served: Any) -> nn.Module:
+def build(config: dict[str, Any], **served: Any) -> 'nn.Module':
     """Build a method.
 
     Args:
@@ -45,22 +46,3 @@ def build(config: dict[str, Any], **served: Any) -> nn.Module:
     if part is None:
         raise KeyError(f'{kind} is no method (known: {", ".join(sorted(PARTS))})')
     return part(**served, **arguments)
-
-
-class Startable(nn.Module):
-    """A module that may start by a config's ``init_cfg``, as mmengine's ``BaseModule`` does.
-
-    Args:
-        init_cfg: As in :class:`mmengine.model.BaseModule`.
-    """
-
-    def __init__(self, init_cfg: dict | None = None) -> None:
-        super().__init__()
-        self.init_cfg = init_cfg
-
-    def init_weights(self) -> None:
-        """Start as ``init_cfg`` says; mmengine calls this."""
-        if self.init_cfg:
-            from mmengine.model import initialize
-
-            initialize(self, self.init_cfg)

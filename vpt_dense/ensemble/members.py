@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense.ensemble.settings import check_seeds
-from vpt_dense.parts import Startable
 from vpt_dense.registry import MODELS
 from vpt_dense.seeding import mix, seeded
+from vpt_dense.startable import Startable
 
 
 class Members(Startable):

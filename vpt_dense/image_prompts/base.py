@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_channels
-from vpt_dense.parts import Startable
 from vpt_dense.sizes import are_equal
+from vpt_dense.startable import Startable
 
 #: ImageNet's mean and standard deviation, in the 0..255 of our data preprocessors.
 MEAN = (123.675, 116.28, 103.53)

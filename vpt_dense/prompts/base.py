@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.parts import Startable
+from vpt_dense.startable import Startable
 
 
 @dataclass(frozen=True)  # mmengine's configs would take a tuple of names apart
