@@ -60,7 +60,7 @@ def reference(model: nn.Module, x: torch.Tensor, change) -> torch.Tensor:
         out = change('proj', i, mixed @ attn.proj.weight.T + attn.proj.bias, mixed)
         x = x + scale(out, attn.gamma1)
         u = change('norm2', i, norm(x, block.ln2), x)
-        (first,), last = model.blocks()[i].fc1, model.blocks()[i].fc2
+        (first,), last = model.block_list()[i].fc1, model.block_list()[i].fc2
         hidden = change('fc1', i, u @ first.weight.T + first.bias, u)
         if hasattr(block.ffn, 'w12'):
             gate, value = hidden.chunk(2, -1)
@@ -469,7 +469,7 @@ def test_attention_projection_is_that_of_every_block(build):
     plain = build()
     names = {module: name for name, module in plain.named_modules()}
     wanted = {
-        f'{names[b.proj]}.{own}' for b in plain.blocks() for own in ('weight', 'bias')}
+        f'{names[b.proj]}.{own}' for b in plain.block_list() for own in ('weight', 'bias')}
     assert trained(build(trainable=[r'\.proj\.(weight|bias)$'])) == wanted
 
 

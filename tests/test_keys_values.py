@@ -80,7 +80,7 @@ def test_equal_to_tokens(name, out_type, recompute, training):
 
 def with_one_product(monkeypatch):
     """Prompts go through one product with each image, as few prompts do on a GPU."""
-    monkeypatch.setattr(encoder_layer, '_one_product', lambda *_: True)
+    monkeypatch.setattr(encoder_layer, 'one_product', lambda *_: True)
 
 
 @prompted
@@ -93,8 +93,8 @@ def test_equal_to_tokens_in_one_product(monkeypatch, name, recompute):
 def test_few_prompts_make_one_product_on_a_gpu():
     few, many = torch.zeros(1, 4, 8, device='meta'), torch.zeros(1, 5, 8, device='meta')
     x = torch.zeros(2, 32, 8, device='meta')
-    assert encoder_layer._one_product(x, few) and not encoder_layer._one_product(x, many)
-    assert not encoder_layer._one_product(torch.zeros(2, 32, 8), few)
+    assert attention.one_product(x, few) and not attention.one_product(x, many)
+    assert not attention.one_product(torch.zeros(2, 32, 8), few)
 
 
 @pytest.mark.parametrize('one_product', [False, True])

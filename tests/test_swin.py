@@ -84,7 +84,7 @@ def test_agrees_with_the_original(tmp_path, recompute):
         model.get_parameter(name).data.copy_(tokens)
     model.double().eval()
     blocks = {}
-    for block in model.blocks():
+    for block in model.block_list():
         block.module.register_forward_hook(
             lambda module, _, out: blocks.setdefault(module.index, out))
 
@@ -254,9 +254,9 @@ def test_recomputing_changes_nothing_and_keeps_less(recompute, prompt, how):
 def test_some_stages_may_be_recomputed():
     stages = [dict(block_cfgs=dict(with_cp=s == 1)) for s in range(4)]
     model = swin(stage_cfgs=stages)
-    assert [block.module.recompute for block in model.blocks()] == [
-        'block' if block.name.startswith('stages.1.') else None for block in model.blocks()]
-    assert all(block.module.with_cp for block in swin(with_cp=True).blocks())
+    assert [block.module.recompute for block in model.block_list()] == [
+        'block' if block.name.startswith('stages.1.') else None for block in model.block_list()]
+    assert all(block.module.with_cp for block in swin(with_cp=True).block_list())
 
 
 @pytest.mark.parametrize('options', [{}, dict(with_cp=True), dict(memory='lean')], ids=str)

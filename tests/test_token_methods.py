@@ -458,7 +458,7 @@ def test_cvpt_on_swin():
     rows = iter([*first, *second])
 
     def attend(norm, args):  # in front of norm2 stands what attention left
-        block = next(b for b in plain.blocks() if b.norm2 is norm)
+        block = next(b for b in plain.block_list() if b.norm2 is norm)
         size, tokens, row = block.embed_dims // block.num_heads, args[0], next(rows)
         weight, bias, outs = block.qkv[0].weight, block.qkv[0].bias, []
         for head in range(block.num_heads):
@@ -473,7 +473,7 @@ def test_cvpt_on_swin():
         return (tokens + added[-1],)
 
     added = []
-    for block in plain.blocks():
+    for block in plain.block_list():
         block.norm2.register_forward_pre_hook(attend)
         # The MLP's residual goes past the norm.
         block.module.ffn.register_forward_pre_hook(

@@ -57,7 +57,7 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     Args:
         module: The backbone. Freeze it when it is built, before a distributed wrapper looks at it.
         patterns: Regular expressions, searched in the names of ``module.named_parameters()``. An
-            empty list freezes everything. ``last:K`` stands for the last K of ``module.blocks()``,
+            empty list freezes everything. ``last:K`` is the last K of ``module.block_list()``,
             ``partial:K`` for these and the norms behind the blocks (``partial-k`` of Jia et al.,
             ECCV 2022, https://arxiv.org/abs/2203.12119).
 
@@ -93,7 +93,7 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 def _behind(module: nn.Module, names: Sequence[str], kind: str, number: int) -> list[str]:
     """The names of parameters that ``last:number`` or ``partial:number`` stands for."""
-    blocks = module.blocks()
+    blocks = module.block_list()
     if not 1 <= number <= len(blocks):
         raise ValueError(
             f'trainable: {kind}:{number} asks for {number} of the {len(blocks)} transformer blocks '

@@ -42,7 +42,7 @@ class AdaptFormer(Adapter):
         check_number(scale, 'adapters.scale', positive=True)
         check_dropout(dropout, 'adapters.dropout')
         self.branches = nn.ModuleList()
-        for block in backbone.blocks():
+        for block in backbone.block_list():
             self.branches.append(Branch(block.embed_dims, hidden_dims, scale, dropout))
 
     def after_mlp(self, x: Tensor, before: Tensor, layer: int) -> Tensor:

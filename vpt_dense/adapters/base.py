@@ -50,7 +50,8 @@ class Block(NamedTuple):
     @property
     def head_dims(self) -> int:
         """Width d of a head."""
-        return self.proj.in_features // self.num_heads
+        width = self.embed_dims if self.proj is None else self.proj.in_features
+        return width // self.num_heads
 
     def weights(self, part: str) -> tuple[Tensor, Tensor | None]:
         """Weight (n, C) and bias (n,) of the queries, 'q', or of keys and values, 'kv'.
@@ -222,7 +223,7 @@ def merge_adapters(backbone: nn.Module) -> None:
     for adapter in (*outputs, *reversed(inputs)):
         adapter.merge(backbone)
     del backbone.adapters[:]
-    for block in backbone.blocks():
+    for block in backbone.block_list():
         block.module.adapters = ()
 
 
@@ -285,7 +286,7 @@ def find_linears(
         if isinstance(module, nn.Linear) and not is_added(name)
     }
     aliases: dict[nn.Module, list[str]] = {}
-    for block in backbone.blocks():
+    for block in backbone.block_list():
         groups = dict(qkv=block.qkv, fc1=block.fc1, proj=(block.proj,), fc2=(block.fc2,))
         if len(block.qkv) == len(PARTS):
             groups |= {part: (linear,) for part, linear in zip(PARTS, block.qkv, strict=True)}

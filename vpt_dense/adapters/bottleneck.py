@@ -48,7 +48,7 @@ class BottleneckAdapter(Adapter):
         super().__init__(backbone, init_cfg)
         check_count(reduction, 'adapters.reduction')
         self.bottlenecks = nn.ModuleList()
-        for block in backbone.blocks():
+        for block in backbone.block_list():
             if reduction > block.embed_dims:
                 raise ValueError(
                     f'adapters.reduction={reduction} leaves nothing of the width '

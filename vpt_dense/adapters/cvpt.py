@@ -48,7 +48,7 @@ class CVPT(Adapter):
         super().__init__(backbone, init_cfg)
         check_count(num_tokens, 'adapters.num_tokens')
         self.dropout = check_dropout(dropout, 'adapters.dropout')
-        blocks = backbone.blocks()
+        blocks = backbone.block_list()
         # Not as submodules, which would give the backbone's weights a second name. A copy of the
         # backbone has its own layers here: copies of one object within it are one object.
         self.blocks = tuple(blocks)

@@ -61,7 +61,7 @@ class LoRA(Adapter):
         if parts is not None:
             _check_parts(parts, linears, backbone)
         alone = {
-            linear: part for block in backbone.blocks() if len(block.qkv) == len(PARTS)
+            linear: part for block in backbone.block_list() if len(block.qkv) == len(PARTS)
             for part, linear in zip(PARTS, block.qkv, strict=True)
         }  # layers that are one part
         for name, linear in linears.items():
@@ -95,7 +95,7 @@ def _check_parts(parts: Sequence[str], linears: dict[str, nn.Linear], backbone: 
     known = is_list(parts) and all(part in PARTS for part in parts)
     if not known or not parts or len(set(parts)) != len(parts):
         raise ValueError(f"adapters.parts must be some of 'q', 'k', 'v', found {parts!r}")
-    fused = set(names_of(backbone, (each for block in backbone.blocks() for each in block.qkv)))
+    fused = set(names_of(backbone, (each for block in backbone.block_list() for each in block.qkv)))
     other = [name for name in linears if name not in fused]
     if other:
         raise ValueError(

@@ -50,7 +50,7 @@ class RepAdapter(Adapter):
         check_count(groups, 'adapters.groups')
         check_number(scale, 'adapters.scale', positive=True)
         check_dropout(dropout, 'adapters.dropout')
-        inputs = [layers for block in backbone.blocks() for layers in (block.qkv, block.fc1)]
+        inputs = [layers for block in backbone.block_list() for layers in (block.qkv, block.fc1)]
         for size in {rank, *(linear.in_features for layers in inputs for linear in layers)}:
             if size % groups:
                 raise ValueError(

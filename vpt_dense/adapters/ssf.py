@@ -33,7 +33,7 @@ class SSF(Adapter):
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:
         super().__init__(backbone, init_cfg)
         modules = backbone.patch_layers()
-        for block in backbone.blocks():
+        for block in backbone.block_list():
             modules += [
                 block.norm1, *block.qkv, block.proj, block.norm2, *block.fc1, block.fc2]
         modules += backbone.output_norms()

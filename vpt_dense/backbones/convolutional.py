@@ -34,8 +34,8 @@ class ConvolutionalBackbone(TunedBackbone):
         front = self.build_image_prompt(image_prompt, to_pair('img_size', img_size), in_channels)
         return front, in_channels + (0 if front is None else front.extra_channels)
 
-    def blocks(self) -> list[Block]:
-        """See :meth:`TunedBackbone.blocks`."""
+    def block_list(self) -> list[Block]:
+        """See :meth:`TunedBackbone.block_list`."""
         return []
 
     def prompted(self, images: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 
-from vpt_dense.backbones.attention import attention
+from vpt_dense.backbones.attention import attention, cast_once, one_product
 from vpt_dense.backbones.beside import beside, is_plain, spread
 from vpt_dense.backbones.tuned_block import TunedBlock
 
@@ -45,14 +44,14 @@ class PromptedAttention(MultiheadAttention):
         further = [] if keys_values is None else [keys_values]
         plain = is_plain(self.qkv)
         alone = positions is not None or only_first
-        if plain and prompts is not None and not alone and _one_product(x, prompts):
+        if plain and prompts is not None and not alone and one_product(x, prompts):
             together = torch.cat([x, spread(prompts.to(x.dtype), x.shape[0])], dim=1)
             queries, keys, values = self._split_heads(self.qkv(together))
             queries = queries[:, :, : x.shape[1]]
         elif plain:
             # Not one product whose parts are taken: the keys and values are copied below, and
             # queries that are a part would hold them in memory until backward.
-            weight, bias = _cast_once(self.qkv.weight, self.qkv.bias)
+            weight, bias = cast_once(self.qkv.weight, self.qkv.bias)
             ours, theirs = slice(self.embed_dims), slice(self.embed_dims, None)
             of_queries, rows = (
                 (weight[part], None if bias is None else bias[part]) for part in (ours, theirs))
@@ -88,30 +87,6 @@ class PromptedAttention(MultiheadAttention):
         """(b, n, k * C) -> k tensors of (b, heads, n, C / heads)."""
         tokens = tokens.unflatten(-1, (-1, self.num_heads, self.head_dims))
         return tokens.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _one_product(x: Tensor, prompts: Tensor) -> bool:
-    """Whether few prompts go through the product of queries, keys and values with each image.
-
-    On a GPU a step of a frozen model waits for operations to be started rather than for their
-    arithmetic: ViT-L, 512 px, 8 images in bfloat16 on an H200 took 1.12 times as long with
-    products of their own for prompts as with prompts as tokens. One product needs a third of the
-    operations, for at most 3 % more arithmetic in the block (P / 4N of its 12 N C^2, N tokens). On
-    a CPU arithmetic is what counts, and attention is faster on copies of keys and values.
-    """
-    return x.device.type != 'cpu' and 8 * prompts.shape[1] <= x.shape[1]
-
-
-def _cast_once(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast float32 weights as autocast would, which would do so, and keep it, for each use."""
-    kind = tensors[0].device.type
-    # There is none on 'meta'.
-    if not is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return tensors
-    half = torch.get_autocast_dtype(kind)
-    return tuple(
-        tensor.to(half) if tensor is not None and tensor.dtype == torch.float32 else tensor
-        for tensor in tensors)
 
 
 class PromptedEncoderLayer(TunedBlock, TransformerEncoderLayer):

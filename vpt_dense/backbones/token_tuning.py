@@ -48,14 +48,14 @@ class TokenTuning(TunedBackbone):
         """Whether nothing reads what block i puts out but the first token."""
         return False
 
-    def blocks(self) -> list[Block]:
-        """See :meth:`TunedBackbone.blocks`."""
+    def block_list(self) -> list[Block]:
+        """See :meth:`TunedBackbone.block_list`."""
         return [Block(name=n, module=b, **b.parts()) for n, b in self.named_blocks()]
 
     def sites(self) -> list[Site]:
         """Its runs of blocks of one width; one if it offers 'one width'."""
         found = [
-            (block.embed_dims, block.num_heads, block.head_dims) for block in self.blocks()]
+            (block.embed_dims, block.num_heads, block.head_dims) for block in self.block_list()]
         patch = self.patch_size_pixels()
         sites, start = [], 0
         for (dims, heads, head_dims), run in groupby(found):
@@ -69,7 +69,7 @@ class TokenTuning(TunedBackbone):
 
     def read_blocks(self) -> list[Block]:
         """The blocks whose patches something behind them reads."""
-        return self.blocks()
+        return self.block_list()
 
     @abstractmethod
     def out_dims(self) -> list[int]:
@@ -178,7 +178,7 @@ class TokenTuning(TunedBackbone):
         tokens, own = self.prompt(x, i), self.prompt.keys_values(i)
         parts = [] if own is None else [own]
         if tokens is not None:
-            block = self.blocks()[i]
+            block = self.block_list()[i]
             own = tokens.to(x.dtype)
             own = quietly(block.norm1, own) if block.prenorm else own
             parts.append(block.keys_values(own, quietly))

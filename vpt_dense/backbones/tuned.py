@@ -59,7 +59,7 @@ class TunedBackbone(FrozenBase):
                 f'trains, for instance {way_out}')
 
     @abstractmethod
-    def blocks(self) -> list[Block]:
+    def block_list(self) -> list[Block]:
         """The transformer blocks in order; none in a convolutional network."""
 
     def patch_layers(self) -> list[nn.Module]:
@@ -69,7 +69,9 @@ class TunedBackbone(FrozenBase):
 
     def output_norms(self) -> list[nn.Module]:
         """The norms behind the blocks."""
-        return [m for name, m in self.named_children() if re.match(self.output_norm, f'{name}.')]
+        return [
+            module for name, module in self.named_children()
+            if re.match(self.output_norm, f'{name}.') and list(module.parameters())]
 
     @abstractmethod
     def map_strides(self) -> list[tuple[int, int]]:

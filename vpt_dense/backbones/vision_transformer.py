@@ -141,7 +141,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         """See :meth:`TokenBackbone.read_blocks`."""
         last = max(self.out_indices)
         unread = self.out_type == 'cls_token' or self.pool == 'prompts'
-        return self.blocks()[: last if unread else last + 1]
+        return self.block_list()[: last if unread else last + 1]
 
     def out_dims(self) -> list[int]:
         """See :meth:`TokenBackbone.out_dims`."""

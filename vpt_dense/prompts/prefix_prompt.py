@@ -81,7 +81,7 @@ class PrefixPrompt(Prompt):
             backbone: The backbone, with its weights.
         """
         half = getattr(backbone, 'frozen_dtype', None)
-        blocks = backbone.blocks()
+        blocks = backbone.block_list()
         with torch.autocast(self.keys.device.type, half, enabled=half is not None):
             for i, layer in enumerate(self.own):
                 block = blocks[layer]

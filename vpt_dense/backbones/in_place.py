@@ -1,0 +1,292 @@
+"""Vision transformers of other libraries, tuned in place: their own forward, blocks of ours.
+
+Nothing of such a model is copied or renamed. The class of the model, of its blocks and of their
+attention becomes a subclass of what it was (:func:`adopt`), which :func:`release` takes back. The
+model's own loop goes on calling its blocks with the tokens that it knows: a block puts its prompts
+among them, and takes those that flow on (VPT-shallow) out again. So whatever the library does
+between blocks, before and behind them stays right: intermediate features, hooks, pooling, heads.
+"""
+
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpt_dense.backbones.beside import is_adapters
+from vpt_dense.backbones.half_precision import hold_frozen_in
+from vpt_dense.backbones.token_tuning import TokenTuning
+from vpt_dense.backbones.tuned_block import TunedBlock
+from vpt_dense.errors import UserError
+from vpt_dense.image_prompts import ImagePrompt
+from vpt_dense.prompts import TokenLayout
+from vpt_dense.tuning import ADDED
+
+
+class _Now(threading.local):
+    """The forward pass that this thread is in."""
+
+    flow: 'Flow | None' = None
+
+
+_NOW = _Now()
+
+
+class Flow:
+    """What one forward pass carries from block to block beside the library's tokens.
+
+    Args:
+        backbone: The model.
+        images: What its patch embedding gets, (B, C, H, W).
+
+    Attributes:
+        prompts: Prompts that the block before has left, (B, P, C); None: none.
+    """
+
+    def __init__(self, backbone: 'InPlaceBackbone', images: Tensor) -> None:
+        self.backbone = backbone
+        self.layout = TokenLayout(backbone.num_first, 0, backbone.patch_grid(images))
+        prompt = backbone.prompt
+        self.prepared = None if prompt is None else prompt.prepare(backbone.embed_patches)
+        self.prompts: Tensor | None = None
+
+    def through(
+        self, run: Callable[..., Tensor], i: int, x: Tensor, arguments: tuple, further: dict
+    ) -> Tensor:
+        """Let tokens pass a block.
+
+        Args:
+            run: The block.
+            i: Its index.
+            x: The library's tokens, (B, F + N, C).
+            arguments: What the library gives beside them.
+            further: Likewise.
+
+        Returns:
+            The library's tokens, (B, F + N, C).
+        """
+        backbone, layout = self.backbone, self.layout
+        if self.prompts is not None:
+            x, layout = layout.replace(x, self.prompts)  # (B, F + P + N, C)
+        x, layout, own = backbone.enter_block(x, i, layout, self.prepared)
+        x = run(x, *arguments, **further, **own)
+        for change in backbone.changes():
+            x = change.after_block(x, i, layout)
+        self.prompts = None
+        if layout.num_prompts:
+            self.prompts = layout.prompts(x)
+            x, _ = layout.replace(x, None)  # (B, F + N, C)
+        return x
+
+
+class InPlaceBlock(TunedBlock):
+    """The base of blocks that other libraries call."""
+
+    def forward(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        """The block, with its prompts and adapters.
+
+        Raises:
+            RuntimeError: If it is called outside of a forward pass of its model.
+        """
+        if _NOW.flow is None:
+            raise RuntimeError(
+                'a block of a tuned backbone was called by itself: prompts depend on the whole '
+                'pass; call the model, or do it within `with model.forward_pass(images):`')
+        return _NOW.flow.through(super().forward, self.index, x, arguments, further)
+
+
+class InPlaceBackbone(TokenTuning):
+    """The base of models of other libraries that were tuned in place.
+
+    A library's class names the blocks and what else is asked here; its public ways in are called
+    through :meth:`run`. Objects come to be by :meth:`take_over`, never by a constructor.
+
+    Attributes:
+        num_first: F, class, register and other tokens in front of the patches.
+        forward_dtype: As ``frozen_dtype`` says, what the model computes in; None: as it is.
+    """
+
+    num_first: int
+    weights_family = ''
+    init_cfg: dict | None = None
+    forward_dtype: torch.dtype | None = None
+
+    @abstractmethod
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images (B, C, H, W)."""
+
+    @classmethod
+    def take_over(
+        cls,
+        model: nn.Module,
+        prompt: dict | None = None,
+        image_prompt: ImagePrompt | None = None,
+        adapters: Sequence[dict] | None = None,
+        trainable: Sequence[str] | None = None,
+        prompts_as: str = 'keys_values',
+        memory: str = 'default',
+        with_cp: bool = False,
+        frozen_dtype: str | None = None,
+    ) -> 'InPlaceBackbone':
+        """Tune a model in place.
+
+        Args:
+            model: The model; one that cannot be tuned is left as it was.
+            prompt: As in :meth:`TokenTuning.tune`.
+            image_prompt: As there.
+            adapters: As there.
+            trainable: As there.
+            prompts_as: As there.
+            memory: As there.
+            with_cp: As there.
+            frozen_dtype: As in :class:`vpt_dense.backbones.VisionTransformer`.
+
+        Returns:
+            The same object.
+
+        Raises:
+            ValueError: If an argument is out of its range, or the model lacks what a part needs.
+        """
+        before = {name: p.requires_grad for name, p in model.named_parameters()}
+        floats = [p for p in model.parameters() if p.is_floating_point()]
+        modes = {name: module.training for name, module in model.named_modules()}
+        adopt(cls, model)
+        model._before = (before, modes, {})
+        try:
+            model.tune(prompt, image_prompt, adapters, trainable, prompts_as, memory, with_cp)
+            place = next(iter(floats), torch.empty(0))
+            for name in ADDED:  # as the model is held, and where
+                if getattr(model, name) is not None:
+                    getattr(model, name).to(device=place.device, dtype=place.dtype)
+            if frozen_dtype is not None:
+                kept = {name: parameter.data for name, parameter in model.named_parameters()}
+                model.forward_dtype = hold_frozen_in(frozen_dtype, model)
+                model._before[2].update(
+                    (n, kept[n]) for n, p in model.named_parameters() if p.dtype != kept[n].dtype)
+        except BaseException:
+            model.give_back()
+            raise
+        return model.train(model.training)
+
+    def give_back(self) -> nn.Module:
+        """Undo :meth:`take_over`: the model is what it was, bit for bit, if no weight has trained.
+
+        Returns:
+            The same object.
+        """
+        requires_grad, modes, weights = self._before
+        for module in self.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for key in [key for key, hook in hooks.items() if is_adapters(hook)]:
+                    # As the handle's remove(), which not every adapter keeps.
+                    for further in ('with_kwargs', 'always_called'):
+                        getattr(module, f'_forward_hooks_{further}', {}).pop(key, None)
+                    del hooks[key]
+        for module in list(self.modules()):
+            if module is not self and isinstance(module, Adopted):
+                release(module)
+        for name in ADDED:
+            self._modules.pop(name, None)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(requires_grad[name])
+            if name in weights:
+                parameter.data = weights[name].to(parameter.device)
+        for name, module in self.named_modules():
+            module.training = modes.get(name, module.training)
+        return release(self)
+
+    def run(self, function: Callable, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Call one of the library's ways in with images (B, C, H, W), in a forward pass."""
+        if _NOW.flow is not None and _NOW.flow.backbone is self:  # one way in calls another
+            return function(images, *args, **kwargs)
+        outer = _NOW.flow
+        if self.image_prompt is not None:
+            images = self.image_prompt(images)
+        _NOW.flow = Flow(self, images)
+        try:
+            if self.forward_dtype is None or torch.is_autocast_enabled(images.device.type):
+                return function(images, *args, **kwargs)
+            with torch.autocast(images.device.type, self.forward_dtype):
+                return function(images, *args, **kwargs)
+        finally:
+            _NOW.flow = outer
+
+    @contextmanager
+    def forward_pass(self, images: Tensor) -> Iterator[None]:
+        """Let code of one's own call the blocks: ``with model.forward_pass(images): ...``.
+
+        Args:
+            images: What the patch embedding gets, (B, C, H, W).
+        """
+        outer, _NOW.flow = _NOW.flow, Flow(self, images)
+        try:
+            yield
+        finally:
+            _NOW.flow = outer
+
+    def out_dims(self) -> list[int]:
+        """See :meth:`TokenTuning.out_dims`: what it puts out is the library's business."""
+        return []
+
+    def map_strides(self) -> list[tuple[int, int]]:
+        """See :meth:`TunedBackbone.map_strides`."""
+        return []
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block in backward from its input, or not; timm's name for it.
+
+        timm's own way would run a block again outside of the forward pass that it belongs to.
+        """
+        for _, block in self.named_blocks():
+            block.recompute = 'block' if enable else None
+
+
+class Adopted(nn.Module):
+    """An object whose class was changed, see :func:`adopt`."""
+
+    original: type[nn.Module]
+    by: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Copies and files name the two classes, not the one that is made of them."""
+        return _new, (self.by, self.original), self.__dict__
+
+
+def adopt(by: type[nn.Module], module: nn.Module) -> None:
+    """Make a module an object of a class ``by`` as well, which comes before its own."""
+    vars(module)['_own'] = frozenset(vars(module))
+    module.__class__ = _combined(by, type(module))
+
+
+def release(module: nn.Module) -> nn.Module:
+    """Undo :func:`adopt`; attributes that came since go. Returns the module."""
+    for name in vars(module).keys() - vars(module)['_own']:
+        del vars(module)[name]
+    module.__class__ = type(module).original
+    return module
+
+
+@cache
+def _combined(by: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
+    return type(
+        original.__name__, (Adopted, by, original),
+        dict(original=original, by=by, __module__=by.__module__, __doc__=by.__doc__))
+
+
+def _new(by: type[nn.Module], original: type[nn.Module]) -> nn.Module:
+    kind = _combined(by, original)
+    return kind.__new__(kind)
+
+
+def refuse(model: nn.Module, reason: str) -> None:
+    """Refuse a model that cannot be tuned.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(f'{type(model).__name__} cannot be tuned: {reason}')
+

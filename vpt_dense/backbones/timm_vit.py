@@ -1,0 +1,131 @@
+"""timm's vision transformers, tuned in place."""
+
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vpt_dense.backbones import timm_blocks
+from vpt_dense.backbones.in_place import InPlaceBackbone, refuse
+from vpt_dense.backbones.timm_blocks import BLOCKS, known, run_by
+from vpt_dense.backbones.tuned_block import TunedBlock
+
+
+class TimmBackbone(InPlaceBackbone):
+    """A model of timm's classes ``VisionTransformer`` or ``Eva``, under timm's own names."""
+
+    weights_family = 'timm'
+    stem = ('cls_token', 'reg_token', 'dist_token', 'pos_embed', 'patch_embed', 'norm_pre', 'rope')
+    output_norm = r'(norm|fc_norm)\.'
+    interpolate_mode = 'bicubic'
+
+    forward = run_by('forward')
+    forward_features = run_by('forward_features')
+    forward_intermediates = run_by('forward_intermediates')
+
+    @staticmethod
+    def check(model: nn.Module) -> None:
+        """Refuse a model that cannot be tuned.
+
+        Raises:
+            UserError: If so; the message names the part.
+        """
+        if known(model, (VisionTransformer, Eva)) is None:
+            refuse(model, 'it is neither a VisionTransformer nor an Eva of timm')
+        for i, block in enumerate(model.blocks):
+            if known(block, BLOCKS) is None:
+                refuse(model, f'blocks.{i} is a {type(block).__name__}, which is not known')
+        drop = getattr(model, 'patch_drop', None)
+        if drop is not None and not isinstance(drop, nn.Identity):
+            refuse(model, 'patch_drop_rate leaves out patches, and their places would be unknown')
+
+    def tune(self, *args, **kwargs) -> None:
+        """See :meth:`TokenTuning.tune`; what it offers follows from its blocks."""
+        offers = set(InPlaceBackbone.offers) - {'outputs'}
+        blocks = list(self.blocks)
+        if any(BLOCKS[known(block, BLOCKS)] is timm_blocks.WholeBlock for block in blocks):
+            offers -= {'parts', 'keys and values'}
+        elif any(known(block.attn, timm_blocks.ATTENTIONS) is None for block in blocks):
+            offers -= {'keys and values', 'parts'}
+        elif not hasattr(blocks[0].mlp, 'fc2'):
+            offers -= {'parts'}
+        if not isinstance(self.patch_embed.proj, nn.Conv2d):
+            offers -= {'patches'}
+        self.offers = frozenset(offers)
+        super().tune(*args, **kwargs)
+
+    def adopt_block(self, block: nn.Module) -> None:
+        """See :meth:`TokenTuning.adopt_block`."""
+        timm_blocks.adopt_block(block)
+
+    def named_blocks(self) -> list[tuple[str, TunedBlock]]:
+        """See :meth:`TokenTuning.named_blocks`."""
+        return [(f'blocks.{name}', block) for name, block in self.blocks.named_children()]
+
+    def patch_layers(self) -> list[nn.Module]:
+        """See :meth:`TunedBackbone.patch_layers`."""
+        embed = self.patch_embed
+        layers = (embed.proj, getattr(embed, 'norm', None))
+        return [m for m in layers if m is not None and not isinstance(m, nn.Identity)]
+
+    def patch_size_pixels(self) -> tuple[int, int]:
+        """See :meth:`TokenTuning.patch_size_pixels`."""
+        return tuple(self.patch_embed.feat_ratio(as_scalar=False))
+
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
+        """See :meth:`InPlaceBackbone.patch_grid`."""
+        return tuple(self.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """See :meth:`TokenTuning.embed_patches`."""
+        x = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
+        return self.patch_embed.norm(x)
+
+    @property
+    def num_first(self) -> int:
+        """Class, distillation and register tokens."""
+        return self.num_prefix_tokens
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Of these, the ones that are no registers."""
+        registers = 0 if self.reg_token is None else self.reg_token.shape[1]
+        return self.num_prefix_tokens - registers
+
+    @property
+    def patch_resolution(self) -> tuple[int, int]:
+        """Rows and columns of patches of the images that it was made for."""
+        return tuple(self.patch_embed.grid_size)
+
+    @property
+    def embed_dims(self) -> int:
+        """Width C."""
+        return self.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def pre_norm(self) -> nn.Module:
+        """The norm in front of the blocks."""
+        return self.norm_pre
+
+    def describe(self) -> str:
+        """See :meth:`FrozenBase.describe`."""
+        rows, columns = self.patch_resolution
+        name = (getattr(self, 'pretrained_cfg', None) or {}).get('architecture', 'a model of timm')
+        return f'{name} of width {self.embed_dim} on {rows}x{columns} patches'
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """See :meth:`TunedBackbone.get_layer_depth`."""
+        number = len(self.blocks) + 2
+        name = param_name.removeprefix(prefix)
+        if not param_name.startswith(prefix):
+            return number - 1, number
+        parts = name.split('.')
+        if parts[0] == 'blocks':
+            return int(parts[1]) + 1, number
+        return (0 if parts[0] in self.stem else number - 1), number
+
+
