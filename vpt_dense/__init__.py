@@ -2,27 +2,55 @@
 
 Importing the package is quick: it pulls in no framework. Every class is reached from a config by
 its scoped name (``type='vpt_dense.VisionTransformer'``); :mod:`vpt_dense.registry` finds
-the module that holds it. :func:`load` gives a model to predict with.
+the module that holds it. For plain PyTorch there are functions: :func:`create_backbone`,
+:func:`tune`, :func:`save_delta`, ... :func:`load` gives a model to predict with.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from vpt_dense import imports  # noqa: F401 - before anything imports the stack
 from vpt_dense.version import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vpt_dense.predicting.model import ModelPredictor
 
-__all__ = ['__version__', 'load']
+#: The functions for plain PyTorch, which are imported when they are asked for.
+_PLAIN = {
+    'models': (
+        'count', 'create_backbone', 'list_backbones', 'list_methods', 'parameter_groups', 'tune',
+        'untune'),
+    'files': ('load_delta', 'save_delta'),
+    'tasks': ('create_classifier', 'create_segmentor'),
+}
+_PLACES = {name: module for module, names in _PLAIN.items() for name in names}
+
+__all__ = ['__version__', 'load', *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'vpt_dense.plain.{_PLACES[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load(
     checkpoint: Any, config: Any = None, device: str = 'cpu', *, base: Any = None,
     cfg_options: Any = None, tta: bool = False, method: str | None = None,
-) -> 'ModelPredictor':
+) -> 'ModelPredictor | nn.Module':
     """Load a model to predict with.
 
     ``vpt_dense.load('tuned.safetensors').predict('photo.jpg').labels``
+
+    A file of :func:`save_delta` gives the model itself, in eval mode: a backbone, or a classifier
+    or segmentor with a method ``predict``. Of the further arguments it takes ``device`` and
+    ``base``.
 
     Args:
         checkpoint: Path of a checkpoint or a delta; or a run's folder, whose last one is taken.
@@ -35,13 +63,18 @@ def load(
         method: What trained, if the config is a recipe: ``deep``, ``lora``, ...
 
     Returns:
-        A predictor; see :meth:`vpt_dense.predicting.model.ModelPredictor.predict`.
+        A predictor; see :meth:`vpt_dense.predicting.model.ModelPredictor.predict`. Or the model.
 
     Raises:
         UserError: If a file is absent, damaged or of another model.
     """
-    from vpt_dense import logging
+    from vpt_dense import logging, safe_files
 
+    if safe_files.is_plain_delta(checkpoint):
+        from vpt_dense.plain import files
+
+        files.check_arguments(config=config, cfg_options=cfg_options, tta=tta, method=method)
+        return files.load(checkpoint, base, device)
     logging.filter_warnings()  # before the stack is imported
     from vpt_dense.predicting import model
 

@@ -40,6 +40,8 @@ _COMMENT_LENGTH = 7 + 64
 
 #: How ``format`` in the metadata of a delta begins, see :mod:`vpt_dense.checkpoints.deltas`.
 DELTA = 'vpt_dense delta'
+#: ``format`` of a file of :func:`vpt_dense.save_delta`.
+PLAIN_DELTA = f'{DELTA} of plain PyTorch 1'
 
 #: In the names of files that are being written; what is left of them has lost its process.
 _UNFINISHED = '.unfinished'
@@ -558,6 +560,19 @@ def _read_safetensors(file: Path, path: str | Path, map_location: Any = 'cpu') -
     if not sound:
         raise _damaged(path, ValueError('its SHA-256 does not match its contents'))
     return dict(state_dict=tensors, meta=_decoded(metadata))
+
+
+def is_plain_delta(path: Any) -> bool:
+    """Whether a file is one of :func:`vpt_dense.save_delta`, by its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not Path(path).is_file():
+            return False
+        with safe_open(path, framework='pt') as content:
+            return (content.metadata() or {}).get('format') == PLAIN_DELTA
+    except (SafetensorError, OSError, ValueError, TypeError):
+        return False
 
 
 def _read_npz(file: Path, path: str | Path) -> dict:

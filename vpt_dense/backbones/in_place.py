@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -108,12 +108,29 @@ class InPlaceBackbone(TokenTuning):
     Attributes:
         num_first: F, class, register and other tokens in front of the patches.
         forward_dtype: As ``frozen_dtype`` says, what the model computes in; None: as it is.
+        settings: The method, as configured.
+        origin: What the model was built from, plain data; None: it was there.
     """
 
     num_first: int
     weights_family = ''
     init_cfg: dict | None = None
+    settings: dict[str, Any] = {}
+    origin: dict[str, Any] | None = None
     forward_dtype: torch.dtype | None = None
+
+    @staticmethod
+    def check(model: nn.Module) -> None:
+        """Refuse a model that cannot be tuned.
+
+        Raises:
+            UserError: If so; the message names the part.
+        """
+
+    @staticmethod
+    def image_size(model: nn.Module) -> dict[str, Any]:
+        """``img_size`` (height, width) and ``in_channels`` of a model, for prompts in images."""
+        refuse(model, 'prompts in images do not know the size of its images')
 
     @abstractmethod
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
@@ -163,14 +180,24 @@ class InPlaceBackbone(TokenTuning):
                 if getattr(model, name) is not None:
                     getattr(model, name).to(device=place.device, dtype=place.dtype)
             if frozen_dtype is not None:
-                kept = {name: parameter.data for name, parameter in model.named_parameters()}
-                model.forward_dtype = hold_frozen_in(frozen_dtype, model)
-                model._before[2].update(
-                    (n, kept[n]) for n, p in model.named_parameters() if p.dtype != kept[n].dtype)
+                model.hold_frozen_in(frozen_dtype)
         except BaseException:
             model.give_back()
             raise
         return model.train(model.training)
+
+    def start(self) -> None:
+        """Start what tuning adds from the weights, which have just come."""
+        for part in (self.prompt, *self.adapters):
+            if part is not None:
+                part.start_from(self)
+
+    def hold_frozen_in(self, name: str) -> None:
+        """See ``frozen_dtype`` of :class:`vpt_dense.backbones.VisionTransformer`."""
+        kept = {n: parameter.data for n, parameter in self.named_parameters()}
+        self.forward_dtype = hold_frozen_in(name, self)
+        self._before[2].update(
+            (n, kept[n]) for n, p in self.named_parameters() if p.dtype != kept[n].dtype)
 
     def give_back(self) -> nn.Module:
         """Undo :meth:`take_over`: the model is what it was, bit for bit, if no weight has trained.
@@ -282,7 +309,7 @@ def _new(by: type[nn.Module], original: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-def refuse(model: nn.Module, reason: str) -> None:
+def refuse(model: nn.Module, reason: str) -> NoReturn:
     """Refuse a model that cannot be tuned.
 
     Raises:

@@ -1,5 +1,7 @@
 """timm's vision transformers, tuned in place."""
 
+from typing import Any
+
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from vpt_dense.backbones import timm_blocks
 from vpt_dense.backbones.in_place import InPlaceBackbone, refuse
 from vpt_dense.backbones.timm_blocks import BLOCKS, known, run_by
 from vpt_dense.backbones.tuned_block import TunedBlock
+from vpt_dense.errors import UserError
 
 
 class TimmBackbone(InPlaceBackbone):
@@ -23,12 +26,14 @@ class TimmBackbone(InPlaceBackbone):
     forward_intermediates = run_by('forward_intermediates')
 
     @staticmethod
-    def check(model: nn.Module) -> None:
-        """Refuse a model that cannot be tuned.
+    def image_size(model: nn.Module) -> dict[str, Any]:
+        """See :meth:`InPlaceBackbone.image_size`."""
+        convolution = next(m for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d))
+        return dict(img_size=tuple(model.patch_embed.img_size), in_channels=convolution.in_channels)
 
-        Raises:
-            UserError: If so; the message names the part.
-        """
+    @staticmethod
+    def check(model: nn.Module) -> None:
+        """See :meth:`InPlaceBackbone.check`."""
         if known(model, (VisionTransformer, Eva)) is None:
             refuse(model, 'it is neither a VisionTransformer nor an Eva of timm')
         for i, block in enumerate(model.blocks):
@@ -72,13 +77,29 @@ class TimmBackbone(InPlaceBackbone):
         return tuple(self.patch_embed.feat_ratio(as_scalar=False))
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
-        """See :meth:`InPlaceBackbone.patch_grid`."""
+        """See :meth:`InPlaceBackbone.patch_grid`.
+
+        Raises:
+            UserError: If the patches do not divide the images.
+        """
+        size, patch = tuple(images.shape[-2:]), self.patch_size_pixels()
+        if not self.patch_embed.dynamic_img_pad and any(
+            side % each for side, each in zip(size, patch, strict=True)
+        ):
+            raise UserError(
+                f'images of {size[0]}x{size[1]} pixels: patches of {patch[0]}x{patch[1]} do not '
+                'divide them; resize or pad them, or build the model with dynamic_img_pad=True')
         return tuple(self.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """See :meth:`TokenTuning.embed_patches`."""
         x = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
         return self.patch_embed.norm(x)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.image_size(self)['in_channels']
 
     @property
     def num_first(self) -> int:

@@ -32,6 +32,7 @@ class ImagePrompt(Startable, metaclass=ABCMeta):
         border: Pixels that :meth:`forward` adds on each side.
         aligned: Whether maps of the backbone must show the image alone, without the border.
         extra_channels: Channels that it adds behind those of the image.
+        keeps_size: Whether what it puts out has the size and channels of the image.
         mean: (C, 1, 1), float32, in 0..255.
         std: Likewise.
         needs: What a backbone must offer, of :data:`vpt_dense.tuning.OFFERS`.
@@ -44,6 +45,7 @@ class ImagePrompt(Startable, metaclass=ABCMeta):
     border = 0
     aligned = True
     extra_channels = 0
+    keeps_size = True
     needs: frozenset[str] = frozenset({'images'})
 
     def __init__(

@@ -48,6 +48,8 @@ class ConcatChannelPrompt(ImagePrompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    keeps_size = False
+
     def __init__(
         self,
         num_channels: int,

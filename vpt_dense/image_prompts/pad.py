@@ -42,6 +42,8 @@ class PadPrompt(ImagePrompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    keeps_size = False
+
     def __init__(
         self,
         width: int,

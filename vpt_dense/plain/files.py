@@ -1,0 +1,222 @@
+"""Files that hold what was tuned: a few megabytes, hashed against the weights they belong to."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vpt_dense import safe_files
+from vpt_dense.backbones.in_place import Adopted, InPlaceBackbone
+from vpt_dense.errors import UserError
+from vpt_dense.plain import models
+from vpt_dense.version import __version__
+from vpt_dense.weights.base import Base, fingerprint
+
+FORMAT = safe_files.PLAIN_DELTA
+
+
+def save_delta(model: nn.Module, path: str | Path, **told: Any) -> int:
+    """Write what was tuned of a model.
+
+    That is all of its state but the frozen tensors of tuned backbones, of which the SHA-256 is
+    written. Equal models give equal bytes.
+
+    Args:
+        model: A tuned backbone, or a model that holds some (and a head).
+        path: A ``.safetensors`` file; what is there is replaced when all is written.
+        **told: Further metadata of your own, plain data: ``classes=['cat', 'dog']``.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        UserError: If the name ends otherwise, nothing of the model is tuned, or it cannot be
+            written.
+    """
+    if Path(path).suffix != '.safetensors':
+        raise UserError(f'{path}: deltas are .safetensors files, give it that ending')
+    state = model.state_dict()
+    backbones = {}
+    for prefix, backbone in tuned(model).items():
+        frozen = _frozen(backbone, prefix, state)
+        for name in frozen:
+            del state[prefix + name]
+        source = backbone.base
+        record = Base(
+            checkpoint=source.checkpoint if source else '', layout=source.layout if source else '',
+            sha256=fingerprint(frozen), tensors=len(frozen),
+            parameters=sum(tensor.numel() for tensor in frozen.values()), arch=backbone.describe(),
+            keys=source.keys if source else {})
+        backbones[prefix] = dict(
+            method=backbone.settings, origin=backbone.origin, base=dataclasses.asdict(record))
+    meta = dict(
+        format=FORMAT, backbones=backbones, builder=getattr(model, 'builder', None),
+        counts=models.count(model), versions=dict(vpt_dense=__version__), told=told)
+    meta = {key: value if key == 'format' else _as_text(key, value) for key, value in meta.items()}
+    safe_files.write_tensors(state, path, meta)
+    return Path(path).stat().st_size
+
+
+def load_delta(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load what was tuned into a model; all or nothing.
+
+    Args:
+        model: As it was saved; a backbone that is not tuned yet is tuned as the file says.
+        path: A file of :func:`save_delta`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UserError: If the file is damaged, of another model or method, or its frozen weights are
+            others; the model is then what it was.
+    """
+    content = read(path)
+    wanted = content['meta']['backbones']
+    tuned_here = []
+    try:
+        for prefix, record in wanted.items():
+            place = model.get_submodule(prefix.rstrip('.')) if _has(model, prefix) else None
+            if place is None:
+                raise UserError(f'{path} has a backbone {prefix!r}, which the model lacks')
+            if not isinstance(place, Adopted):
+                models.take_over(place, record['method'])
+                tuned_here.append(place)
+        _load(model, content, path)
+    except BaseException:
+        for place in tuned_here:
+            place.give_back()
+        raise
+    return model
+
+
+def _load(model: nn.Module, content: dict, path: str | Path) -> None:
+    """Check, then load."""
+    state, wanted = content['state_dict'], content['meta']['backbones']
+    own, found = model.state_dict(), tuned(model)
+    if set(found) != set(wanted):
+        raise UserError(
+            f'{path} is of tuned backbones {sorted(wanted)}, the model has {sorted(found)} (names '
+            'in the model)')
+    whole = dict(own)
+    for prefix, backbone in found.items():
+        record = Base.from_dict(wanted[prefix]['base'])
+        frozen = {name: own[prefix + name] for name in _frozen(backbone, prefix, own)
+                  if prefix + name not in state}  # fmt: skip
+        digest = fingerprint(frozen)
+        if digest != record.sha256:
+            raise UserError(
+                f'{path} was tuned on other weights ({record.checkpoint or record.arch}, '
+                f'{record.tensors} tensors): the SHA-256 of the model\'s {len(frozen)} frozen '
+                f'tensors ({backbone.describe()}) is {digest}, but it needs {record.sha256}')
+        for name in frozen:
+            del whole[prefix + name]
+    lacking = [name for name in whole if name not in state]
+    more = [name for name in state if name not in whole]
+    others = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(whole[name].shape)}'
+        for name in whole if name in state and state[name].shape != whole[name].shape]
+    problems = [
+        f'{len(names)} {what} ({names[0]}{", ..." if names[1:] else ""})'
+        for what, names in (('missing', lacking), ('too many', more), ('of another shape', others))
+        if names]
+    if problems:
+        raise UserError(
+            f'{path} does not fit the model: {", ".join(problems)}; tune it with '
+            f'the method of the file: {[record["method"] for record in wanted.values()]}')
+    model.load_state_dict({**own, **state})
+
+
+def load(path: str | Path, base: str | None = None, device: str = 'cpu') -> nn.Module:
+    """Build the model of a file of :func:`save_delta` and load it.
+
+    Args:
+        path: A file of a model that :func:`create_backbone`, ``create_classifier`` or
+            ``create_segmentor`` built.
+        base: The pretrained weights, where they are not at the place that the file names.
+        device: Where the model goes.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        UserError: If the file is of a model that was built otherwise, its weights cannot be had, or
+            see :func:`load_delta`.
+    """
+    content = read(path)
+    ((_, record), *others) = content['meta']['backbones'].items()
+    builder, origin = content['meta'].get('builder'), record['origin']
+    if origin is None or others or (builder is None and '' not in content['meta']['backbones']):
+        raise UserError(
+            f'{path} is of a model of your own: build it, then vpt_dense.load_delta(model, path)')
+    source = base or record['base']['checkpoint']
+    arguments = dict(
+        method=record['method'], pretrained=bool(source), checkpoint=source or None,
+        img_size=origin['img_size'], in_chans=origin['in_chans'], model_options=origin['options'])
+    if builder is None:
+        model = models.create_backbone(origin['name'], **arguments)
+    else:
+        from vpt_dense.plain import tasks
+
+        model = tasks.BUILDERS[builder['task']](origin['name'], **arguments, **builder['arguments'])
+    return load_delta(model, path).to(device).eval()
+
+
+def check_arguments(**arguments: Any) -> None:
+    """Refuse what only the files of configs know.
+
+    Raises:
+        UserError: If one is set.
+    """
+    for name, value in arguments.items():
+        if value:
+            raise UserError(f'load: {name}={value!r} is for the checkpoints and deltas of configs')
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The tensors (``state_dict``) and metadata (``meta``) of a file of :func:`save_delta`.
+
+    Raises:
+        UserError: If it is none, or damaged.
+    """
+    content = safe_files.read(str(path))
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if not isinstance(meta, dict) or meta.get('format') != FORMAT:
+        raise UserError(f'{path} is no delta that vpt_dense.save_delta wrote')
+    return content
+
+
+def tuned(model: nn.Module) -> dict[str, InPlaceBackbone]:
+    """The tuned backbones in a model, by the prefix of their names.
+
+    Raises:
+        UserError: If there are none.
+    """
+    found = {
+        f'{name}.' if name else '': module for name, module in model.named_modules()
+        if isinstance(module, InPlaceBackbone)}
+    if not found:
+        raise UserError(
+            f'nothing of this {type(model).__name__} is tuned; call vpt_dense.tune(backbone) first')
+    return found
+
+
+def _frozen(
+    backbone: InPlaceBackbone, prefix: str, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The frozen tensors of a backbone, as they are now."""
+    backbone.note_frozen()
+    return {name: state[prefix + name] for name in sorted(backbone.frozen_names)}
+
+
+def _has(model: nn.Module, prefix: str) -> bool:
+    return any(name == prefix.rstrip('.') for name, _ in model.named_modules())
+
+
+def _as_text(key: str, value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    except TypeError as error:
+        raise UserError(f'save_delta: {key} must be plain data ({error})') from error

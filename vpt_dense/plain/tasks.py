@@ -1,0 +1,204 @@
+"""A classifier and a segmentor on a tuned backbone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from vpt_dense.argument_checks import check_choice, check_count
+from vpt_dense.errors import UserError
+from vpt_dense.plain import files, models
+
+#: The name of the file in a folder of ``save_pretrained`` and in repositories of the hub.
+HUB_FILE = 'delta.safetensors'
+
+
+class _OnBackbone(nn.Module, ModelHubMixin):
+    """A head on a tuned backbone; folders and repositories hold what was tuned.
+
+    Attributes:
+        builder: How :func:`vpt_dense.load` builds it again.
+    """
+
+    def __init__(self, backbone: nn.Module, builder: dict[str, Any]) -> None:
+        super().__init__()
+        self.backbone, self.builder = backbone, builder
+        told = getattr(backbone, 'pretrained_cfg', None) or {}
+        for name, usual in (('mean', 0.5), ('std', 0.5)):
+            values = torch.tensor(told.get(name) or [usual] * 3, dtype=torch.float32)
+            self.register_buffer(name, values[:, None, None], persistent=False)
+
+    def normalise(self, image: Any) -> Tensor:
+        """An image as the backbone was trained on it, (1, 3, H, W).
+
+        Args:
+            image: Path, ``PIL.Image``, or array (H, W, 3) of uint8, RGB.
+        """
+        if isinstance(image, (str, Path)):
+            from PIL import Image
+
+            with Image.open(image) as opened:
+                image = opened.convert('RGB')
+        array = np.asarray(image)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise UserError(
+                f'predict: an image is an RGB array (H, W, 3) of uint8, found {array.dtype} '
+                f'{array.shape}')
+        pixels = torch.from_numpy(array.copy()).to(self.mean.device).permute(2, 0, 1)
+        return ((pixels / 255 - self.mean) / self.std)[None]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        files.save_delta(self, save_directory / HUB_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None = None, cache_dir: str | None = None,
+        force_download: bool = False, local_files_only: bool = False,
+        token: str | bool | None = None, base: str | None = None, **_: Any,
+    ) -> nn.Module:
+        file = Path(model_id, HUB_FILE)
+        if not Path(model_id).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(
+                model_id, HUB_FILE, revision=revision, cache_dir=cache_dir,
+                force_download=force_download, local_files_only=local_files_only, token=token))
+        return files.load(file, base)
+
+
+class Classifier(_OnBackbone):
+    """A linear classifier of the backbone's pooled features."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, builder: dict[str, Any]) -> None:
+        super().__init__(backbone, builder)
+        self.head = nn.Linear(backbone.num_features, num_classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised, to scores (B, num_classes)."""
+        return self.head(self.backbone(images))
+
+    @torch.no_grad()
+    def predict(self, image: Any) -> Tensor:
+        """Probabilities (num_classes,) of an image, see :meth:`normalise`.
+
+        The image is resized to the size that the backbone was made for.
+        """
+        size = self.backbone.patch_embed.img_size
+        pixels = F.interpolate(
+            self.normalise(image), tuple(size), mode='bicubic', antialias=True, align_corners=False)
+        return self.eval()(pixels)[0].softmax(0)
+
+
+class Segmentor(_OnBackbone):
+    """A linear head on maps of some blocks: batch norm and a 1x1 convolution.
+
+    The linear evaluation of DINOv2 and DINOv3 (https://arxiv.org/abs/2304.07193, section 7.4;
+    https://arxiv.org/abs/2508.10104): maps after the backbone's last norm, dropout while training.
+
+    Args:
+        backbone: A tuned one.
+        num_classes: Of pixels.
+        indices: Blocks that are read, negative ones counted from the end.
+        dropout: Of channels of the maps.
+        builder: See the attribute.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, num_classes: int, indices: Sequence[int], dropout: float,
+        builder: dict[str, Any],
+    ) -> None:
+        super().__init__(backbone, builder)
+        number = len(backbone.blocks)
+        self.indices = [i % number for i in indices if -number <= i < number]
+        if not indices or len(self.indices) != len(indices):
+            raise UserError(
+                f'create_segmentor: indices must name some of the {number} blocks, found '
+                f'{list(indices)}')
+        width = backbone.embed_dim * len(self.indices)
+        self.head = nn.Sequential(
+            nn.BatchNorm2d(width), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
+        nn.init.normal_(self.head[2].weight, std=0.01)
+        nn.init.zeros_(self.head[2].bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised, to scores (B, num_classes, H, W)."""
+        maps = self.backbone.forward_intermediates(
+            images, indices=self.indices, norm=True, intermediates_only=True)
+        scores = self.head(torch.cat(list(maps), dim=1))
+        return F.interpolate(
+            scores, tuple(images.shape[-2:]), mode='bilinear', align_corners=False)
+
+    @torch.no_grad()
+    def predict(self, image: Any) -> Tensor:
+        """Classes (H, W), int64, of an image's pixels; see :meth:`normalise`.
+
+        It is enlarged to the next size that the patches divide, and the scores are resized back.
+        """
+        pixels = self.normalise(image)
+        size = tuple(pixels.shape[-2:])
+        patch = self.backbone.patch_size_pixels()
+        whole = tuple(-(-side // each) * each for side, each in zip(size, patch, strict=True))
+        if whole != size:
+            pixels = F.interpolate(pixels, whole, mode='bilinear', align_corners=False)
+        scores = self.eval()(pixels)
+        if whole != size:
+            scores = F.interpolate(scores, size, mode='bilinear', align_corners=False)
+        return scores[0].argmax(0)
+
+
+def create_classifier(
+    name: str, num_classes: int, method: Any = 'deep', **options: Any
+) -> Classifier:
+    """Build a classifier on a tuned backbone: ``model(images)`` gives scores (B, num_classes).
+
+    Args:
+        name: As in :func:`vpt_dense.create_backbone`.
+        num_classes: Number of classes.
+        method: As there.
+        **options: As there.
+
+    Raises:
+        UserError: As there.
+    """
+    check_count(num_classes, 'num_classes')
+    backbone = models.create_backbone(name, method, **options)
+    return Classifier(
+        backbone, num_classes, dict(task='classifier', arguments=dict(num_classes=num_classes)))
+
+
+def create_segmentor(
+    name: str, num_classes: int, method: Any = 'deep', *, head: str = 'linear',
+    indices: Sequence[int] = (-1,), dropout: float = 0.1, **options: Any,
+) -> Segmentor:
+    """Build a segmentor on a tuned backbone: ``model(images)`` gives scores (B, K, H, W).
+
+    Args:
+        name: As in :func:`vpt_dense.create_backbone`.
+        num_classes: Number K of classes of pixels.
+        method: As there.
+        head: 'linear'; SETR, UperNet and Segmenter are heads of MMSegmentation, for configs.
+        indices: Blocks whose maps the head reads.
+        dropout: Of channels, before the head, while training.
+        **options: As there.
+
+    Raises:
+        UserError: As there, or if there is no such head or block.
+    """
+    check_count(num_classes, 'num_classes')
+    check_choice(head, 'head', ('linear',))
+    backbone = models.create_backbone(name, method, **options)
+    arguments = dict(num_classes=num_classes, indices=list(indices), dropout=dropout)
+    return Segmentor(
+        backbone, num_classes, indices, dropout, dict(task='segmentor', arguments=arguments))
+
+
+#: Name in a file -> what builds it.
+BUILDERS: dict[str, Callable[..., nn.Module]] = dict(
+    classifier=create_classifier, segmentor=create_segmentor)
