@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from vpt_dense.argument_checks import check_patterns, is_int, is_list
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tuning import is_added
-from vpt_dense.weights.layouts import LAYOUTS, Layout
+from vpt_dense.weights import timm_fits
+from vpt_dense.weights.grids import grids
+from vpt_dense.weights.layouts import LAYOUTS, TIMM_LAYOUTS, Layout
 from vpt_dense.weights.reading import read_source
 
 #: Keys of ``init_cfg=dict(type='Pretrained', ...)``; mmengine's map_location changes nothing here.
@@ -42,6 +44,8 @@ _COMPUTED = ('.relative_position_index', '.num_batches_tracked')
 _HINTS = (
     (r'^\+register_tokens$', 'num_registers={0.shape[1]}'),
     (r'^-register_tokens$', 'num_registers=0'),
+    (r'^\+reg_token$', 'reg_tokens={0.shape[1]}'),
+    (r'^-reg_token$', 'reg_tokens=0'),
     (r'^\+pre_norm\.', 'pre_norm=True'),
     (r'^-pre_norm\.', 'pre_norm=False'),
     (r'^\+.*\.gamma[12]\.weight$', 'layer_scale_init_value=1e-5'),
@@ -56,6 +60,7 @@ _HINTS = (
 #: The first convolution, by the names that it has in the families of backbones.
 _KERNELS = (
     'patch_embed.projection.weight',
+    timm_fits.KERNEL,
     'downsample_layers.0.0.weight',
     'conv1.weight',
     'stem.0.conv.weight',
@@ -68,6 +73,7 @@ _SIZES = {
     'swin': 'model.backbone.arch and patch_size',
     'resnet': 'model.backbone.depth, stem_channels and base_channels',
     'convnext': 'model.backbone.arch and stem_patch_size',
+    'timm': 'model.backbone.model',
 }
 
 #: What a band's part of the first convolution may be made of, in a list of ``init_cfg.bands``.
@@ -124,8 +130,9 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
 
     Args:
         backbone: A backbone with ``weights_family``: 'vit', 'eva02', 'swin', 'resnet' or
-            'convnext', with mmpretrain's names. Of its ``init_cfg``, if that is a
-            ``dict(type='Pretrained', ...)`` with this checkpoint, further keys are read:
+            'convnext', with mmpretrain's names; or 'timm', with those of timm. Of its
+            ``init_cfg``, if that is a ``dict(type='Pretrained', ...)`` with this checkpoint,
+            further keys are read:
             ``allow_missing``, regular expressions of tensors that may stay at their random start;
             ``source_grid``, the (rows, columns) of the file's position embedding where it is not
             square; ``bands``, see above; ``prefix``, which of several backbones in the file is
@@ -150,17 +157,28 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
             'task, or complete it with tools/delta.py merge'
         )
     family = backbone.weights_family
-    layout, prefix = _recognise(source, checkpoint, options.get('prefix'), family)
-    if layout.family != family:
-        raise UserError(
-            f'{checkpoint} holds a {layout.family} ({layout.name} format), the backbone '
-            f'{type(backbone).__name__} is a {family}: choose weights of its kind'
-        )
     target = {
         name: tensor for name, tensor in backbone.state_dict().items()
         if not name.endswith(_COMPUTED)
     }
-    tensors, origins, notes = _convert(source, layout, prefix, target, checkpoint)
+    kind = timm_fits.format_of_timms(source) if family == 'timm' else None
+    if kind:
+        layout, prefix, notes = Layout(name=kind, signature='', family='timm'), '', []
+        tensors, origins = timm_fits.convert_by_timm(source, backbone, target, checkpoint, kind)
+    else:
+        layout, prefix = _recognise(source, checkpoint, options.get('prefix'), family)
+        if layout.family != family:
+            raise UserError(
+                f'{checkpoint} holds a {layout.family} ({layout.name} format), the backbone '
+                f'{type(backbone).__name__} is a {family}: choose weights of its kind'
+            )
+        masked = timm_fits.apply_bias_masks(source) if family == 'timm' else source
+        tensors, origins, notes = _convert(masked, layout, prefix, target, checkpoint)
+    if family == 'timm':
+        moved = timm_fits.split_and_join(tensors, backbone, target, notes, checkpoint)
+        origins = {old: moved.get(new, new) for old, new in origins.items()}
+        timm_fits.drop_unused(tensors, target)
+        options['layout'] = layout.name
     if not options.get('prompts'):
         tensors = {k: v for k, v in tensors.items() if not is_added(k)}
     kernel = _kernel_name(target)
@@ -249,7 +267,9 @@ def _recognise(
     source: dict[str, Tensor], checkpoint: str, wanted: str | None, family: str
 ) -> tuple[Layout, str]:
     """Find the format, and what stands before the backbone's names."""
-    for layout in LAYOUTS:
+    others = (layout for layout in LAYOUTS if layout.family not in ('vit', 'eva02'))
+    layouts = (*others, *TIMM_LAYOUTS) if family == 'timm' else LAYOUTS
+    for layout in layouts:
         prefixes = layout.prefixes(source)
         if not prefixes or (layout.own_family_alone and layout.family != family):
             continue
@@ -259,7 +279,7 @@ def _recognise(
                 'other weights'
             )
         return layout, _choose(prefixes, checkpoint, wanted)
-    known = ', '.join(dict.fromkeys(layout.name for layout in LAYOUTS if not layout.refused))
+    known = ', '.join(dict.fromkeys(layout.name for layout in layouts if not layout.refused))
     raise UserError(
         f'{checkpoint} holds no backbone of a known layout ({known}); '
         f'its tensors: {_shorten(list(source))}'
@@ -382,7 +402,8 @@ def _check_fit(
     raise UserError(
         f'{checkpoint} ({layout.name} layout) does not fit '
         f'{type(backbone).__name__}(arch of {_depth(backbone)} layers, width '
-        f'{backbone.embed_dims}): {"; ".join(problems)}. Set {way_out}, or choose other weights'
+        f'{target[_kernel_name(target)].shape[0]}): {"; ".join(problems)}. Set {way_out}, or '
+        'choose other weights'
     )
 
 
@@ -393,6 +414,8 @@ def _is_sound(tensor: Tensor, wanted: Tensor) -> bool:
 
 
 def _depth(backbone: nn.Module) -> int:
+    if backbone.weights_family == 'timm':
+        return len(backbone.blocks)
     return len(backbone.layers) if hasattr(backbone, 'layers') else sum(backbone.depths)
 
 
@@ -409,8 +432,8 @@ def _fit_positions(
     has_cls = 'cls_token' in tensors
     registers = tensors.get('register_tokens')
     num_registers = 0 if registers is None else registers.shape[1]
-    grids = _grids(positions.shape[1], has_cls, num_registers, options.get('source_grid'))
-    if len(grids) != 1:
+    ways = grids(positions.shape[1], has_cls, num_registers, options.get('source_grid'))
+    if len(ways) != 1:
         found = (
             f'{positions.shape[1]} rows, {int(has_cls)} cls and {num_registers} register tokens'
         )
@@ -421,7 +444,7 @@ def _fit_positions(
             + (f'is not the {given[0]}x{given[1]} of init_cfg.source_grid' if given
                else 'is not square: set init_cfg.source_grid to its (rows, columns)')
         )
-    extra, source_grid = grids[0]
+    extra, source_grid = ways[0]
     rows = positions.double()
     cls_row, rows = rows[:, : min(extra, int(has_cls))], rows[:, min(extra, int(has_cls)) :]
     if extra > int(has_cls):
@@ -445,22 +468,6 @@ def _fit_positions(
         rows = F.interpolate(rows, grid, mode=backbone.interpolate_mode, align_corners=False)
         rows = rows.flatten(2).transpose(1, 2)  # (1, N, C)
     tensors['pos_embed'] = torch.cat((cls_row, rows), dim=1)
-
-
-def _grids(
-    rows: int, has_cls: bool, num_registers: int, given: Sequence[int] | None
-) -> list[tuple[int, tuple[int, int]]]:
-    """Ways to take a position embedding apart: (rows before the grid, (grid rows, columns)).
-
-    The number of rows says nothing about a grid's shape: without ``given`` it has to be square.
-    """
-    ways = []
-    for extra in dict.fromkeys((int(has_cls), 0, has_cls + num_registers)):
-        side = math.isqrt(max(rows - extra, 0))
-        grid = (side, side) if given is None else tuple(given)
-        if rows > extra and grid[0] * grid[1] == rows - extra:
-            ways.append((extra, grid))
-    return ways
 
 
 def _kernel_name(target: Iterable[str]) -> str:
@@ -512,7 +519,7 @@ def _fit_bands(
 
         tensors[name] = adapt_input_conv(bands, kernel)
         how = f'repeated and scaled by 3/{bands}' if bands > 1 else 'summed'
-    what = 'patch embedding' if name == _KERNELS[0] else 'first convolution'
+    what = 'patch embedding' if name.startswith('patch_embed') else 'first convolution'
     notes.append(f'{what} 3 -> {bands} bands ({how})')
 
 
@@ -610,6 +617,7 @@ def _fit_windows(
 _FITS = {
     'vit': (_fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
     'eva02': (_fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
+    'timm': (timm_fits.fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
     'swin': (_fit_windows, _fit_bands, _fit_patches, _fit_prompted_channels),
     'resnet': (_fit_bands, _fit_prompted_channels),
     'convnext': (_fit_bands, _fit_patches, _fit_prompted_channels),

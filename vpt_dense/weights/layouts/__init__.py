@@ -18,6 +18,7 @@ from vpt_dense.weights.layouts import (
     vpt,
 )
 from vpt_dense.weights.layouts.base import Layout
+from vpt_dense.weights.layouts.timm_models import TIMM_LAYOUTS
 
 #: All formats in the order in which they are tried: those with more marks come before those that
 #: share their signature.
@@ -39,4 +40,4 @@ LAYOUTS: tuple[Layout, ...] = (
     *resnet.LAYOUTS,
 )
 
-__all__ = ['LAYOUTS', 'Layout']
+__all__ = ['LAYOUTS', 'TIMM_LAYOUTS', 'Layout']

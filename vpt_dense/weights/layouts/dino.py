@@ -1,4 +1,4 @@
-"""DINO and DINOv2, as their authors publish them.
+"""DINO and DINOv2, as their authors publish them; DINOv3, which a plain ViT cannot be.
 
 DINO's encoders bear timm's names (its training checkpoint: student and teacher, each ``backbone.``
 and ``head.``; the teacher is what is evaluated).
@@ -28,4 +28,16 @@ DINOV2_CHUNKS = DINOV2._replace(
     rules=tuple((left.replace('blocks.*.', 'blocks.*.*.'), right) for left, right in DINOV2.rules),
 )
 
-LAYOUTS = (DINOV2_CHUNKS, DINOV2)
+_ROPE = (
+    'its blocks rotate queries and keys by position (RoPE), as those of the backbone '
+    'vpt_dense.TimmVisionTransformer do and those of this one do not'
+)
+DINOV3 = Layout(
+    name='DINOv3', signature='blocks.*.attn.qkv.weight', marks=(r'(^|\.)storage_tokens$',),
+    refused=_ROPE,
+)
+DINOV3_HF = Layout(
+    name='Hugging Face DINOv3', signature='layer.*.attention.q_proj.weight', refused=_ROPE
+)
+
+LAYOUTS = (DINOV3, DINOV3_HF, DINOV2_CHUNKS, DINOV2)
