@@ -18,7 +18,7 @@ _WRAPPERS = (
 )  # fmt: skip
 
 #: What repositories of a hub call their weights, the safe kind first.
-_HUB_FILES = (
+HUB_FILES = (
     'model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors',
     'pytorch_model.safetensors', 'pytorch_model.bin', 'open_clip_pytorch_model.bin', 'model.pth',
     'pytorch_model.pth',
@@ -106,11 +106,14 @@ def _find(address: str) -> Path | None:
     return file
 
 
-def _from_timm(address: str) -> Path:
-    """The file that timm downloads for a model's name; the model is not built."""
+def timm_cfg(name: str, address: str) -> Any:
+    """The ``PretrainedCfg`` that timm has for a model's name, with or without a tag.
+
+    Raises:
+        UserError: If it knows no such model or tag; the message names ``address``.
+    """
     from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
 
-    name = address.removeprefix('timm://')
     architecture, _, tag = name.partition('.')
     if not is_model(architecture):
         raise UserError(
@@ -125,8 +128,19 @@ def _from_timm(address: str) -> Path:
             f'{address}: timm has no weights {tag!r} of {architecture}; it has: '
             f'{", ".join(known) or "none"}'
         ) from error
-    if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        known = list_pretrained(f'{architecture}.*')
+    if cfg is None:
+        raise UserError(f'{address}: timm has no weights under this name')
+    return cfg
+
+
+def _from_timm(address: str) -> Path:
+    """The file that timm downloads for a model's name; the model is not built."""
+    from timm.models import list_pretrained
+
+    name = address.removeprefix('timm://')
+    cfg = timm_cfg(name, address)
+    if not (cfg.hf_hub_id or cfg.url):
+        known = list_pretrained(f'{name.partition(".")[0]}.*')
         raise UserError(
             f'{address}: timm has no weights under this name'
             + (f'; name one of {", ".join(known)}' if known else '')
@@ -151,7 +165,7 @@ def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
     if not owner or not name:
         raise UserError(f'{address}: write hf://<owner>/<name>, and /<file> if there are several')
     filename = filename or named
-    candidates = (filename,) if filename else _HUB_FILES
+    candidates = (filename,) if filename else HUB_FILES
     request = dict(repo_id=f'{owner}/{name}', revision=revision or None)
     for candidate in candidates:  # what is in the cache needs no network
         try:
@@ -169,7 +183,7 @@ def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
                     from error
     raise UserError(
         f'{address}: the repository {owner}/{name} has no '
-        f'{filename or "file of weights in one piece (" + ", ".join(_HUB_FILES) + ")"}; name one '
+        f'{filename or "file of weights in one piece (" + ", ".join(HUB_FILES) + ")"}; name one '
         f'of its files: hf://{owner}/{name}/<file>'
     )
 

@@ -1,0 +1,177 @@
+"""What timm says of pretrained weights: how images were prepared, where they are, their licence."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from vpt_dense.errors import UserError
+from vpt_dense.weights import reading
+
+_TIMM = 'timm://'
+
+#: Licences that ask for little; their name says it all.
+_PERMISSIVE = ('apache-2.0', 'mit', 'bsd-3-clause')
+
+#: What other licences bind their users to, in a few words that replace no reading.
+_TERMS = {
+    'dinov3-license': (
+        'use and redistribution, of what is derived from them too, under the same agreement and '
+        'with a copy of it; publications acknowledge DINOv3; no military use'
+    ),
+    'cc-by-nc-4.0': 'no commercial use',
+    'fair-noncommercial-research-license': 'no commercial use',
+}
+
+
+class Pretraining(NamedTuple):
+    """What timm's ``pretrained_cfg`` says of weights.
+
+    Attributes:
+        name: Of the model, with the tag of the weights: 'vit_small_patch16_dinov3.lvd1689m'.
+        mean: Of each channel, R first, in 0..255, as data preprocessors take it.
+        std: Likewise.
+        interpolation: How images were resized, 'bicubic', say.
+        crop_pct: The share of the resized image's side that was kept in tests.
+        input_size: Channels, rows and columns of the images.
+        licence: Its name as timm writes it; empty: not stated.
+        hub_id: Repository of the Hugging Face hub; empty: none.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    input_size: tuple[int, int, int]
+    licence: str
+    hub_id: str
+
+
+def of(model: str | Mapping[str, Any] | nn.Module) -> Pretraining:
+    """Look up what timm says of a model's weights.
+
+    Args:
+        model: A name of timm, with or without a tag or ``timm://``; a ``pretrained_cfg``; or a
+            model that has one.
+
+    Raises:
+        UserError: If timm has no such model or weights.
+    """
+    cfg = _cfg(model)
+    return Pretraining(
+        name='.'.join(cfg[key] for key in ('architecture', 'tag') if cfg.get(key)),
+        mean=tuple(round(x * 255, 6) for x in cfg['mean']),
+        std=tuple(round(x * 255, 6) for x in cfg['std']),
+        interpolation=cfg['interpolation'],
+        crop_pct=cfg['crop_pct'],
+        input_size=tuple(cfg['input_size']),
+        licence=cfg.get('license') or '',
+        hub_id=cfg.get('hf_hub_id') or '',
+    )
+
+
+def address(model: str | Mapping[str, Any] | nn.Module) -> str:
+    """Where the weights are that timm would load with ``pretrained=True``.
+
+    Args:
+        model: As for :func:`of`.
+
+    Returns:
+        An address for ``init_cfg.checkpoint``, see :func:`vpt_dense.weights.read_state_dict`: the
+        ``file`` of the ``pretrained_cfg``, else ``timm://NAME.TAG`` if these are the weights that
+        timm itself knows by that name, else the repository of the hub or the address that it names.
+
+    Raises:
+        UserError: If there are none.
+    """
+    cfg = _cfg(model)
+    if file := cfg.get('file'):
+        folder = Path(file).expanduser()
+        inside = [folder / name for name in reading.HUB_FILES if (folder / name).is_file()]
+        return str(inside[0]) if inside else str(file)
+    name = '.'.join(cfg[key] for key in ('architecture', 'tag') if cfg.get(key))
+    places = ('hf_hub_id', 'hf_hub_filename', 'url')
+    known = _registered(name)
+    if known and any(known.get(key) for key in places) and all(
+        (known.get(key) or None) == (cfg.get(key) or None) for key in places
+    ):
+        return _TIMM + name
+    if cfg.get('hf_hub_id'):
+        filename = cfg.get('hf_hub_filename')
+        return f'hf://{cfg["hf_hub_id"]}' + (f'/{filename}' if filename else '')
+    if url := cfg.get('url'):
+        return url if isinstance(url, str) else url[0]
+    raise UserError(
+        f'timm has no pretrained weights of {name or "this model"}; name some in '
+        'model.backbone.init_cfg.checkpoint'
+    )
+
+
+def licence_note(pretraining: Pretraining) -> str:
+    """One line on the licence of weights: its name, and what it binds users to where it does."""
+    licence = pretraining.licence
+    start = f'licence of the pretrained weights {pretraining.name}: '
+    if licence in ('', 'unknown'):
+        return f'{start}timm states none; ask their authors before you use or share them'
+    if licence in _PERMISSIVE:
+        return start + licence
+    terms = _TERMS.get(licence, 'with terms of its own, read them before you use or share them')
+    return f'{start}{licence} ({terms})'
+
+
+def of_config(backbone: Mapping[str, Any]) -> Pretraining | None:
+    """What timm says of the weights that a backbone's config names.
+
+    Args:
+        backbone: ``model.backbone``.
+
+    Returns:
+        That of ``init_cfg.checkpoint`` if it is ``timm://NAME``; else, of a
+        ``TimmVisionTransformer``, that of its model, whose weights its files are copies of; None:
+        nothing is known.
+    """
+    init_cfg = backbone.get('init_cfg')
+    checkpoint = init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None
+    if isinstance(checkpoint, str) and checkpoint.startswith(_TIMM):
+        name = checkpoint
+    elif is_timms(backbone) and isinstance(backbone.get(NAME_KEY), str):
+        name = backbone[NAME_KEY]
+    else:
+        return None
+    try:
+        return of(name)
+    except UserError:
+        return None  # building the model, or loading the weights, says so
+
+
+#: The argument of ``TimmVisionTransformer`` that holds timm's name of the model.
+NAME_KEY = 'model_name'
+
+
+def is_timms(backbone: Mapping[str, Any]) -> bool:
+    """Whether a config is of a backbone that holds a model of timm."""
+    kind = backbone.get('type')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'TimmVisionTransformer'
+
+
+def _cfg(model: str | Mapping[str, Any] | nn.Module) -> dict[str, Any]:
+    """A ``pretrained_cfg`` as a plain dict."""
+    if not isinstance(model, str):
+        return dict(model if isinstance(model, Mapping) else model.pretrained_cfg)
+    name = model.removeprefix(_TIMM)
+    cfg = reading.timm_cfg(name, model)
+    return cfg.to_dict()
+
+
+def _registered(name: str) -> dict[str, Any] | None:
+    from timm.models import get_pretrained_cfg, is_model
+
+    if not is_model(name.partition('.')[0]):
+        return None
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        return None
+    return cfg.to_dict() if cfg else None
