@@ -402,8 +402,7 @@ def _check_fit(
     raise UserError(
         f'{checkpoint} ({layout.name} layout) does not fit '
         f'{type(backbone).__name__}(arch of {_depth(backbone)} layers, width '
-        f'{target[_kernel_name(target)].shape[0]}): {"; ".join(problems)}. Set {way_out}, or '
-        'choose other weights'
+        f'{_width(backbone)}): {"; ".join(problems)}. Set {way_out}, or choose other weights'
     )
 
 
@@ -411,6 +410,10 @@ def _is_sound(tensor: Tensor, wanted: Tensor) -> bool:
     if not wanted.is_floating_point():
         return True
     return tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+
+
+def _width(backbone: nn.Module) -> int:
+    return backbone.embed_dim if backbone.weights_family == 'timm' else backbone.embed_dims
 
 
 def _depth(backbone: nn.Module) -> int:

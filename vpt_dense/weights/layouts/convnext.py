@@ -1,4 +1,4 @@
-"""ConvNeXt: OpenMMLab's, the authors' and timm's."""
+"""ConvNeXt: OpenMMLab's, the authors', DINOv3's, transformers' and timm's."""
 
 from vpt_dense.weights.layouts.base import Layout
 
@@ -13,6 +13,25 @@ CONVNEXT = Layout(
         ('norm.', 'norm3.'),
     ),
     ignored=(r'^head\.',),
+    family='convnext',
+)
+
+#: https://github.com/facebookresearch/dinov3: the last norm is there twice, under two names.
+DINOV3_CONVNEXT = CONVNEXT._replace(
+    name='DINOv3 ConvNeXt',
+    marks=(r'(^|\.)norms\.3\.weight$', r'(^|\.)norm\.weight$'),
+    ignored=(r'^norms\.3\.', r'^mask_token$', r'^projectors\.', *CONVNEXT.ignored),
+)
+
+HF_DINOV3_CONVNEXT = Layout(
+    name='Hugging Face DINOv3 ConvNeXt',
+    signature='stages.*.layers.*.depthwise_conv.weight',
+    rules=(
+        ('stages.*.downsample_layers.*.', 'downsample_layers.*.*.'),
+        ('stages.*.layers.*.layer_norm.', 'stages.*.*.norm.'),
+        ('stages.*.layers.*.', 'stages.*.*.'),
+        ('layer_norm.', 'norm3.'),
+    ),
     family='convnext',
 )
 
@@ -41,4 +60,4 @@ MM_CONVNEXT = Layout(
     family='convnext',
 )
 
-LAYOUTS = (CONVNEXT, TIMM_CONVNEXT, MM_CONVNEXT)
+LAYOUTS = (DINOV3_CONVNEXT, CONVNEXT, HF_DINOV3_CONVNEXT, TIMM_CONVNEXT, MM_CONVNEXT)
