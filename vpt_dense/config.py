@@ -16,12 +16,13 @@ from vpt_dense import (
     installed,
     method_files,
     options,
+    pretraining,
     run_settings,
     tasks,
 )
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import DATALOADERS, get, heads, walk
+from vpt_dense.tree import DATALOADERS, get, heads, kind_of, leaf_datasets, walk
 
 #: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
 KEYS = frozenset(
@@ -267,6 +268,8 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
       of the class folders found on disk for a ``vpt_dense.ImageFolder``.
     - ``num_classes`` of a data preprocessor with Mixup or CutMix is that of the head.
     - ``ignore_index`` of the data: see :func:`vpt_dense.ignore_index.place`.
+    - ``mean`` and ``std`` of the data preprocessor of a ``TimmVisionTransformer``, where they are
+      left out or None, are those of its pretraining.
     - ``mean`` and ``std`` of a prompt made of pixels, where it leaves them None, are those of the
       data preprocessor.
     - ``num_tokens='classes'`` of a prompt becomes the number of classes of the head.
@@ -298,6 +301,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
                 node['num_classes'] = len(classes)
     _place_classes_of_mixing(cfg)
     ignore_index.place(cfg)
+    _place_statistics(cfg)
     _place_pixel_statistics(cfg.get('model') or {})
     _place_number_of_classes(cfg.get('model') or {})
     hooks = cfg.pop('method_hooks', None)
@@ -327,6 +331,32 @@ def _place_number_of_classes(model: dict) -> None:
     parts = heads(model)
     if isinstance(prompt, dict) and prompt.get('num_tokens') == 'classes' and parts:
         prompt['num_tokens'] = parts[0]['num_classes']
+
+
+#: Data preprocessors, and what turns the B, G, R of image files into the R, G, B of statistics.
+_TO_RGB = {'SegDataPreProcessor': 'bgr_to_rgb', 'ClsDataPreprocessor': 'to_rgb'}
+
+
+def _place_statistics(cfg: Config) -> None:
+    """Normalise images as in the pretraining of a model of timm, where a config leaves it open."""
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone') or {}
+    if not isinstance(backbone, dict) or not pretraining.is_timms(backbone):
+        return
+    data = [dataset for name in DATALOADERS for dataset in leaf_datasets(cfg.get(name))]
+    if any(kind_of(step) == 'LoadBands' for each in data for step in each.get('pipeline') or ()):
+        return  # which normalises
+    node = model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    if not node and not tasks.is_dense(model) and tasks.of(model):
+        node = model['data_preprocessor'] = ConfigDict(type='ClsDataPreprocessor')
+    lacking = [key for key in ('mean', 'std') if node and node.get(key) is None]
+    found = pretraining.of_config(backbone) if lacking else None
+    if found is None or len(found.mean) != backbone.get('in_channels', 3):
+        return
+    for key in lacking:
+        node[key] = list(getattr(found, key))
+    if kind_of(node) in _TO_RGB:
+        node.setdefault(_TO_RGB[kind_of(node)], True)
 
 
 def _place_pixel_statistics(model: dict) -> None:

@@ -58,7 +58,7 @@ def assemble(paths: Sequence[str]) -> dict:
     state.update({prefix + KEY: base.to_tensor() for prefix, base in bases.items()})
     counts = params.report(model)
     first = checkpoints[0]['meta']
-    meta = {key: first[key] for key in ('dataset_meta',) if first.get(key) is not None}
+    meta = {key: first[key] for key in ('dataset_meta', 'licence') if first.get(key) is not None}
     meta.update(
         format=deltas.FORMAT,
         cfg=cfg.pretty_text,

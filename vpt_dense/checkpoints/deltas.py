@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from vpt_dense import building, config, params, safe_files
+from vpt_dense import building, config, params, pretraining, safe_files
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import FoldedPrompt
@@ -196,7 +196,7 @@ def extract(
         ``state_dict`` and ``meta``, the metadata of a delta: ``format``, ``cfg`` (the config),
         ``method``, ``counts``, ``bases`` and what is known of ``metric``, ``iter``, ``epoch``,
         ``seed``, ``experiment_name``, ``dataset_meta``, ``run_id`` (of the process that wrote the
-        checkpoint) and ``versions`` (that it ran with).
+        checkpoint), ``versions`` (that it ran with) and ``licence`` (of the pretrained weights).
 
     Raises:
         UserError: If the checkpoint is not of this config, by names and shapes or by what the
@@ -239,6 +239,9 @@ def extract(
         counts={key: counts[key] for key in ('trainable', 'total', 'percent')},
         bases={prefix: dataclasses.asdict(record) for prefix, record in bases.items()},
     )
+    weights = pretraining.of_config(backbone)
+    if weights is not None:
+        meta['licence'] = pretraining.licence_note(weights)
     state.update({prefix + KEY: record.to_tensor() for prefix, record in bases.items()})
     return dict(state_dict=state, meta=meta)
 
@@ -498,6 +501,8 @@ def describe(path: str) -> list[tuple[str, str]]:
                              f'{record.parameters:,} parameters'),
             ('backbone', record.arch),
         ]
+    if isinstance(meta.get('licence'), str):
+        rows.append(('licence of the base', meta['licence']))
     counts = meta.get('counts')
     if isinstance(counts, dict) and {'trainable', 'total', 'percent'} <= counts.keys():
         share = params.format_percent(counts['percent'])

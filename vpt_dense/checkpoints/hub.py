@@ -99,7 +99,7 @@ def pull(repo_id: str, out: str, revision: str | None = None) -> None:
 def card(delta: dict, repo_id: str) -> str:
     """The model card: YAML metadata, then what it is, what it measured and how it is loaded.
 
-    The licence is left to the user.
+    The licence of the delta is left to the user; what is known of that of the base is said.
 
     Args:
         delta: As :func:`vpt_dense.checkpoints.deltas.read` returns it.
@@ -129,6 +129,8 @@ def card(delta: dict, repo_id: str) -> str:
             ('SHA-256 of its frozen tensors', _code(record.sha256)),
             ('backbone', record.arch),
         ]
+    if meta.get('licence'):
+        rows.append(('licence of the base', meta['licence']))
     if counts:
         share = params.format_percent(counts['percent'])
         rows.append(

@@ -16,7 +16,7 @@ from mmcv.cnn.bricks.transformer import AdaptivePadding
 from torch import Tensor, nn
 
 import vpt_dense
-from vpt_dense import safe_files, tasks
+from vpt_dense import pretraining, safe_files, tasks
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.argument_checks import to_pair
 from vpt_dense.checkpoints import deltas
@@ -499,6 +499,9 @@ def describe(
         checkpoint=os.path.basename(str(origin.get('checkpoint'))),
         **{key: origin[key] for key in ('sha256', 'iter', 'epoch') if key in origin},
     )
+    weights = pretraining.of_config(predictor.cfg.model.backbone)
+    if weights is not None:
+        card['licence'] = pretraining.licence_note(weights)
     if dense:
         test_cfg = model.test_cfg
         tests = leaf_datasets(predictor.cfg.get('test_dataloader'))

@@ -17,7 +17,7 @@ from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from vpt_dense import logging, outputs, params, safe_files, tasks
+from vpt_dense import logging, outputs, params, pretraining, safe_files, tasks
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
 from vpt_dense.machine import resident_peak
 from vpt_dense.registry import HOOKS
@@ -84,7 +84,14 @@ class ReportHook(Hook):
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Write the counts; take over the evaluations before the iteration that it resumes at."""
+        """Write the counts; take over the evaluations before the iteration that it resumes at.
+
+        What a user of the pretrained weights should know is said.
+        """
+        model = _model_config(runner)
+        preprocessor = model.get('data_preprocessor') or runner.cfg.get('data_preprocessor')
+        for line in pretraining.notes(model, preprocessor):
+            runner.logger.info(line)
         if not outputs.goes_on(runner):
             folder = Path(runner.work_dir)
             outputs.put_aside([folder / name for name in RECORDS], folder, runner)

@@ -1,13 +1,11 @@
 """Reading pretrained weights from wherever they are, without running code from them."""
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vpt_dense import safe_files
+from vpt_dense import pretraining, safe_files
 from vpt_dense.errors import UserError, is_programs
 
 #: Keys under which training code wraps the tensors, undone from the outside in. The earlier one
@@ -15,13 +13,6 @@ from vpt_dense.errors import UserError, is_programs
 _WRAPPERS = (
     'state_dict', 'model', 'teacher', 'student', 'model_state_dict', 'model_state', 'module',
     'encoder', 'backbone', 'target_encoder', 'net', 'params', 'state_dict_ema', 'model_ema', 'ema',
-)  # fmt: skip
-
-#: What repositories of a hub call their weights, the safe kind first.
-HUB_FILES = (
-    'model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors',
-    'pytorch_model.safetensors', 'pytorch_model.bin', 'open_clip_pytorch_model.bin', 'model.pth',
-    'pytorch_model.pth',
 )  # fmt: skip
 
 _HUB_SCHEMES = ('hf-hub:', 'hf://')
@@ -106,39 +97,12 @@ def _find(address: str) -> Path | None:
     return file
 
 
-def timm_cfg(name: str, address: str) -> Any:
-    """The ``PretrainedCfg`` that timm has for a model's name, with or without a tag.
-
-    Raises:
-        UserError: If it knows no such model or tag; the message names ``address``.
-    """
-    from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
-
-    architecture, _, tag = name.partition('.')
-    if not is_model(architecture):
-        raise UserError(
-            f'{address}: timm has no model {architecture!r}'
-            f'{_did_you_mean(architecture, list_models())}'
-        )
-    try:
-        cfg = get_pretrained_cfg(name)
-    except RuntimeError as error:  # no such tag
-        known = [n.partition('.')[2] for n in list_pretrained(f'{architecture}.*')]
-        raise UserError(
-            f'{address}: timm has no weights {tag!r} of {architecture}; it has: '
-            f'{", ".join(known) or "none"}'
-        ) from error
-    if cfg is None:
-        raise UserError(f'{address}: timm has no weights under this name')
-    return cfg
-
-
 def _from_timm(address: str) -> Path:
     """The file that timm downloads for a model's name; the model is not built."""
     from timm.models import list_pretrained
 
     name = address.removeprefix('timm://')
-    cfg = timm_cfg(name, address)
+    cfg = pretraining.timm_cfg(name, address)
     if not (cfg.hf_hub_id or cfg.url):
         known = list_pretrained(f'{name.partition(".")[0]}.*')
         raise UserError(
@@ -148,11 +112,6 @@ def _from_timm(address: str) -> Path:
     if cfg.hf_hub_id:
         return _from_hub(address, cfg.hf_hub_id, cfg.hf_hub_filename)
     return _from_web(cfg.url if isinstance(cfg.url, str) else cfg.url[0])
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f'; did you mean {" or ".join(near)}?' if near else ''
 
 
 def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
@@ -165,7 +124,7 @@ def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
     if not owner or not name:
         raise UserError(f'{address}: write hf://<owner>/<name>, and /<file> if there are several')
     filename = filename or named
-    candidates = (filename,) if filename else HUB_FILES
+    candidates = (filename,) if filename else pretraining.HUB_FILES
     request = dict(repo_id=f'{owner}/{name}', revision=revision or None)
     for candidate in candidates:  # what is in the cache needs no network
         try:
@@ -181,10 +140,10 @@ def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
             if type(error).__name__ != 'RemoteEntryNotFoundError':
                 raise _unreachable(address, error, 'copy the cache of such a machine (HF_HOME)') \
                     from error
+    usual = f'file of weights in one piece ({", ".join(pretraining.HUB_FILES)})'
     raise UserError(
-        f'{address}: the repository {owner}/{name} has no '
-        f'{filename or "file of weights in one piece (" + ", ".join(HUB_FILES) + ")"}; name one '
-        f'of its files: hf://{owner}/{name}/<file>'
+        f'{address}: the repository {owner}/{name} has no {filename or usual}; name one of its '
+        f'files: hf://{owner}/{name}/<file>'
     )
 
 

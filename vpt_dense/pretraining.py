@@ -1,15 +1,20 @@
 """What timm says of pretrained weights: how images were prepared, where they are, their licence."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from vpt_dense.errors import UserError
-from vpt_dense.weights import reading
 
 _TIMM = 'timm://'
+
+#: What repositories of a hub call their weights, the safe kind first.
+HUB_FILES = (
+    'model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors',
+    'pytorch_model.safetensors', 'pytorch_model.bin', 'open_clip_pytorch_model.bin', 'model.pth',
+    'pytorch_model.pth',
+)  # fmt: skip
 
 #: Licences that ask for little; their name says it all.
 _PERMISSIVE = ('apache-2.0', 'mit', 'bsd-3-clause')
@@ -49,7 +54,7 @@ class Pretraining(NamedTuple):
     hub_id: str
 
 
-def of(model: str | Mapping[str, Any] | nn.Module) -> Pretraining:
+def of(model: str | Mapping[str, Any] | Any) -> Pretraining:
     """Look up what timm says of a model's weights.
 
     Args:
@@ -72,7 +77,7 @@ def of(model: str | Mapping[str, Any] | nn.Module) -> Pretraining:
     )
 
 
-def address(model: str | Mapping[str, Any] | nn.Module) -> str:
+def address(model: str | Mapping[str, Any] | Any) -> str:
     """Where the weights are that timm would load with ``pretrained=True``.
 
     Args:
@@ -89,7 +94,7 @@ def address(model: str | Mapping[str, Any] | nn.Module) -> str:
     cfg = _cfg(model)
     if file := cfg.get('file'):
         folder = Path(file).expanduser()
-        inside = [folder / name for name in reading.HUB_FILES if (folder / name).is_file()]
+        inside = [folder / name for name in HUB_FILES if (folder / name).is_file()]
         return str(inside[0]) if inside else str(file)
     name = '.'.join(cfg[key] for key in ('architecture', 'tag') if cfg.get(key))
     places = ('hf_hub_id', 'hf_hub_filename', 'url')
@@ -150,19 +155,88 @@ def of_config(backbone: Mapping[str, Any]) -> Pretraining | None:
 NAME_KEY = 'model_name'
 
 
+def notes(model: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> list[str]:
+    """What a user of a model's pretrained weights should know, a line each.
+
+    Args:
+        model: Its config.
+        preprocessor: That of its data preprocessor.
+
+    Returns:
+        The licence of the weights; of a ``TimmVisionTransformer`` also where images are normalised
+        in another way, or are of another size, than in pretraining.
+    """
+    backbone = model.get('backbone') or {}
+    found = of_config(backbone)
+    if found is None:
+        return []
+    lines = [licence_note(found)]
+    if not is_timms(backbone):
+        return lines
+    preprocessor = preprocessor or {}
+    for key in ('mean', 'std'):
+        own, wanted = preprocessor.get(key), getattr(found, key)
+        if own is not None and len(own) == len(wanted) and any(
+            abs(a - b) > 0.01 for a, b in zip(own, wanted, strict=True)
+        ):
+            lines.append(
+                f'model.data_preprocessor.{key} is {list(own)}, in the pretraining of {found.name} '
+                f'it was {list(wanted)}; None takes that'
+            )
+    size = backbone.get('img_size') or preprocessor.get('size')
+    size = [size, size] if isinstance(size, int) else size
+    if size and tuple(size) != found.input_size[1:]:
+        lines.append(
+            f'images of {size[0]}x{size[1]} pixels, in the pretraining of {found.name} they were '
+            f'{found.input_size[1]}x{found.input_size[2]}'
+        )
+    return lines
+
+
 def is_timms(backbone: Mapping[str, Any]) -> bool:
     """Whether a config is of a backbone that holds a model of timm."""
     kind = backbone.get('type')
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'TimmVisionTransformer'
 
 
-def _cfg(model: str | Mapping[str, Any] | nn.Module) -> dict[str, Any]:
+def _cfg(model: str | Mapping[str, Any] | Any) -> dict[str, Any]:
     """A ``pretrained_cfg`` as a plain dict."""
     if not isinstance(model, str):
         return dict(model if isinstance(model, Mapping) else model.pretrained_cfg)
     name = model.removeprefix(_TIMM)
-    cfg = reading.timm_cfg(name, model)
-    return cfg.to_dict()
+    return timm_cfg(name, model).to_dict()
+
+
+def timm_cfg(name: str, address: str) -> Any:
+    """The ``PretrainedCfg`` that timm has for a model's name, with or without a tag.
+
+    Raises:
+        UserError: If it knows no such model or tag; the message names ``address``.
+    """
+    from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
+
+    architecture, _, tag = name.partition('.')
+    if not is_model(architecture):
+        raise UserError(
+            f'{address}: timm has no model {architecture!r}'
+            f'{_did_you_mean(architecture, list_models())}'
+        )
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError as error:  # no such tag
+        known = [n.partition('.')[2] for n in list_pretrained(f'{architecture}.*')]
+        raise UserError(
+            f'{address}: timm has no weights {tag!r} of {architecture}; it has: '
+            f'{", ".join(known) or "none"}'
+        ) from error
+    if cfg is None:
+        raise UserError(f'{address}: timm has no weights under this name')
+    return cfg
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f'; did you mean {" or ".join(near)}?' if near else ''
 
 
 def _registered(name: str) -> dict[str, Any] | None:

@@ -15,8 +15,9 @@ from timm.data import resolve_model_data_config
 from utils import images
 
 import vpt_dense
+from vpt_dense import pretraining as source
 from vpt_dense.errors import UserError
-from vpt_dense.weights import compute, source
+from vpt_dense.weights import compute
 
 NAME = 'vit_small_patch16_dinov3'
 
@@ -173,7 +174,7 @@ def test_no_weights():
 
 def test_no_mm_package_is_imported_with_the_modules():
     weights = Path(vpt_dense.__file__).parent / 'weights'
-    names = ('source', 'pretrained', 'timm_fits', 'grids', 'reading')
+    names = ('../pretraining', 'pretrained', 'timm_fits', 'grids', 'reading')
     for file in (*(weights / f'{name}.py' for name in names), *(weights / 'layouts').glob('*.py')):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
