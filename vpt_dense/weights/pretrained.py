@@ -475,7 +475,7 @@ def _fit_positions(
 
 def _kernel_name(target: Iterable[str]) -> str:
     """The name of the first convolution of a backbone, which every family has."""
-    return next(name for name in _KERNELS if name in target)
+    return next((name for name in _KERNELS if name in target), _KERNELS[0])
 
 
 def _extra_channels(backbone: nn.Module) -> int:
