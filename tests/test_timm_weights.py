@@ -9,7 +9,7 @@ import torch
 import transformers as t
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from timm.models import model_entrypoint
+from timm.models import VisionTransformer, model_entrypoint
 from torch import nn
 from utils import images, randomise, tiny_vit
 
@@ -419,6 +419,9 @@ AUTHORS = {
     'timm, PE': ('vit_pe_spatial_base_patch16_512', {}, as_is, '(timm layout'),
     'timm, EVA-02': ('eva02_base_patch14_448', dict(patch_size=16), as_is, '(timm layout'),
     'timm, RADIO': ('vit_base_patch16_radio_v3', {}, as_is, '(timm layout'),
+    'timm, parallel': ('vit_base_patch16_xp_224', {}, as_is, '(timm layout'),
+    'timm, several': ('vit_base_patch16_18x2_224', {}, as_is, '(timm layout'),
+    'timm, distilled': ('deit_small_distilled_patch16_224', {}, as_is, '(timm layout'),
     'OpenCLIP': (
         'vit_base_patch16_siglip_224', {},
         lambda state: {f'visual.trunk.{n}': x for n, x in state.items()}, 'from [visual.trunk]'),
@@ -474,6 +477,16 @@ def test_rope_is_not_loaded_into_a_plain_vit(tmp_path):
             tiny_vit().load_base(str(each))
 
 
+def test_what_timm_cannot_convert_is_refused(tmp_path):
+    state = radio(given(tiny('vit_base_patch16_radio_v3')))
+    with pytest.raises(UserError, match='does not fit Eva|timm cannot convert it for'):
+        load(tiny(NAME), write(state, tmp_path / 'w.pth'))
+    state['radio_model.model.patch_generator.embedder.weight'] = torch.ones(3)
+    with pytest.raises(UserError, match='looks like C-RADIO, but timm cannot convert it') as error:
+        load(tiny('vit_base_patch16_radio_v3'), write(state, tmp_path / 'w.pth'))
+    assert '\n' not in str(error.value)
+
+
 def test_what_timm_leaves_out_is_said(tmp_path):
     name, _, authors, _ = AUTHORS['RADIO']
     state = authors(given(tiny(name)))
@@ -497,6 +510,7 @@ NAME = 'vit_small_patch16_dinov3'
     'NaN': r'1 with NaN, infinite or integer values: cls_token',
     'registers': r'1 unexpected: reg_token.*reg_tokens=4',
     'positions': '1 unexpected: pos_embed',
+    'another ViT': '3 unexpected: pos_embed, .*attn.q_bias',
     'another model': r'holds a swin',
 }.items())  # fmt: skip
 def test_what_does_not_fit_is_refused(tmp_path, fault, words):
@@ -512,6 +526,8 @@ def test_what_does_not_fit_is_refused(tmp_path, fault, words):
         state['cls_token'][0, 0, 3] = torch.nan
     elif fault == 'registers':
         ours = tiny(NAME, num_reg_tokens=0)
+    elif fault == 'another ViT':  # which has biases too
+        state = given(tiny('vit_small_patch16_224', reg_tokens=4, init_values=1e-5))
     elif fault == 'positions':
         state['pos_embed'] = torch.ones(1, 21, 64)
     else:
@@ -569,6 +585,41 @@ def test_registers_take_rows_of_positions(tmp_path):
     assert '3 positions of cls and register tokens: zero' in load(
         back, write(ours.state_dict(), tmp_path / 'b.pth'))
     same(back, source.forward_features, images(2, 3, 64, 64), rtol=1e-5, atol=1e-5)
+
+
+def test_a_classifier(tmp_path):
+    source = tiny('vit_small_patch16_224', num_classes=5)
+    state = given(source)
+    path = write(state, tmp_path / 'w.pth')
+    bare = tiny('vit_small_patch16_224')
+    assert 'left out: head.weight, head.bias' in load(bare, path)
+    whole = tiny('vit_small_patch16_224', num_classes=5)
+    assert 'left out' not in load(whole, path)
+    assert torch.equal(whole.head.weight, state['head.weight'])
+    other = tiny('vit_small_patch16_224', num_classes=7)
+    with pytest.raises(UserError, match='2 missing: head.weight, head.bias'):
+        load(other, path)
+    report = load(other, path, allow_missing=['^head'])
+    assert 'left out: head.weight, head.bias; created: head.weight, head.bias' in report
+
+
+def test_a_model_that_timm_has_no_name_for(tmp_path):
+    source = VisionTransformer(img_size=64, embed_dim=64, depth=2, num_heads=2, num_classes=0)
+    source.weights_family = 'timm'
+    state = given(source)
+    load(source, write(state, tmp_path / 'w.pth'))
+    assert all(torch.equal(x, state[n]) for n, x in source.state_dict().items())
+    # A converter of timm's is found by its class.
+    beside = tiny('vit_base_patch16_radio_v3')
+    own = VisionTransformer(
+        img_size=64, embed_dim=64, depth=2, num_heads=2, num_classes=0, reg_tokens=7,
+        no_embed_class=True, init_values=1e-5, final_norm=False)  # fmt: skip
+    own.weights_family = 'timm'
+    file = write(radio(given(beside)), tmp_path / 'radio.pth')
+    assert '(C-RADIO layout' in load(own, file)
+    state['pos_embed'] = torch.ones(1, 1 + 12, 64)
+    with pytest.raises(UserError, match='not square: set init_cfg.source_grid'):
+        load(source, write(state, tmp_path / 'w.pth'))
 
 
 def test_equal_inputs_equal_bytes(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_patterns, is_int, is_list
 from vpt_dense.errors import UserError, suggest
+from vpt_dense.pretraining import NAME_KEY
 from vpt_dense.tuning import is_added
 from vpt_dense.weights import timm_fits
 from vpt_dense.weights.grids import grids
@@ -73,7 +74,7 @@ _SIZES = {
     'swin': 'model.backbone.arch and patch_size',
     'resnet': 'model.backbone.depth, stem_channels and base_channels',
     'convnext': 'model.backbone.arch and stem_patch_size',
-    'timm': 'model.backbone.model',
+    'timm': f'model.backbone.{NAME_KEY}',
 }
 
 #: What a band's part of the first convolution may be made of, in a list of ``init_cfg.bands``.

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,12 +25,17 @@ from vpt_dense.weights.layouts.timm_models import CONVERTED_BY_TIMM
 KERNEL = 'patch_embed.proj.weight'
 
 #: What a backbone may lack, as its outputs do not need it: then it is left out by name.
-OPTIONAL = re.compile(r'(norm|fc_norm|attn_pool)\.|cls_token$')
+OPTIONAL = re.compile(r'(norm|fc_norm|attn_pool|head|head_dist|pre_logits)\.|cls_token$')
 
 
 def architecture(backbone: nn.Module) -> str:
     """The name that timm has for a model, without the tag."""
-    return str(dict(backbone.pretrained_cfg).get('architecture') or '')
+    return str(_pretrained_cfg(backbone).get('architecture') or '')
+
+
+def _pretrained_cfg(backbone: nn.Module) -> dict[str, Any]:
+    """What timm says of a model's weights; empty: it was not made by timm's ``create_model``."""
+    return dict(getattr(backbone, 'pretrained_cfg', None) or {})
 
 
 # --- formats that timm converts ----------------------------------------------------------------
@@ -90,9 +95,6 @@ def convert_by_timm(
     Raises:
         UserError: If timm cannot.
     """
-    from timm.models import model_entrypoint
-
-    convert = sys.modules[model_entrypoint(architecture(backbone)).__module__].checkpoint_filter_fn
     shape = next((t.shape for t in source.values() if t.ndim == 4), target[KERNEL].shape)
     traced = {}
     for name, tensor in source.items():
@@ -100,15 +102,30 @@ def convert_by_timm(
         traced[name].names = frozenset([name])
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            converted = convert(traced, _Unsized(shape))
-    except (KeyError, RuntimeError, ValueError, IndexError, AttributeError) as error:
+            converted = _module(backbone).checkpoint_filter_fn(traced, _Unsized(shape))
+    except (LookupError, RuntimeError, ValueError, AttributeError) as error:
         raise UserError(
             f'{checkpoint} looks like {kind}, but timm cannot convert it for '
-            f'{architecture(backbone)} ({type(error).__name__}: {error}); choose other weights'
+            f'{_name(backbone)} ({type(error).__name__}: {error}); choose other weights'
         ) from error
     origins = {old: new for new, tensor in converted.items()
                for old in getattr(tensor, 'names', ())}  # fmt: skip
     return {name: t.as_subclass(Tensor).detach() for name, t in converted.items()}, origins
+
+
+def _module(backbone: nn.Module) -> ModuleType:
+    """The module of timm that a model is from."""
+    from timm.models import is_model, model_entrypoint
+
+    name = architecture(backbone)
+    if is_model(name):
+        return sys.modules[model_entrypoint(name).__module__]
+    classes = [c for c in type(backbone).__mro__ if c.__module__.startswith('timm.models.')]
+    return sys.modules[classes[0].__module__]
+
+
+def _name(backbone: nn.Module) -> str:
+    return architecture(backbone) or type(backbone).__name__
 
 
 # --- attention -------------------------------------------------------------------------------
@@ -148,10 +165,17 @@ def split_and_join(
     """
     moved: dict[str, str] = {}
     done: dict[str, None] = {}  # in order, once each
-    attention = re.compile(r'(.*blocks\.\d+\.attn\.)(qkv|[qkv])')
-    for at in dict.fromkeys(m[1] for n in (*target, *tensors) if (m := attention.match(n))):
+    attention = re.compile(r'(blocks\.\d+\.attn\.)(qkv|[qkv]_)')
+    places = list(dict.fromkeys(m[1] for name in target if (m := attention.match(name))))
+    for at in places:
         _weights(at, tensors, target, moved)
-        _biases(at, tensors, backbone, target, moved, done, checkpoint)
+    # What is of another model altogether is reported as that, and not by its biases.
+    fits = not any(name not in target and not OPTIONAL.match(name) and not name.endswith('bias')
+                   for name in tensors)  # fmt: skip
+    for at in places:
+        refused = _biases(at, tensors, target, moved, done)
+        if refused and fits:
+            raise UserError(_no_place(at, refused, backbone, checkpoint))
     for kind in ('weight', 'bias'):  # of attention pooling
         joined = tensors.get(name := f'attn_pool.in_proj.{kind}')
         if joined is not None:
@@ -179,23 +203,28 @@ def _weights(
 
 
 def _biases(
-    at: str, tensors: dict[str, Tensor], backbone: nn.Module, target: Mapping[str, Tensor],
-    moved: dict[str, str], done: dict[str, None], checkpoint: str,
-) -> None:
+    at: str, tensors: dict[str, Tensor], target: Mapping[str, Tensor], moved: dict[str, str],
+    done: dict[str, None],
+) -> str:
+    """Bring the biases of one attention into form.
+
+    Returns:
+        Which of q, k and v has one that is not zero and has no place; empty: none.
+    """
     forms = {q: (f'{at}{q}_bias', f'{at}{q}_proj.bias') for q in 'qkv'}
     joined = f'{at}qkv.bias'
     found = {q: name for q, names in forms.items() for name in names if name in tensors}
     places = {q: name for q, names in forms.items() for name in names if name in target}
     if joined in target:
         if joined in tensors or not found:
-            return  # fits, or is reported as missing
+            return ''  # fits, or is reported as missing
         length = len(target[joined]) // 3
         parts = [tensors.pop(found[q]) if q in found else torch.zeros(length) for q in 'qkv']
         tensors[joined] = torch.cat(parts)
         moved.update(dict.fromkeys(found.values(), joined))
         if lacking := [q for q in 'qkv' if q not in found]:
             done[f'bias of {_words(lacking)} zero: the file has none'] = None
-        return
+        return ''
     if joined in tensors:
         whole = tensors.pop(joined)
         values = dict(zip('qkv', whole.chunk(3), strict=True))
@@ -214,18 +243,20 @@ def _biases(
         elif q in values and torch.count_nonzero(values[q]) == 0:
             zero.append(q)
         elif q in values:
-            raise UserError(_no_place(at, q, backbone, checkpoint, bool(places)))
+            tensors[forms[q][0]] = values[q]
+            return q
     if zero:
         done[f'bias of {_words(zero)} left out: all zero, hence exact'] = None
     if absent:
         done[f'bias of {_words(absent)} zero: the file has none'] = None
+    return ''
 
 
-def _no_place(at: str, q: str, backbone: nn.Module, checkpoint: str, has_others: bool) -> str:
+def _no_place(at: str, q: str, backbone: nn.Module, checkpoint: str) -> str:
     from timm.models import is_model
 
     name = f'{architecture(backbone)}_qkvb'
-    if has_others:
+    if q == 'k':
         way_out = 'choose weights without'
     elif is_model(name):
         way_out = f'choose the model {name} of timm, which has one'
@@ -233,7 +264,7 @@ def _no_place(at: str, q: str, backbone: nn.Module, checkpoint: str, has_others:
         way_out = 'set qkv_bias=True in model.backbone, or choose other weights'
     return (
         f'{checkpoint}: the bias of {_words([q])} in {at.rstrip(".")} is not zero, and '
-        f'{architecture(backbone) or type(backbone).__name__} has none; {way_out}'
+        f'{_name(backbone)} has none; {way_out}'
     )
 
 
@@ -290,7 +321,7 @@ def _source_grid(
     given = options.get('source_grid')
     ways = grids(rows, has_cls, num_others, given)
     if not ways and given is None:  # images of timm's file that are not square
-        size = dict(backbone.pretrained_cfg).get('input_size') or (3, 0, 0)
+        size = _pretrained_cfg(backbone).get('input_size') or (3, 0, 0)
         patch = backbone.patch_embed.patch_size
         sides = tuple(s // p for s, p in zip(size[1:], patch, strict=True))
         ways = grids(rows, has_cls, num_others, sides)
@@ -325,6 +356,9 @@ def _resized(
 
 
 def drop_unused(tensors: dict[str, Tensor], target: Mapping[str, Any]) -> None:
-    """Leave out, in place, what the backbone does without."""
-    for name in [n for n in tensors if n not in target and OPTIONAL.match(n)]:
-        del tensors[name]
+    """Leave out, in place, what the backbone does without; a classifier of other classes too."""
+    for name in [name for name in tensors if OPTIONAL.match(name)]:
+        others = name.startswith('head') and name in target and (
+            tensors[name].shape != target[name].shape)
+        if name not in target or others:
+            del tensors[name]

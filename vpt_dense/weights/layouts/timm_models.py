@@ -160,10 +160,12 @@ OWN = Layout(
     # In files from before a name was changed; and a distilled DeiT's second token, with its
     # position added, is a register exactly.
     rules=(*_SCALES, ('dist_token', 'dist_token|reg_token')),
-    ignored=(r'^head(_dist)?\.', r'^pre_logits\.', r'^mask_token$', r'^lm_head\.',
-             r'(^|\.)rope\.(?!freqs$)'),
+    ignored=(r'^mask_token$', r'^lm_head\.', r'(^|\.)rope\.(?!freqs$)'),
     family='timm',
-)  # fmt: skip
+)
+#: Of the same, blocks whose parts lie beside each other.
+OWN_PARALLEL = OWN._replace(signature='blocks.*.in_proj.weight')
+OWN_SEVERAL = OWN._replace(signature='blocks.*.attns.*.attn.proj.weight')
 
 #: https://github.com/baaivision/EVA, EVA-02 and EVA-02-CLIP.
 EVA02 = OWN._replace(
@@ -203,4 +205,6 @@ TIMM_LAYOUTS: tuple[Layout, ...] = (
     *map(_for_timm, (dino.DINOV2_CHUNKS, dino.DINOV2, *mae.LAYOUTS, *moco.LAYOUTS)),
     EVA02,
     OWN,
+    OWN_PARALLEL,
+    OWN_SEVERAL,
 )
