@@ -1,5 +1,7 @@
 """What a config and its files take over from timm: statistics, licence, sizes of images."""
 
+from contextlib import nullcontext
+
 import huggingface_hub
 import pytest
 import timm
@@ -10,8 +12,9 @@ from test_deltas import SIZES, train
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import randomise
 
-from vpt_dense import config, pretraining
+from vpt_dense import config, preflight, pretraining
 from vpt_dense.checkpoints import deltas, hub
+from vpt_dense.errors import UserError
 
 DINOV3 = 'vit_small_patch16_dinov3'
 BACKBONE = {'type': 'vpt_dense.TimmVisionTransformer', pretraining.NAME_KEY: DINOV3}
@@ -92,6 +95,15 @@ def test_notes():
     assert 'images of 512x512 pixels' in size
     assert notes(dict(type='vpt_dense.VisionTransformer')) == []
     assert notes({**BACKBONE, pretraining.NAME_KEY: 'no_such_model'}) == []
+
+
+@pytest.mark.parametrize('name, side, refused', [
+    (DINOV3, 518, True), (DINOV3, 512, False), ('vit_base_patch14_dinov2', 518, False),
+    ('vit_base_patch14_dinov2.lvd142m', 512, True)])  # fmt: skip
+def test_sizes_of_images_and_patches(name, side, refused):
+    backbone = {**BACKBONE, pretraining.NAME_KEY: name, 'img_size': side}
+    with pytest.raises(UserError, match='not a multiple') if refused else nullcontext():
+        preflight.check_model(dict(SEG, backbone=backbone))
 
 
 # --- a run, its delta, its card ----------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from vpt_dense import machine, tasks
+from vpt_dense import machine, pretraining, tasks
 from vpt_dense.argument_checks import is_int, is_number, to_pair
 from vpt_dense.config import architecture
 from vpt_dense.datasets.checks import (
@@ -111,8 +111,9 @@ def check_model(model: dict) -> None:
     backbone = model.get('backbone') or {}
     if str(backbone.get('type')).endswith('VisionTransformer'):
         _check_vit(model, backbone)
-    default = 16 if str(backbone.get('type')).endswith('VisionTransformer') else 1
-    size, patch = backbone.get('img_size'), backbone.get('patch_size', default)
+    size, patch = backbone.get('img_size'), backbone.get('patch_size', 1)
+    if str(backbone.get('type')).endswith('VisionTransformer'):
+        patch = pretraining.patch_size(backbone)
     if size is not None:
         sizes, patches = as_list(size), as_list(patch)
         numbers = [*sizes, *patches]

@@ -1,6 +1,7 @@
 """What timm says of pretrained weights: how images were prepared, where they are, their licence."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,6 +198,12 @@ def is_timms(backbone: Mapping[str, Any]) -> bool:
     """Whether a config is of a backbone that holds a model of timm."""
     kind = backbone.get('type')
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'TimmVisionTransformer'
+
+
+def patch_size(backbone: Mapping[str, Any]) -> Any:
+    """The patch size of a vision transformer's config, in pixels, as said or by default."""
+    named = re.search(r'patch(\d+)', str(backbone.get(NAME_KEY))) if is_timms(backbone) else None
+    return backbone.get('patch_size', int(named[1]) if named else 16)
 
 
 def _cfg(model: str | Mapping[str, Any] | Any) -> dict[str, Any]:

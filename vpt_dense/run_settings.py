@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files, tasks
+from vpt_dense import config_files, pretraining, tasks
 from vpt_dense.argument_checks import check_count, is_number, to_pair
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
@@ -309,7 +309,7 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
             if test.get('size') is not None and not origin.says(cfg, f'{name}.test_cfg.size'):
                 test['size'] = tuple(new)
             if pads and not {'size', 'size_divisor'} & set(test):
-                patch = math.lcm(*_pair(backbone.get('patch_size', 16)))
+                patch = math.lcm(*_pair(pretraining.patch_size(backbone)))
                 node['test_cfg'] = ConfigDict(test, size_divisor=patch)
     _place_windows(cfg, f'{where}.test_cfg', model.get('test_cfg') or {}, new, origin)
     found = [*_trained(cfg), (key, backbone.get('img_size', new)),
@@ -327,7 +327,7 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
 def _check_backbone(backbone: dict, new: Size) -> None:
     kind = kind_of(backbone)
     if kind.endswith('VisionTransformer'):
-        patch = _pair(backbone.get('patch_size', 16))
+        patch = _pair(pretraining.patch_size(backbone))
         for side, step in zip(new, patch, strict=True):
             if isinstance(step, int) and step > 0 and side % step:
                 near = ' or '.join(str(n) for n in (side // step * step, -(-side // step) * step)
