@@ -13,8 +13,10 @@ from timm.models import VisionTransformer, model_entrypoint
 from torch import nn
 from utils import images, randomise, tiny_vit
 
+from vpt_dense.backbones.timm_vit import TimmBackbone
 from vpt_dense.errors import UserError
 from vpt_dense.weights import compute
+from vpt_dense.weights.base import KEY
 
 SIZES = dict(embed_dim=64, depth=2, num_heads=2, num_classes=0)
 HF = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256,
@@ -620,6 +622,32 @@ def test_a_model_that_timm_has_no_name_for(tmp_path):
     state['pos_embed'] = torch.ones(1, 1 + 12, 64)
     with pytest.raises(UserError, match='not square: set init_cfg.source_grid'):
         load(source, write(state, tmp_path / 'w.pth'))
+
+
+@pytest.mark.parametrize('case', ['DINOv3', 'CLIP', 'SigLIP', 'ViT'])
+def test_a_tuned_model_and_its_state_without_the_base(tmp_path, case):
+    """Loaded, reduced to what was tuned, and completed from the file of another library."""
+    path, tokens, plain, _ = hugging_face(case, tmp_path)
+    _, name, kwargs, _ = MODELS[case]
+
+    def tuned(prompt=None):
+        return TimmBackbone.take_over(tiny(name, **kwargs), prompt=prompt, trainable=['^prompt'])
+
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
+    first, second = tuned(prompt), tuned(prompt)
+    assert 'created: prompt.tokens' in first.load_base(str(path))
+    load(plain, path)
+    assert all(torch.equal(x, first.state_dict()[n]) for n, x in plain.state_dict().items())
+    whole = first.state_dict()
+    base = first.rebuilt_names(whole, '')
+    assert base == set(plain.state_dict())
+    reduced = {n: x for n, x in whole.items() if n not in base}
+    second.load_state_dict({**reduced, KEY: first.base.to_tensor()})
+    assert all(torch.equal(x, whole[n]) for n, x in second.state_dict().items())
+    x = images(2, 3, 64, 64)
+    same(second.eval(), first.eval().forward_features, x, rtol=0, atol=0)
+    with torch.no_grad():
+        assert not torch.allclose(first.forward_features(x), tokens(x), atol=1e-3)  # its prompts
 
 
 def test_equal_inputs_equal_bytes(tmp_path):
