@@ -12,7 +12,7 @@ from test_prompted_vit import NAMES, build
 from utils import images, randomise, tiny_vit
 
 from vpt_dense.backbones import encoder_layer
-from vpt_dense.backbones.attention import attention
+from vpt_dense.backbones.attention import attention, one_product
 
 #: Variant -> blocks whose outputs at prompt positions are thrown away.
 DISCARDED = {
@@ -93,8 +93,8 @@ def test_equal_to_tokens_in_one_product(monkeypatch, name, recompute):
 def test_few_prompts_make_one_product_on_a_gpu():
     few, many = torch.zeros(1, 4, 8, device='meta'), torch.zeros(1, 5, 8, device='meta')
     x = torch.zeros(2, 32, 8, device='meta')
-    assert attention.one_product(x, few) and not attention.one_product(x, many)
-    assert not attention.one_product(torch.zeros(2, 32, 8), few)
+    assert one_product(x, few) and not one_product(x, many)
+    assert not one_product(torch.zeros(2, 32, 8), few)
 
 
 @pytest.mark.parametrize('one_product', [False, True])

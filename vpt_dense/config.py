@@ -458,6 +458,8 @@ def _overlay(new: dict, old: dict, untouched: dict | None) -> None:
 
 def architecture(backbone: dict) -> tuple[int, int, int | None] | None:
     """Width, blocks and attention heads of a vision transformer's config, if it says them."""
+    if pretraining.is_timms(backbone):
+        return pretraining.architecture(backbone)
     arch = backbone.get('arch')
     if isinstance(arch, str):
         from vpt_dense.logging import filter_warnings

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
 
 #: Name of a class -> the class: prompts, prompts in image space, adapters.
 PARTS: dict[str, 'type[nn.Module]'] = {}
+#: What stands before these names.
+SCOPE = 'vpt_dense.'
 
 
 def register(part: 'type[nn.Module]') -> 'type[nn.Module]':
@@ -17,7 +19,7 @@ def register(part: 'type[nn.Module]') -> 'type[nn.Module]':
 
 
 def find(kind: Any) -> Any:
-    """The class that a config's ``type`` names: a class, or its name with or without scope.
+    """The class that a config's ``type`` names: a class, or ``vpt_dense.NAME``.
 
     Returns:
         It; None: there is none of this name. Where configs are in use, classes in mmengine's
@@ -25,7 +27,7 @@ def find(kind: Any) -> Any:
     """
     if not isinstance(kind, str):
         return kind
-    part = PARTS.get(kind.removeprefix('vpt_dense.'))
+    part = PARTS.get(kind.removeprefix(SCOPE)) if kind.startswith(SCOPE) else None
     registry = sys.modules.get('vpt_dense.registry')
     return registry.MODELS.get(kind) if part is None and registry is not None else part
 
@@ -43,6 +45,8 @@ def build(config: dict[str, Any], **served: Any) -> 'nn.Module':
     arguments = dict(config)
     kind = arguments.pop('type')
     part = find(kind)
+    if part is None and 'vpt_dense.registry' in sys.modules:
+        sys.modules['vpt_dense.registry'].MODELS.build(config)  # says what it knows
     if part is None:
         raise KeyError(f'{kind} is no method (known: {", ".join(sorted(PARTS))})')
     return part(**served, **arguments)

@@ -153,7 +153,7 @@ def of_config(backbone: Mapping[str, Any]) -> Pretraining | None:
 
 
 #: The argument of ``TimmVisionTransformer`` that holds timm's name of the model.
-NAME_KEY = 'model_name'
+NAME_KEY = 'model'
 
 
 def notes(model: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> list[str]:
@@ -198,6 +198,39 @@ def is_timms(backbone: Mapping[str, Any]) -> bool:
     """Whether a config is of a backbone that holds a model of timm."""
     kind = backbone.get('type')
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'TimmVisionTransformer'
+
+
+#: The arguments of ``TimmVisionTransformer`` that are not timm's.
+OWN_KEYS = (
+    'type', NAME_KEY, 'pretrained', 'img_size', 'in_channels', 'out_indices', 'out_type',
+    'norm_outputs', 'rope_rescale', 'prompt', 'image_prompt', 'adapters', 'trainable',
+    'prompts_as', 'memory', 'with_cp', 'frozen_dtype', 'init_cfg',
+)  # fmt: skip
+
+
+def architecture(backbone: Mapping[str, Any]) -> tuple[int, int, int | None] | None:
+    """Width, blocks and attention heads of a ``TimmVisionTransformer``'s config.
+
+    Returns:
+        They; None: timm has no such model, which building it says.
+    """
+    import timm
+    import torch
+
+    name = str(backbone.get(NAME_KEY))
+    if not timm.is_model(name.partition('.')[0]):
+        return None
+    arguments = {key: value for key, value in backbone.items() if key not in OWN_KEYS}
+    try:
+        with torch.device('meta'):
+            model = timm.create_model(name, num_classes=0, **arguments)
+    except Exception:  # noqa: BLE001  building it in earnest says what is wrong
+        return None
+    blocks = getattr(model, 'blocks', None)
+    attention = getattr(blocks[0], 'attn', None) if blocks is not None and len(blocks) else None
+    if blocks is None:
+        return None
+    return model.num_features, len(blocks), getattr(attention, 'num_heads', None)
 
 
 def patch_size(backbone: Mapping[str, Any]) -> Any:

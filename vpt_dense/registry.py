@@ -57,7 +57,7 @@ MODELS = _child(
             f'vpt_dense.backbones.{module}': names
             for module, names in dict(
                 convnext=['ConvNeXt'], eva02=['EVA02VisionTransformer'], resnet=['ResNet'],
-                swin=['SwinTransformer'],
+                swin=['SwinTransformer'], timm_vision_transformer=['TimmVisionTransformer'],
                 vision_transformer=['VisionTransformer', 'PromptedVisionTransformer'],
             ).items()
         },

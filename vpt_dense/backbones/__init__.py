@@ -10,6 +10,7 @@ _PLACES = {
     'ConvNeXt': 'convnext', 'EVA02VisionTransformer': 'eva02',
     'PromptedVisionTransformer': 'vision_transformer', 'ResNet': 'resnet',
     'SwinTransformer': 'swin', 'TokenBackbone': 'token_backbone',
+    'TimmVisionTransformer': 'timm_vision_transformer',
     'VisionTransformer': 'vision_transformer',
 }  # fmt: skip
 

@@ -112,6 +112,7 @@ class InPlaceBackbone(TokenTuning):
         origin: What the model was built from, plain data; None: it was there.
     """
 
+    offers = TokenTuning.offers - {'outputs'}
     num_first: int
     weights_family = ''
     init_cfg: dict | None = None
@@ -283,10 +284,18 @@ class Adopted(nn.Module):
         return _new, (self.by, self.original), self.__dict__
 
 
-def adopt(by: type[nn.Module], module: nn.Module) -> None:
-    """Make a module an object of a class ``by`` as well, which comes before its own."""
+def adopt(
+    by: type[nn.Module], module: nn.Module, original: type[nn.Module] | None = None
+) -> None:
+    """Make a module an object of a class ``by`` as well, which comes before its own.
+
+    Args:
+        by: The class.
+        module: The module.
+        original: Its own class; None: that of the object.
+    """
     vars(module)['_own'] = frozenset(vars(module))
-    module.__class__ = _combined(by, type(module))
+    module.__class__ = _combined(by, type(module) if original is None else original)
 
 
 def release(module: nn.Module) -> nn.Module:

@@ -1,7 +1,9 @@
 """timm's vision transformers, tuned in place."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import timm
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -10,7 +12,10 @@ from vpt_dense.backbones import timm_blocks
 from vpt_dense.backbones.in_place import InPlaceBackbone, refuse
 from vpt_dense.backbones.timm_blocks import BLOCKS, known, run_by
 from vpt_dense.backbones.tuned_block import TunedBlock
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, suggest
+
+#: timm's modules whose models are of the classes that can be tuned.
+_MODULES = ('vision_transformer', 'eva', 'deit', 'vision_transformer_hybrid', 'vitamin')
 
 
 class TimmBackbone(InPlaceBackbone):
@@ -45,7 +50,7 @@ class TimmBackbone(InPlaceBackbone):
 
     def tune(self, *args, **kwargs) -> None:
         """See :meth:`TokenTuning.tune`; what it offers follows from its blocks."""
-        offers = set(InPlaceBackbone.offers) - {'outputs'}
+        offers = set(type(self).offers)
         blocks = list(self.blocks)
         if any(BLOCKS[known(block, BLOCKS)] is timm_blocks.WholeBlock for block in blocks):
             offers -= {'parts', 'keys and values'}
@@ -149,4 +154,57 @@ class TimmBackbone(InPlaceBackbone):
             return int(parts[1]) + 1, number
         return (0 if parts[0] in self.stem else number - 1), number
 
+    def train(self, mode: bool = True) -> 'TimmBackbone':
+        """See :meth:`TunedBackbone.train`; places are augmented while training if asked for."""
+        super().train(mode)
+        rope = getattr(self, 'rope', None)
+        if rope is not None:
+            rope.train(mode)
+        return self
 
+
+def names(pattern: str = '', pretrained: bool = False) -> list[str]:
+    """Names of timm's models that can be tuned.
+
+    Args:
+        pattern: As in ``timm.list_models``, ``'*dinov3*'``; a word alone is looked for anywhere.
+        pretrained: Only names with pretrained weights, with their tags.
+    """
+    pattern = pattern if not pattern or '*' in pattern else f'*{pattern}*'
+    found: set[str] = set()
+    for module in _MODULES:
+        found.update(timm.list_models(pattern, module=module, pretrained=pretrained))
+    return sorted(found)
+
+
+def create(
+    name: str,
+    img_size: int | Sequence[int] | None = None,
+    in_chans: int = 3,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Timm's model of a name, at random, without a classifier, for images of any size.
+
+    Raises:
+        UserError: If there is none, it cannot be tuned, or does not take an option.
+    """
+    base = name.partition('.')[0]
+    if not timm.is_model(base):
+        raise UserError(f'backbone {name!r} is not known{suggest(base, timm.list_models())}')
+    arguments = dict(options or {}, in_chans=in_chans)
+    if img_size is not None:
+        arguments['img_size'] = img_size if isinstance(img_size, int) else tuple(img_size)
+    if base in names():
+        arguments.setdefault('dynamic_img_size', True)
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f'backbone {name}: timm refuses {arguments}: {str(error).partition(chr(10))[0]}'
+        ) from error
+    TimmBackbone.check(model)
+    size, patch = model.patch_embed.img_size, model.patch_embed.feat_ratio(as_scalar=False)
+    if img_size is not None and any(side % each for side, each in zip(size, patch, strict=True)):
+        raise UserError(
+            f'backbone {name}: img_size {tuple(size)} is no multiple of its patches {tuple(patch)}')
+    return model

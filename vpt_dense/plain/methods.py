@@ -54,6 +54,10 @@ def resolve(method: str | Mapping[str, Any], options: Mapping[str, Any]) -> dict
         else dict(value) if isinstance(value, Mapping) else value
         for key, value in found.items() if value is not None
     }
+    for part in _parts(found):
+        kind = part.get('type')
+        if isinstance(kind, str) and kind in parts.PARTS:
+            part['type'] = parts.SCOPE + kind
     for option, value in options.items():
         if option == 'trainable':
             found[option] = value
@@ -101,7 +105,8 @@ def arguments(kind: Any) -> dict[str, inspect.Parameter]:
     """
     part = parts.find(kind)
     if part is None:
-        raise UserError(f'method: there is no {kind!r}{suggest(str(kind), parts.PARTS)}')
+        known = [parts.SCOPE + name for name in parts.PARTS]
+        raise UserError(f'method: there is no type {kind!r}{suggest(str(kind), known)}')
     found: dict[str, inspect.Parameter] = {}
     for each in part.__mro__:
         if not issubclass(each, nn.Module) or '__init__' not in vars(each):

@@ -3,19 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import timm
 from torch import nn
 
-from vpt_dense import parts
+from vpt_dense import parts, pretraining
 from vpt_dense.backbones.hosts import host_of
 from vpt_dense.backbones.in_place import Adopted, InPlaceBackbone
-from vpt_dense.backbones.timm_vit import TimmBackbone
-from vpt_dense.errors import UserError, suggest
+from vpt_dense.backbones.timm_vit import create, names
+from vpt_dense.errors import UserError
 from vpt_dense.plain import methods
 from vpt_dense.tuning import is_added
-
-#: timm's modules whose models are of the classes that can be tuned.
-_MODULES = ('vision_transformer', 'eva', 'deit', 'vision_transformer_hybrid', 'vitamin')
 
 
 def list_backbones(filter: str = '', pretrained: bool = False) -> list[str]:
@@ -25,11 +21,7 @@ def list_backbones(filter: str = '', pretrained: bool = False) -> list[str]:
         filter: As in ``timm.list_models``: ``'*dinov3*'``; a word alone is looked for anywhere.
         pretrained: Only names with pretrained weights, with their tags.
     """
-    pattern = filter if not filter or '*' in filter else f'*{filter}*'
-    found: set[str] = set()
-    for module in _MODULES:
-        found.update(timm.list_models(pattern, module=module, pretrained=pretrained))
-    return sorted(found)
+    return names(filter, pretrained)
 
 
 def list_methods(backbone: nn.Module | None = None) -> list[str]:
@@ -90,11 +82,11 @@ def create_backbone(
             cannot be tuned.
     """
     settings = methods.resolve(method, options)
-    model = build_timm(name, img_size, in_chans, model_options)
+    model = create(name, img_size, in_chans, model_options)
     take_over(model, settings, train_also, prompts_as=prompts_as, memory=memory, with_cp=with_cp,
               frozen_dtype=None)  # fmt: skip
     if checkpoint is not None or pretrained:
-        model.load_base(checkpoint if checkpoint is not None else f'timm://{name}')
+        model.load_base(pretraining.address(model) if checkpoint is None else checkpoint)
         model.start()
     if frozen_dtype is not None:
         model.hold_frozen_in(frozen_dtype)
@@ -102,35 +94,6 @@ def create_backbone(
         library='timm', name=name, in_chans=in_chans,
         img_size=list(model.patch_embed.img_size), options=dict(model_options or {}))
     return model.eval()
-
-
-def build_timm(
-    name: str,
-    img_size: int | Sequence[int] | None = None,
-    in_chans: int = 3,
-    options: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Timm's model of a name, at random, without a classifier, for images of any size.
-
-    Raises:
-        UserError: If there is none, it cannot be tuned, or does not take an option.
-    """
-    base = name.partition('.')[0]
-    if not timm.is_model(base):
-        raise UserError(f'backbone {name!r} is not known{suggest(base, timm.list_models())}')
-    arguments = dict(options or {}, in_chans=in_chans)
-    if img_size is not None:
-        arguments['img_size'] = img_size if isinstance(img_size, int) else tuple(img_size)
-    if base in list_backbones():
-        arguments.setdefault('dynamic_img_size', True)
-    try:
-        model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    except (TypeError, RuntimeError, AssertionError) as error:
-        raise UserError(
-            f'backbone {name}: timm refuses {arguments}: {str(error).partition(chr(10))[0]}'
-        ) from error
-    TimmBackbone.check(model)
-    return model
 
 
 def tune(
