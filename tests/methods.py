@@ -170,7 +170,7 @@ ROWS = {
     'last-2': Row(
         dict(trainable=['last:2']), _TOKENS, starts_equal=True, formula='2 * block[-1]'),
     'attn-proj': Row(
-        dict(trainable=[r'\.proj\.(weight|bias)$']), _TOKENS, starts_equal=True,
+        dict(trainable=[r'(attn|msa)\.proj\.(weight|bias)$']), _TOKENS, starts_equal=True,
         files=('attn-proj',)),
     # --- prompts in token space
     'shallow': Row(dict(prompt=TOKENS), _TOKENS, files=('shallow', 'shallow_cls')),

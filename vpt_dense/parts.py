@@ -44,9 +44,10 @@ def build(config: dict[str, Any], **served: Any) -> 'nn.Module':
     """
     arguments = dict(config)
     kind = arguments.pop('type')
-    part = find(kind)
-    if part is None and 'vpt_dense.registry' in sys.modules:
-        sys.modules['vpt_dense.registry'].MODELS.build(config)  # says what it knows
+    part = PARTS.get(kind.removeprefix(SCOPE)) if isinstance(kind, str) else kind
+    registry = sys.modules.get('vpt_dense.registry')
+    if registry is not None and isinstance(kind, str) and not (part and kind.startswith(SCOPE)):
+        return registry.MODELS.build(config, default_args=served)  # of another scope, or unknown
     if part is None:
         raise KeyError(f'{kind} is no method (known: {", ".join(sorted(PARTS))})')
     return part(**served, **arguments)

@@ -107,7 +107,7 @@ class InPlaceBackbone(TokenTuning):
 
     Attributes:
         num_first: F, class, register and other tokens in front of the patches.
-        forward_dtype: As ``frozen_dtype`` says, what the model computes in; None: as it is.
+        frozen_dtype: As ``frozen_dtype`` says, what the model computes in; None: as it is.
         settings: The method, as configured.
         origin: What the model was built from, plain data; None: it was there.
     """
@@ -118,7 +118,7 @@ class InPlaceBackbone(TokenTuning):
     init_cfg: dict | None = None
     settings: dict[str, Any] = {}
     origin: dict[str, Any] | None = None
-    forward_dtype: torch.dtype | None = None
+    frozen_dtype: torch.dtype | None = None
 
     @staticmethod
     def check(model: nn.Module) -> None:
@@ -196,7 +196,7 @@ class InPlaceBackbone(TokenTuning):
     def hold_frozen_in(self, name: str) -> None:
         """See ``frozen_dtype`` of :class:`vpt_dense.backbones.VisionTransformer`."""
         kept = {n: parameter.data for n, parameter in self.named_parameters()}
-        self.forward_dtype = hold_frozen_in(name, self)
+        self.frozen_dtype = hold_frozen_in(name, self)
         self._before[2].update(
             (n, kept[n]) for n, p in self.named_parameters() if p.dtype != kept[n].dtype)
 
@@ -236,9 +236,9 @@ class InPlaceBackbone(TokenTuning):
             images = self.image_prompt(images)
         _NOW.flow = Flow(self, images)
         try:
-            if self.forward_dtype is None or torch.is_autocast_enabled(images.device.type):
+            if self.frozen_dtype is None or torch.is_autocast_enabled(images.device.type):
                 return function(images, *args, **kwargs)
-            with torch.autocast(images.device.type, self.forward_dtype):
+            with torch.autocast(images.device.type, self.frozen_dtype):
                 return function(images, *args, **kwargs)
         finally:
             _NOW.flow = outer

@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.layers import (
+    Attention,
+    AttentionRope,
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    apply_rot_embed_cat,
+)
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
@@ -139,6 +145,30 @@ class TimmAttention(nn.Module):
         return torch.cat((first, turned), dim=2)
 
 
+class PlacesOnce(nn.Module):
+    """timm's rotary embedding without parameters, which remembers the last grid.
+
+    For images of any size timm makes it anew in every pass, on the CPU for DINOv3's, so that a GPU
+    would wait for it.
+    """
+
+    last: tuple[Any, Tensor | None] = (None, None)
+
+    def get_embed(self, shape: Any = None, dtype: torch.dtype | None = None, **further: Any) -> Any:
+        """As timm's."""
+        augmented = self.training and getattr(self, 'aug_active', False)
+        if shape is None or augmented or torch.compiler.is_compiling() or further:
+            arguments = dict(further) if dtype is None else dict(further, dtype=dtype)
+            return super().get_embed(shape, **arguments)
+        (buffer, *_) = self.buffers()
+        key = (tuple(shape), dtype, buffer.device, buffer.dtype)
+        found, embedding = self.last
+        if found != key or embedding is None:
+            embedding = super().get_embed(shape, **({} if dtype is None else dict(dtype=dtype)))
+            self.last = (key, embedding)
+        return embedding
+
+
 class PreNormBlock(InPlaceBlock):
     """timm's ``Block`` and ``EvaBlock``: norm, attention, scale; norm, MLP, scale."""
 
@@ -224,6 +254,8 @@ BLOCKS: dict[type[nn.Module], type[InPlaceBlock]] = {
        if hasattr(vision_transformer, 'DiffParallelScalingBlock') else {}),
 }
 ATTENTIONS = (Attention, AttentionRope, eva.EvaAttention)
+#: Rotary embeddings that follow from the grid alone.
+ROPES = (RotaryEmbeddingCat, RotaryEmbeddingDinoV3)
 
 
 def known(module: nn.Module, kinds: Any) -> Any:

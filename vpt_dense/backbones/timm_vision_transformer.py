@@ -118,6 +118,11 @@ class TimmVisionTransformer(TimmBackbone):
         if frozen_dtype is not None:
             self.hold_frozen_in(frozen_dtype)
 
+    @property
+    def with_cls_token(self) -> bool:
+        """Whether it has a class token."""
+        return self.cls_token is not None
+
     def _leave_out_unread(self) -> None:
         """Take out what no output goes through: nothing of it would get a gradient."""
         if self.out_type != 'pooled':

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vpt_dense.backbones import timm_blocks
-from vpt_dense.backbones.in_place import InPlaceBackbone, refuse
+from vpt_dense.backbones.in_place import InPlaceBackbone, adopt, refuse
 from vpt_dense.backbones.timm_blocks import BLOCKS, known, run_by
 from vpt_dense.backbones.tuned_block import TunedBlock
 from vpt_dense.errors import UserError, suggest
@@ -60,7 +60,12 @@ class TimmBackbone(InPlaceBackbone):
             offers -= {'parts'}
         if not isinstance(self.patch_embed.proj, nn.Conv2d):
             offers -= {'patches'}
+        rope = getattr(self, 'rope', None)
+        if isinstance(rope, timm_blocks.RotaryEmbeddingDinoV3):
+            offers -= {'open sizes'}  # it computes with numbers of rows and columns
         self.offers = frozenset(offers)
+        if type(rope) in timm_blocks.ROPES:
+            adopt(timm_blocks.PlacesOnce, rope)
         super().tune(*args, **kwargs)
 
     def adopt_block(self, block: nn.Module) -> None:

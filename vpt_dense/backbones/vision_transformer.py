@@ -133,6 +133,11 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         self._check_pooled_prompts()
         self.frozen_dtype = None if frozen_dtype is None else hold_frozen_in(frozen_dtype, self)
 
+    @property
+    def num_first(self) -> int:
+        """Tokens in front of the patches: cls and registers."""
+        return self.num_extra_tokens + self.num_registers
+
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
         """See :meth:`TokenBackbone.named_blocks`."""
         return [(f'layers.{i}', layer) for i, layer in enumerate(self.layers)]

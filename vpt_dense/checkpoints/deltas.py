@@ -706,9 +706,10 @@ def fold_prompt(backbone: nn.Module, path: str) -> tuple[Tensor, Tensor, list[in
     folded = {}
     half = backbone.frozen_dtype
     with torch.no_grad(), torch.autocast('cpu', half, enabled=half is not None):
-        x = backbone.pos_embed.new_zeros(1, 1, backbone.embed_dims)  # tells type and device only
+        block, *_ = blocks = backbone.block_list()
+        x = block.norm1.weight.new_zeros(1, 1, backbone.embed_dims)  # tells type and device only
         prepared = prompt.prepare(backbone.embed_patches)
-        for i in range(len(backbone.layers)):
+        for i in range(len(blocks)):
             if i in backbone.keys_values_layers:
                 folded[i] = backbone.prompt_keys_values(x, i)
             elif (tokens := prompt(x, i, prepared)) is not None and tokens.shape[1]:

@@ -172,10 +172,9 @@ class PromptStartHook(Hook):
         found: dict[int, list[Tensor]] = {i: [] for i in (sets if self.layers == 'each' else [0])}
         if self.layers == 'each':
             plain.out_indices = [plain.num_layers - 1]
-            first = plain.num_extra_tokens + plain.num_registers
             for i in sets:
-                plain.layers[i].register_forward_pre_hook(
-                    lambda _, inputs, i=i: found[i].append(inputs[0][:, first:]))
+                plain.block_list()[i].module.register_forward_pre_hook(
+                    lambda _, inputs, i=i: found[i].append(inputs[0][:, plain.num_first :]))
         each = max(_PATCHES // batches.number, 1)
         chosen: dict[int, list[Tensor]] = {i: [] for i in found}
         indices = iter(batches.indices)
@@ -273,7 +272,7 @@ def _embed(backbone: nn.Module, images: Tensor) -> Tensor:
     if backbone.image_prompt is not None:
         images = backbone.image_prompt(images)
     with torch.autocast(images.device.type, half, enabled=half is not None):
-        return backbone.pre_norm(backbone.patch_embed(images)[0])
+        return backbone.pre_norm(backbone.embed_patches(images))
 
 
 def _centres(points: Tensor, number: int, seed: int) -> Tensor:
