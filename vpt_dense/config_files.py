@@ -6,6 +6,7 @@ style that mmengine calls lazy, where classes stand in place of their names.
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import inspect
 import logging
@@ -112,7 +113,7 @@ def bases(path: Path) -> list[Path]:
     """
     try:
         if _is_lazy(path):
-            modules = Config._get_base_modules(_tree(path).body)
+            modules = Config._get_base_modules(list(_tree(path).body))  # which changes the list
             return [_module_file(module, path) for module in modules]
         with _substituted(path) as copy:
             names = Config._get_base_files(copy)
@@ -176,6 +177,9 @@ def says(tree: ast.AST, names: tuple[str, ...]) -> bool:
 @contextlib.contextmanager
 def _substituted(path: Path) -> Iterator[str]:
     """A copy of a file in which mmengine's ``{{ ... }}`` are replaced as it replaces them."""
+    if path.suffix == '.py' and '{{' not in path.read_text(encoding='utf-8'):
+        yield str(path)
+        return
     with tempfile.TemporaryDirectory() as folder:
         copy = str(Path(folder, f'config{path.suffix}'))
         Config._substitute_predefined_vars(str(path.absolute()), copy)
@@ -191,10 +195,15 @@ def _substituted(path: Path) -> Iterator[str]:
 
 
 def _tree(path: Path) -> ast.Module:
+    """The statements of a Python file; only to be read, others get the same."""
     try:
-        return ast.parse(path.read_text(encoding='utf-8'))
+        return _parsed(path.read_text(encoding='utf-8'))
     except SyntaxError as error:
         raise UserError(f'config {path}: {error.msg} (line {error.lineno})') from error
+
+
+#: A config asks for the statements of each of its files a dozen times.
+_parsed = functools.lru_cache(maxsize=128)(ast.parse)
 
 
 def _has_base(path: Path) -> bool:
