@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import subprocess
 
 import pytest
@@ -7,6 +8,11 @@ import torch
 from mmengine.registry import DefaultScope
 from tool_helpers import forget_runs
 from utils import in_scope, make_ade_folder
+
+
+def pytest_collection_finish():
+    """Data sets collect garbage: for a second each, if they look through all that is imported."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -294,6 +294,24 @@ GRAPHS = [
 ]  # fmt: skip
 
 
+def few_blocks(family: str, task: str, name: str = '') -> dict[str, Any]:
+    """What makes a backbone as shallow as a graph of it may be: it takes long for each block.
+
+    A first and a last block; of a Swin both kinds of windows too. A row with a range of blocks
+    needs all.
+    """
+    arch = FAMILIES[family].cfg.get('arch')
+    prompt = ROWS[name].tuning.get('prompt') if name else None
+    if prompt and 'layer_range' in prompt:
+        return {}
+    if family == 'swin':
+        return dict(arch=dict(arch, depths=[2, 1]))
+    if family not in _PLAIN:
+        return {}
+    settings = dict(arch=dict(arch, num_layers=2))
+    return settings if task == 'cls' else dict(settings, out_indices=[0, 1])
+
+
 def build(name: str, backbone: str, task: str, **kwargs: Any):
     """Build the tiny backbone of a row, every parameter with a value of its own."""
     return randomise(build_at_start(ROWS[name].tuning, backbone, task, **kwargs))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import BACKBONES, GRAPHS, ROWS, build
+from methods import BACKBONES, GRAPHS, build, few_blocks
 from mmengine.registry import MODELS
 from torch import nn
 from utils import TINY_ARCH, images, randomise
@@ -65,21 +65,11 @@ def test_graphs_take_batches_of_any_size(kind):
     check(randomise(MODELS.build(QUICK[kind])), (32, 32))
 
 
-def few_blocks(family: str, task: str) -> dict:
-    """A first and a last block, which a graph says all of; of a Swin both kinds of windows."""
-    kind = BACKBONES[family]
-    if family in ('vit', 'eva02'):
-        shallow = dict(arch=dict(kind.cfg['arch'], num_layers=2))
-        return shallow | (dict(out_indices=[0, 1]) if task == 'seg' else {})
-    return dict(arch=dict(kind.cfg['arch'], depths=[2, 1])) if family == 'swin' else {}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'family', 'task'), GRAPHS)
 def test_graphs_of_every_method_on_every_backbone(name, family, task):
-    in_range = 'layer_range' in (ROWS[name].tuning.get('prompt') or {})  # which needs its blocks
-    few = {} if in_range else few_blocks(family, task)
-    check(build(name, family, task, **few), BACKBONES[family].size)
+    model = build(name, family, task, **few_blocks(family, task, name))
+    check(model, BACKBONES[family].size)
 
 
 #: Vision transformers of other kinds: with registers, without cls token, of a CLIP, SwiGLU, ...
