@@ -7,6 +7,7 @@ from the last save that was complete. ``--stock`` does the same with mmengine's 
 of this test.
 """
 
+import gc
 import mmap
 import os
 import random
@@ -398,6 +399,7 @@ def main() -> None:
     told = np.frombuffer(mmap.mmap(-1, 64), np.int64)
     # A report on the machine that every run would make anew, with the compiler's help.
     mmengine_runner.collect_env = dict
+    gc.freeze()  # no run looks for garbage among all that is imported here
     phases, failures, seed, left = [], [], args.seed, args.kills
     begin = time.monotonic()
     while left > 0:
