@@ -10,9 +10,18 @@ from tool_helpers import forget_runs
 from utils import in_scope, make_ade_folder
 
 
-def pytest_collection_finish():
-    """Data sets collect garbage: for a second each, if they look through all that is imported."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """No garbage is looked for while all is imported, nor in that afterwards.
+
+    mmengine collects garbage for every data set: that would take a second each.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

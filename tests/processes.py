@@ -1,5 +1,6 @@
 """Two processes of one group, for tests."""
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -35,6 +36,7 @@ def run_two(work: Callable, *arguments: Any) -> list:
 
 
 def _enter(rank: int, work: Callable, port: int, arguments: tuple, found: list) -> None:
+    gc.freeze()  # what is imported already is no garbage
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
                       RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))  # fmt: skip
