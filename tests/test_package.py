@@ -276,7 +276,8 @@ def test_mmpretrain_beside_pycocotools_and_new_transformers(tmp_path, first, run
 #: What the registries of the stack hold when all of it is imported, and a few things that are
 #: imported later; without arguments as it is, without our guard.
 STACK = """
-import sys
+import gc, sys
+gc.disable()  # it would look through all that is imported, for seconds
 if sys.argv[1:]:
     import vpt_dense
 import json, importlib
