@@ -104,6 +104,27 @@ def _check_parts(parts: Sequence[str], linears: dict[str, nn.Linear], backbone: 
         )
 
 
+def of_parts(linear: nn.Linear) -> 'list[list[LowRank]] | None':
+    """The updates of a fused layer of queries, keys and values, if they are all that is on it.
+
+    Returns:
+        Those of the queries, of the keys and of the values; None: there are none, one is of the
+        whole layer, or the layer has other hooks.
+    """
+    hooks = list(linear._forward_hooks.values())
+    updates = [getattr(hook, '__self__', None) for hook in hooks]
+    watched = linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+    if not hooks or watched or type(linear) is not nn.Linear:
+        return None
+    third = linear.out_features // len(PARTS)
+    found: list[list[LowRank]] = [[] for _ in PARTS]
+    for update in updates:
+        if not isinstance(update, LowRank) or len(update.up) != third:
+            return None
+        found[update.padding[0] // third].append(update)
+    return found
+
+
 class LowRank(Change):
     """A linear map of low rank, (..., in) to (..., out), which starts at zero."""
 
@@ -128,7 +149,7 @@ class LowRank(Change):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         low = nn.functional.linear(self.dropout(x), self.down)
-        return nn.functional.linear(low, self.up) * self.scale
+        return nn.functional.linear(low if self.scale == 1 else low * self.scale, self.up)
 
     def add(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         """Forward hook of the linear layer."""

@@ -1,8 +1,10 @@
 """The attention kernel of the prompted backbones."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
 #: Most keys for which products of whole matrices are used; from about 1,000 on the flash kernel is
@@ -49,6 +51,36 @@ def attention(
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         weights = scores.softmax(-1)
         return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def in_parts(
+    linear: nn.Linear, updates: Sequence[Sequence[nn.Module]], *tokens: Tensor
+) -> list[tuple[Tensor, ...]]:
+    """Queries, keys and values whose updates are each of one part.
+
+    As three products, each with its own updates, instead of one whose parts are padded and added.
+
+    Args:
+        linear: The fused layer.
+        updates: See :func:`vpt_dense.adapters.lora.of_parts`.
+        *tokens: Each (b, n, C).
+
+    Returns:
+        For each of them queries, keys and values, (b, n, C).
+    """
+    weight, bias = cast_once(linear.weight, linear.bias)
+    weights = weight.chunk(3)
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    found = []
+    for x in tokens:
+        made = []
+        for part, own, further in zip(weights, biases, updates, strict=True):
+            out = F.linear(x, part, own)
+            for update in further:
+                out = out + update(x)
+            made.append(out)
+        found.append(tuple(made))
+    return found
 
 
 def one_product(x: Tensor, prompts: Tensor) -> bool:

@@ -15,7 +15,8 @@ from timm.layers import (
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from vpt_dense.backbones.attention import attention, cast_once, one_product
+from vpt_dense.adapters.lora import of_parts
+from vpt_dense.backbones.attention import attention, cast_once, in_parts, one_product
 from vpt_dense.backbones.beside import beside, is_plain, spread
 from vpt_dense.backbones.in_place import InPlaceBlock, adopt, refuse
 
@@ -76,7 +77,8 @@ class TimmAttention(nn.Module):
         placed = {} if rope is None else dict(rope=rope)
         among = rope is not None and x.shape[1] - rope.shape[-2] != self.num_prefix_tokens
         alone = prompts is None and keys_values is None and not among
-        if alone and not isinstance(self.qkv, BiasedInParts):
+        whole = self.qkv is None or (type(self.qkv) is nn.Linear and of_parts(self.qkv) is None)
+        if alone and whole:
             return super().forward(x, **placed, **masks)
         if masks and not alone:
             refuse(self, 'masks do not know prompts; leave attn_mask and is_causal out')
@@ -112,6 +114,11 @@ class TimmAttention(nn.Module):
                 beside(layer, x, prompts) for layer in (self.k_proj, self.v_proj))
             theirs = None if prompts is None else (self._split(of_keys), self._split(of_values))
             return queries, self._split(keys), self._split(values), theirs
+        updates = of_parts(self.qkv)
+        if updates is not None:
+            made = in_parts(self.qkv, updates, x, *([] if prompts is None else [prompts]))
+            (queries, keys, values), *theirs = [tuple(map(self._split, each)) for each in made]
+            return queries, keys, values, theirs[0][1:] if theirs else None
         if is_plain(self.qkv) and prompts is not None and not one_product(x, prompts):
             # Not one product whose parts are taken: keys and values are copied, and queries that
             # are a part would hold them in memory until backward.

@@ -40,7 +40,10 @@ class TimmBackbone(InPlaceBackbone):
     def check(model: nn.Module) -> None:
         """See :meth:`InPlaceBackbone.check`."""
         if known(model, (VisionTransformer, Eva)) is None:
-            refuse(model, 'it is neither a VisionTransformer nor an Eva of timm')
+            other = type(model).__name__ in ('SwinTransformer', 'ConvNeXt', 'ResNet')
+            name = type(model).__name__
+            way = f'; in configs vpt_dense.{name} takes its weights' if other else ''
+            refuse(model, f'it is neither a VisionTransformer nor an Eva of timm{way}')
         for i, block in enumerate(model.blocks):
             if known(block, BLOCKS) is None:
                 refuse(model, f'blocks.{i} is a {type(block).__name__}, which is not known')

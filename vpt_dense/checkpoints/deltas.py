@@ -150,7 +150,7 @@ def read(path: str, bare: bool = False) -> dict:
     Raises:
         UserError: If it is none.
     """
-    return _parts(safe_files.read(path), path, bare)
+    return _parts(checkpoints.read(path), path, bare)
 
 
 def _parts(content: Any, path: str, bare: bool) -> dict:
@@ -472,7 +472,7 @@ def _metric(path: Path, meta: dict) -> dict[str, float] | None:
 
 def describe(path: str) -> list[tuple[str, str]]:
     """A description of a checkpoint, as (label, text) rows."""
-    checkpoint = read(path)
+    checkpoint = _parts(safe_files.read(path), path, False)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     method = meta.get('method')
     if not isinstance(method, dict) and meta.get('cfg'):
@@ -484,6 +484,11 @@ def describe(path: str) -> list[tuple[str, str]]:
     }
     kind = meta['format'] if is_delta(checkpoint) else (
         'checkpoint of a run' if records else 'whole checkpoint')
+    if meta.get('format') == safe_files.PLAIN_DELTA:
+        kind = meta['format']
+        for name, record in meta['backbones'].items():  # a model of one's own may have several
+            records[name + KEY] = Base.from_dict(record['base'])
+            method, meta['licence'] = record['method'], record['licence'] or None
     rows = [
         ('file', f'{path}, {Path(path).expanduser().stat().st_size / 1e6:,.2f} MB'),
         ('format', kind),
@@ -496,7 +501,7 @@ def describe(path: str) -> list[tuple[str, str]]:
         rows.append(('trainable', str(method.get('trainable', 'by default'))))
     for record in records.values():
         rows += [
-            ('base', f'{record.checkpoint} ({record.layout} layout)'),
+            ('base', f'{record.checkpoint or "not named"} ({record.layout or "no"} layout)'),
             ('base SHA-256', f'{record.sha256} of {record.tensors} frozen tensors, '
                              f'{record.parameters:,} parameters'),
             ('backbone', record.arch),

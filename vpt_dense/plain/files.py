@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vpt_dense import safe_files
+from vpt_dense import pretraining, safe_files
 from vpt_dense.backbones.in_place import Adopted, InPlaceBackbone
 from vpt_dense.errors import UserError
 from vpt_dense.plain import models
@@ -50,7 +50,8 @@ def save_delta(model: nn.Module, path: str | Path, **told: Any) -> int:
             parameters=sum(tensor.numel() for tensor in frozen.values()), arch=backbone.describe(),
             keys=source.keys if source else {})
         backbones[prefix] = dict(
-            method=backbone.settings, origin=backbone.origin, base=dataclasses.asdict(record))
+            method=backbone.settings, origin=backbone.origin, base=dataclasses.asdict(record),
+            licence=_licence(backbone))
     meta = dict(
         format=FORMAT, backbones=backbones, builder=getattr(model, 'builder', None),
         counts=models.count(model), versions=dict(vpt_dense=__version__), told=told)
@@ -209,6 +210,12 @@ def _frozen(
     """The frozen tensors of a backbone, as they are now."""
     backbone.note_frozen()
     return {name: state[prefix + name] for name in sorted(backbone.frozen_names)}
+
+
+def _licence(backbone: InPlaceBackbone) -> str:
+    """What binds users of the weights that a model of timm was made for; empty: not known."""
+    told = getattr(backbone, 'pretrained_cfg', None)
+    return pretraining.licence_note(pretraining.of(told)) if told and backbone.base else ''
 
 
 def _has(model: nn.Module, prefix: str) -> bool:

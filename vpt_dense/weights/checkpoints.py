@@ -24,6 +24,11 @@ def read(path: str, map_location: Any = 'cpu') -> dict:
     checkpoint = safe_files.read(path, map_location)
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {path} holds no weights but a {type(checkpoint).__name__}')
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict) and meta.get('format') == safe_files.PLAIN_DELTA:
+        raise UserError(
+            f'checkpoint {path} is a delta of plain PyTorch, of no config; in Python: '
+            'vpt_dense.load(path), or vpt_dense.load_delta(model, path)')
     return checkpoint
 
 
