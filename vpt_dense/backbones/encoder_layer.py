@@ -8,7 +8,8 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
-from vpt_dense.backbones.attention import attention, cast_once, one_product
+from vpt_dense.adapters.lora import of_parts
+from vpt_dense.backbones.attention import attention, cast_once, in_parts, one_product
 from vpt_dense.backbones.beside import beside, is_plain, spread
 from vpt_dense.backbones.tuned_block import TunedBlock
 
@@ -38,13 +39,21 @@ class PromptedAttention(MultiheadAttention):
             (B, N, C), or (B, 1, C) with ``only_first``. Without prompts it is the parent's output,
             bit for bit.
         """
-        if positions is None and prompts is None and keys_values is None and not only_first:
+        updates = of_parts(self.qkv)
+        nothing = positions is None and prompts is None and keys_values is None
+        if nothing and not only_first and updates is None:
             return super().forward(x)
         first = x[:, :1] if only_first else x
         further = [] if keys_values is None else [keys_values]
         plain = is_plain(self.qkv)
         alone = positions is not None or only_first
-        if plain and prompts is not None and not alone and one_product(x, prompts):
+        if updates is not None:
+            made = in_parts(self.qkv, updates, x, *([] if prompts is None else [prompts]))
+            (queries, keys, values), *theirs = (
+                [self._split_heads(each)[0] for each in own] for own in made)
+            queries = queries[:, :, : first.shape[1]]
+            further += [tuple(own[1:]) for own in theirs]
+        elif plain and prompts is not None and not alone and one_product(x, prompts):
             together = torch.cat([x, spread(prompts.to(x.dtype), x.shape[0])], dim=1)
             queries, keys, values = self._split_heads(self.qkv(together))
             queries = queries[:, :, : x.shape[1]]

@@ -25,6 +25,7 @@ from vpt_dense.errors import UserError
 from vpt_dense.image_prompts import ImagePrompt
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.tuning import ADDED
+from vpt_dense.weights.base import KEY
 
 
 class _Now(threading.local):
@@ -255,6 +256,11 @@ class InPlaceBackbone(TokenTuning):
             yield
         finally:
             _NOW.flow = outer
+
+    def complete(self, state_dict: dict[str, Tensor], prefix: str = '') -> None:
+        """See :meth:`FrozenBase.complete`; a model that has its weights may load a part of them."""
+        if prefix + KEY in state_dict:
+            super().complete(state_dict, prefix)
 
     def out_dims(self) -> list[int]:
         """See :meth:`TokenTuning.out_dims`: what it puts out is the library's business."""

@@ -14,6 +14,7 @@ from vpt_dense.backbones.in_place import adopt
 from vpt_dense.backbones.timm_vit import TimmBackbone, create
 from vpt_dense.backbones.token_tuning import TokenTuning
 from vpt_dense.registry import MODELS
+from vpt_dense.weights.base import FrozenBase
 
 
 @MODELS.register_module()
@@ -177,6 +178,10 @@ class TimmVisionTransformer(TimmBackbone):
             self.load_base(self.init_cfg['checkpoint'])
             self._is_init = True
         self.start()
+
+    def complete(self, state_dict: dict[str, Tensor], prefix: str = '') -> None:
+        """See :meth:`FrozenBase.complete`."""
+        FrozenBase.complete(self, state_dict, prefix)
 
     def read_blocks(self) -> list[Block]:
         """See :meth:`TokenTuning.read_blocks`."""
