@@ -266,6 +266,7 @@ def _check_vit(model: dict, backbone: dict) -> None:
     indices = backbone.get('out_indices')
     outputs = len(indices) if isinstance(indices, (list, tuple)) else None
     shape = architecture(backbone)
+    said = pretraining.NAME_KEY if pretraining.is_timms(backbone) else 'arch'
     if shape and indices is not None:
         width, depth, _ = shape
         for index in indices if outputs else [indices]:
@@ -274,7 +275,8 @@ def _check_vit(model: dict, backbone: dict) -> None:
                     f'model.backbone.out_indices has {index!r}; the backbone has {depth} blocks: '
                     f'integers from 0 to {depth - 1}, or from -{depth} to -1'
                 )
-        heads_of = backbone['arch'].get('num_heads') if isinstance(backbone['arch'], dict) else None
+        arch = backbone.get('arch')
+        heads_of = arch.get('num_heads') if isinstance(arch, dict) else None
         if isinstance(heads_of, int) and (heads_of < 1 or width % heads_of):
             raise UserError(
                 f'model.backbone.arch: embed_dims {width} is not a multiple of num_heads {heads_of}'
@@ -290,14 +292,14 @@ def _check_vit(model: dict, backbone: dict) -> None:
             if shape and isinstance(channels, int) and channels != shape[0]:
                 raise UserError(
                     f'in_channels of the {head.get("type")} is {channels}, but the backbone is '
-                    f'{shape[0]} wide (model.backbone.arch)'
+                    f'{shape[0]} wide (model.backbone.{said})'
                 )
     neck = model.get('neck') or {}
     for channels in (neck.get('embed_dim'), *as_list(neck.get('in_channels'))):
         if shape and isinstance(channels, int) and channels != shape[0]:
             raise UserError(
                 f'model.neck takes {channels} channels, but the backbone is {shape[0]} wide '
-                '(model.backbone.arch)'
+                f'(model.backbone.{said})'
             )
 
 
