@@ -77,7 +77,7 @@ def test_prompts_of_pixels_follow():
 
 
 def notes(backbone=BACKBONE, **preprocessor) -> list[str]:
-    return pretraining.notes(dict(backbone=backbone), preprocessor)
+    return pretraining.notes(dict(backbone={**backbone, 'pretrained': True}), preprocessor)
 
 
 def test_notes():
@@ -95,6 +95,7 @@ def test_notes():
     assert 'images of 512x512 pixels' in size
     assert notes(dict(type='vpt_dense.VisionTransformer')) == []
     assert notes({**BACKBONE, pretraining.NAME_KEY: 'no_such_model'}) == []
+    assert pretraining.notes(dict(backbone=BACKBONE), {}) == []  # random weights
 
 
 @pytest.mark.parametrize('name, side, refused', [

@@ -169,7 +169,8 @@ def notes(model: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> l
     """
     backbone = model.get('backbone') or {}
     found = of_config(backbone)
-    if found is None:
+    named = backbone.get('pretrained') or (backbone.get('init_cfg') or {}).get('checkpoint')
+    if found is None or not named:
         return []
     lines = [licence_note(found)]
     if not is_timms(backbone):

@@ -199,7 +199,7 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
     way = 'export with --size HEIGHT WIDTH, without --dynamic'
     if 'open sizes' not in getattr(backbone, 'offers', ('open sizes',)):
         raise UserError(
-            f'model.backbone: windows or places of a {type(backbone).__name__} are laid out for '
+            f'model.backbone: windows or places in {type(backbone).__name__} are laid out for '
             f'one size of images; {way}')
     if kind == 'onnx':
         for name, module in model.named_modules():
