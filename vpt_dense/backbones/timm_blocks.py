@@ -180,6 +180,7 @@ class PreNormBlock(InPlaceBlock):
     """timm's ``Block`` and ``EvaBlock``: norm, attention, scale; norm, MLP, scale."""
 
     prenorm = True
+    joins = True
 
     def parts(self) -> dict[str, Any]:
         """See :meth:`TunedBlock.parts`."""
@@ -193,16 +194,26 @@ class PreNormBlock(InPlaceBlock):
             norm2=self.norm2, fc1=tuple(first), fc2=getattr(mlp, 'fc2', None),
             norms=norms if has_norms else None, prenorm=self.prenorm)
 
-    def _attention(
+    def _attention(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        return self._join(x, self._mix(x, *arguments, **further), 1)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self._join(x, self._transform(x), 2)
+
+    def _mix(
         self, x: Tensor, *arguments: Any, prompts: Tensor | None = None, **further: Any
     ) -> Tensor:
         tokens, prompts = beside(self.norm1, x, prompts)
         if prompts is not None:
             further['prompts'] = prompts
-        return x + self.drop_path1(self._scaled(self.attn(tokens, *arguments, **further), 1))
+        return self.attn(tokens, *arguments, **further)
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self._scaled(self.mlp(self.norm2(x)), 2))
+    def _transform(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
+
+    def _join(self, x: Tensor, out: Tensor, half: int) -> Tensor:
+        drop_path = self.drop_path1 if half == 1 else self.drop_path2
+        return x + drop_path(self._scaled(out, half))
 
     def _scaled(self, x: Tensor, number: int) -> Tensor:
         """Layer scale, which timm's two blocks call differently."""
@@ -217,15 +228,18 @@ class PostNormBlock(PreNormBlock):
 
     prenorm = False
 
-    def _attention(
+    def _mix(
         self, x: Tensor, *arguments: Any, prompts: Tensor | None = None, **further: Any
     ) -> Tensor:
         if prompts is not None:
             further['prompts'] = prompts
-        return x + self.drop_path1(self.norm1(self.attn(x, *arguments, **further)))
+        return self.norm1(self.attn(x, *arguments, **further))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
+    def _transform(self, x: Tensor) -> Tensor:
+        return self.norm2(self.mlp(x))
+
+    def _scaled(self, x: Tensor, half: int) -> Tensor:
+        return x
 
 
 class WholeBlock(InPlaceBlock):

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vpt_dense.adapters import Adapter
 from vpt_dense.argument_checks import check_choice
+from vpt_dense.overrides import are_of
 
 
 class TunedBlock(nn.Module):
@@ -33,12 +35,16 @@ class TunedBlock(nn.Module):
         adapters: The backbone's adapters.
         index: Of this block among the backbone's blocks.
         takes_keys_values: Whether prompts may act through keys and values alone.
+        joins: Whether a half is :meth:`_join` of its input and :meth:`_mix` or :meth:`_transform`,
+            which end in a linear layer. Layer scale is then not computed again, and neither is that
+            layer: what backward keeps of it is a weight.
     """
 
     recompute: str | None = None
     adapters: tuple[nn.Module, ...] = ()
     index = 0
     takes_keys_values = True
+    joins = False
 
     @classmethod
     def adopt(cls, block: nn.Module) -> None:
@@ -69,6 +75,9 @@ class TunedBlock(nn.Module):
             return self._whole(x, *arguments, **further)
         if self.recompute == 'block':
             return self._checkpoint(self._whole, x, *arguments, **further)
+        if self.joins and not self._has_adapters_inside():
+            x = self._join(x, self._checkpoint(self._mix, x, *arguments, **further), 1)
+            return self._join(x, self._checkpoint(self._transform, x), 2)
         x = self._checkpoint(self._attend, x, *arguments, **further)
         return self._checkpoint(self._feed, x)
 
@@ -79,6 +88,23 @@ class TunedBlock(nn.Module):
     @abstractmethod
     def _feed_forward(self, x: Tensor) -> Tensor:
         """The MLP with its residual sum."""
+
+    def _mix(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        """Attention without its residual sum, of blocks that join."""
+        raise NotImplementedError
+
+    def _transform(self, x: Tensor) -> Tensor:
+        """The MLP without its residual sum, of blocks that join."""
+        raise NotImplementedError
+
+    def _join(self, x: Tensor, out: Tensor, half: int) -> Tensor:
+        """The residual sum of half 1 or 2, of blocks that join."""
+        raise NotImplementedError
+
+    def _has_adapters_inside(self) -> bool:
+        """Whether an adapter acts on the tokens between or behind attention and MLP."""
+        return not all(
+            are_of(Adapter, adapter, 'after_attention', 'after_mlp') for adapter in self.adapters)
 
     def _attend(self, *arguments: Any, **further: Any) -> Tensor:
         """The first half of the block: x + attention, and what adapters make of it."""
