@@ -10,7 +10,9 @@ from methods import ROWS, TOKENS, build_at_start
 from mmengine.registry import MODELS
 from utils import ROOT, TINY_ARCH, images, randomise, tiny_vit
 
+from vpt_dense import registry
 from vpt_dense.backbones import PromptedVisionTransformer
+from vpt_dense.parts import PARTS, register
 from vpt_dense.prompts import Prompt, Site, TokenPrompt
 from vpt_dense.weights import stored_config
 
@@ -242,14 +244,15 @@ def test_the_example_of_contributing_works(family):
     """The class that CONTRIBUTING shows, as it stands there."""
     text = (ROOT / 'CONTRIBUTING.md').read_text()
     source = textwrap.dedent(re.search(r'```python\n(.*?class MyPrompt.*?)```', text, re.S)[1])
-    known = dict(MODELS=MODELS, Prompt=Prompt, torch=torch, nn=torch.nn)
+    known = dict(register=register, Prompt=Prompt, torch=torch, nn=torch.nn)
     try:
         exec(source, known)
-        model = build_at_start(dict(prompt=dict(type='MyPrompt', num_tokens=3)), family, 'seg')
+        model = build_at_start(dict(prompt=dict(type='vpt_dense.MyPrompt', num_tokens=3)), family, 'seg')
         sum(out.square().sum() for out in model.train()(images(2, 3, 32, 32))).backward()
         trained = [p for p in model.parameters() if p.requires_grad]
         assert sum(len(p) for p in trained) == 4  # a set for each block
         assert all(own.any() for p in trained for own in p.grad)
         assert model.keys_values_layers == []
     finally:
-        MODELS.module_dict.pop('MyPrompt', None)
+        for known in (PARTS, registry.MODELS.module_dict):
+            known.pop('MyPrompt', None)
