@@ -247,12 +247,13 @@ def test_the_example_of_contributing_works(family):
     known = dict(register=register, Prompt=Prompt, torch=torch, nn=torch.nn)
     try:
         exec(source, known)
-        model = build_at_start(dict(prompt=dict(type='vpt_dense.MyPrompt', num_tokens=3)), family, 'seg')
+        prompt = dict(type='vpt_dense.MyPrompt', num_tokens=3)
+        model = build_at_start(dict(prompt=prompt), family, 'seg')
         sum(out.square().sum() for out in model.train()(images(2, 3, 32, 32))).backward()
         trained = [p for p in model.parameters() if p.requires_grad]
         assert sum(len(p) for p in trained) == 4  # a set for each block
         assert all(own.any() for p in trained for own in p.grad)
         assert model.keys_values_layers == []
     finally:
-        for known in (PARTS, registry.MODELS.module_dict):
-            known.pop('MyPrompt', None)
+        for names in (PARTS, registry.MODELS.module_dict):
+            names.pop('MyPrompt', None)
