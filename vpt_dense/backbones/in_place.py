@@ -316,7 +316,7 @@ def release(module: nn.Module) -> nn.Module:
 def _combined(by: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
     return type(
         original.__name__, (Adopted, by, original),
-        dict(original=original, by=by, __module__=by.__module__, __doc__=by.__doc__))
+        dict(original=original, by=by, __module__=original.__module__, __doc__=by.__doc__))
 
 
 def _new(by: type[nn.Module], original: type[nn.Module]) -> nn.Module:
