@@ -247,7 +247,9 @@ def check_merge(backbone: nn.Module, names: Iterable[str], needs_bias: bool = Fa
                 f'{name} is held in {str(module.weight.dtype).removeprefix("torch.")}, which would '
                 'round what is merged into it; build the backbone with frozen_dtype=None'
             )
-        computed = {'weight', 'bias'} - module._parameters.keys()
+        computed = {
+            key for key in ('weight', 'bias')
+            if not isinstance(getattr(module, key), (nn.Parameter, type(None)))}
         if computed:
             raise ValueError(
                 f'{name}.{min(computed)} is computed from other tensors (pruned, parametrized), '
