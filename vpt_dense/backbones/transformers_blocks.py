@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.beside import beside, spread
@@ -84,14 +83,14 @@ class TransformersAttention(nn.Module):
         kind = self.config._attn_implementation
         if kind == 'sdpa':
             return attention(queries, keys, values, dropout_p=dropout).transpose(1, 2), None
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(
+        function = self._theirs('ALL_ATTENTION_FUNCTIONS').get_interface(
             kind, self._theirs('eager_attention_forward'))
         return function(
             self, queries, keys, values, None, dropout=dropout, scaling=self.head_dim**-0.5,
             **further)
 
-    def _theirs(self, name: str) -> Callable:
-        """A function beside the class of this attention."""
+    def _theirs(self, name: str) -> Any:
+        """What the module of this attention's class calls so."""
         return getattr(sys.modules[self.original.__module__], name)
 
     def _split(self, tokens: Tensor) -> Tensor:
