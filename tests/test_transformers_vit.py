@@ -31,6 +31,9 @@ _OWN = {
 }
 _OWN['DINOv3ViTBackbone'] = _OWN['DINOv3ViTModel']
 
+#: The models that this version of transformers has.
+NAMES = [name for name in FAMILIES if hasattr(transformers, name)]
+
 TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=3)
 DEEP = dict(TOKENS, deep=True)
 
@@ -62,7 +65,7 @@ def features(model: nn.Module, **further) -> Tensor:
 # --- without a method ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', NAMES)
 def test_without_a_method_it_is_transformers(name):
     plain, tuned = build(name), tune(build(name))
     assert type(tuned).__name__ == name and isinstance(tuned, type(plain))
@@ -118,8 +121,9 @@ def test_dropout_and_drop_path_as_transformers_has_them():
 #: timm's name -> transformers', of the parts of a block.
 _PARTS = {
     'norm1': ('layernorm_before', 'norm1'), 'norm2': ('layernorm_after', 'norm2'),
-    'attn.proj': ('attention.o_proj',), 'mlp.fc1': ('mlp.fc1', 'mlp.up_proj'),
-    'mlp.fc2': ('mlp.fc2', 'mlp.down_proj'), 'ls1.gamma': ('layer_scale1.lambda1',),
+    'attn.proj': ('attention.o_proj', 'attention.output.dense'),
+    'mlp.fc1': ('mlp.fc1', 'mlp.up_proj', 'intermediate.dense'),
+    'mlp.fc2': ('mlp.fc2', 'mlp.down_proj', 'output.dense'), 'ls1.gamma': ('layer_scale1.lambda1',),
     'ls2.gamma': ('layer_scale2.lambda1',), 'gamma_1': ('layer_scale1.lambda1',),
     'gamma_2': ('layer_scale2.lambda1',),
 }
@@ -133,7 +137,11 @@ def timm_twin(model: nn.Module) -> nn.Module:
         img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2, num_classes=0,
         norm_layer=partial(nn.LayerNorm, eps=model.config.layer_norm_eps), global_pool='token',
         init_values=None if name == 'ViTModel' else 1.0)
-    layers, norm = FAMILIES[name].layers, 'norm' if 'norm.weight' in own else 'layernorm'
+    (layers,) = [n for n, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    older = any('.attention.attention.' in key for key in own)
+    linears = [f'attention.{each}' for each in ('query', 'key', 'value')] if older else [
+        f'{each}_proj' for each in 'qkv']
+    norm = 'norm' if 'norm.weight' in own else 'layernorm'
     patches, registers = FAMILIES[name].patches, own.get('embeddings.register_tokens')
     weights = {'cls_token': own['embeddings.cls_token'], 'reg_token': registers}
     if name == 'DINOv3ViTModel':
@@ -151,8 +159,8 @@ def timm_twin(model: nn.Module) -> nn.Module:
         weights[f'patch_embed.proj.{end}'] = own[f'{patches}.{end}']
         for i in range(3):
             parts = [
-                own.get(f'{layers}.{i}.attention.{part}_proj.{end}', torch.zeros(32).double())
-                for part in 'qkv']
+                own.get(f'{layers}.{i}.attention.{linear}.{end}', torch.zeros(32).double())
+                for linear in linears]
             weights[f'blocks.{i}.attn.qkv.{end}'] = torch.cat(parts)
             weights[f'blocks.{i}.attn.q_bias'], weights[f'blocks.{i}.attn.v_bias'] = (
                 parts[0], parts[2])  # the last that are written are the biases
@@ -173,10 +181,10 @@ def pairs(ours: nn.Module, twins: nn.Module) -> list[tuple[list[Tensor], Tensor]
     found = []
     for one, other in zip(ours.adapters, twins.adapters, strict=True):
         if isinstance(one, LoRA):  # of DINOv3 keys come first
+            block = re.compile(r'(.*?\.\d+)\.')
             here = sorted(
-                zip(one.names, one.updates, strict=True),
-                key=lambda each: (
-                    re.split(r'\.(?:attention|mlp)', each[0])[0], each[0].endswith('v_proj')))
+                zip(one.names, one.updates, strict=True), key=lambda each: (
+                    block.match(each[0])[1], each[0].endswith(('v_proj', 'value'))))
             for (_, a), b in zip(here, other.updates, strict=True):
                 found += [([p], q) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
         elif isinstance(one, SSF):
@@ -241,7 +249,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-10):
 # --- prompts ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', NAMES)
 def test_prompts_as_keys_and_values_are_tokens(name):
     """And neither way are they among what transformers returns, whatever attends."""
     plain = build(name)(pictures(), output_hidden_states=True)
@@ -324,19 +332,19 @@ def test_checkpointing_is_ours(method, before):
     for checkpointing in (False, True):
         model = build('DINOv3ViTModel')
         if before and checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         tune(model, **ROWS[method].tuning).train()
         if not before and checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         layers = [block for _, block in model.named_blocks()]
         assert {block.recompute for block in layers} == {'block' if checkpointing else None}
-        assert model.is_activation_checkpointing == checkpointing
+        assert model.is_gradient_checkpointing == checkpointing
         runs = []
         layers[0].mlp.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         features(model).square().sum().backward()
         assert len(runs) == 1 + checkpointing
         grads.append([p.grad for p in model.parameters() if p.requires_grad])
-        model.activation_checkpointing_disable()
+        model.gradient_checkpointing_disable()
         assert {block.recompute for block in layers} == {None}
     assert all(map(torch.equal, *grads)) and grads[0]
 
@@ -360,11 +368,11 @@ def state(model: nn.Module) -> list:
         for name, module in model.named_modules()]
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', NAMES)
 def test_it_is_given_back_as_it_was(name):
     model = build(name)
     model.set_attn_implementation('eager')
-    model.named_parameters().__next__()[1].requires_grad_(False)
+    next(model.parameters()).requires_grad_(False)
     before, tensors = state(model), copy.deepcopy(model.state_dict())
     expected = model(pictures(), output_hidden_states=True)
     hooked = state(model)
@@ -423,7 +431,7 @@ def test_inside_of_a_model_with_a_head():
     out = model(pictures(), labels=torch.tensor([0, 1]), output_hidden_states=True)
     out.loss.backward()
     assert model.vit.prompt.tokens.grad.abs().sum() > 0 and len(out.hidden_states) == 4
-    assert model.vit.layers[0].mlp.fc1.weight.grad is None
+    assert model.vit.block_list()[0].fc2.weight.grad is None
 
 
 def test_frozen_weights_in_half_precision():
@@ -452,7 +460,7 @@ def test_the_graph_is_whole(method):
 
 
 def test_hosts():
-    for name in FAMILIES:
+    for name in NAMES:
         assert host_of(build(name)) is TransformersBackbone
     assert host_of(VisionTransformer(depth=1)) is TimmBackbone
     for model, message in (
@@ -465,17 +473,21 @@ def test_hosts():
     ):
         with pytest.raises(UserError, match=message):
             host_of(model)
-    layers = build('ViTModel')
-    layers.layers[1] = nn.Identity()
-    with pytest.raises(UserError, match=r'layers\.1 is no ViTLayer'):
-        host_of(layers)
+    other = build('ViTModel')
+    (layers,) = [module for module in other.modules() if isinstance(module, nn.ModuleList)]
+    layers[1] = nn.Identity()
+    with pytest.raises(UserError, match=r'\.1 is no ViTLayer but Identity'):
+        host_of(other)
+    layers[0] = layers[2] = nn.Identity()
+    with pytest.raises(UserError, match='has no embeddings and list of ViTLayer of its own'):
+        host_of(other)
 
 
 def test_depths_of_parameters():
     model = tune(build('DINOv3ViTModel'), prompt=DEEP)
     for name, depth in {
-        'embeddings.cls_token': 0, 'model.layer.0.norm1.weight': 1, 'model.layer.2.norm1.weight': 3,
-        'norm.weight': 4, 'prompt.tokens': 4,
+        'embeddings.cls_token': 0, f'{model.path}.0.norm1.weight': 1,
+        f'{model.path}.2.norm1.weight': 3, 'norm.weight': 4, 'prompt.tokens': 4,
     }.items():
         assert model.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 5)
     assert model.get_layer_depth('decode_head.conv_seg.weight', 'backbone.') == (4, 5)

@@ -18,10 +18,13 @@ class TransformersAttention(nn.Module):
     """Attention with prompts of which keys and values alone are made.
 
     Attributes:
-        names: What a family calls the number of heads, the dropout probability and the last layer.
+        names: What a family calls the number of heads, the dropout probability and the last layer;
+            empty: that is behind it.
+        linears: The layers of queries, keys and values.
     """
 
     names = ('num_attention_heads', 'attention_dropout', 'o_proj')
+    linears = ('q_proj', 'k_proj', 'v_proj')
 
     def forward(
         self,
@@ -55,13 +58,14 @@ class TransformersAttention(nn.Module):
         if attention_mask is not None and not (
                 alone and attention_mask.shape[-1] == hidden_states.shape[1]):
             refuse(self, 'masks do not know prompts; leave attention_mask out')
-        placed = {} if position_embeddings is None else dict(
-            position_embeddings=position_embeddings)
         if alone:
-            return super().forward(hidden_states, attention_mask, **placed, **further)
-        queries = self._split(self.q_proj(hidden_states))
+            given = dict(attention_mask=attention_mask, position_embeddings=position_embeddings)
+            further |= {key: value for key, value in given.items() if value is not None}
+            return super().forward(hidden_states, **further)
+        to_queries, *others = self.layers()
+        queries = self._split(to_queries(hidden_states))
         (keys, of_keys), (values, of_values) = (
-            beside(layer, hidden_states, prompts) for layer in (self.k_proj, self.v_proj))
+            beside(layer, hidden_states, prompts) for layer in others)
         keys, values = self._split(keys), self._split(values)
         if position_embeddings is not None:
             queries, keys = self._theirs('apply_rotary_pos_emb')(
@@ -73,7 +77,12 @@ class TransformersAttention(nn.Module):
             for own, *others in zip((keys, values), *extra, strict=True)
         )  # (B, heads, F + N + P, d)
         out, weights = self._attend(queries, keys, values, further)  # (B, F + N, heads, d)
-        return getattr(self, self.names[2])(out.flatten(2)), weights
+        out = out.flatten(2)
+        return (getattr(self, self.names[2])(out) if self.names[2] else out), weights
+
+    def layers(self) -> tuple[nn.Linear, ...]:
+        """Those of queries, keys and values."""
+        return tuple(getattr(self, name) for name in self.linears)
 
     def _attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, further: dict
@@ -83,11 +92,11 @@ class TransformersAttention(nn.Module):
         kind = self.config._attn_implementation
         if kind == 'sdpa':
             return attention(queries, keys, values, dropout_p=dropout).transpose(1, 2), None
-        function = self._theirs('ALL_ATTENTION_FUNCTIONS').get_interface(
+        function = self._theirs('ALL_ATTENTION_FUNCTIONS').get(
             kind, self._theirs('eager_attention_forward'))
         return function(
-            self, queries, keys, values, None, dropout=dropout, scaling=self.head_dim**-0.5,
-            **further)
+            self, queries, keys, values, None, dropout=dropout,
+            scaling=queries.shape[-1]**-0.5, **further)
 
     def _theirs(self, name: str) -> Any:
         """What the module of this attention's class calls so."""
@@ -95,7 +104,23 @@ class TransformersAttention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(b, n, heads * d) to (b, heads, n, d)."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return tokens.unflatten(-1, (getattr(self, self.names[0]), -1)).transpose(1, 2)
+
+
+class InnerAttention(TransformersAttention):
+    """Of ViT before transformers 5.9 and of DINOv2 before 5.20: a module without its last layer."""
+
+    names = ('num_attention_heads', 'dropout_prob', '')
+    linears = ('query', 'key', 'value')
+
+
+class OuterAttention(nn.Module):
+    """The module around :class:`InnerAttention`, whose forward takes no prompts."""
+
+    def forward(self, hidden_states: Tensor, **further: Any) -> Tensor:
+        """Tokens (B, n, C) to (B, n, C); arguments are those of the module inside."""
+        out, _ = self.attention(hidden_states, **further)
+        return self.output(out, hidden_states)
 
 
 class DINOv3Attention(TransformersAttention):
@@ -149,14 +174,21 @@ class TransformersBlock(InPlaceBlock):
 
     def parts(self) -> dict[str, Any]:
         """See :meth:`TunedBlock.parts`."""
-        attn, norm1, norm2 = (getattr(self, name) for name in self.names)
-        heads, _, proj = (getattr(attn, name) for name in attn.names)
-        mlp = dict(self.mlp.named_children())
-        first = [mlp[name] for name in ('gate_proj', 'up_proj', 'fc1') if name in mlp]
+        attn, *norms = (getattr(self, name) for name in self.names)
+        attn, proj = self._attention_layers(attn)
+        linears = attn.layers()
+        *first, last = self._mlp_layers()
         return dict(
-            embed_dims=attn.q_proj.in_features, num_heads=heads, norm1=norm1,
-            qkv=(attn.q_proj, attn.k_proj, attn.v_proj), proj=proj, norm2=norm2,
-            fc1=tuple(first), fc2=mlp['fc2'] if 'fc2' in mlp else mlp['down_proj'])
+            embed_dims=linears[0].in_features, num_heads=getattr(attn, attn.names[0]),
+            norm1=norms[0], qkv=linears, proj=proj, norm2=norms[1], fc1=tuple(first), fc2=last)
+
+    def _attention_layers(self, attn: nn.Module) -> tuple[TransformersAttention, nn.Linear]:
+        """What computes attention, and the last layer."""
+        return attn, getattr(attn, attn.names[2])
+
+    def _mlp_layers(self) -> list[nn.Linear]:
+        """Those of the MLP, in order; the gate of a SwiGLU comes first."""
+        return [layer for layer in self.mlp.children() if isinstance(layer, nn.Linear)]
 
     def _attention(
         self, x: Tensor, *arguments: Any, prompts: Tensor | None = None, **further: Any
@@ -164,8 +196,8 @@ class TransformersBlock(InPlaceBlock):
         tokens, prompts = beside(getattr(self, self.names[1]), x, prompts)
         if prompts is not None:
             further['prompts'] = prompts
-        out, _ = getattr(self, self.names[0])(tokens, *arguments, **further)
-        return self._pass(out, 0) + x
+        out = getattr(self, self.names[0])(tokens, *arguments, **further)
+        return self._pass(out[0] if isinstance(out, tuple) else out, 0) + x
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self._pass(self.mlp(getattr(self, self.names[2])(x)), 1) + x
@@ -197,10 +229,42 @@ class CLIPBlock(TransformersBlock):
     behind = ((), ())
 
 
+class OlderDINOv2Block(DINOv2Block):
+    """Of DINOv2 before transformers 5.20, where attention is a module in another."""
+
+    attention_kind = InnerAttention
+
+    def _attention_layers(self, attn: nn.Module) -> tuple[TransformersAttention, nn.Linear]:
+        return attn.attention, attn.output.dense
+
+
+class OlderViTBlock(OlderDINOv2Block):
+    """Of ViT before transformers 5.9, whose MLP is two modules, with dropout and the sum."""
+
+    names = TransformersBlock.names
+    behind = ((), ())
+
+    def _mlp_layers(self) -> list[nn.Linear]:
+        return [self.intermediate.dense, self.output.dense]
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.output(self.intermediate(self.layernorm_after(x)), x)
+
+
+#: What a block becomes where its attention is a module in another.
+OLDER = {TransformersBlock: OlderViTBlock, DINOv2Block: OlderDINOv2Block}
+
+
 def adopt_block(by: type[TransformersBlock], block: nn.Module) -> None:
     """Make a layer of transformers ours, in place."""
+    attn = getattr(block, by.names[0])
+    if isinstance(getattr(attn, 'attention', None), nn.Module):
+        by = OLDER[by]
+        adopt(by.attention_kind, attn.attention)
+        adopt(OuterAttention, attn)
+    else:
+        adopt(by.attention_kind, attn)
     adopt(by, block)
-    adopt(by.attention_kind, getattr(block, by.names[0]))
 
 
 def _call(function: Callable, *arguments: Any) -> Any:

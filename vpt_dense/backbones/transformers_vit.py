@@ -20,7 +20,6 @@ class Family(NamedTuple):
 
     Attributes:
         layer: The class of its layers.
-        layers: The list of them.
         block: What they become.
         patches: The convolution that makes patches.
         num_cls: Class tokens.
@@ -28,28 +27,28 @@ class Family(NamedTuple):
     """
 
     layer: str
-    layers: str
     block: type[TransformersBlock]
     patches: str = 'embeddings.patch_embeddings.projection'
     num_cls: int = 1
     pre_norm: str = ''
 
 
-_DINOV2 = Family('Dinov2Layer', 'encoder.layer', DINOv2Block)
+_DINOV2 = Family('Dinov2Layer', DINOv2Block)
 _REGISTERS = _DINOV2._replace(layer='Dinov2WithRegistersLayer')
-_DINOV3 = Family('DINOv3ViTLayer', 'model.layer', DINOv3Block, 'embeddings.patch_embeddings')
+_DINOV3 = Family('DINOv3ViTLayer', DINOv3Block, 'embeddings.patch_embeddings')
 _CLIP = Family(
-    'CLIPEncoderLayer', 'encoder.layers', CLIPBlock, 'embeddings.patch_embedding',
-    pre_norm='pre_layrnorm')  # sic
+    'CLIPEncoderLayer', CLIPBlock, 'embeddings.patch_embedding', pre_norm='pre_layrnorm')  # sic
+_SIGLIP = _CLIP._replace(layer='SiglipEncoderLayer', num_cls=0, pre_norm='')
 
 #: Class of a model -> its family.
 FAMILIES = {
-    'ViTModel': Family('ViTLayer', 'layers', TransformersBlock),
+    'ViTModel': Family('ViTLayer', TransformersBlock),
     'Dinov2Model': _DINOV2, 'Dinov2Backbone': _DINOV2,
     'Dinov2WithRegistersModel': _REGISTERS, 'Dinov2WithRegistersBackbone': _REGISTERS,
     'DINOv3ViTModel': _DINOV3, 'DINOv3ViTBackbone': _DINOV3,
-    'CLIPVisionModel': _CLIP,
-    'SiglipVisionModel': _CLIP._replace(layer='SiglipEncoderLayer', num_cls=0, pre_norm=''),
+    'CLIPVisionModel': _CLIP, 'SiglipVisionModel': _SIGLIP,
+    # Before transformers 5.9 these two are parts of the former.
+    'CLIPVisionTransformer': _CLIP, 'SiglipVisionTransformer': _SIGLIP,
 }  # fmt: skip
 
 
@@ -60,8 +59,21 @@ def _kind_of(model: type[nn.Module]) -> type[nn.Module] | None:
          if kind.__name__ in FAMILIES and kind.__module__.startswith('transformers.')), None)
 
 
+def _path_of_layers(model: nn.Module, layer: str) -> str | None:
+    """Name of the list in a model that holds layers of a class; None: there is none."""
+    return next(
+        (name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+         and any(type(each).__name__ == layer for each in module)), None)
+
+
 class TransformersBackbone(InPlaceBackbone):
-    """A model of one of transformers' classes in :data:`FAMILIES`, under its own names."""
+    """A model of one of transformers' classes in :data:`FAMILIES`, under its own names.
+
+    Attributes:
+        path: Name of the list of its layers.
+    """
+
+    path: str
 
     offers = InPlaceBackbone.offers - {'outputs'}
     stem = ('embeddings', 'rope_embeddings', 'pre_layrnorm')
@@ -88,23 +100,21 @@ class TransformersBackbone(InPlaceBackbone):
         kind = _kind_of(type(model))
         if kind is None or type(model).forward is not kind.forward:
             refuse(model, f"it is none of transformers' {', '.join(FAMILIES)}")
-        family = FAMILIES[kind.__name__]
-        path, _, name = family.layers.rpartition('.')
-        parent = dict(model.named_modules()).get(path)
-        for i, layer in enumerate(getattr(parent, name, None) or [model]):
-            if type(layer).__name__ != family.layer:
-                refuse(model, f'{family.layers}.{i} is no {family.layer}; transformers must be '
-                              '5.10 or later')
-            if not hasattr(getattr(layer, family.block.names[0]), 'q_proj'):
-                refuse(model, f'{family.layers}.{i} has no q_proj; transformers must be 5.10 or '
-                              'later')
+        layer = FAMILIES[kind.__name__].layer
+        path = _path_of_layers(model, layer)
+        if path is None or 'embeddings' not in dict(model.named_children()):
+            refuse(model, f'it has no embeddings and list of {layer} of its own')
+        for i, block in enumerate(model.get_submodule(path)):
+            if type(block).__name__ != layer:
+                refuse(model, f'{path}.{i} is no {layer} but {type(block).__name__}')
 
     def tune(
         self, prompt: Any, image_prompt: Any, adapters: Any, trainable: Any,
         prompts_as: str = 'keys_values', memory: str = 'default', with_cp: bool = False,
     ) -> None:
         """See :meth:`TokenTuning.tune`; checkpointing that was switched on before stays on."""
-        layers = list(self.get_submodule(self.family.layers))
+        self.path = _path_of_layers(self, self.family.layer)
+        layers = list(self.get_submodule(self.path))
         with_cp = with_cp or any(layer.gradient_checkpointing for layer in layers)
         super().tune(prompt, image_prompt, adapters, trainable, prompts_as, memory, with_cp)
 
@@ -128,8 +138,8 @@ class TransformersBackbone(InPlaceBackbone):
 
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
         """See :meth:`TokenTuning.named_blocks`."""
-        path = self.family.layers
-        return [(f'{path}.{name}', b) for name, b in self.get_submodule(path).named_children()]
+        blocks = self.get_submodule(self.path)
+        return [(f'{self.path}.{name}', block) for name, block in blocks.named_children()]
 
     def patch_layers(self) -> list[nn.Module]:
         """See :meth:`TunedBackbone.patch_layers`."""
@@ -189,7 +199,7 @@ class TransformersBackbone(InPlaceBackbone):
         name = param_name.removeprefix(prefix)
         if not param_name.startswith(prefix):
             return number - 1, number
-        start = f'{self.family.layers}.'
+        start = f'{self.path}.'
         if name.startswith(start):
             return int(name.removeprefix(start).split('.')[0]) + 1, number
         return (0 if name.split('.')[0] in self.stem else number - 1), number
