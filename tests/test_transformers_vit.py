@@ -1,6 +1,7 @@
 """transformers' vision transformers, tuned in place: timm's model of the same weights is judge."""
 
 import copy
+import inspect
 import itertools
 import pickle
 import re
@@ -31,9 +32,6 @@ _OWN = {
 }
 _OWN['DINOv3ViTBackbone'] = _OWN['DINOv3ViTModel']
 
-#: The models that this version of transformers has.
-NAMES = [name for name in FAMILIES if hasattr(transformers, name)]
-
 TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=3)
 DEEP = dict(TOKENS, deep=True)
 
@@ -43,6 +41,12 @@ def build(name: str, **settings) -> nn.Module:
     kind = getattr(transformers, name)
     config = kind.config_class(**{**_SIZES, **_OWN.get(name, {}), **settings})
     return randomise(kind(config)).double().eval()
+
+
+#: The models that this version of transformers has; of CLIP and SigLIP they were in others once.
+NAMES = [
+    name for name in FAMILIES
+    if hasattr(transformers, name) and hasattr(build(name), 'embeddings')]
 
 
 def tune(model: nn.Module, **method) -> nn.Module:
@@ -270,8 +274,8 @@ def test_prompts_as_keys_and_values_are_tokens(name):
     assert (found[0].hidden_states[-1] - plain.hidden_states[-1]).abs().max() > 1e-4
 
 
-def test_prompts_that_flow_are_not_returned_and_not_turned():
-    for name in ('Dinov2WithRegistersModel', 'DINOv3ViTModel', 'SiglipVisionModel'):
+def test_prompts_that_flow_on_are_not_returned():
+    for name in NAMES[3:]:
         model = tune(build(name), prompt=TOKENS)
         seen = []
         first = model.named_blocks()[1][1]  # the block gets no prompts, its attention does
@@ -283,7 +287,8 @@ def test_prompts_that_flow_are_not_returned_and_not_turned():
         assert [len(h[0]) for h in out.hidden_states] == [tokens] * 4
         inside, (came, went) = seen
         assert inside.shape[1] == tokens + 3 and came.shape[1] == went.shape[1] == tokens
-        assert model.num_first == {'SiglipVisionModel': 0}.get(name, 3)
+        known = dict(SiglipVisionModel=0, CLIPVisionModel=1, Dinov2WithRegistersBackbone=5)
+        assert model.num_first == known.get(name, 3)
 
 
 def test_weights_of_attention_have_columns_for_prompts():
@@ -295,7 +300,7 @@ def test_weights_of_attention_have_columns_for_prompts():
 
 
 def test_images_of_other_sizes():
-    for name in ('ViTModel', 'Dinov2Model', 'DINOv3ViTModel', 'SiglipVisionModel'):
+    for name in set(NAMES) & {'ViTModel', 'Dinov2Model', 'DINOv3ViTModel', 'SiglipVisionModel'}:
         further = {} if 'DINO' in name.upper() else dict(interpolate_pos_encoding=True)
         big = pictures(48)[..., :40, :]
         outs = [
@@ -308,6 +313,9 @@ def test_images_of_other_sizes():
         assert torch.equal(tune(plain)(big, **further).last_hidden_state, expected)
 
 
+@pytest.mark.skipif(
+    'attention_mask' not in inspect.signature(transformers.ViTModel.forward).parameters,
+    reason='transformers takes no mask for images')
 def test_a_mask_that_knows_no_prompts_is_refused():
     mask = torch.ones(2, 17)
     mask[:, 5] = 0
@@ -349,6 +357,9 @@ def test_checkpointing_is_ours(method, before):
     assert all(map(torch.equal, *grads)) and grads[0]
 
 
+@pytest.mark.skipif(
+    not hasattr(transformers.PreTrainedModel, 'activation_checkpointing_enable'),
+    reason='transformers moves no tensors')
 def test_checkpointing_that_moves_tensors_is_refused():
     model = tune(build('ViTModel'), prompt=DEEP)
     with pytest.raises(UserError, match='leave offload out'):
