@@ -431,6 +431,22 @@ def test_save_pretrained_holds_everything(tmp_path):
     assert_same(features(again), expected)
 
 
+def test_a_forward_that_was_replaced_is_refused_and_never_passed_by():
+    for place in ('', 'encoder.layer.1', 'encoder.layer.1.attention'):
+        model = build('Dinov2Model')
+        module = model.get_submodule(place)
+        expected = features(tune(copy.deepcopy(model), prompt=DEEP))
+        module.forward = module.forward  # as transformers 5.0 leaves it when outputs are recorded
+        assert torch.equal(features(tune(model, prompt=DEEP)), expected)
+        model.give_back()
+        before = state(model)
+        module.forward = partial(module.forward)
+        with pytest.raises(UserError, match='its forward was replaced'):
+            tune(model, prompt=DEEP)
+        del module.forward
+        assert state(model) == before
+
+
 def test_inside_of_a_model_with_a_head():
     config = transformers.ViTConfig(**_SIZES, num_labels=5)
     model = randomise(transformers.ViTForImageClassification(config)).double().eval()

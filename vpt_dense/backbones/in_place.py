@@ -299,7 +299,15 @@ def adopt(
         by: The class.
         module: The module.
         original: Its own class; None: that of the object.
+
+    Raises:
+        UserError: If the module has a forward of its own, which would go before that of ``by``.
     """
+    forward = vars(module).get('forward')
+    if forward is not None and getattr(forward, '__func__', None) is not type(module).forward:
+        refuse(module, 'its forward was replaced, as accelerate does for device_map; load it '
+                       'without, or tune it first')
+    vars(module).pop('forward', None)  # its class's, put there by older releases of transformers
     vars(module)['_own'] = frozenset(vars(module))
     module.__class__ = _combined(by, type(module) if original is None else original)
 
