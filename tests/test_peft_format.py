@@ -5,7 +5,6 @@ import json
 import pytest
 import timm
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from utils import images, randomise
@@ -13,6 +12,9 @@ from utils import images, randomise
 from vpt_dense.backbones.hosts import host_of
 from vpt_dense.checkpoints import peft_format
 from vpt_dense.errors import UserError
+
+#: The names of its layers are those of 5.9 and later here.
+transformers = pytest.importorskip('transformers', '5.9')
 
 _SIZES = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
