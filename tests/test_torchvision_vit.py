@@ -13,6 +13,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import ConvStemConfig
 from utils import images, randomise
 
+import vpt_dense
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.backbones.hosts import host_of
 from vpt_dense.backbones.torchvision_vit import TorchvisionBackbone
@@ -158,6 +159,20 @@ def test_it_is_given_back_as_it_was():
         tune(model, adapters=[dict(type='vpt_dense.LoRA', targets=['nowhere'])])
     assert torch.equal(model(pictures()), expected)
     assert type(model) is VisionTransformer and 'qkv' not in dict(model.named_modules())
+
+
+def test_the_plain_interface_tunes_it(tmp_path):
+    for method in ('deep', 'lor-vp', 'lora'):
+        model = build()
+        before = model(pictures())
+        vpt_dense.tune(model, method, train_also=[r'^heads\.'])
+        for part in model.parameters():
+            if part.requires_grad:
+                nn.init.normal_(part, std=0.1)
+        vpt_dense.save_delta(model, tmp_path / 'delta.safetensors')
+        again = vpt_dense.load_delta(build(), tmp_path / 'delta.safetensors')
+        assert torch.equal(again(pictures()), model(pictures()))
+        assert not torch.equal(again(pictures()), before)
 
 
 def test_a_copy_is_of_its_own_and_a_pickle_is_the_model():

@@ -15,6 +15,7 @@ from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 from utils import images, randomise
 
+import vpt_dense
 from vpt_dense.adapters import SSF, LoRA
 from vpt_dense.backbones.hosts import host_of
 from vpt_dense.backbones.timm_vit import TimmBackbone
@@ -403,6 +404,33 @@ def test_outputs_that_were_first_recorded_while_tuned_are_recorded_once_afterwar
         model(pictures(), output_hidden_states=True)
         out = model.give_back()(pictures(), output_hidden_states=True)
         assert len(out.hidden_states) == 4
+
+
+def test_places_vary_in_training_if_the_config_says_so():
+    for rescale in (None, 2.0):
+        model = tune(build('DINOv3ViTModel', pos_embed_rescale=rescale), prompt=DEEP)
+        assert torch.equal(features(model), features(model))
+        model.train()
+        assert torch.equal(features(model), features(model)) == (rescale is None)
+        assert not model.eval().rope_embeddings.training
+
+
+@pytest.mark.parametrize('name', ['ViTModel', 'DINOv3ViTModel'])
+def test_the_plain_interface_tunes_them(tmp_path, name):
+    """By names of methods, prompts in images too; with a delta for another copy of the model."""
+    for method in ('deep', 'lor-vp', 'bias'):
+        model = build(name)
+        before = features(model)
+        vpt_dense.tune(model, method)
+        for part in model.parameters():
+            if part.requires_grad:
+                nn.init.normal_(part, std=0.1)
+        assert not torch.equal(features(model), before)
+        vpt_dense.save_delta(model, tmp_path / 'delta.safetensors')
+        again = vpt_dense.load_delta(build(name), tmp_path / 'delta.safetensors')
+        assert torch.equal(features(again), features(model))
+        if method != 'bias':
+            assert torch.equal(features(vpt_dense.untune(again)), before)
 
 
 def test_a_copy_is_of_its_own_and_a_pickle_is_the_model():

@@ -109,7 +109,7 @@ class TorchvisionBlock(InPlaceBlock):
 class TorchvisionBackbone(InPlaceBackbone):
     """torchvision's ``VisionTransformer``, under its own names; images have one size."""
 
-    offers = InPlaceBackbone.offers - {'outputs', 'open sizes'}
+    offers = InPlaceBackbone.offers - {'open sizes'}
     stem = ('class_token', 'conv_proj')
     output_norm = r'encoder\.ln\.'
     interpolate_mode = 'bicubic'
@@ -120,12 +120,14 @@ class TorchvisionBackbone(InPlaceBackbone):
         return self.run(self.original.forward.__get__(self), x)
 
     @staticmethod
-    def check(model: nn.Module) -> None:
-        """Refuse a model that cannot be tuned.
+    def image_size(model: nn.Module) -> dict[str, Any]:
+        """See :meth:`InPlaceBackbone.image_size`."""
+        size = (model.image_size,) * 2
+        return dict(img_size=size, in_channels=model.conv_proj.in_channels)
 
-        Raises:
-            UserError: If so; the message names the part.
-        """
+    @staticmethod
+    def check(model: nn.Module) -> None:
+        """See :meth:`InPlaceBackbone.check`."""
         if type(model).forward is not VisionTransformer.forward:
             refuse(model, "it is no VisionTransformer of torchvision's")
         if not isinstance(model.conv_proj, nn.Conv2d):

@@ -1,5 +1,6 @@
 """Hugging Face transformers' vision transformers, tuned in place."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -66,6 +67,10 @@ def _path_of_layers(model: nn.Module, layer: str) -> str | None:
          and any(type(each).__name__ == layer for each in module)), None)
 
 
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 class TransformersBackbone(InPlaceBackbone):
     """A model of one of transformers' classes in :data:`FAMILIES`, under its own names.
 
@@ -75,7 +80,6 @@ class TransformersBackbone(InPlaceBackbone):
 
     path: str
 
-    offers = InPlaceBackbone.offers - {'outputs'}
     stem = ('embeddings', 'rope_embeddings', 'pre_layrnorm')
     output_norm = r'(post_)?(layer)?norm\.'
     interpolate_mode = 'bicubic'
@@ -91,12 +95,13 @@ class TransformersBackbone(InPlaceBackbone):
         return self.run(function, pixel_values, *args, **kwargs)
 
     @staticmethod
-    def check(model: nn.Module) -> None:
-        """Refuse a model that cannot be tuned.
+    def image_size(model: nn.Module) -> dict[str, Any]:
+        """See :meth:`InPlaceBackbone.image_size`."""
+        return dict(img_size=_pair(model.config.image_size), in_channels=model.config.num_channels)
 
-        Raises:
-            UserError: If so; the message names the part.
-        """
+    @staticmethod
+    def check(model: nn.Module) -> None:
+        """See :meth:`InPlaceBackbone.check`."""
         kind = _kind_of(type(model))
         if kind is None or type(model).forward is not kind.forward:
             refuse(model, f"it is none of transformers' {', '.join(FAMILIES)}")
@@ -167,8 +172,7 @@ class TransformersBackbone(InPlaceBackbone):
     @property
     def patch_resolution(self) -> tuple[int, int]:
         """Rows and columns of patches of the images that it was made for."""
-        size = self.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = _pair(self.config.image_size)
         rows, columns = self.patch_size_pixels()
         return height // rows, width // columns
 
@@ -203,3 +207,11 @@ class TransformersBackbone(InPlaceBackbone):
         if name.startswith(start):
             return int(name.removeprefix(start).split('.')[0]) + 1, number
         return (0 if name.split('.')[0] in self.stem else number - 1), number
+
+    def train(self, mode: bool = True) -> 'TransformersBackbone':
+        """See :meth:`TunedBackbone.train`; DINOv3's places vary in training, as its config says."""
+        super().train(mode)
+        rope = getattr(self, 'rope_embeddings', None)
+        if rope is not None:
+            rope.train(mode)
+        return self
