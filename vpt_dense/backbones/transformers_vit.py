@@ -74,6 +74,10 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 class TransformersBackbone(InPlaceBackbone):
     """A model of one of transformers' classes in :data:`FAMILIES`, under its own names.
 
+    While the base is frozen the places of a DINOv3 do not vary in training, as the configs that
+    transformers releases have it (``pos_embed_rescale``); ``model.rope_embeddings.train()`` after
+    ``model.train()`` lets them.
+
     Attributes:
         path: Name of the list of its layers.
     """
@@ -207,11 +211,3 @@ class TransformersBackbone(InPlaceBackbone):
         if name.startswith(start):
             return int(name.removeprefix(start).split('.')[0]) + 1, number
         return (0 if name.split('.')[0] in self.stem else number - 1), number
-
-    def train(self, mode: bool = True) -> 'TransformersBackbone':
-        """See :meth:`TunedBackbone.train`; DINOv3's places vary in training, as its config says."""
-        super().train(mode)
-        rope = getattr(self, 'rope_embeddings', None)
-        if rope is not None:
-            rope.train(mode)
-        return self
