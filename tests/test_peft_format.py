@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from utils import images, randomise
 
+import vpt_dense
 from vpt_dense.backbones.hosts import host_of
 from vpt_dense.checkpoints import peft_format
 from vpt_dense.errors import UserError
@@ -260,3 +261,22 @@ def test_a_head_that_the_library_has_in_its_backbone(tmp_path):
     peft = pytest.importorskip('peft')
     theirs = peft.PeftModel.from_pretrained(build_timm(), tmp_path).eval()
     assert_close(features(theirs), features(model))
+
+
+def test_the_plain_functions(tmp_path):
+    """A folder of a whole model, whose backbone is a part of it."""
+    model, plain = build('head'), build('head')
+    vpt_dense.tune(backbone_of(model), 'lora', rank=2)
+    nn.init.ones_(backbone_of(model).adapters[0].updates[0].up)
+    vpt_dense.save_peft(model, tmp_path)
+    name = next(n for n, m in plain.named_modules() if m is backbone_of(plain))
+    assert vpt_dense.load_peft(plain, tmp_path, backbone=name) is plain
+    assert_close(features(plain.eval()), features(model.eval()))
+    other = build('head')
+    vpt_dense.tune(backbone_of(other), 'lora', rank=2, parts=['v'])
+    with pytest.raises(UserError, match='has a LoRA there or in the model, not in both'):
+        vpt_dense.load_peft(other, tmp_path, backbone=name)
+    bare = build('head')
+    with pytest.raises(UserError, match='nowhere'):
+        vpt_dense.load_peft(bare, tmp_path / 'nowhere', backbone=name)
+    assert type(backbone_of(bare)) is type(backbone_of(build('head')))

@@ -23,6 +23,7 @@ _PLAIN = {
         'count', 'create_backbone', 'list_backbones', 'list_methods', 'parameter_groups', 'tune',
         'untune'),
     'files': ('load_delta', 'save_delta'),
+    'peft': ('load_peft', 'save_peft'),
     'tasks': ('create_classifier', 'create_segmentor'),
 }
 _PLACES = {name: module for module, names in _PLAIN.items() for name in names}
