@@ -13,7 +13,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-export \
-    test-wheel lint docs clean
+    test-minimal test-examples test-wheel lint docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in
 	    --requirement requirements/export.txt
 	OMP_NUM_THREADS=1 .venv-export/bin/python -m pytest -q -m '' -n $(WORKERS) \
 	    tests/test_export_onnx.py
+
+test-minimal: $(STAMP)  ## Use plain PyTorch where nothing of OpenMMLab is installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_minimal.py
 
 test-wheel:  ## Build the wheel and use it in an environment of its own, which goes afterwards
 	@PYTHON=$(PYTHON) bash tests/run_wheel.sh

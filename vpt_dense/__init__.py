@@ -7,6 +7,7 @@ the module that holds it. For plain PyTorch there are functions: :func:`create_b
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from vpt_dense import imports  # noqa: F401 - before anything imports the stack
@@ -70,12 +71,18 @@ def load(
         UserError: If a file is absent, damaged or of another model.
     """
     from vpt_dense import logging, safe_files
+    from vpt_dense.errors import UserError
 
     if safe_files.is_plain_delta(checkpoint):
         from vpt_dense.plain import files
 
         files.check_arguments(config=config, cfg_options=cfg_options, tta=tta, method=method)
         return files.load(checkpoint, base, device)
+    if importlib.util.find_spec('mmengine') is None:
+        file = safe_files.check(checkpoint)
+        raise UserError(
+            f'{file} is no file of vpt_dense.save_delta; those of configs need mmengine and what '
+            'else requirements/runtime.txt and mminstall.txt name: install these')
     logging.filter_warnings()  # before the stack is imported
     from vpt_dense.predicting import model
 

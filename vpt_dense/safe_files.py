@@ -11,12 +11,14 @@ import codecs
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import io
 import json
 import os
 import pickle
 import re
 import struct
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -448,10 +450,19 @@ def read(path: str | Path, map_location: Any = 'cpu') -> Any:
 
 
 def _load(stream: BinaryIO, map_location: Any) -> Any:
-    from vpt_dense.unpickling import SAFE_GLOBALS
+    from vpt_dense.unpickling import safe_globals
 
-    with torch.serialization.safe_globals(SAFE_GLOBALS):
-        return torch.load(stream, map_location=map_location, weights_only=True)
+    histories = sys.modules.get('mmengine') is not None
+    try:
+        with torch.serialization.safe_globals(safe_globals(histories)):
+            return torch.load(stream, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError:
+        if histories or importlib.util.find_spec('mmengine') is None:
+            raise
+    import mmengine.logging  # noqa: F401 - only what a run of mmengine has written needs it
+
+    stream.seek(0)
+    return _load(stream, map_location)
 
 
 def _check_reader() -> None:

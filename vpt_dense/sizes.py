@@ -29,18 +29,16 @@ def resize_positions(
     Args:
         embed: (1, num_first + rows * columns, C).
         source: Its (rows, columns).
-        grid: Those that it gets; in an exported graph they may be open, where mmpretrain would
-            compare them with ``source`` and take them for settled.
+        grid: Those that it gets; in an exported graph they may be open, and are not taken for
+            settled.
         mode: Of the interpolation.
         num_first: Tokens in front, which stay.
 
     Returns:
         (1, num_first + rows * columns, C).
     """
-    if not is_open(grid):
-        from mmpretrain.models.utils import resize_pos_embed
-
-        return resize_pos_embed(embed, source, grid, mode, num_first)
+    if are_equal(source, grid):
+        return embed
     places = embed[:, num_first:].unflatten(1, tuple(source)).permute(0, 3, 1, 2)
     places = F.interpolate(places.float(), tuple(grid), mode=mode, align_corners=False)
     places = places.flatten(2).transpose(1, 2).to(embed.dtype)

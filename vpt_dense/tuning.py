@@ -74,21 +74,31 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     names = [name for name, _ in module.named_parameters()]
     chosen: set[str] = set()
     for pattern in patterns:
-        special = _FROM_THE_END.fullmatch(pattern)
-        if special:
-            matches = _behind(module, names, special[1], int(special[2]))
-        else:
-            matches = [name for name in names if re.search(pattern, name)]
-        if not matches:
-            examples = ', '.join(dict.fromkeys(name.split('.')[0] for name in names))
-            raise ValueError(
-                f'trainable: pattern {pattern!r} matches none of the {len(names)} parameters of '
-                f'{type(module).__name__} (their names start with: {examples})'
-            )
+        matches = match_parameters(module, names, pattern)
         chosen.update(matches)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name in names if name in chosen]
+
+
+def match_parameters(module: nn.Module, names: Sequence[str], pattern: str) -> list[str]:
+    """Names of a backbone's parameters that one of the patterns of ``trainable`` stands for.
+
+    Raises:
+        ValueError: If there are none, or not so many blocks.
+    """
+    special = _FROM_THE_END.fullmatch(pattern)
+    if special:
+        matches = _behind(module, names, special[1], int(special[2]))
+    else:
+        matches = [name for name in names if re.search(pattern, name)]
+    if not matches:
+        examples = ', '.join(dict.fromkeys(name.split('.')[0] for name in names))
+        raise ValueError(
+            f'trainable: pattern {pattern!r} matches none of the {len(names)} parameters of '
+            f'{type(module).__name__} (their names start with: {examples})'
+        )
+    return matches
 
 
 def _behind(module: nn.Module, names: Sequence[str], kind: str, number: int) -> list[str]:

@@ -12,20 +12,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
-from mmengine.logging import HistoryBuffer
 
 #: What the name ``numpy.ndarray`` stands for: an argument of ``_reconstruct``, not to be called.
 _ARRAY = object()
 
 #: The methods that every history buffer carries in its state.
 _STATISTICS = ('min', 'max', 'current', 'mean')
-
-
-def _getattr(owner: Any, name: Any) -> Any:
-    """In place of ``getattr``: methods of a history buffer."""
-    if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise UnpicklingError('GLOBAL builtins.getattr is for statistics of history buffers')
-    return getattr(owner, name)
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
@@ -54,11 +46,9 @@ def _scalar(dtype: Any, content: Any) -> Any:
 
 #: For ``torch.serialization.safe_globals``: (object, name in the pickle), or the object alone. A
 #: name without a dot cannot occur in a pickle: such types may be given their state, no more.
-SAFE_GLOBALS = [
+_ALWAYS = (
     slice,
     bytes,  # an empty array holds bytes()
-    HistoryBuffer,
-    (_getattr, 'builtins.getattr'),
     (_ARRAY, 'numpy.ndarray'),
     (_dtype, 'numpy.dtype'),
     # numpy.core: files of numpy 1
@@ -66,4 +56,23 @@ SAFE_GLOBALS = [
     *((_scalar, f'numpy.{core}.multiarray.scalar') for core in ('_core', 'core')),
     (np.ndarray, 'ndarray'),
     *((kind, kind.__name__) for kind in {type(np.dtype(code)) for code in '?bBhHiIlLqQefdgFDG'}),
-]
+)
+
+
+def safe_globals(histories: bool) -> list:
+    """What ``torch.serialization.safe_globals`` is given.
+
+    Args:
+        histories: Allow mmengine's history buffers too, which imports mmengine.
+    """
+    if not histories:
+        return list(_ALWAYS)
+    from mmengine.logging import HistoryBuffer
+
+    def _getattr(owner: Any, name: Any) -> Any:
+        """In place of ``getattr``: methods of a history buffer."""
+        if owner is not HistoryBuffer or name not in _STATISTICS:
+            raise UnpicklingError('GLOBAL builtins.getattr is for statistics of history buffers')
+        return getattr(owner, name)
+
+    return [*_ALWAYS, HistoryBuffer, (_getattr, 'builtins.getattr')]

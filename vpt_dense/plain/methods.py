@@ -1,9 +1,10 @@
 """Methods by name: what the method files (``configs/_base_/methods``) say, with options."""
 
 import inspect
+import re
 import runpy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,6 +13,10 @@ import vpt_dense.image_prompts
 import vpt_dense.prompts  # noqa: F401  with these two: methods become known by their names
 from vpt_dense import installed, parts
 from vpt_dense.errors import UserError, suggest
+from vpt_dense.tuning import ADDED, is_added, match_parameters
+
+if TYPE_CHECKING:
+    from vpt_dense.backbones.in_place import InPlaceBackbone
 
 #: What a method may set on a backbone; a method file may have more, for a classifier of a config.
 KEYS = ('prompt', 'image_prompt', 'adapters', 'trainable')
@@ -43,7 +48,7 @@ def resolve(method: str | Mapping[str, Any], options: Mapping[str, Any]) -> dict
                 f'(known: {", ".join(KEYS)})')
     else:
         name = method
-        known = {name: file for name, file in _files().items() if _is_plain(file)}
+        known = {name: file for name, file in _files().items() if _is_plain(name, file)}
         if name not in known:
             raise UserError(
                 f'method {name!r} is not known{suggest(str(name), known)}; the methods are '
@@ -77,21 +82,30 @@ def resolve(method: str | Mapping[str, Any], options: Mapping[str, Any]) -> dict
     return found
 
 
-def names(backbone: nn.Module | None = None) -> list[str]:
+def names(backbone: 'InPlaceBackbone | None' = None) -> list[str]:
     """The methods that :func:`resolve` knows.
 
     Args:
-        backbone: A tuned one; None: all methods are named. Else those that fit its blocks.
+        backbone: A tuned one; None: all methods are named. Else those that fit it.
     """
-    found = [name for name, file in _files().items() if _is_plain(file)]
-    if backbone is None:
-        return found
-    fitting = []
-    for name in found:
-        needs = [parts.find(part['type']).needs for part in _parts(resolve(name, {}))]
-        if all(need <= backbone.offers for need in needs):
-            fitting.append(name)
-    return fitting
+    found = [name for name, file in _files().items() if _is_plain(name, file)]
+    return found if backbone is None else [name for name in found if _fits(name, backbone)]
+
+
+def _fits(name: str, backbone: 'InPlaceBackbone') -> bool:
+    """Whether a backbone offers what a method needs, and has what it trains."""
+    settings = resolve(name, {})
+    needs = [parts.find(part['type']).needs for part in _parts(settings)]
+    own = [each for each, _ in backbone.named_parameters() if not is_added(each)]
+    patterns = [
+        pattern for pattern in settings.get('trainable') or ()
+        if not any(re.search(pattern, f'{key}.') for key in ADDED)]
+    try:
+        for pattern in patterns:
+            match_parameters(backbone, own, pattern)
+    except ValueError:
+        return False
+    return all(need <= backbone.offers for need in needs)
 
 
 def arguments(kind: Any) -> dict[str, inspect.Parameter]:
@@ -140,11 +154,14 @@ def _read(file: str) -> dict[str, Any]:
     return found
 
 
-def _is_plain(file: str) -> bool:
-    """Whether a method is one of a backbone alone.
+def _is_plain(name: str, file: str) -> bool:
+    """Whether a method is one of a vision transformer alone.
 
-    It needs no hooks of a run, no outputs that a config chooses, and no images of another size.
+    It needs no hooks of a run, no outputs that a config chooses, and no images of another size;
+    names of methods for one convolutional network end in its name.
     """
+    if '_' in name:
+        return False
     found = _read(file)
     front = found['method'].get('image_prompt')
     keeps = front is None or parts.find(front['type']).keeps_size

@@ -22,9 +22,7 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.runner import checkpoint as _mmengine
@@ -33,6 +31,7 @@ from torch import nn
 from vpt_dense import safe_files, tasks
 from vpt_dense.errors import UserError
 from vpt_dense.weights import stored_config
+from vpt_dense.weights.reading import download
 
 
 def _load_file(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
@@ -64,25 +63,6 @@ def load_url(
         UserError: If the file is damaged or would run code.
     """
     return safe_files.read(download(url, model_dir, progress), map_location)
-
-
-def download(url: str, model_dir: str | None = None, progress: bool = True) -> Path:
-    """Download a file into torch's cache, unless it is there; return where it is.
-
-    Raises:
-        UserError: If what came is a web page or only a part; it is then not kept.
-    """
-    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
-    file = folder / Path(urlparse(url).path).name
-    if not file.is_file():
-        with safe_files.atomic(file) as unfinished:
-            torch.hub.download_url_to_file(url, str(unfinished), progress=progress)
-        try:
-            safe_files.check(file)
-        except UserError:
-            file.unlink()
-            raise
-    return file
 
 
 @_mmengine.CheckpointLoader.register_scheme(prefixes='', force=True)

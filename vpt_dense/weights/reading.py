@@ -2,7 +2,9 @@
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlparse
 
+import torch
 from torch import Tensor
 
 from vpt_dense import pretraining, safe_files
@@ -149,8 +151,6 @@ def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
 
 def _from_web(address: str) -> Path:
     """A file at an http(s) address: from torch's cache, else downloaded into it."""
-    from vpt_dense.weights.guard import download
-
     try:
         return download(address)
     except Exception as error:  # of urllib, of sockets
@@ -159,8 +159,32 @@ def _from_web(address: str) -> Path:
         raise _unreachable(address, error, 'put it into TORCH_HOME/hub/checkpoints') from error
 
 
+def download(url: str, model_dir: str | None = None, progress: bool = True) -> Path:
+    """Download a file into torch's cache, unless it is there; return where it is.
+
+    Raises:
+        UserError: If what came is a web page or only a part; it is then not kept.
+    """
+    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
+    file = folder / Path(urlparse(url).path).name
+    if not file.is_file():
+        with safe_files.atomic(file) as unfinished:
+            torch.hub.download_url_to_file(url, str(unfinished), progress=progress)
+        try:
+            safe_files.check(file)
+        except UserError:
+            file.unlink()
+            raise
+    return file
+
+
 def _mmengine(address: str) -> Any:
-    from mmengine.runner import CheckpointLoader
+    try:
+        from mmengine.runner import CheckpointLoader
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'{address}: mmengine, whose addresses these are, is not installed; use a path, '
+            'timm://, hf:// or http(s)://') from error
 
     import vpt_dense.weights.guard  # noqa: F401 - makes mmengine's loaders safe
 
