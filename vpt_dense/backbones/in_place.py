@@ -151,7 +151,7 @@ class InPlaceBackbone(TokenTuning):
         with_cp: bool = False,
         frozen_dtype: str | None = None,
     ) -> 'InPlaceBackbone':
-        """Tune a model in place.
+        """Tune a model in place, and start what is added from its weights.
 
         Args:
             model: The model; one that cannot be tuned is left as it was.
@@ -181,6 +181,7 @@ class InPlaceBackbone(TokenTuning):
             for name in ADDED:  # as the model is held, and where
                 if getattr(model, name) is not None:
                     getattr(model, name).to(device=place.device, dtype=place.dtype)
+            model.start()
             if frozen_dtype is not None:
                 model.hold_frozen_in(frozen_dtype)
         except BaseException:
@@ -189,7 +190,7 @@ class InPlaceBackbone(TokenTuning):
         return model.train(model.training)
 
     def start(self) -> None:
-        """Start what tuning adds from the weights, which have just come."""
+        """Start what tuning adds from the weights, also from others that have come later."""
         for part in (self.prompt, *self.adapters):
             if part is not None:
                 part.start_from(self)
@@ -199,7 +200,11 @@ class InPlaceBackbone(TokenTuning):
         kept = {n: parameter.data for n, parameter in self.named_parameters()}
         self.frozen_dtype = hold_frozen_in(name, self)
         self._before[2].update(
-            (n, kept[n]) for n, p in self.named_parameters() if p.dtype != kept[n].dtype)
+            (n, kept[n].cpu()) for n, p in self.named_parameters() if p.dtype != kept[n].dtype)
+
+    def as_given(self) -> dict[str, Tensor]:
+        """Weights that are held in another type now, as they came: name -> tensor on the CPU."""
+        return self._before[2]
 
     def give_back(self) -> nn.Module:
         """Undo :meth:`take_over`: the model is what it was, bit for bit, if no weight has trained.
@@ -221,7 +226,7 @@ class InPlaceBackbone(TokenTuning):
         for name in ADDED:
             self._modules.pop(name, None)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(requires_grad[name])
+            parameter.requires_grad_(requires_grad.get(name, parameter.requires_grad))
             if name in weights:
                 parameter.data = weights[name].to(parameter.device)
         for name, module in self.named_modules():

@@ -37,6 +37,7 @@ def save_delta(model: nn.Module, path: str | Path, **told: Any) -> int:
     """
     if Path(path).suffix != '.safetensors':
         raise UserError(f'{path}: deltas are .safetensors files, give it that ending')
+    model = unwrapped(model)
     state = model.state_dict()
     backbones = {}
     for prefix, backbone in tuned(model).items():
@@ -76,7 +77,12 @@ def load_delta(model: nn.Module, path: str | Path) -> nn.Module:
     """
     content = read(path)
     wanted = content['meta']['backbones']
-    tuned_here = []
+    given, model, tuned_here = model, unwrapped(model), []
+    found = _find(model)
+    if not set(found) <= set(wanted):
+        raise UserError(
+            f'{path} is of tuned backbones {sorted(wanted)}, the model has {sorted(found)} (names '
+            'in the model)')
     try:
         for prefix, record in wanted.items():
             place = model.get_submodule(prefix.rstrip('.')) if _has(model, prefix) else None
@@ -90,21 +96,17 @@ def load_delta(model: nn.Module, path: str | Path) -> nn.Module:
         for place in tuned_here:
             place.give_back()
         raise
-    return model
+    return given
 
 
 def _load(model: nn.Module, content: dict, path: str | Path) -> None:
     """Check, then load."""
     state, wanted = content['state_dict'], content['meta']['backbones']
-    own, found = model.state_dict(), tuned(model)
-    if set(found) != set(wanted):
-        raise UserError(
-            f'{path} is of tuned backbones {sorted(wanted)}, the model has {sorted(found)} (names '
-            'in the model)')
+    own = model.state_dict()
     whole = dict(own)
-    for prefix, backbone in found.items():
+    for prefix, backbone in _find(model).items():
         record = Base.from_dict(wanted[prefix]['base'])
-        frozen = {name: own[prefix + name] for name in _frozen(backbone, prefix, own)
+        frozen = {name: tensor for name, tensor in _frozen(backbone, prefix, own).items()
                   if prefix + name not in state}  # fmt: skip
         digest = fingerprint(frozen)
         if digest != record.sha256:
@@ -186,7 +188,25 @@ def read(path: str | Path) -> dict[str, Any]:
     meta = content.get('meta') if isinstance(content, dict) else None
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
         raise UserError(f'{path} is no delta that vpt_dense.save_delta wrote')
+    records = meta.get('backbones')
+    if not isinstance(records, dict) or not records or not all(
+        isinstance(record, dict) and {'method', 'origin', 'base'} <= set(record)
+        for record in records.values()
+    ):
+        raise UserError(f'{path} is damaged, or of a later version of vpt_dense: it does not say '
+                        'which backbones it is of')
     return content
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what ``torch.compile`` and (Distributed)DataParallel return."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif '_orig_mod' in model._modules:
+            model = model._orig_mod
+        else:
+            return model
 
 
 def tuned(model: nn.Module) -> dict[str, InPlaceBackbone]:
@@ -195,21 +215,26 @@ def tuned(model: nn.Module) -> dict[str, InPlaceBackbone]:
     Raises:
         UserError: If there are none.
     """
-    found = {
-        f'{name}.' if name else '': module for name, module in model.named_modules()
-        if isinstance(module, InPlaceBackbone)}
+    found = _find(model)
     if not found:
         raise UserError(
             f'nothing of this {type(model).__name__} is tuned; call vpt_dense.tune(backbone) first')
     return found
 
 
+def _find(model: nn.Module) -> dict[str, InPlaceBackbone]:
+    return {
+        f'{name}.' if name else '': module for name, module in model.named_modules()
+        if isinstance(module, InPlaceBackbone)}
+
+
 def _frozen(
     backbone: InPlaceBackbone, prefix: str, state: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The frozen tensors of a backbone, as they are now."""
+    """The frozen tensors of a backbone; those that are held in half precision as they came."""
     backbone.note_frozen()
-    return {name: state[prefix + name] for name in sorted(backbone.frozen_names)}
+    own = {name: state[prefix + name] for name in sorted(backbone.frozen_names)}
+    return {**own, **{n: t for n, t in backbone.as_given().items() if n in own}}
 
 
 def _licence(backbone: InPlaceBackbone) -> str:

@@ -82,7 +82,7 @@ def create_backbone(
             cannot be tuned.
     """
     settings = methods.resolve(method, options)
-    model = create(name, img_size, in_chans, model_options)
+    model = create(name, img_size, in_chans, model_options).eval()
     take_over(model, settings, train_also, prompts_as=prompts_as, memory=memory, with_cp=with_cp,
               frozen_dtype=None)  # fmt: skip
     if checkpoint is not None or pretrained:
@@ -117,7 +117,7 @@ def tune(
             with its weights.
         method: As in :func:`create_backbone`.
         train_also: Patterns of names of parameters that train beside the method's, for instance
-            ``[r'^head\\.']`` for the classifier of a timm model.
+            ``[r'^head\.']`` for the classifier of a timm model.
         prompts_as: As there.
         memory: As there.
         with_cp: As there.
@@ -154,7 +154,7 @@ def untune(model: nn.Module) -> nn.Module:
 def take_over(
     model: nn.Module, settings: Mapping[str, Any], train_also: Sequence[str] = (), **how: Any
 ) -> None:
-    """Tune a model in place by the settings of a method, and start what it adds.
+    """Tune a model in place by the settings of a method.
 
     Args:
         model: Its weights are there, or come later (:meth:`InPlaceBackbone.start`).
@@ -190,7 +190,6 @@ def take_over(
     except (ValueError, TypeError, KeyError) as error:
         raise error if isinstance(error, UserError) else UserError(f'tune: {error}') from error
     model.settings = {**settings, 'trainable': list(model.trainable)}
-    model.start()
 
 
 def _normalised(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from vpt_dense.plain import files, models
 HUB_FILE = 'delta.safetensors'
 
 
-class _OnBackbone(nn.Module, ModelHubMixin):
+class _OnBackbone(
+    nn.Module, ModelHubMixin, library_name='vpt_dense', tags=['visual-prompt-tuning']
+):
     """A head on a tuned backbone; folders and repositories hold what was tuned.
 
     Attributes:
@@ -52,6 +54,16 @@ class _OnBackbone(nn.Module, ModelHubMixin):
         pixels = torch.from_numpy(array.copy()).to(self.mean.device).permute(2, 0, 1)
         return ((pixels / 255 - self.mean) / self.std)[None]
 
+    @torch.no_grad()
+    def _scores(self, pixels: Tensor) -> Tensor:
+        """What the model gives in eval mode; the mode stays what it is."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            return self.eval()(pixels)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
     def _save_pretrained(self, save_directory: Path) -> None:
         files.save_delta(self, save_directory / HUB_FILE)
 
@@ -68,10 +80,13 @@ class _OnBackbone(nn.Module, ModelHubMixin):
             file = Path(hf_hub_download(
                 model_id, HUB_FILE, revision=revision, cache_dir=cache_dir,
                 force_download=force_download, local_files_only=local_files_only, token=token))
-        return files.load(file, base)
+        model = files.load(file, base)
+        if not isinstance(model, cls):
+            raise UserError(f'{model_id} holds a {type(model).__name__}, no {cls.__name__}')
+        return model
 
 
-class Classifier(_OnBackbone):
+class Classifier(_OnBackbone, pipeline_tag='image-classification'):
     """A linear classifier of the backbone's pooled features."""
 
     def __init__(self, backbone: nn.Module, num_classes: int, builder: dict[str, Any]) -> None:
@@ -84,7 +99,6 @@ class Classifier(_OnBackbone):
         """Images (B, 3, H, W), normalised, to scores (B, num_classes)."""
         return self.head(self.backbone(images))
 
-    @torch.no_grad()
     def predict(self, image: Any) -> Tensor:
         """Probabilities (num_classes,) of an image, see :meth:`normalise`.
 
@@ -93,10 +107,10 @@ class Classifier(_OnBackbone):
         size = self.backbone.patch_embed.img_size
         pixels = F.interpolate(
             self.normalise(image), tuple(size), mode='bicubic', antialias=True, align_corners=False)
-        return self.eval()(pixels)[0].softmax(0)
+        return self._scores(pixels)[0].softmax(0)
 
 
-class Segmentor(_OnBackbone):
+class Segmentor(_OnBackbone, pipeline_tag='image-segmentation'):
     """A linear head on maps of some blocks: batch norm and a 1x1 convolution.
 
     The linear evaluation of DINOv2 and DINOv3 (https://arxiv.org/abs/2304.07193, section 7.4;
@@ -135,7 +149,6 @@ class Segmentor(_OnBackbone):
         return F.interpolate(
             scores, tuple(images.shape[-2:]), mode='bilinear', align_corners=False)
 
-    @torch.no_grad()
     def predict(self, image: Any) -> Tensor:
         """Classes (H, W), int64, of an image's pixels; see :meth:`normalise`.
 
@@ -147,7 +160,7 @@ class Segmentor(_OnBackbone):
         whole = tuple(-(-side // each) * each for side, each in zip(size, patch, strict=True))
         if whole != size:
             pixels = F.interpolate(pixels, whole, mode='bilinear', align_corners=False)
-        scores = self.eval()(pixels)
+        scores = self._scores(pixels)
         if whole != size:
             scores = F.interpolate(scores, size, mode='bilinear', align_corners=False)
         return scores[0].argmax(0)
