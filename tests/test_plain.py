@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from plain_models import FAMILIES, SMALL, gradients, plain, step, tuned
 from torch import nn
 from utils import images, randomise
 
@@ -17,12 +18,8 @@ import vpt_dense
 from vpt_dense.backbones.in_place import Adopted
 from vpt_dense.errors import UserError
 from vpt_dense.plain import files, methods, tasks
-from vpt_dense.tuning import ADDED, is_added
+from vpt_dense.tuning import is_added
 
-FAMILIES = dict(
-    dinov3='vit_small_patch16_dinov3', vit='vit_tiny_patch16_224',
-    siglip='vit_base_patch16_siglip_224')
-SMALL = dict(embed_dim=32, depth=4, num_heads=2)
 #: Methods without meaning on a backbone -> what they say.
 UNFIT = {
     ('siglip', 'cls-token'): r"pattern '\^cls_token\$' matches none",
@@ -37,21 +34,6 @@ SOME = ('deep', 'shallow', 'prefix', 'lora', 'ssf', 'adaptformer', 'rein', 'lor-
 case = pytest.mark.parametrize('family, method', CASES, ids=['-'.join(each) for each in CASES])
 some = pytest.mark.parametrize('method', SOME)
 family_ = pytest.mark.parametrize('family', FAMILIES)
-
-
-def plain(family: str = 'dinov3', **options: Any) -> nn.Module:
-    """A tiny model of timm, at random, with no number at zero."""
-    options = {'num_classes': 0, 'img_size': 64, **SMALL, **options}
-    return randomise(timm.create_model(FAMILIES[family], **options)).eval()
-
-
-def tuned(family: str = 'dinov3', method: Any = 'deep', **options: Any) -> nn.Module:
-    """The same, tuned, with all that was added at random too."""
-    model = vpt_dense.tune(plain(family), method, **options)
-    for name in ADDED:
-        if getattr(model, name) is not None:
-            randomise(getattr(model, name), seed=1)
-    return model
 
 
 def create(method: Any = 'deep', family: str = 'dinov3', **options: Any) -> nn.Module:
@@ -77,14 +59,6 @@ def assert_same(model: nn.Module, before: dict[str, Any]) -> None:
         assert torch.equal(after['state'][name], tensor), name
     assert after['trains'] == before['trains']
     assert after['modules'] == before['modules']
-
-
-def step(model: nn.Module, pixels: torch.Tensor) -> None:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    out = model(pixels)
-    if trained:
-        out.square().mean().backward()
-        torch.optim.SGD(trained, lr=1.0).step()
 
 
 # --- every method ----------------------------------------------------------------------------
@@ -437,12 +411,6 @@ def test_parameter_groups_without_options():
 
 
 # --- memory --------------------------------------------------------------------------------------
-
-
-def gradients(model: nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    torch.manual_seed(7)
-    model.train()(pixels).square().sum().backward()
-    return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
 @family_
