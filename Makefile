@@ -42,16 +42,25 @@ test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 
 test-cuda: $(STAMP)  ## Run the tests that need a GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cuda -n $(WORKERS) tests/test_cuda.py
 
-# .venv's packages, and those of requirements/export.txt beside them.
-test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in .venv-export
-	@$(BIN)/python -m venv --without-pip .venv-export
+# .venv's packages, and those of a file of requirements beside them: $(call beside,NAME).
+define beside
+	@$(BIN)/python -m venv --without-pip .venv-$(1)
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" \
-	    % sysconfig.get_path("purelib"))' > "$$(.venv-export/bin/python -c \
+	    % sysconfig.get_path("purelib"))' > "$$(.venv-$(1)/bin/python -c \
 	    'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
-	@.venv-export/bin/python -m pip install --quiet --disable-pip-version-check \
-	    --requirement requirements/export.txt
+	@.venv-$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --requirement requirements/$(1).txt
+endef
+
+test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in .venv-export
+	$(call beside,export)
 	OMP_NUM_THREADS=1 .venv-export/bin/python -m pytest -q -m '' -n $(WORKERS) \
 	    tests/test_export_onnx.py
+
+test-examples: $(STAMP)  ## Run the examples with Lightning and Trainer, in .venv-examples
+	$(call beside,examples)
+	OMP_NUM_THREADS=1 .venv-examples/bin/python -m pytest -q -m '' \
+	    tests/test_examples.py tests/test_plain_engines.py
 
 test-minimal: $(STAMP)  ## Use plain PyTorch where nothing of OpenMMLab is installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_minimal.py
