@@ -7,6 +7,7 @@ import pickle
 import threading
 from typing import Any
 
+import method_options
 import pytest
 import timm
 import torch
@@ -21,10 +22,7 @@ from vpt_dense.plain import files, methods, tasks
 from vpt_dense.tuning import is_added
 
 #: Methods without meaning on a backbone -> what they say.
-UNFIT = {
-    ('siglip', 'cls-token'): r"pattern '\^cls_token\$' matches none",
-    **{(family, 'side'): 'SideNetwork needs maps or vectors' for family in FAMILIES},
-}
+UNFIT = {('siglip', 'cls-token'): r"pattern '\^cls_token\$' matches none"}
 CASES = [(family, method) for family in FAMILIES for method in vpt_dense.list_methods()
          if (family, method) not in UNFIT]  # fmt: skip
 #: One of each kind: tokens, keys and values, hooks, places in blocks, images, the base's own.
@@ -274,6 +272,16 @@ def test_options_are_checked_and_nothing_changes(method, options, message):
     with pytest.raises(UserError, match=message):
         vpt_dense.tune(model, method, **options)
     assert_same(model, before)
+
+
+def test_every_option_is_taken():
+    """Those of the page for users: said as they are, they change nothing."""
+    for name in vpt_dense.list_methods():
+        usual = method_options.options(name)
+        model = vpt_dense.tune(plain(), name, **usual)
+        plainly = vpt_dense.tune(plain(), name)
+        assert vpt_dense.count(model) == vpt_dense.count(plainly), name
+        assert str(model) == str(plainly), name
 
 
 @pytest.mark.parametrize('options, message', [

@@ -130,7 +130,8 @@ def arguments(kind: Any) -> dict[str, inspect.Parameter]:
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values()):
             break
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {n: p for n, p in found.items() if n not in _SERVED and p.kind not in kinds}
+    hidden = (*_SERVED, *getattr(part, 'settled', ()))
+    return {n: p for n, p in found.items() if n not in hidden and p.kind not in kinds}
 
 
 def _parts(settings: Mapping[str, Any]) -> list[dict]:
@@ -165,4 +166,6 @@ def _is_plain(name: str, file: str) -> bool:
     found = _read(file)
     front = found['method'].get('image_prompt')
     keeps = front is None or parts.find(front['type']).keeps_size
-    return 'method_hooks' not in found and set(found['method']) <= set(KEYS) and keeps
+    chosen = any('outputs' in parts.find(part['type']).needs for part in _parts(found['method']))
+    own = set(found['method']) <= set(KEYS) and not chosen
+    return 'method_hooks' not in found and own and keeps

@@ -36,6 +36,8 @@ class E2VPTPrompt(TokenPrompt):
     """
 
     needs = frozenset({'tokens', 'keys and values'})
+    #: Arguments of the parent that are settled here.
+    settled = ('deep',)
 
     def __init__(
         self,
