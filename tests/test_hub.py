@@ -12,11 +12,15 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from plain_models import FAMILIES, SMALL, plain
 from tool_helpers import run_tool
+from utils import images
 
+import vpt_dense
 from vpt_dense import safe_files
 from vpt_dense.checkpoints import deltas, hub
 from vpt_dense.errors import UserError
+from vpt_dense.plain import tasks
 from vpt_dense.weights.base import KEY, Base
 
 TOKEN = 'hf_test'
@@ -294,3 +298,27 @@ def test_what_is_no_delta_or_no_name_is_refused(tmp_path, delta):
             hub.push(str(delta), name)
     with pytest.raises(UserError, match=r'x\.pth: deltas are \.safetensors files'):
         hub.pull('me/vit', str(tmp_path / 'x.pth'))
+
+
+@pytest.mark.parametrize('build', [vpt_dense.create_classifier, vpt_dense.create_segmentor])
+def test_models_of_plain_pytorch_are_pushed_and_come_back(build, server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(plain('dinov3').state_dict(), 'w.pth')
+    model = build(FAMILIES['dinov3'], 3, 'deep', checkpoint='w.pth', img_size=64,
+                  model_options=SMALL).eval()  # fmt: skip
+    model.push_to_hub('me/tuned', private=True)
+    pushed = server.repos['me/tuned']
+    assert pushed['private'] and set(pushed['main']) == {
+        'README.md', 'config.json', 'delta.safetensors'}
+    card = yaml.safe_load(pushed['main']['README.md'].decode().split('---')[1])
+    assert card['library_name'] == 'vpt_dense' and 'visual-prompt-tuning' in card['tags']
+    task = 'classification' if isinstance(model, tasks.Classifier) else 'segmentation'
+    assert card['pipeline_tag'] == f'image-{task}'
+    found = type(model).from_pretrained('me/tuned')
+    pixels = images(2, 3, 64, 64)
+    assert torch.equal(found(pixels), model(pixels))
+    (commit,) = (revision for revision in pushed if revision not in ('private', 'main'))
+    found = type(model).from_pretrained('me/tuned', revision=commit, base='w.pth')
+    assert torch.equal(found(pixels), model(pixels))
+    with pytest.raises(UserError, match="from_pretrained: there is no argument 'bas'"):
+        type(model).from_pretrained('me/tuned', bas='w.pth')

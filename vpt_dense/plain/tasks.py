@@ -1,5 +1,6 @@
 """A classifier and a segmentor on a tuned backbone."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_choice, check_count
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, suggest
 from vpt_dense.plain import files, models
 
 #: The name of the file in a folder of ``save_pretrained`` and in repositories of the hub.
@@ -71,8 +72,14 @@ class _OnBackbone(
     def _from_pretrained(
         cls, *, model_id: str, revision: str | None = None, cache_dir: str | None = None,
         force_download: bool = False, local_files_only: bool = False,
-        token: str | bool | None = None, base: str | None = None, **_: Any,
+        token: str | bool | None = None, base: str | None = None, **further: Any,
     ) -> nn.Module:
+        known = inspect.signature(cls).parameters  # what the folder's config.json holds of these
+        strange = [name for name in further if name not in known]
+        if strange:
+            raise UserError(
+                f'from_pretrained: there is no argument {strange[0]!r}'
+                f'{suggest(strange[0], ["base", "revision", "token", "cache_dir"])}')
         file = Path(model_id, HUB_FILE)
         if not Path(model_id).is_dir():
             from huggingface_hub import hf_hub_download
