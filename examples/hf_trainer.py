@@ -43,17 +43,16 @@ class DeltaTrainer(Trainer):
         """Writes ``delta.safetensors``."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            vpt_dense.save_delta(self.accelerator.unwrap_model(self.model).model,
-                                 folder / 'delta.safetensors')  # fmt: skip
+            model = self.accelerator.unwrap_model(self.model).model
+            vpt_dense.save_delta(model, folder / 'delta.safetensors')
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
         vpt_dense.load_delta((model or self.model).model, f'{checkpoint}/delta.safetensors')
 
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         """AdamW on what trains."""
-        groups = vpt_dense.parameter_groups(
-            self.model, self.args.learning_rate, self.args.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups)
+        self.optimizer = torch.optim.AdamW(vpt_dense.parameter_groups(
+            self.model, self.args.learning_rate, self.args.weight_decay))
         return self.optimizer
 
 

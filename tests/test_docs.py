@@ -5,8 +5,18 @@ import subprocess
 import sys
 from functools import cache
 
+import method_options
+import numpy as np
 import pytest
-from utils import CONFIGS, ROOT
+import timm
+import torch
+from PIL import Image
+from plain_models import SMALL
+from utils import CONFIGS, ROOT, images, randomise
+
+import vpt_dense
+from vpt_dense import pretraining
+from vpt_dense.tuning import is_added
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
@@ -77,3 +87,79 @@ def test_options_exist():
     assert len(wanted) > 20
     unknown = [pair for pair in wanted if not re.search(rf'{pair[1]}\b', options(pair[0]))]
     assert unknown == []
+
+
+# --- the code of plain PyTorch -----------------------------------------------------------------
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r'```python\n(.*?)```', (ROOT / name).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """timm's models are small, with 12 blocks, and its weights are files in this folder."""
+    make = timm.create_model
+
+    def create_model(name, pretrained=False, **options):
+        model = make(name, pretrained=False, **{**SMALL, 'depth': 12, 'img_size': 64, **options})
+        file = tmp_path / f'{name.partition(".")[0]}.pth'
+        if not file.exists():
+            torch.save(randomise(model).state_dict(), file)
+        if pretrained:
+            model.load_state_dict(torch.load(file), strict=options.get('num_classes') == 0)
+        return model
+
+    def address(model):
+        name = model.pretrained_cfg['architecture']
+        own = {n: t for n, t in model.state_dict().items() if not is_added(n)}
+        assert own.keys() == torch.load(tmp_path / f'{name}.pth').keys()
+        return str(tmp_path / f'{name}.pth')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timm, 'create_model', create_model)
+    monkeypatch.setattr(pretraining, 'address', address)
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save('photo.jpg')
+    batches = [(images(2, 3, 64, 64, seed=i), torch.randint(0, 3, (2, 64, 64))) for i in range(2)]
+    return dict(images=batches[0][0], photos=batches[1][0], loader=batches)
+
+
+def test_the_code_of_the_page_for_pytorch_runs(small, tmp_path):
+    found = blocks('docs/pytorch.md')
+    assert len(found) >= 9
+    for block in found:
+        if "base='weights.safetensors'" in block:  # the same weights at another place
+            from safetensors.torch import save_file
+
+            save_file(torch.load('vit_small_patch16_dinov3.pth'), 'weights.safetensors')
+        exec(compile(block, 'docs/pytorch.md', 'exec'), small)
+    assert small['features'].shape == (2, 32) and small['logits'].shape == (2, 10)
+    assert small['tokens'].shape == (2, 5 + 16, 32)
+    assert [each.shape for each in small['maps']] == 2 * [(2, 32, 4, 4)]
+    assert small['scores'].shape == (2, 3, 64, 64) and small['labels'].shape == (50, 70)
+    assert small['model'].prompt is None and len(small['model'].adapters) == 1
+    read = vpt_dense.load('gathered.safetensors')
+    assert torch.equal(read(small['images']), small['segmentor'].eval()(small['images']))
+
+
+def test_the_code_of_the_readme_runs(small):
+    (block,) = (each for each in blocks('README.md') if 'create_segmentor' in each)
+    exec(compile(block, 'README.md', 'exec'), small)
+    model = small['model'].eval()
+    again = vpt_dense.load('tuned.safetensors')
+    assert torch.equal(again(small['images']), model(small['images']))
+
+
+def test_the_count_of_the_page_is_right():
+    (told,) = re.findall(r"\{'trainable': (\d+), 'total': (\d+), 'percent': (0\.\d+)\.\.\.\}",
+                         (ROOT / 'docs/pytorch.md').read_text())  # fmt: skip
+    counts = vpt_dense.count(
+        vpt_dense.create_backbone('vit_small_patch16_dinov3.lvd1689m', 'deep', pretrained=False))
+    assert told[:2] == (str(counts['trainable']), str(counts['total']))
+    assert str(counts['percent']).startswith(told[2])
+
+
+def test_every_method_and_option_is_on_the_page_for_pytorch():
+    """Written by ``python tests/method_options.py``."""
+    assert '\n'.join(method_options.rows()) in (ROOT / 'docs/pytorch.md').read_text()
