@@ -21,6 +21,22 @@ def plain(family: str = 'dinov3', **options: Any) -> nn.Module:
     return randomise(timm.create_model(FAMILIES[family], **options)).eval()
 
 
+def of_another_library(name: str) -> nn.Module:
+    """torchvision's, or transformers' of a name, as small."""
+    if name == 'torchvision':
+        from torchvision.models import VisionTransformer
+
+        return randomise(VisionTransformer(
+            image_size=64, patch_size=16, num_layers=4, num_heads=2, hidden_dim=32, mlp_dim=128,
+            num_classes=0)).eval()  # fmt: skip
+    import transformers
+
+    kind = getattr(transformers, name)
+    return randomise(kind(kind.config_class(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=128,
+        image_size=64, patch_size=16))).eval()  # fmt: skip
+
+
 def tuned(family: str = 'dinov3', method: Any = 'deep', **options: Any) -> nn.Module:
     """The same, tuned, with all that was added at random too."""
     model = vpt_dense.tune(plain(family), method, **options)

@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from plain_models import SMALL
+from plain_models import SMALL, of_another_library
+from transformers import AutoModel
 from utils import CONFIGS, ROOT, images, randomise
 
 import vpt_dense
@@ -117,6 +118,8 @@ def small(tmp_path, monkeypatch):
         return str(tmp_path / f'{name}.pth')
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        AutoModel, 'from_pretrained', lambda _: of_another_library('DINOv3ViTModel'))
     monkeypatch.setattr(timm, 'create_model', create_model)
     monkeypatch.setattr(pretraining, 'address', address)
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3)).astype(np.uint8)
@@ -135,6 +138,7 @@ def test_the_code_of_the_page_for_pytorch_runs(small, tmp_path):
             save_file(torch.load('vit_small_patch16_dinov3.pth'), 'weights.safetensors')
         exec(compile(block, 'docs/pytorch.md', 'exec'), small)
     assert small['features'].shape == (2, 32) and small['logits'].shape == (2, 10)
+    assert small['states'].shape[::2] == (2, 32)
     assert small['tokens'].shape == (2, 5 + 16, 32)
     assert [each.shape for each in small['maps']] == 2 * [(2, 32, 4, 4)]
     assert small['scores'].shape == (2, 3, 64, 64) and small['labels'].shape == (50, 70)

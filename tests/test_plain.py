@@ -11,7 +11,7 @@ import method_options
 import pytest
 import timm
 import torch
-from plain_models import FAMILIES, SMALL, gradients, plain, step, tuned
+from plain_models import FAMILIES, SMALL, gradients, of_another_library, plain, step, tuned
 from torch import nn
 from utils import images, randomise
 
@@ -145,6 +145,36 @@ def test_copies_compute_the_same(family, method):
         step(other, pixels)
         vpt_dense.untune(other)
         assert not any(isinstance(module, Adopted) for module in other.modules())
+
+
+@pytest.mark.parametrize('name', ['DINOv3ViTModel', 'ViTModel', 'torchvision'])
+@some
+def test_models_of_other_libraries(name, method, tmp_path):
+    """There and back, a step, a file, a copy."""
+
+    def out(model: nn.Module) -> torch.Tensor:
+        found = model(images(2, 3, 64, 64))
+        return found if name == 'torchvision' else found.last_hidden_state
+
+    model = of_another_library(name)
+    before, expected = look(model), out(model)
+    vpt_dense.tune(model, method)
+    assert method in vpt_dense.list_methods(model)
+    out(model.train())
+    vpt_dense.untune(model)
+    assert_same(model, before)
+    assert torch.equal(out(model), expected)
+    vpt_dense.tune(model, method).train()
+    groups = vpt_dense.parameter_groups(model, 1.0, layer_decay=0.9)
+    out(model).square().mean().backward()
+    torch.optim.SGD(groups).step()
+    expected = out(model.eval())
+    assert torch.equal(out(copy.deepcopy(model)), expected)
+    vpt_dense.save_delta(model, tmp_path / 'a.safetensors')
+    again = vpt_dense.load_delta(of_another_library(name), tmp_path / 'a.safetensors')
+    assert torch.equal(out(again), expected)
+    with pytest.raises(UserError, match='is of a model of your own: build it'):
+        vpt_dense.load(tmp_path / 'a.safetensors')
 
 
 # --- loading from nothing ----------------------------------------------------------------------
