@@ -87,6 +87,20 @@ def check_training(folder: Path) -> None:
         assert torch.equal(found(images), model(images))
 
 
+def check_peft(folder: Path) -> None:
+    """A LoRA goes into PEFT's format and comes back."""
+    torch.manual_seed(0)
+    model = vpt_dense.create_backbone(NAME, 'lora', **SMALL)
+    plain = vpt_dense.untune(copy.deepcopy(model))
+    with torch.no_grad():
+        for parameter in model.adapters.parameters():
+            parameter.normal_()
+    vpt_dense.save_peft(model, folder / 'peft')
+    images = torch.randn(2, 3, 64, 64)
+    again = vpt_dense.load_peft(plain, folder / 'peft').eval()
+    torch.testing.assert_close(again(images), model(images))
+
+
 def check_weights(folder: Path) -> None:
     """Weights from a file of ``torch.save`` and from an address of the web."""
     model = vpt_dense.create_backbone(NAME, 'deep', **SMALL)
@@ -121,6 +135,7 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as place:
         check_training(Path(place))
         check_weights(Path(place))
+        check_peft(Path(place))
     loaded = [name for name in ABSENT if sys.modules.get(name) is not None]
     assert not loaded, loaded
     print('Plain PyTorch is enough:', ', '.join(
