@@ -14,6 +14,7 @@ from utils import images
 
 import vpt_dense
 from vpt_dense.backbones import in_place
+from vpt_dense.errors import UserError
 
 PIXELS = (4, 3, 64, 64)
 slow = pytest.mark.slow
@@ -147,6 +148,8 @@ def fsdp(rank: int, folder: str, found: list) -> None:
         optimizer = torch.optim.SGD(groups)
         mean_gradients(model, images(*PIXELS).chunk(2)[rank])
         optimizer.step()
+        with pytest.raises(UserError, match='spread over processes .* gather what trains'):
+            vpt_dense.save_delta(model, f'{folder}/sharded.safetensors')
         options = StateDictOptions(
             full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = get_model_state_dict(model, options=options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def save_delta(model: nn.Module, path: str | Path, **told: Any) -> int:
         Bytes of the file.
 
     Raises:
-        UserError: If the name ends otherwise, nothing of the model is tuned, or it cannot be
-            written.
+        UserError: If the name ends otherwise, nothing of the model is tuned, it is sharded, or it
+            cannot be written.
     """
     if Path(path).suffix != '.safetensors':
         raise UserError(f'{path}: deltas are .safetensors files, give it that ending')
@@ -199,14 +200,25 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what ``torch.compile`` and (Distributed)DataParallel return."""
+    """The model inside what ``torch.compile`` and (Distributed)DataParallel return.
+
+    Raises:
+        UserError: If its parameters are spread over processes.
+    """
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         elif '_orig_mod' in model._modules:
             model = model._orig_mod
         else:
-            return model
+            break
+    spread = sys.modules.get('torch.distributed.tensor')  # not every build of torch has it
+    if spread is not None and any(isinstance(p, spread.DTensor) for p in model.parameters()):
+        raise UserError(
+            'the parameters of this model are spread over processes (fully_shard): gather what '
+            'trains with torch.distributed.checkpoint.state_dict.get_model_state_dict, load it '
+            'into a model of one process and take that, see docs/pytorch.md')
+    return model
 
 
 def tuned(model: nn.Module) -> dict[str, InPlaceBackbone]:
