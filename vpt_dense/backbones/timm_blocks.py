@@ -100,8 +100,9 @@ class TimmAttention(nn.Module):
         out = attention(
             queries, keys, values, dropout_p=self.attn_drop.p if self.training else 0.0, **masks)
         out = self.norm(out.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            out = out * self.gate(x).sigmoid()
+        gate = getattr(self, 'gate', None)  # older releases of timm have none
+        if gate is not None:
+            out = out * gate(x).sigmoid()
         return self.proj_drop(self.proj(out))
 
     def _project(
@@ -138,7 +139,8 @@ class TimmAttention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(b, n, heads * d) to (b, heads, n, d)."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        head_dims = self.proj.in_features // self.num_heads
+        return tokens.unflatten(-1, (-1, head_dims)).transpose(1, 2)
 
     def _in_groups(self, tokens: Tensor) -> Tensor:
         """Repeat the heads that several queries share."""
