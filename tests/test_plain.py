@@ -466,6 +466,10 @@ def test_lean_and_checkpointed_gradients(family, method):
             torch.testing.assert_close(found[name], grad, rtol=1e-5, atol=1e-6 * grad.abs().max())
     checkpointed.set_grad_checkpointing(False)
     assert all(block.recompute is None for block in checkpointed.blocks)
+    lean = tuned(family, method, memory='lean')
+    lean.set_grad_checkpointing()
+    lean.set_grad_checkpointing(False)
+    assert all(block.recompute == 'halves' for block in lean.blocks)
 
 
 @some
@@ -592,3 +596,9 @@ def test_segmentors_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         vpt_dense.create_segmentor(
             FAMILIES['dinov3'], pretrained=False, img_size=64, model_options=SMALL, **options)
+
+
+def test_masks_are_refused_where_prompts_are_among_the_tokens():
+    model = tuned('vit', 'shallow')
+    with pytest.raises(UserError, match='masks do not know prompts'):
+        model(images(1, 3, 64, 64), is_causal=True)

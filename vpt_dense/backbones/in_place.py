@@ -74,6 +74,9 @@ class Flow:
         if self.prompts is not None:
             x, layout = layout.replace(x, self.prompts)  # (B, F + P + N, C)
         x, layout, own = backbone.enter_block(x, i, layout, self.prepared)
+        masked = further.get('attn_mask') is not None or further.get('is_causal')
+        if layout.num_prompts and masked:
+            refuse(backbone, 'masks do not know prompts; leave attn_mask and is_causal out')
         x = run(x, *arguments, **further, **own)
         for change in backbone.changes():
             x = change.after_block(x, i, layout)
@@ -281,7 +284,7 @@ class InPlaceBackbone(TokenTuning):
         timm's own way would run a block again outside of the forward pass that it belongs to.
         """
         for _, block in self.named_blocks():
-            block.recompute = 'block' if enable else None
+            block.recompute = 'block' if enable else self.recompute
 
 
 class Adopted(nn.Module):

@@ -26,6 +26,7 @@ class TokenTuning(TunedBackbone):
 
     Attributes:
         keys_values_layers: The blocks whose prompts are keys and values.
+        recompute: What its blocks recompute in backward, see :class:`TunedBlock`.
     """
 
     offers = frozenset({
@@ -104,6 +105,7 @@ class TokenTuning(TunedBackbone):
         for block in blocks:
             self.adopt_block(block)
             block.recompute = what_to_recompute(memory, getattr(block, 'with_cp', with_cp))
+        self.recompute = what_to_recompute(memory, with_cp)
         built = None
         if prompt is not None:
             self.check_part('prompt', prompt)
