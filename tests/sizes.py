@@ -41,6 +41,8 @@ class Sizes:
         kernel: Height times width of the first convolution, which puts out d[0] channels.
         bias: Its biases.
         embeds: Layers that make its tokens: the convolution, and a norm if there is one.
+        qkv: Layers of queries, keys and values in a block: one, or one for each.
+        fc1: First layers of a MLP: one; or one for the gates, one for the values.
         tokens: Those that have a position: patches, and the class token.
         outputs: Widths of the outputs.
         vector: 1 where the output is the class token, 0 where it is a map.
@@ -67,25 +69,39 @@ class Sizes:
     vector: int = 0
     unread: int = 0
     embeds: int = 1
+    qkv: int = 1
+    fc1: int = 1
 
 
 def vit(
     width: int = 64, depth: int = 4, hidden: int = 128, size: int = 32, patch: int = 8,
     outputs: int = 1, vector: bool = False, reads_patches: bool = True, gates: bool = False,
     mlp_norm: bool = False, layer_scale: bool = False, pre_norm: bool = False, cls: bool = True,
-    registers: int = 0, norms: int = 1,
+    registers: int = 0, norms: int = 1, biases: int = 3, qkv: int = 1, fc1: int = 1,
+    positions: int | None = None, pool: bool = False,
 ) -> Sizes:
-    """Those of a vision transformer; ``norms`` behind the blocks."""
+    """Those of a vision transformer.
+
+    ``norms`` behind the blocks; ``biases`` of queries, keys and values; ``qkv`` layers of them, and
+    ``fc1`` first ones of a MLP; ``positions`` in the embedding, if not all tokens but registers have
+    one; ``pool`` by attention.
+    """
     n, d, h = (np.array([number]) for number in (depth, width, hidden))
     tokens, u = (size // patch) ** 2 + cls, h * (1 + gates)
+    rows = tokens if positions is None else positions
     within = 4 * d + mlp_norm * 2 * h
+    # query; layers of queries, of keys and values, behind attention; norm; MLP
+    pooling = width + 4 * (width + 1) * width + 2 * width + (2 * width + 1) * hidden + width
     return Sizes(
-        n, d, h=h, u=u,
+        n, d, h=h, u=u, qkv=qkv, fc1=fc1,
         # queries, keys and values, projection; MLP; norms; two layer scales
-        block=4 * (d * d + d) + (d * u + u) + (h * d + d) + within + layer_scale * 2 * d,
-        block_biases=4 * d + u + d + within // 2, block_norms=within,
-        rest=(3 * patch * patch + (not pre_norm) + 2 * pre_norm + tokens + cls + registers) * width,
-        rest_biases=width, rest_norms=2 * width * pre_norm, norms=norms * 2 * width, H=size,
+        block=4 * d * d + (biases + 1) * d + (d * u + u) + (h * d + d) + within
+        + layer_scale * 2 * d,
+        block_biases=(biases + 1) * d + u + d + within // 2, block_norms=within,
+        rest=(3 * patch * patch + (not pre_norm) + 2 * pre_norm + rows + cls + registers) * width
+        + pool * pooling,
+        rest_biases=width + pool * (6 * width + hidden),
+        rest_norms=2 * width * (pre_norm + pool), norms=norms * 2 * width, H=size,
         W=size, kernel=patch * patch, bias=width * (not pre_norm), tokens=tokens,
         outputs=np.array([width] * outputs), vector=int(vector), unread=int(not reads_patches))
 

@@ -8,10 +8,12 @@ import torch
 from methods import (
     BACKBONES,
     CASES,
+    COLUMNS_ARE_SLOW,
     FAMILIES,
     GRAPHS,
     OF_VARIANTS,
     ROWS,
+    TIMM,
     build,
     build_at_start,
     few_blocks,
@@ -26,8 +28,18 @@ from vpt_dense.checkpoints import deltas
 from vpt_dense.tuning import ADDED, is_added
 from vpt_dense.weights.base import KEY
 
-case = pytest.mark.parametrize(('name', 'family', 'task'), CASES)
+
+
+def rows(cases: list[tuple[str, str, str]], quick: bool = False):
+    """A mark: these rows; of some families they are slow."""
+    return pytest.mark.parametrize(('name', 'family', 'task'), [
+        pytest.param(*c, marks=pytest.mark.slow if c[1] in COLUMNS_ARE_SLOW and not quick else ())
+        for c in cases])
+
+
+case = rows(CASES)
 TRAINED = [c for c in CASES if ROWS[c[0]].counts(*c[1:]) != {0}]
+OF_TIMM = [c for c in CASES if c[1] in TIMM]
 PLAIN = [(family, task) for family, kind in FAMILIES.items() for task in kind.tasks]
 
 
@@ -48,7 +60,7 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize(('name', 'family', 'task'), CASES + OF_VARIANTS)
+@rows(CASES + OF_VARIANTS, quick=True)
 def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
     row = ROWS[name]
     model = build(name, family, task).train()
@@ -105,11 +117,12 @@ def test_the_frozen_base_stays_in_eval_mode(name, family, task):
     assert not any(map(is_added, model.frozen_names))  # a checkpoint holds them, trained or not
     for child, module in model.named_children():
         modes = {part.training for part in module.modules()}
-        assert modes == {child in ADDED or not frozen}, child
+        # timm's augmentation of places is of the training, not of the weights: it knows none.
+        assert modes == {child in ADDED or child == 'rope' or not frozen}, child
     assert model.eval() is model and not any(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize(('name', 'family', 'task'), TRAINED)
+@rows(TRAINED)
 def test_one_step_lowers_the_loss(name, family, task):
     model = build(name, family, task).double().train()
     trained = parameters(model)
@@ -157,7 +170,7 @@ def test_compiled_forward(name, family, task):
                 torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(('name', 'family', 'task'), [c for c in CASES if ROWS[c[0]].starts_equal])
+@rows([c for c in CASES if ROWS[c[0]].starts_equal])
 def test_it_starts_as_the_backbone_without_it(name, family, task):
     plain = randomise(build_at_start({}, family, task)).eval()
     model = build_at_start(ROWS[name].tuning, family, task).eval()
@@ -168,9 +181,15 @@ def test_it_starts_as_the_backbone_without_it(name, family, task):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(('name', 'family', 'task'), [c for c in CASES if ROWS[c[0]].merges])
+@rows([c for c in CASES if ROWS[c[0]].merges], quick=True)
 def test_merged_it_is_equal_and_adds_nothing(name, family, task):
     model = build(name, family, task).eval()
+    if name in FAMILIES[family].unmergeable:
+        state = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match=FAMILIES[family].unmergeable[name]):
+            model.adapters[0].merge(model)
+        assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+        return
     x = batch(family)
     with torch.no_grad():
         before = model(x)
@@ -189,6 +208,33 @@ def test_merged_it_is_equal_and_adds_nothing(name, family, task):
             adapter.merge(exact)
         for one, other in zip(before, exact(x), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+#: How the same is computed in another way.
+WAYS = dict(tokens=dict(prompts_as='tokens'), lean=dict(memory='lean'), block=dict(with_cp=True))
+
+
+@rows(OF_TIMM, quick=True)
+def test_every_way_to_compute_is_equal_and_leaves_the_frozen_base_alone(name, family, task):
+    """Features, gradients; and weights after a step of training, by the way that the run takes."""
+    x, results = batch(family, dtype=torch.float64), {}
+    for way, how in dict(plain={}, **WAYS).items():
+        if way == 'tokens' and 'prompt' not in ROWS[name].tuning:
+            continue
+        model = build(name, family, task, drop_path_rate=0.2, **how).double().train()
+        if model.prompt is not None:
+            model.prompt.dropout = 0.0  # of tokens, masks would be drawn in another order
+        before = copy.deepcopy(model.state_dict()) if way == 'plain' else {}
+        torch.manual_seed(3)
+        outs = model(x)
+        if trained := parameters(model):
+            total(outs).backward()
+            torch.optim.AdamW(trained.values(), lr=0.1, weight_decay=0.1).step()
+        results[way] = outs, {n: p.grad for n, p in trained.items()}
+        moved = {n for n, t in before.items() if not torch.equal(t, model.state_dict()[n])}
+        assert way != 'plain' or moved == trained.keys()
+    for found in results.values():
+        torch.testing.assert_close(found, results['plain'], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(('family', 'task'), [f for f in PLAIN if FAMILIES[f[0]].upstream])
@@ -210,6 +256,13 @@ def test_without_a_method_it_is_upstream_bit_for_bit(family, task):
         results.append([*outs, x.grad, *(p.grad for p in model.parameters())])
     for one, other in zip(*results, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
+
+
+@pytest.mark.parametrize(('name', 'family'), [(n, f) for f in FAMILIES for n in FAMILIES[f].unfit])
+def test_what_does_not_fit_says_so(name, family):
+    for task in ROWS[name].tasks:
+        with pytest.raises(ValueError, match=FAMILIES[family].unfit[name]):
+            build(name, family, task)
 
 
 # --- deltas ----------------------------------------------------------------------------------
@@ -236,7 +289,7 @@ def bases(tmp_path_factory):
     return paths
 
 
-@case
+@rows(CASES, quick=True)
 def test_a_checkpoint_holds_what_was_tuned_and_comes_back(name, family, task, bases, tmp_path):
     init_cfg = dict(type='Pretrained', checkpoint=str(bases[family, task]))
     if 'concat-channel' in name:

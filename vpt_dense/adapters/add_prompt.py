@@ -27,7 +27,8 @@ class AddPrompt(Adapter):
     For images of another size the part of P for patches is resized as the position embedding is.
 
     Before the first block alone, and without a norm in front of the blocks (``pre_norm``), P can be
-    merged into the position embedding exactly.
+    merged into the position embedding exactly; what belongs to a cls token without a position, into
+    that token.
 
     Args:
         backbone: Filled in by the backbone.
@@ -99,6 +100,8 @@ class AddPrompt(Adapter):
                 'AddPrompt can be merged into the position embedding with deep=False, before the '
                 'first block and without the pre_norm of the backbone only'
             )
+        if getattr(backbone, 'pos_embed', None) is None:
+            raise ValueError('AddPrompt: the backbone has no position embedding to be merged into')
         if 'pos_embed' not in backbone._parameters:
             raise ValueError('pos_embed is computed from other tensors: nothing can be merged in')
         if backbone.pos_embed.dtype in (torch.bfloat16, torch.float16):
@@ -106,7 +109,15 @@ class AddPrompt(Adapter):
 
     def _merge(self, backbone: nn.Module) -> None:
         """See :meth:`Adapter.merge`: P becomes a part of the position embedding."""
-        backbone.pos_embed += self.tokens[0]
+        number = self.num_cls + math.prod(self.grid)
+        added, positions = self.tokens[0].expand(-1, number, -1), backbone.pos_embed
+        first = positions.shape[1] - math.prod(self.grid)  # rows of cls and registers; or none
+        positions[:, first:] += added[:, self.num_cls :]
+        own = added[:, : self.num_cls]
+        if first:
+            positions[:, : self.num_cls] += own
+        elif self.num_cls:
+            backbone.cls_token += own
         self.tokens = nn.ParameterList()
 
     def extra_repr(self) -> str:

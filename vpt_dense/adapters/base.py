@@ -248,7 +248,7 @@ def check_merge(backbone: nn.Module, names: Iterable[str], needs_bias: bool = Fa
                 'round what is merged into it; build the backbone with frozen_dtype=None'
             )
         computed = {
-            key for key in ('weight', 'bias')
+            key for key in (('weight', 'bias') if needs_bias else ('weight',))
             if not isinstance(getattr(module, key), (nn.Parameter, type(None)))}
         if computed:
             raise ValueError(

@@ -5,7 +5,7 @@ method = dict(
     image_prompt=dict(type='vpt_dense.ConcatChannelPrompt', num_channels=5, mean=None, std=None),
     trainable=[
         r'^image_prompt\.',
-        r'^(patch_embed\.projection|conv1|downsample_layers\.0\.0)\.',
+        r'^(patch_embed\.proj(ection)?|conv1|downsample_layers\.0\.0)\.',
     ],
 )
 optim_group = 'patch_embed'

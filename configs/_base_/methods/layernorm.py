@@ -2,5 +2,5 @@
 # ConvNeXt's between its stages have no name that says so.
 # Trainable: sum(n * block_norms) + rest_norms + norms
 method = dict(trainable=[
-    r'(^|\.|_)(ln|norm)\d*\.(weight|bias)$|^downsample_layers\.(0\.1|[1-3]\.0)\.'])
+    r'(^|\.|_)(ln|norm)(\d*|_pre)\.(weight|bias)$|^downsample_layers\.(0\.1|[1-3]\.0)\.'])
 optim_group = 'adapters'
