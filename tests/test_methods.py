@@ -29,7 +29,6 @@ from vpt_dense.tuning import ADDED, is_added
 from vpt_dense.weights.base import KEY
 
 
-
 def rows(cases: list[tuple[str, str, str]], quick: bool = False):
     """A mark: these rows; of some families they are slow."""
     return pytest.mark.parametrize(('name', 'family', 'task'), [

@@ -98,6 +98,8 @@ class TimmVisionTransformer(TimmBackbone):
         built = create(model, img_size, channels, kwargs)
         self.__dict__ = vars(built)
         adopt(TimmVisionTransformer, self, type(built))
+        if kwargs.get('rope_rescale_coords') is None:
+            self._keep_scale()
         indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
         check_stages(indices, len(self.blocks), from_end=True)
         self.out_indices = [i % len(self.blocks) for i in indices]
@@ -123,6 +125,13 @@ class TimmVisionTransformer(TimmBackbone):
     def with_cls_token(self) -> bool:
         """Whether it has a class token."""
         return self.cls_token is not None
+
+    def _keep_scale(self) -> None:
+        """Switch off the augmentation of places that some of timm's models have by default."""
+        rope = getattr(self, 'rope', None)
+        if rope is not None and rope.rescale_coords is not None:
+            rope.rescale_coords = None
+            rope.aug_active = rope.shift_coords is not None or rope.jitter_coords is not None
 
     def _leave_out_unread(self) -> None:
         """Take out what no output goes through: nothing of it would get a gradient."""
