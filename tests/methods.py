@@ -52,28 +52,23 @@ _SCALE = dict(layer_scale_init_value=0.1)
 
 
 def _timm(
-    name: str, of_cls: dict[str, Any], of_sizes: dict[str, Any], maps: dict[str, Any] = {},
-    unfit: dict[str, str] = {}, unmergeable: dict[str, str] = {}, **settings: Any,
+    name: str, of_sizes: dict[str, Any], of_cls: dict[str, Any], **fields: Any
 ) -> Backbone:
     """A tiny model of timm.
 
     Args:
         name: timm's.
-        of_cls: Its settings in classification, and sizes that it has there alone.
-        of_sizes: Sizes in both tasks.
-        maps: Sizes in segmentation alone.
-        unfit: See :class:`Backbone`.
-        unmergeable: Likewise.
-        **settings: Of timm's class.
+        of_sizes: Its sizes.
+        of_cls: What it puts out in classification, and sizes that are others there.
+        **fields: Further ones of :class:`Backbone`.
     """
+    out_type, of_cls = of_cls['out_type'], {k: v for k, v in of_cls.items() if k != 'out_type'}
     cfg = dict(type='vpt_dense.TimmVisionTransformer', model=name, img_size=32, patch_size=8,
-               embed_dim=64, depth=4, num_heads=4, mlp_ratio=2, **settings)
-    out_type = dict(out_type=of_cls.pop('out_type'))
+               embed_dim=64, depth=4, num_heads=4, mlp_ratio=2)
     return Backbone(
         cfg, (32, 32),
-        dict(cls=(out_type, vit(vector=True, **of_cls, **of_sizes)),
-             seg=(_MAPS, vit(outputs=2, **maps, **of_sizes))),
-        unfit=unfit, unmergeable=unmergeable)
+        dict(cls=(dict(out_type=out_type), vit(vector=True, **{**of_sizes, **of_cls})),
+             seg=(_MAPS, vit(outputs=2, **of_sizes))), **fields)
 
 
 _NO_BIAS = r'blocks\.0\.attn\.\w+ has no bias, so that no shift can be merged into it'
@@ -82,24 +77,25 @@ _CLS = dict(out_type='cls_token', reads_patches=False)
 TIMM: dict[str, Backbone] = {
     # Rotary positions alone, no bias of queries, keys and values.
     'dinov3': _timm(
-        'vit_small_patch16_dinov3', dict(_CLS),
-        dict(registers=4, layer_scale=True, biases=0, positions=0),
+        'vit_small_patch16_dinov3',
+        dict(registers=4, layer_scale=True, biases=0, positions=0), _CLS,
         unmergeable={'add': r'no position embedding', 'add-1': r'no position embedding',
                      'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS}),
     # Queries, keys and values each of a layer, without a bias of the keys; a norm in the MLP.
     'eva02-timm': _timm(
-        'eva02_base_patch14_448', dict(out_type='pooled', norms=1),
-        dict(gates=True, mlp_norm=True, biases=2, qkv=3, fc1=2), dict(norms=0),
+        'eva02_base_patch14_448',
+        dict(gates=True, mlp_norm=True, biases=2, qkv=3, fc1=2, norms=0),
+        dict(out_type='pooled', norms=1),
         unmergeable={'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS}),
     # No class token; a classifier reads what attention pools.
     'siglip2': _timm(
-        'vit_base_patch16_siglip_256', dict(out_type='pooled', pool=True), dict(cls=False),
+        'vit_base_patch16_siglip_256', dict(cls=False), dict(out_type='pooled', pool=True),
         unfit={'cls-token': r"trainable: pattern '\^cls_token\$' matches none of the"}),
     # Seven registers; the class token has no position.
     'radio': _timm(
-        'vit_base_patch16_radio_v3', dict(_CLS),
-        dict(registers=7, layer_scale=True, positions=16, norms=0)),
-}
+        'vit_base_patch16_radio_v3',
+        dict(registers=7, layer_scale=True, positions=16, norms=0), _CLS),
+}  # fmt: skip
 
 FAMILIES: dict[str, Backbone] = {
     'vit': Backbone(

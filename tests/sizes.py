@@ -83,8 +83,8 @@ def vit(
     """Those of a vision transformer.
 
     ``norms`` behind the blocks; ``biases`` of queries, keys and values; ``qkv`` layers of them, and
-    ``fc1`` first ones of a MLP; ``positions`` in the embedding, if not all tokens but registers have
-    one; ``pool`` by attention.
+    ``fc1`` first ones of a MLP; ``positions`` in the embedding, if others than all tokens but
+    registers have one; ``pool`` by attention.
     """
     n, d, h = (np.array([number]) for number in (depth, width, hidden))
     tokens, u = (size // patch) ** 2 + cls, h * (1 + gates)

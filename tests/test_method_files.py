@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from methods import ROWS
-from tool_helpers import run_tool, write_leaf
+from safetensors.torch import save_file
+from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, LEAVES, RECIPES, ROOT, make_ade_folder
 
 from vpt_dense import building, config, method_files, params, preflight
+from vpt_dense.backbones.timm_vit import create
 from vpt_dense.errors import UserError
 
 SETR, VIT = (str(CONFIGS / f'vpt/{name}.py') for name in ('setr_vit-l_ade20k', 'vit-b_imagefolder'))
@@ -18,6 +20,19 @@ KINDS = ('vpt/setr_vit-l_ade20k.py', 'vpt/vit-b_imagefolder.py', 'vpt/upernet_sw
          'vpt/resnet-50_imagefolder.py', 'demo/setr_digits.py')
 #: Methods whose models are built for every recipe: each sets another part.
 BUILT = ('head', 'bias', 'deep', 'lora', 'pad')
+
+
+def is_timms(recipe: str) -> bool:
+    return any(f'/{path.stem}.py' in (CONFIGS / recipe).read_text() and 'Timm' in path.read_text()
+               for path in (CONFIGS / '_base_/backbones').glob('*.py'))
+
+
+#: Recipes of models of timm that take every method; for the others some will do.
+OF_TIMM = ('vpt/linear_vit-s_dinov3_ade20k.py', 'vpt/vit-b_siglip2_imagefolder.py')
+
+
+def slow(recipe: str, method: str) -> bool:
+    return recipe not in KINDS and (recipe, method in BUILT) != (OF_TIMM[0], True)
 
 
 def leaves_of(recipe: str) -> list[Path]:
@@ -30,7 +45,7 @@ def leaves_of(recipe: str) -> list[Path]:
 @pytest.mark.parametrize('recipe', [recipe for recipe in RECIPES if recipe.startswith('vpt')])
 def test_a_leaf_is_its_recipe_with_a_method(recipe):
     leaves = leaves_of(recipe)
-    assert leaves
+    assert leaves or is_timms(recipe)
     for leaf in leaves:
         text = leaf.read_text()
         if 'mlp-3' in leaf.stem or 'ilm' in leaf.stem:  # these change the head too
@@ -41,8 +56,9 @@ def test_a_leaf_is_its_recipe_with_a_method(recipe):
 
 
 @pytest.mark.parametrize(('recipe', 'method'), [
-    pytest.param(recipe, method, marks=() if recipe in KINDS else pytest.mark.slow)
-    for recipe in RECIPES for method in method_files.names()])
+    pytest.param(recipe, method, marks=pytest.mark.slow if slow(recipe, method) else ())
+    for recipe in RECIPES for method in method_files.names()
+    if not is_timms(recipe) or recipe in OF_TIMM or method in BUILT])
 def test_every_method_on_every_recipe(recipe, method):
     """It is a run, or one line says why not."""
     try:
@@ -50,7 +66,7 @@ def test_every_method_on_every_recipe(recipe, method):
         preflight.check_model(cfg.model)
         preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
         assert not method_files.VARIABLES & set(cfg)
-        if recipe not in KINDS and method not in BUILT:
+        if recipe not in (*KINDS, *OF_TIMM) and method not in BUILT:
             return
         counts = params.count(building.build_model(cfg, 'meta'))
     except UserError as error:
@@ -58,10 +74,10 @@ def test_every_method_on_every_recipe(recipe, method):
         vit = 'vit-' in recipe or 'demo' in recipe
         assert not vit or method in (
             'partial-1_resnet-50', 'partial-1_convnext-b', 'pool-both', 'pool-image', 'full',
-            'pool-prompts', 'prototypes'), error
+            'pool-prompts', 'prototypes') or ('siglip2' in recipe and method == 'cls-token'), error
         return
     except (ValueError, TypeError) as error:  # of a class that refuses its arguments
-        patch = 'dinov2' in recipe and method == 'pad'  # a border of 16, patches of 14
+        patch = ('dinov2' in recipe or 'tipsv2' in recipe) and method == 'pad'  # a border of 16, patches of 14
         assert patch or 'vit-' not in recipe or 'partial-1_' in method or 'pool' in method, error
         return
     assert 0 < params.add_up(counts)[0] <= params.add_up(counts)[1]
@@ -168,6 +184,32 @@ def test_a_run_of_a_recipe(tmp_path, capfd, monkeypatch):
         assert done.code == 0, done.err
     folder = tmp_path / 'work_dirs/tiny_ade20k_lora'
     assert json.loads((folder / 'test.json').read_text())['metrics']
+
+
+def test_a_run_of_a_recipe_of_timm(tmp_path, capfd, monkeypatch):
+    """DINOv3's linear protocol with a tiny model: three iterations, what is kept, the licence."""
+    monkeypatch.chdir(tmp_path)
+    data = tiny_folder(tmp_path / 'data', num_images=4)
+    tiny = dict(embed_dim=32, depth=2, num_heads=2, patch_size=8)
+    save_file(create('vit_small_patch16_dinov3', 32, options=tiny).state_dict(), 'w.safetensors')
+    options = [
+        *(f'model.backbone.{key}={value}' for key, value in tiny.items()),
+        'model.backbone.img_size=(32,32)', 'model.backbone.out_indices=[1]',
+        'model.backbone.init_cfg.checkpoint=w.safetensors', 'model.decode_head.in_channels=32', 'model.data_preprocessor.size=(32,32)',
+        'model.test_cfg.crop_size=(32,32)', 'model.test_cfg.stride=(21,21)',
+        f'dataset.data_root={data}', 'train_dataloader.dataset.pipeline.2.scale=(64,32)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(32,32)',
+        'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
+        'train_cfg.max_iters=3', 'train_cfg.val_interval=3', 'default_hooks.checkpoint.interval=3',
+        'default_hooks.logger.interval=1', 'work_dir=work']
+    recipe = CONFIGS / 'vpt/linear_vit-s_dinov3_ade20k.py'
+    done = run_tool(capfd, 'train', recipe, '--method', 'deep', '--cfg-options', *options)
+    assert done.code == 0, done.err
+    assert 'Iter(train) [3/3]' in done.out and 'mIoU' in done.out
+    assert done.out.count('vit_small_patch16_dinov3.lvd1689m: dinov3-license (use and') == 1
+    state = torch.load(tmp_path / 'work/iter_3.pth', weights_only=False)['state_dict']
+    assert state['backbone.prompt.tokens'].shape[::2] == (2, 32)
+    assert not any(name.startswith('backbone.blocks') for name in state)
 
 
 def test_count_params_takes_several_methods(capfd):

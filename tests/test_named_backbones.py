@@ -17,6 +17,7 @@ from utils import CONFIGS, RECIPES, images, in_scope, randomise
 
 from vpt_dense import config, preflight
 from vpt_dense.errors import UserError
+from vpt_dense.tuning import is_added
 
 #: Name -> the same model in timm.
 NAMED = {
@@ -40,6 +41,17 @@ NAMED = {
     'clip_vit-b': 'vit_base_patch16_clip_quickgelu_224.openai',
     'clip_vit-l': 'vit_large_patch14_clip_quickgelu_224.openai',
 }
+#: Name -> timm's, of files whose model is timm's own; in a classifier if that is another.
+OF_TIMM = {
+    'dinov3_vit-s': 'vit_small_patch16_dinov3.lvd1689m',
+    'dinov3_vit-b': 'vit_base_patch16_dinov3.lvd1689m',
+    'dinov3_vit-l': 'vit_large_patch16_dinov3.lvd1689m',
+    'lingbot_vit-b': 'vit_base_patch16_lingbot.robbyant',
+    'lingbot_vit-l': 'vit_large_patch16_lingbot.robbyant',
+    'tipsv2_vit-b': 'vit_base_patch14_reg1_tipsv2.webli',
+    'pe-spatial_vit-b': 'vit_pe_spatial_base_patch16_512.fb',
+    'siglip2_vit-b': 'vit_base_patch16_siglip_256.v2_webli',
+}
 LEAF = """
 _base_ = [
     '{configs}/_base_/models/vit-b_cls.py',
@@ -62,7 +74,7 @@ def leaf(folder: Path, backbone: str, extra: str = '') -> str:
 
 
 def test_all_named_backbones_are_tested():
-    assert sorted(NAMED) == sorted(p.stem for p in CONFIGS.glob('_base_/backbones/*.py'))
+    assert sorted([*NAMED, *OF_TIMM]) == sorted(p.stem for p in CONFIGS.glob('_base_/backbones/*.py'))
 
 
 @pytest.mark.parametrize('name', NAMED)
@@ -99,6 +111,52 @@ def test_a_named_backbone_is_its_publishers_model(tmp_path, mmpretrain_scope, na
         assert address == f'timm://{NAMED[name]}'
     elif name.startswith('mae'):
         assert address == published['url']
+
+
+@pytest.mark.parametrize('name', OF_TIMM)
+def test_a_named_backbone_is_timms_model(tmp_path, mmpretrain_scope, name):
+    """Parameters, size, what it is read by, weights, mean and std; the base's ViT has left nothing."""
+    cfg = config.load(leaf(tmp_path, name)).model
+    with torch.device('meta'):
+        ours = MODELS.build(cfg.backbone)
+        theirs = timm.create_model(OF_TIMM[name], num_classes=0)
+    published = theirs.pretrained_cfg
+    wanted = {n: p.shape for n, p in theirs.named_parameters()}
+    assert {n: p.shape for n, p in ours.named_parameters() if not is_added(n)} == wanted
+    assert cfg.backbone.init_cfg.to_dict() == dict(
+        type='Pretrained', checkpoint=f'timm://{OF_TIMM[name]}')
+    assert cfg.backbone.img_size == published['input_size'][1]
+    assert ours.out_type == {'map': 'pooled'}.get(theirs.global_pool, 'cls_token')
+    for key in ('mean', 'std'):
+        wanted = [255 * value for value in published[key]]
+        assert cfg.data_preprocessor[key] == pytest.approx(wanted, abs=1e-5)
+    assert cfg.data_preprocessor.to_rgb
+    assert cfg.head.in_channels == theirs.embed_dim
+    assert not {'arch', 'patch_size', 'final_norm', 'interpolate_mode'} & set(cfg.backbone)
+
+
+@pytest.mark.parametrize('head', ['setr-pup_vit-l', 'upernet_vit-l', 'linear_vit-l'])
+def test_a_model_of_timm_in_segmentation(tmp_path, mmseg_scope, head):
+    model = segmentation(tmp_path, 'dinov3_vit-b', model=head)
+    kept = dict(out_type='featmap', img_size=(512, 512), norm_outputs=True)
+    assert {key: model.backbone[key] for key in kept} == kept
+    assert set(model.backbone) == {
+        'type', 'model', 'init_cfg', 'out_indices', 'prompt', 'trainable', *kept}
+    depths = {'setr': [4, 7, 9, 11], 'upernet': [2, 5, 8, 11], 'linear': [11]}
+    assert model.backbone.out_indices == depths[head.partition('_')[0].partition('-')[0]]
+    assert all(part.in_channels in (768, [768] * 4) for part in config.heads(model))
+    assert model.backbone.init_cfg.checkpoint == 'timm://vit_base_patch16_dinov3.lvd1689m'
+    assert model.data_preprocessor.mean == [123.675, 116.28, 103.53]
+    said = """
+model['backbone'].update(init_cfg=dict(checkpoint='my.pth'), img_size=(224, 448), depth=6)
+model['data_preprocessor'] = dict(mean=[1.0, 2.0, 3.0])
+"""
+    again = segmentation(tmp_path, 'dinov3_vit-b', said, head)
+    assert again.backbone.init_cfg == dict(type='Pretrained', checkpoint='my.pth')
+    assert (again.backbone.img_size, again.backbone.depth) == ((224, 448), 6)
+    assert again.backbone.out_indices[-1] == 5
+    assert again.data_preprocessor.mean == [1.0, 2.0, 3.0]
+    assert again.data_preprocessor.std == [58.395, 57.12, 57.375]
 
 
 @pytest.mark.parametrize('name', NAMED)

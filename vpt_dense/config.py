@@ -384,6 +384,8 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
     - ``pretrained.backbone`` and ``pretrained.data_preprocessor`` go over those of the model;
       ``pretrained.classifier`` over the backbone of an image classifier: its image size (in
       segmentation that is the crop's) and its pooling.
+    - Of a model of timm (``type='vpt_dense.TimmVisionTransformer'``), what the backbone of the model
+      is made of goes; mean and std are left to its pretraining.
     - ``in_channels``, ``embed_dim`` and ``embed_dims`` of heads and neck follow the width of the
       new architecture (``channels`` too where it was equal to ``in_channels``), ``num_heads`` its
       heads, ``out_indices`` counted from the front keep their place in its depth (10, 15, 20 of
@@ -417,6 +419,8 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
     settings = {key: named[key] for key in ('backbone', 'data_preprocessor') if key in named}
     if tasks.of(model) and not tasks.is_dense(model):  # of whole images
         settings = Config._merge_a_into_b({'backbone': named.get('classifier') or {}}, settings)
+    if pretraining.is_timms(settings.get('backbone') or {}):
+        _make_room(settings, model, untouched)
     _overlay(settings, model, untouched)
     old, new = (architecture(node.get('backbone') or {}) for node in (before, model))
     if old and new:
@@ -435,6 +439,26 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
             model['backbone']['out_indices'] = [
                 i if i < 0 else int((i + 1) * new[1] / old[1] + 0.5) - 1 for i in indices
             ]
+
+
+def _make_room(settings: dict, model: dict, untouched: dict | None) -> None:
+    """Take out what a base says of a backbone of another class than that of ``settings``.
+
+    What the class knows too stays, but for weights; mean and std are those of its pretraining.
+    """
+    backbone = model['backbone']
+    if pretraining.is_timms(backbone):
+        return
+    before = backbone if untouched is None else untouched.get('backbone') or {}
+    kept = set(pretraining.OWN_KEYS) - {'init_cfg'}
+    for key in [key for key in before if key in backbone and key not in kept]:
+        if backbone[key] == before[key]:
+            del backbone[key]
+        elif isinstance(backbone[key], dict):  # what is left is said above the base
+            for name in [n for n in before[key] or {} if backbone[key].get(n) == before[key][n]]:
+                del backbone[key][name]
+    settings['data_preprocessor'] = {
+        'mean': None, 'std': None, **(settings.get('data_preprocessor') or {})}
 
 
 def _model_of_bases(path: Path) -> dict:

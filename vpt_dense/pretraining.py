@@ -209,6 +209,10 @@ OWN_KEYS = (
 )  # fmt: skip
 
 
+#: Name and arguments of models -> what :func:`architecture` has found; it takes up to a second.
+_ARCHITECTURES: dict[str, tuple[int, int, int | None]] = {}
+
+
 def architecture(backbone: Mapping[str, Any]) -> tuple[int, int, int | None] | None:
     """Width, blocks and attention heads of a ``TimmVisionTransformer``'s config.
 
@@ -222,6 +226,9 @@ def architecture(backbone: Mapping[str, Any]) -> tuple[int, int, int | None] | N
     if not timm.is_model(name.partition('.')[0]):
         return None
     arguments = {key: value for key, value in backbone.items() if key not in OWN_KEYS}
+    asked = repr((name, arguments))
+    if asked in _ARCHITECTURES:
+        return _ARCHITECTURES[asked]
     try:
         with torch.device('meta'):
             model = timm.create_model(name, num_classes=0, **arguments)
@@ -231,7 +238,9 @@ def architecture(backbone: Mapping[str, Any]) -> tuple[int, int, int | None] | N
     attention = getattr(blocks[0], 'attn', None) if blocks is not None and len(blocks) else None
     if blocks is None:
         return None
-    return model.num_features, len(blocks), getattr(attention, 'num_heads', None)
+    found = model.num_features, len(blocks), getattr(attention, 'num_heads', None)
+    _ARCHITECTURES[asked] = found
+    return found
 
 
 def patch_size(backbone: Mapping[str, Any]) -> Any:
