@@ -74,7 +74,8 @@ def leaf(folder: Path, backbone: str, extra: str = '') -> str:
 
 
 def test_all_named_backbones_are_tested():
-    assert sorted([*NAMED, *OF_TIMM]) == sorted(p.stem for p in CONFIGS.glob('_base_/backbones/*.py'))
+    files = CONFIGS.glob('_base_/backbones/*.py')
+    assert sorted([*NAMED, *OF_TIMM]) == sorted(path.stem for path in files)
 
 
 @pytest.mark.parametrize('name', NAMED)
@@ -115,7 +116,7 @@ def test_a_named_backbone_is_its_publishers_model(tmp_path, mmpretrain_scope, na
 
 @pytest.mark.parametrize('name', OF_TIMM)
 def test_a_named_backbone_is_timms_model(tmp_path, mmpretrain_scope, name):
-    """Parameters, size, what it is read by, weights, mean and std; the base's ViT has left nothing."""
+    """Parameters, size, output, weights, mean and std; the model base's ViT has left nothing."""
     cfg = config.load(leaf(tmp_path, name)).model
     with torch.device('meta'):
         ours = MODELS.build(cfg.backbone)

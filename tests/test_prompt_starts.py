@@ -93,6 +93,37 @@ def test_prototypes_are_class_means(layers, leaf, flowers, tmp_path):
     torch.testing.assert_close(tokens, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize('source', ['prototypes', 'samples'])
+@pytest.mark.parametrize('layers', ['one', 'each'])
+def test_prompts_of_a_model_of_timm(layers, source, flowers, tmp_path):
+    """DINOv3's: a class token, registers and then patches."""
+    cfg = prepare(tmp_path, flowers, dict(source=source, layers=layers))
+    before = cfg.model.backbone
+    cfg.model.backbone = dict(
+        type='vpt_dense.TimmVisionTransformer', model='vit_small_patch16_dinov3', embed_dim=64,
+        depth=4, num_heads=4, patch_size=8, out_type='cls_token', prompt=before.prompt)
+    runner, tokens = start(cfg)
+    images, labels = training_images(cfg, runner.model)
+    backbone, entered = runner.model.backbone.eval(), []
+    backbone.prompt, backbone.keys_values_layers = None, []
+    backbone.out_type, backbone.out_indices = 'raw', [0, 1, 2, 3]
+    for block in backbone.blocks:
+        block.register_forward_pre_hook(lambda _, args: entered.append(args[0][:, 5:]))
+    with torch.no_grad():
+        behind = torch.stack(backbone(images))[:, :, 0]  # (L, images, C)
+    if source == 'prototypes':
+        wanted = torch.stack([behind[:, labels == k].mean(1) for k in range(3)], dim=1)
+        wanted = wanted if layers == 'each' else wanted[-1:].expand(4, -1, -1)
+        torch.testing.assert_close(tokens, wanted, rtol=0, atol=1e-5)
+        return
+    for i, centres in enumerate(tokens):
+        # Without a position embedding they enter the first block as they were embedded.
+        patches = entered[i if layers == 'each' else 0].flatten(0, 1)
+        nearest = torch.cdist(patches, centres).argmin(1)
+        means = torch.stack([patches[nearest == k].mean(0) for k in range(3)])
+        torch.testing.assert_close(centres, means, rtol=0, atol=1e-2)
+
+
 def test_a_side_network_has_no_part_in_the_start(flowers, tmp_path):
     cfg = prepare(tmp_path, flowers, dict(source='prototypes', layers='each'))
     cfg.model.backbone.adapters = [dict(type='vpt_dense.SideNetwork')]

@@ -13,6 +13,7 @@ from test_methods import parameters, total
 from timm.models import model_entrypoint
 from utils import ROOT, images, randomise
 
+from vpt_dense import pretraining
 from vpt_dense.backbones.timm_vit import TimmBackbone, create, names
 from vpt_dense.errors import UserError
 
@@ -78,6 +79,28 @@ def test_the_page_says_how_many_there_are():
         r'timm ([\d.]+) has (\d+) names that fit and ([\d,]+) that are refused', PAGE).groups()
     if version == timm.__version__:
         assert (int(supported), int(refused.replace(',', ''))) == (len(SUPPORTED), len(OTHERS))
+
+
+ROWS = [[cell.strip(' `') for cell in line.strip('|').split('|')]
+        for line in PAGE.partition('| family |')[2].splitlines() if line.startswith('| [')]
+
+
+@pytest.mark.parametrize('row', ROWS, ids=lambda row: row[1])
+def test_the_page_says_what_they_are(row):
+    _, name, licence, patch, home, first, positions, out_type = row
+    told = pretraining.of(name)
+    with torch.device('meta'):
+        model = create(name)
+    assert told.name == name and told.licence == licence
+    assert home == '{}x{}'.format(*told.input_size[1:])
+    assert model.patch_embed.feat_ratio(as_scalar=False) == (int(patch),) * 2
+    assert model.num_prefix_tokens == int(first)
+    rotary = getattr(model, 'rope', None) is not None
+    said = {(True, True): 'both', (True, False): 'embedding', (False, True): 'rotary'}
+    assert positions == said[model.pos_embed is not None, rotary]
+    pooled = model.attn_pool is not None or len(list(model.fc_norm.parameters())) > 0
+    assert out_type == ('pooled' if pooled else 'cls_token' if model.cls_token is not None
+                        else 'avg_tokens')
 
 
 # --- the same as timm's ----------------------------------------------------------------------
@@ -382,6 +405,8 @@ def test_places_are_made_once_for_each_grid():
     (dict(model='vit_base_patch16_siglip_256', out_type='cls_token'),
      "vit_base_patch16_siglip_256 has no class token; take 'pooled' or 'avg_tokens'"),
     (dict(img_size=40), r'img_size \(40, 40\) is no multiple of its patches \(16, 16\)'),
+    (dict(img_size=64, image_prompt=dict(type='vpt_dense.PadPrompt', width=5)),
+     r'img_size \(74, 74\) is no .*\(16, 16\); image_prompt puts 5 pixels on each side'),
     (dict(pool='patches'), "timm refuses .*'pool'"),
     (dict(patch_drop_rate=0.5), 'patch_drop_rate leaves out patches'),
     (dict(rope_rescale=-1), 'rope_rescale'),

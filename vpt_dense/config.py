@@ -384,8 +384,8 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
     - ``pretrained.backbone`` and ``pretrained.data_preprocessor`` go over those of the model;
       ``pretrained.classifier`` over the backbone of an image classifier: its image size (in
       segmentation that is the crop's) and its pooling.
-    - Of a model of timm (``type='vpt_dense.TimmVisionTransformer'``), what the backbone of the model
-      is made of goes; mean and std are left to its pretraining.
+    - If it is a model of timm (``type='vpt_dense.TimmVisionTransformer'``) and the model's is not,
+      what the latter is made of goes; mean and std are left to the pretraining.
     - ``in_channels``, ``embed_dim`` and ``embed_dims`` of heads and neck follow the width of the
       new architecture (``channels`` too where it was equal to ``in_channels``), ``num_heads`` its
       heads, ``out_indices`` counted from the front keep their place in its depth (10, 15, 20 of

@@ -1,4 +1,5 @@
-# Linear head, Perception Encoder (spatial) ViT-B/16, a folder of images and masks in crops of 512x512.
+# Linear head, Perception Encoder (spatial) ViT-B/16, a folder of images and masks in crops of
+# 512x512.
 _base_ = [
     '../_base_/models/linear_vit-l.py',
     '../_base_/backbones/pe-spatial_vit-b.py',

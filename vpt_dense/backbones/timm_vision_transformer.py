@@ -13,6 +13,7 @@ from vpt_dense.argument_checks import check_choice, check_flag, check_number, ch
 from vpt_dense.backbones.in_place import adopt
 from vpt_dense.backbones.timm_vit import TimmBackbone, create
 from vpt_dense.backbones.token_tuning import TokenTuning
+from vpt_dense.errors import UserError
 from vpt_dense.registry import MODELS
 from vpt_dense.weights.base import FrozenBase
 
@@ -95,7 +96,13 @@ class TimmVisionTransformer(TimmBackbone):
             front = self.build_image_prompt(image_prompt, image_hw, in_channels)
             img_size = tuple(side + 2 * front.border for side in image_hw)
         channels = in_channels + (0 if front is None else front.extra_channels)
-        built = create(model, img_size, channels, kwargs)
+        try:
+            built = create(model, img_size, channels, kwargs)
+        except UserError as error:
+            if front is None or not front.border:
+                raise
+            raise UserError(
+                f'{error}; image_prompt puts {front.border} pixels on each side') from error
         self.__dict__ = vars(built)
         adopt(TimmVisionTransformer, self, type(built))
         if kwargs.get('rope_rescale_coords') is None:

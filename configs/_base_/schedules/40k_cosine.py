@@ -1,5 +1,5 @@
-# 40k iterations, linear warm-up of 1500 and cosine decay to zero: DINOv3's schedule for linear heads
-# (https://github.com/facebookresearch/dinov3).
+# 40k iterations, linear warm-up of 1500 and cosine decay to zero: DINOv3's schedule for linear
+# heads (https://github.com/facebookresearch/dinov3).
 _base_ = './40k.py'
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=1500, by_epoch=False),
