@@ -30,10 +30,13 @@ from vpt_dense.weights.base import KEY
 
 
 def rows(cases: list[tuple[str, str, str]], quick: bool = False):
-    """A mark: these rows; of some families they are slow."""
+    """A mark: these rows; of timm's families all, or only one family or task, are quick."""
+    def is_slow(name: str, family: str, task: str) -> bool:
+        last = task == ROWS[name].tasks[-1]
+        return family in TIMM and not (last and (quick or family not in COLUMNS_ARE_SLOW))
+
     return pytest.mark.parametrize(('name', 'family', 'task'), [
-        pytest.param(*c, marks=pytest.mark.slow if c[1] in COLUMNS_ARE_SLOW and not quick else ())
-        for c in cases])
+        pytest.param(*c, marks=pytest.mark.slow if is_slow(*c) else ()) for c in cases])
 
 
 case = rows(CASES)
@@ -59,7 +62,7 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-@rows(CASES + OF_VARIANTS, quick=True)
+@pytest.mark.parametrize(('name', 'family', 'task'), CASES + OF_VARIANTS)
 def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
     row = ROWS[name]
     model = build(name, family, task).train()
@@ -213,7 +216,7 @@ def test_merged_it_is_equal_and_adds_nothing(name, family, task):
 WAYS = dict(tokens=dict(prompts_as='tokens'), lean=dict(memory='lean'), block=dict(with_cp=True))
 
 
-@rows(OF_TIMM, quick=True)
+@rows(OF_TIMM)
 def test_every_way_to_compute_is_equal_and_leaves_the_frozen_base_alone(name, family, task):
     """Features, gradients; and weights after a step of training, by the way that the run takes."""
     x, results = batch(family, dtype=torch.float64), {}

@@ -57,12 +57,12 @@ def assert_refused(name: str) -> None:
     assert kind in str(caught.value) and '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('name', SUPPORTED[::6])
+@pytest.mark.parametrize('name', SUPPORTED[::10])
 def test_supported_names(name):
     assert is_tuned(name)
 
 
-@pytest.mark.parametrize('name', sorted(OF_MODULES.values())[::6])
+@pytest.mark.parametrize('name', sorted(OF_MODULES.values())[::10])
 def test_refused_names(name):
     assert_refused(name)
 
