@@ -368,7 +368,7 @@ def few_blocks(family: str, task: str, name: str = '') -> dict[str, Any]:
         return dict(arch=dict(arch, depths=[2, 1]))
     if family not in _PLAIN:
         return {}
-    settings = dict(arch=dict(arch, num_layers=2))
+    settings = dict(depth=2) if family in TIMM else dict(arch=dict(arch, num_layers=2))
     return settings if task == 'cls' else dict(settings, out_indices=[0, 1])
 
 

@@ -173,7 +173,8 @@ class PlacesOnce(nn.Module):
         key = (tuple(shape), dtype, buffer.device, buffer.dtype)
         found, embedding = self.last
         if found != key or embedding is None:
-            embedding = super().get_embed(shape, **({} if dtype is None else dict(dtype=dtype)))
+            with torch.inference_mode(False):  # else a later training could not use it
+                embedding = super().get_embed(shape, **({} if dtype is None else dict(dtype=dtype)))
             self.last = (key, embedding)
         return embedding
 
