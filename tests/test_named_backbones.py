@@ -292,6 +292,17 @@ def test_options_have_the_last_word(tmp_path):
     assert model.backbone.init_cfg.checkpoint == 'my.pth'
 
 
+def test_another_model_of_timm_by_options():
+    name = 'vit_large_patch16_dinov3_qkvb'
+    options = {'pretrained.backbone.model': name,
+               'pretrained.backbone.init_cfg.checkpoint': f'timm://{name}.lvd1689m'}
+    path = str(CONFIGS / 'vpt/linear_vit-b_dinov3_ade20k.py')
+    model = config.load(path, options, 'deep').model
+    assert (model.backbone.model, model.backbone.out_indices) == (name, [23])
+    assert model.backbone.init_cfg.checkpoint == f'timm://{name}.lvd1689m'
+    assert (model.decode_head.in_channels, model.backbone.norm_outputs) == (1024, False)
+
+
 def test_without_files_the_named_backbone_goes_over_the_model():
     cfg = Config(
         dict(
