@@ -90,7 +90,7 @@ TIMM: dict[str, Backbone] = {
     # No class token; a classifier reads what attention pools.
     'siglip2': _timm(
         'vit_base_patch16_siglip_256', dict(cls=False), dict(out_type='pooled', pool=True),
-        unfit={'cls-token': r"trainable: pattern '\^cls_token\$' matches none of the"}),
+        unfit={'cls-token': r"trainable: pattern .*cls_token.* matches none of the"}),
     # Seven registers; the class token has no position.
     'radio': _timm(
         'vit_base_patch16_radio_v3',
@@ -145,7 +145,7 @@ VARIANTS: dict[str, Backbone] = {
     'SwiGLU': _variant(_SWIGLU, **_GLU),
     'no cls token': _variant(
         dict(with_cls_token=False), 'seg', cls=False,
-    )._replace(unfit={'cls-token': r"trainable: pattern '\^cls_token\$' matches none of the"}),
+    )._replace(unfit={'cls-token': r"trainable: pattern .*cls_token.* matches none of the"}),
     'no final norm': _variant(dict(final_norm=False), 'seg', norms=0),
     'giant DINOv2 with registers': _variant(
         dict(patch_size=14, img_size=56, num_registers=4, **_SCALE, **_SWIGLU), size=56, patch=14,
@@ -210,10 +210,12 @@ ROWS = {
         dict(trainable=[r'^stages\.3\.2\.', r'^norm3\.']), ('convnext',), starts_equal=True,
         files=('partial-1_convnext-b',)),
     'cls-token': Row(
-        dict(trainable=[r'^cls_token$']), _PLAIN, starts_equal=True, files=('cls-token',)),
+        dict(trainable=[r'(^|\.)(cls_token|class_token|class_embedding)$']), _PLAIN,
+        starts_equal=True, files=('cls-token',)),
     'layernorm': Row(
         dict(trainable=[
-            r'(^|\.|_)(ln|norm)(\d*|_pre)\.(weight|bias)$|^downsample_layers\.(0\.1|[1-3]\.0)\.']),
+            r'(^|[._])(ln|norm|layer_?norm|layrnorm)(_?(\d+|pre|before|after))?\.(weight|bias)$'
+            r'|^downsample_layers\.(0\.1|[1-3]\.0)\.']),
         (*_TOKENS, 'convnext'), starts_equal=True, files=('layernorm',)),
     'partial-1': Row(
         dict(trainable=['partial:1']), _TOKENS, starts_equal=True, files=('partial-1',)),
@@ -225,8 +227,9 @@ ROWS = {
     'last-2': Row(
         dict(trainable=['last:2']), _TOKENS, starts_equal=True, formula='2 * block[-1]'),
     'attn-proj': Row(
-        dict(trainable=[r'(attn|msa)\.proj\.(weight|bias)$']), _TOKENS, starts_equal=True,
-        files=('attn-proj',)),
+        dict(trainable=[r'^(?!head\.).*(attn|msa|attention)\.(proj|o_proj|out_proj|output\.dense)'
+                        r'\.(weight|bias)$']),
+        _TOKENS, starts_equal=True, files=('attn-proj',)),
     # --- prompts in token space
     'shallow': Row(dict(prompt=TOKENS), _TOKENS, files=('shallow', 'shallow_cls')),
     'deep': Row(dict(prompt=DEEP), _TOKENS, files=('deep', 'samples', 'prototypes')),
