@@ -20,7 +20,7 @@ from tool_helpers import run_tool, tiny_folder
 from torch import nn
 from utils import CONFIGS, RECIPES, images, in_scope, load, randomise
 
-from vpt_dense import building, config, params, preflight
+from vpt_dense import building, config, params, preflight, pretraining
 from vpt_dense.errors import UserError
 
 #: Every head on a ViT, with the methods that differ in what they do to it.
@@ -44,8 +44,11 @@ ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 def tiny(leaf: str, **backbone) -> Config:
     """A config with a tiny backbone, put there as a named one is: the heads follow."""
     cfg = load(leaf)
+    small = dict(arch=ARCH)
+    if pretraining.is_timms(cfg.model.backbone):
+        small = dict(embed_dim=32, depth=4, num_heads=2, pretrained=False)
     cfg.pretrained = dict(backbone=dict(
-        arch=ARCH, patch_size=8, img_size=32, init_cfg=None, **backbone
+        patch_size=8, img_size=32, init_cfg=None, **small, **backbone
     ))  # fmt: skip
     config.place_pretrained(cfg)
     model = cfg.model

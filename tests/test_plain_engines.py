@@ -181,8 +181,9 @@ def test_a_sharded_step_is_that_of_one_process(tmp_path):
 
 
 @pytest.mark.parametrize('precision', ['no', 'bf16'])
-def test_accelerate(precision, tmp_path):
+def test_accelerate(precision, tmp_path, monkeypatch):
     accelerate = pytest.importorskip('accelerate')
+    monkeypatch.delenv('LOCAL_RANK', raising=False)  # our tools set it, and accelerate would wait
     accelerate.state.AcceleratorState._reset_state(True)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
     model = with_head('deep')
