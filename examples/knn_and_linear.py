@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--data', help='with train/CLASS/*.jpg and val/CLASS/*.jpg')
     parser.add_argument('--backbone', default='vit_small_patch16_dinov3.lvd1689m')
+    parser.add_argument('--checkpoint', help="a file of its weights, in place of timm's")
     parser.add_argument('--delta', help='a backbone that vpt_dense.save_delta has written')
     parser.add_argument('--k', type=int, default=20)
     parser.add_argument('--decay', type=float, default=1e-4)
@@ -73,7 +74,7 @@ def main() -> None:
     if args.delta:
         model = vpt_dense.load(args.delta)
     else:
-        options = tiny.MODEL if args.tiny else {}
+        options = tiny.MODEL if args.tiny else dict(checkpoint=args.checkpoint)
         model = vpt_dense.create_backbone(args.backbone, 'head', **options)
     transform = create_transform(
         **resolve_data_config({'input_size': (3, 64, 64)} if args.tiny else {}, model=model))

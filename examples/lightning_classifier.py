@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--data', help='with train/CLASS/*.jpg and val/CLASS/*.jpg')
     parser.add_argument('--backbone', default='vit_small_patch16_dinov3.lvd1689m')
+    parser.add_argument('--checkpoint', help="a file of its weights, in place of timm's")
     parser.add_argument('--method', default='lora', help='vpt_dense.list_methods() names them')
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--batch', type=int, default=32)
@@ -72,7 +73,7 @@ def main() -> None:
     lightning.seed_everything(0)
     if args.tiny:
         args.data, args.epochs, args.lr = tiny.image_folder(tempfile.mkdtemp()), 10, 1e-2
-    options = tiny.MODEL if args.tiny else {}
+    options = tiny.MODEL if args.tiny else dict(checkpoint=args.checkpoint)
     classes = ImageFolder(f'{args.data}/train').classes
     model = vpt_dense.create_classifier(args.backbone, len(classes), args.method, **options)
     size = {'input_size': (3, *model.backbone.patch_embed.img_size)}

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument('--masks', type=Path)
     parser.add_argument('--classes', type=int, default=2)
     parser.add_argument('--backbone', default='vit_small_patch16_dinov3.lvd1689m')
+    parser.add_argument('--checkpoint', help="a file of its weights, in place of timm's")
     parser.add_argument('--method', default='deep', help='vpt_dense.list_methods() names them')
     parser.add_argument('--size', type=int, default=512, help='pixels, a multiple of the patches')
     parser.add_argument('--epochs', type=int, default=20)
@@ -65,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    options = {}
+    options = dict(checkpoint=args.checkpoint)
     if args.tiny:
         args.images, args.masks = tiny.images_and_masks(tempfile.mkdtemp())
         args.size, args.lr, options = 64, 1e-2, tiny.MODEL

@@ -78,7 +78,7 @@ def test_the_programs_are_short_and_all_are_run():
     names = {file.stem for file in (ROOT / 'examples').glob('*.py')}
     assert names == {*REPORTS, 'tiny'}
     for name in names:
-        assert len((ROOT / f'examples/{name}.py').read_text().splitlines()) <= 100
+        assert len((ROOT / f'examples/{name}.py').read_text().splitlines()) <= 110
     page = (ROOT / 'docs/pytorch.md').read_text()
     assert all(f'examples/{name}.py' in page for name in REPORTS)
 
