@@ -183,7 +183,6 @@ class PreNormBlock(InPlaceBlock):
     """timm's ``Block`` and ``EvaBlock``: norm, attention, scale; norm, MLP, scale."""
 
     prenorm = True
-    joins = True
 
     def parts(self) -> dict[str, Any]:
         """See :meth:`TunedBlock.parts`."""
@@ -203,18 +202,32 @@ class PreNormBlock(InPlaceBlock):
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self._join(x, self._transform(x), 2)
 
+    def _halves(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        """See :meth:`TunedBlock._halves`.
+
+        What is computed again ends in a linear layer, without layer scale and residual sum: of
+        that layer backward keeps a weight, so that it is not run again.
+        """
+        if self._has_adapters_inside():
+            return super()._halves(x, *arguments, **further)
+        x = self._join(x, self._checkpoint(self._mix, x, *arguments, **further), 1)
+        return self._join(x, self._checkpoint(self._transform, x), 2)
+
     def _mix(
         self, x: Tensor, *arguments: Any, prompts: Tensor | None = None, **further: Any
     ) -> Tensor:
+        """Attention without its residual sum."""
         tokens, prompts = beside(self.norm1, x, prompts)
         if prompts is not None:
             further['prompts'] = prompts
         return self.attn(tokens, *arguments, **further)
 
     def _transform(self, x: Tensor) -> Tensor:
+        """The MLP without its residual sum."""
         return self.mlp(self.norm2(x))
 
     def _join(self, x: Tensor, out: Tensor, half: int) -> Tensor:
+        """The residual sum of half 1 or 2."""
         drop_path = self.drop_path1 if half == 1 else self.drop_path2
         return x + drop_path(self._scaled(out, half))
 

@@ -35,16 +35,12 @@ class TunedBlock(nn.Module):
         adapters: The backbone's adapters.
         index: Of this block among the backbone's blocks.
         takes_keys_values: Whether prompts may act through keys and values alone.
-        joins: Whether a half is :meth:`_join` of its input and :meth:`_mix` or :meth:`_transform`,
-            which end in a linear layer. Layer scale is then not computed again, and neither is that
-            layer: what backward keeps of it is a weight.
     """
 
     recompute: str | None = None
     adapters: tuple[nn.Module, ...] = ()
     index = 0
     takes_keys_values = True
-    joins = False
 
     @classmethod
     def adopt(cls, block: nn.Module) -> None:
@@ -75,11 +71,7 @@ class TunedBlock(nn.Module):
             return self._whole(x, *arguments, **further)
         if self.recompute == 'block':
             return self._checkpoint(self._whole, x, *arguments, **further)
-        if self.joins and not self._has_adapters_inside():
-            x = self._join(x, self._checkpoint(self._mix, x, *arguments, **further), 1)
-            return self._join(x, self._checkpoint(self._transform, x), 2)
-        x = self._checkpoint(self._attend, x, *arguments, **further)
-        return self._checkpoint(self._feed, x)
+        return self._halves(x, *arguments, **further)
 
     @abstractmethod
     def _attention(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
@@ -89,17 +81,10 @@ class TunedBlock(nn.Module):
     def _feed_forward(self, x: Tensor) -> Tensor:
         """The MLP with its residual sum."""
 
-    def _mix(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
-        """Attention without its residual sum, of blocks that join."""
-        raise NotImplementedError
-
-    def _transform(self, x: Tensor) -> Tensor:
-        """The MLP without its residual sum, of blocks that join."""
-        raise NotImplementedError
-
-    def _join(self, x: Tensor, out: Tensor, half: int) -> Tensor:
-        """The residual sum of half 1 or 2, of blocks that join."""
-        raise NotImplementedError
+    def _halves(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        """The block, of whose two halves backward keeps the inputs."""
+        x = self._checkpoint(self._attend, x, *arguments, **further)
+        return self._checkpoint(self._feed, x)
 
     def _has_adapters_inside(self) -> bool:
         """Whether an adapter acts on the tokens between or behind attention and MLP."""
