@@ -602,3 +602,8 @@ def test_masks_are_refused_where_prompts_are_among_the_tokens():
     model = tuned('vit', 'shallow')
     with pytest.raises(UserError, match='masks do not know prompts'):
         model(images(1, 3, 64, 64), is_causal=True)
+
+
+def test_prompts_of_pixels_need_patches_of_one_convolution():
+    with pytest.raises(UserError, match='needs a patch embedding that is one convolution'):
+        vpt_dense.create_backbone('vit_tiny_r_s16_p8_224', 'pixel', pretrained=False)

@@ -23,6 +23,7 @@ OFFERS = {
     'one width': 'blocks that are all of one width',
     'open sizes': 'graphs that take images of any size',
     'outputs': 'maps or vectors of its own to put out',
+    'patches': 'a patch embedding that is one convolution',
     'parts': 'blocks with a norm, attention and an MLP one after the other',
     'keys and values': 'attention that takes keys and values from outside',
 }

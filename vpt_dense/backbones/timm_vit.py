@@ -61,7 +61,7 @@ class TimmBackbone(InPlaceBackbone):
             offers -= {'keys and values', 'parts'}
         elif not hasattr(blocks[0].mlp, 'fc2'):
             offers -= {'parts'}
-        if not isinstance(self.patch_embed.proj, nn.Conv2d):
+        if hasattr(self.patch_embed, 'backbone'):  # a convolutional network makes the patches
             offers -= {'patches'}
         rope = getattr(self, 'rope', None)
         if isinstance(rope, timm_blocks.RotaryEmbeddingDinoV3):

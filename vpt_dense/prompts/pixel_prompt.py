@@ -40,7 +40,7 @@ class PixelPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    needs = frozenset({'tokens', 'one width'})
+    needs = frozenset({'tokens', 'one width', 'patches'})
     depends_on_input = False
 
     def __init__(
