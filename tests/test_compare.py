@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -324,29 +323,6 @@ def test_the_demo_runs_each_method_once_and_writes_where_it_is_told(tmp_path, ca
         assert outcome.code == 2 and 'enough' in outcome.err
     assert asked == [(folder, ['deep', 'head'], [0])
                      for folder in (tmp_path / 'mine', Path('work_dirs/demo'))]
-
-
-def test_trials_of_the_search_are_those_of_their_settings(tmp_path, monkeypatch):
-    """One with mixed precision, from another machine, was taken for one without."""
-    monkeypatch.chdir(ROOT)
-    trial = runpy.run_path(str(ROOT / 'tools/search_demo.py'))['trial']
-    calls, progress = [], mock.Mock()
-
-    def call(command, *args):
-        folder = Path(command[command.index('--work-dir') + 1])
-        calls.append(folder.name)
-        content = dict(last=dict(metrics=dict(mIoU=float(len(calls)))))
-        (folder / 'summary.json').write_text(json.dumps(content))
-
-    monkeypatch.setattr(runs, 'call', call)
-    options = {'optim_wrapper.optimizer.lr': 0.004}
-    found = [trial('head', options, tmp_path, amp, progress)['mIoU']
-             for amp in (False, True, False, True)]
-    assert found == [1, 2, 1, 2]
-    assert calls[0] == 'head_0.004' and re.fullmatch('head_0.004_[0-9a-f]{8}', calls[1])
-    (tmp_path / 'head_0.004/run.json').unlink()
-    with pytest.raises(UserError, match='head_0.004 holds a run that was started otherwise'):
-        trial('head', options, tmp_path, False, progress)
 
 
 def test_summary():

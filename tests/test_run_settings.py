@@ -1,4 +1,4 @@
-"""img_size, epochs, iters, warmup and batch_size are said once: what follows, what contradicts."""
+"""img_size, epochs, iters, lr and others are said once: what follows, what contradicts."""
 
 import json
 
@@ -176,6 +176,42 @@ def leaf(folder, text, base=SETR, name='leaf.py'):
     return str(path)
 
 
+HEAD = 'optim_wrapper.paramwise_cfg.custom_keys.head.lr_mult'
+LR, DECAY = 'optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay'
+ETA = 'param_scheduler.0.eta_min'
+#: Recipe, method, options, what the finished config has. SETR's own: 1e-3, ten times that for the
+#: heads, down to 1e-4.
+RATES = [
+    ('setr_vit-l_ade20k', 'deep', ['lr=0.01'], {LR: 0.01, HEAD: 10.0, ETA: 1e-3}),
+    ('setr_vit-l_ade20k', 'deep', ['head_lr=0.05'], {LR: 1e-3, HEAD: 50.0, ETA: 1e-4}),
+    ('setr_vit-l_ade20k', 'deep', ['lr=0.1', 'head_lr=0.05', 'weight_decay=0.2'],
+     {LR: 0.1, HEAD: 0.5, ETA: 0.01, DECAY: 0.2}),
+    ('setr_vit-l_ade20k', 'deep',
+     ['lr=0.1', "param_scheduler=[{type: PolyLR, eta_min: 1e-5, end: 160000, by_epoch: False}]"],
+     {LR: 0.1, ETA: 1e-5}),
+    ('linear_vit-s_dinov2_segfolder', 'lora', ['head_lr=0.01'], {LR: 1e-3, HEAD: 10.0}),
+    ('vit-b_imagefolder', 'deep', ['lr=5', 'head_lr=1'], {LR: 5, HEAD: 0.2}),
+    ('upernet_vit-b_ade20k', 'deep', ['head_lr=0.02'], {
+        HEAD: 20.0, 'optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mult': 20.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('recipe', 'method', 'said', 'expected'), RATES)
+def test_the_rates_go_into_the_optimizer(tmp_path, recipe, method, said, expected):
+    path = f'{CONFIGS / "vpt" / recipe}.py'
+    cfg = config.load(path, said, method)
+    file = tmp_path / 'leaf.py'
+    plain = [option for option in said if not option.startswith('param_scheduler')]
+    file.write_text('\n'.join([f'_base_ = {path!r}', *plain]))
+    written = config.load(str(file), [o for o in said if o not in plain], method)
+    for place, value in expected.items():
+        assert read(cfg, place) == pytest.approx(value)
+        assert read(written, place) == pytest.approx(value)
+    finished = tmp_path / 'finished.py'
+    cfg.dump(str(finished))
+    assert read(config.load(str(finished)), LR) == expected.get(LR, read(cfg, LR))
+
+
 def test_each_way_of_saying_it_is_the_same(tmp_path):
     options = ['img_size=(256,320)', 'iters=200', 'warmup=20', 'batch_size=4']
     wanted = config.load(f'{CONFIGS / SETR}.py', options)
@@ -310,6 +346,13 @@ CASES = [
      rf'param_scheduler\.0\.end is 160000, {SAID}'),
     (SETR, 'img_size = 256\n' + OWN.format(
         crop="dict(type='RandomCrop', crop_size=(256, 256)), dict(type='Albu', size=300)"), None),
+    (SETR, 'lr = 0.1\noptim_wrapper = dict(optimizer=dict(lr=0.01))',
+     rf'optimizer\.lr is 0\.01, {SAID}'),
+    (SETR, 'head_lr = 0.1\noptim_wrapper = dict(paramwise_cfg=dict(custom_keys='
+     'dict(head=dict(lr_mult=3.0))))', rf'head\.lr_mult is 3\.0, {SAID}'),
+    (SETR, "lr = 'fast'", "lr must be a number above 0, found 'fast'"),
+    (SETR, 'weight_decay = -0.1', 'weight_decay must not be negative'),
+    (SETR, 'learning_rate = 0.1', "'learning_rate'; lr sets all that follows"),
     (CLS, 'batch_size = 8\ntrain_dataloader = dict(batch_size=64)', rf'batch_size is 64, {SAID}'),
 ]  # fmt: skip
 

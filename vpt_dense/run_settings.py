@@ -1,4 +1,4 @@
-"""Keys that are set once: ``img_size``, ``epochs`` or ``iters``, ``warmup``, ``batch_size``.
+"""Keys that are set once: ``img_size``, ``epochs`` or ``iters``, ``warmup``, ``lr`` and others.
 
 Each is a top-level key of a config, or an option of the command line, and goes into all the places
 that follow it; then it is gone, so that the finished config says the same when it is loaded again.
@@ -18,18 +18,19 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files, pretraining, tasks
+from vpt_dense import config_files, pretraining, rates, tasks
 from vpt_dense.argument_checks import check_count, is_number, to_pair
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
 
-KEYS = ('img_size', 'epochs', 'iters', 'warmup', 'batch_size')
+KEYS = ('img_size', 'epochs', 'iters', 'warmup', 'batch_size', *rates.KEYS)
 
 #: Names of settings and variables elsewhere, and the key that moves all that follows them.
 MEANT = {
     'crop_size': 'img_size', 'image_size': 'img_size', 'size': 'img_size', 'scale': 'img_size',
     'max_epochs': 'epochs', 'num_epochs': 'epochs', 'max_iters': 'iters', 'num_iters': 'iters',
     'iterations': 'iters', 'warmup_epochs': 'warmup', 'warmup_iters': 'warmup',
+    'learning_rate': 'lr', 'base_lr': 'lr', 'wd': 'weight_decay',
 }  # fmt: skip
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -48,6 +49,7 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
       added to a schedule without. It keeps its share of the length where only that changes.
     - ``batch_size``, images a step and process: ``train_dataloader``, and the other loaders where
       theirs was the same. ``auto_scale_lr`` scales the rate, in configs that have it.
+    - ``lr``, ``head_lr``, ``weight_decay``: see :func:`vpt_dense.rates.place`.
 
     Args:
         cfg: A config whose data sets are merged; ``cfg.filename`` tells what its files say.
@@ -63,6 +65,8 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
     for key, value in given.items():
         if key == 'img_size':
             given[key] = to_pair(f'{key} (pixels, or height and width)', value)
+        elif key in rates.KEYS:
+            given[key] = rates.check(key, value)
         elif key != 'warmup' or value != 0 or isinstance(value, bool):
             check_count(value, key)
     read = functools.cache(lambda file: config_files.parse(str(file))._cfg_dict)
@@ -74,6 +78,7 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
         _place_length(cfg, given, origins)
     if 'batch_size' in given:
         _place_batch(cfg, given['batch_size'], origins['batch_size'])
+    rates.place(cfg, given, origins)
 
 
 def hint(name: str) -> str:

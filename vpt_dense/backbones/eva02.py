@@ -5,6 +5,7 @@ from mmpretrain.models.utils import SwiGLUFFN
 from torch import Tensor
 
 from vpt_dense.backbones.encoder_layer import PromptedAttention, PromptedEncoderLayer
+from vpt_dense.backbones.rotation import turn_last
 from vpt_dense.backbones.vision_transformer import VisionTransformer
 from vpt_dense.registry import MODELS
 
@@ -28,10 +29,7 @@ class RotaryAttention(PromptedAttention):
         Returns:
             (B, heads, n, d), x cos + rot(x) sin with rot(x0, x1, ...) = (-x1, x0, ...).
         """
-        sin, cos = positions
-        first, x = tokens.tensor_split((tokens.shape[2] - sin.shape[0],), dim=2)
-        turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-        return torch.cat((first, (x * cos + turned * sin).to(tokens.dtype)), dim=2)
+        return turn_last(tokens, *positions)
 
 
 class EVA02Block(PromptedEncoderLayer):

@@ -10,7 +10,6 @@ from timm.layers import (
     AttentionRope,
     RotaryEmbeddingCat,
     RotaryEmbeddingDinoV3,
-    apply_rot_embed_cat,
 )
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from vpt_dense.adapters.lora import of_parts
 from vpt_dense.backbones.attention import attention, cast_once, in_parts, one_product
 from vpt_dense.backbones.beside import beside, is_plain, spread
 from vpt_dense.backbones.in_place import InPlaceBlock, adopt, refuse
+from vpt_dense.backbones.rotation import turn_last
 
 
 class BiasedInParts(nn.Linear):
@@ -149,9 +149,7 @@ class TimmAttention(nn.Module):
 
     def _place(self, tokens: Tensor, rope: Tensor) -> Tensor:
         """Turn the patches, the last N of tokens (B, heads, n, d)."""
-        first, patches = tokens.tensor_split((tokens.shape[2] - rope.shape[-2],), dim=2)
-        turned = apply_rot_embed_cat(patches, rope, half=getattr(self, 'rotate_half', False))
-        return torch.cat((first, turned), dim=2)
+        return turn_last(tokens, *rope.chunk(2, -1), getattr(self, 'rotate_half', False))
 
 
 class PlacesOnce(nn.Module):

@@ -2,7 +2,7 @@
 
 ``python tools/compare.py``
 ``python tools/compare.py 'configs/demo/setr_{method}_digits.py' --methods head deep --seeds 0 1 2``
-``python tools/compare.py configs/vpt/setr_vit-l_ade20k.py --methods head deep lora``
+``python tools/compare.py configs/vpt/setr_vit-l_ade20k.py --methods head deep lora --search 20``
 
 Trains and tests through tools/train.py and tools/test.py, then measures each method in a process
 of its own, then writes table.md, table.csv, table.json and scatter.svg. What is finished is not
@@ -48,6 +48,9 @@ def parse_args(argv=None):
     add('--amp', choices=['auto', 'on', 'off'], default='auto',
         help='mixed precision (auto: on a CPU that computes in bfloat16 natively)')
     add('--steps', type=int, default=10, help='steps that are timed (default: %(default)s)')
+    add('--search', type=int, metavar='TRIALS',
+        help='first search the settings of every method with so many trials (vpt-dense search)')
+    add_space_options(parser)
     phase = parser.add_mutually_exclusive_group()
     phase.add_argument('--no-measure', action='store_true', help='leave out time and memory')
     phase.add_argument('--measure-only', action='store_true',
@@ -55,9 +58,24 @@ def parse_args(argv=None):
     parser.add_config_options('override settings of all configs', method=False)
     args = parser.parse_args(argv)
     check_numbers(args.seeds, args.jobs)
+    if args.search is not None and args.search < 1:
+        raise UserError(f'--search must be at least 1, found {args.search}')
+    if args.space and not args.search:
+        raise UserError('--space does nothing without --search TRIALS')
     if args.steps < 1:
         raise UserError(f'--steps must be at least 1, found {args.steps}')
     return args
+
+
+def add_space_options(parser):
+    """Adds what is searched, and how."""
+    parser.add_argument(
+        '--space', nargs='+', default=[], metavar='KEY=RANGE',
+        help='what else is searched, or other ranges: lr=1e-4:1e-1 '
+        'model.backbone.prompt.num_tokens=5,10,50')
+    parser.add_argument(
+        '--pruner', choices=['none', 'median', 'hyperband'], default='median',
+        help='what stops a trial early, by its validations on the way (default: %(default)s)')
 
 
 def check_numbers(seeds, jobs):
@@ -100,8 +118,8 @@ def go_to_demo():
     return str(DEMO if installed.is_checkout() else ROOT / DEMO), options
 
 
-def plan(methods, seeds, jobs, amp, folder) -> tuple:
-    """Divides the CPUs, chooses the precision and says so.
+def share(total, jobs, amp) -> tuple:
+    """Divides the CPUs among runs and chooses the precision.
 
     Returns:
         Runs at a time, threads for each, whether in mixed precision.
@@ -110,14 +128,17 @@ def plan(methods, seeds, jobs, amp, folder) -> tuple:
 
     from vpt_dense.comparison import runs
 
-    gpu, cpus, total = torch.cuda.is_available(), runs.num_cpus(), len(methods) * len(seeds)
+    gpu, cpus = torch.cuda.is_available(), runs.num_cpus()
     jobs = min(jobs or (1 if gpu else min(cpus, 4)), total)
-    threads = max(1, cpus // jobs)
     amp = amp == 'on' or (amp == 'auto' and not gpu and runs.has_fast_bfloat16())
-    precision = 'float32' if not amp else 'float16 autocast' if gpu else 'bfloat16 autocast'
-    print(f'{total} runs, {jobs} at a time with {threads} thread(s) each, {precision}; '
-          f'logs in {folder}/*/output.log')
-    return jobs, threads, amp
+    return jobs, max(1, cpus // jobs), amp
+
+
+def precision(amp) -> str:
+    """In words."""
+    import torch
+
+    return 'float32' if not amp else f'{"float" if torch.cuda.is_available() else "bfloat"}16'
 
 
 def fail(failures, total):
@@ -146,8 +167,13 @@ def main(argv=None):
         args.pattern, needed = go_to_demo()
         options = [*needed, *options]
     methods = find_methods(args.pattern, args.methods)
-    jobs, threads, amp = plan(methods, args.seeds, args.jobs, args.amp, folder)
+    total = len(methods) * len(args.seeds)
+    jobs, threads, amp = share(max(total, args.search or 0), args.jobs, args.amp)
+    print(f'{total} runs, {jobs} at a time with {threads} thread(s) each, {precision(amp)}; '
+          f'logs in {folder}/*/output.log')
     comparison = Comparison(args.pattern, folder, amp, threads, options)
+    if args.search:
+        search_all(comparison, methods, args, jobs)
     if args.measure_only:
         results, failures = comparison.finished(methods, args.seeds), {}
     else:
@@ -165,7 +191,8 @@ def main(argv=None):
         metric = report.find_metric(results, args.metric)
         rows = report.summarise(results, metric, methods, costs)
         notes = dict(command=shlex.join(['python', *sys.argv]), cost=note, amp=amp,
-                     threads=threads, versions=results[0]['versions'], costs=costs)
+                     threads=threads, versions=results[0]['versions'], costs=costs,
+                    trials=args.search, searched=comparison.found)
         written = report.write(rows, metric, folder, notes, failures)
         report.draw(rows, metric, folder / 'scatter.svg')
         print(written[0].read_text(encoding='utf-8'))
@@ -174,6 +201,22 @@ def main(argv=None):
         print(f'no run in {folder} is finished; measured: {folder / "cost"}')
     runs = 0 if args.measure_only else len(args.seeds)
     fail(failures, len(methods) * (runs + (not args.no_measure)))
+
+
+def search_all(comparison, methods, args, jobs):
+    """Searches the settings of every method with the same number of trials."""
+    from vpt_dense.comparison.search import Search, best_of, options_of, read_space
+
+    space = read_space(args.space)
+    for method in methods:
+        folder = comparison.folder / 'search' / method
+        search = Search(comparison, method, folder, args.search, space, args.pruner)
+        study = search.run(jobs)
+        search.write(study)
+        best = best_of(study)
+        print(f'{method}: best of {args.search} trials: {" ".join(options_of(best))}: '
+              f'{search.metric} {best.value:.2f} on validation')
+        comparison.found[method] = options_of(best)
 
 
 def describe(costs):

@@ -122,7 +122,7 @@ def main(argv=None):
     from vpt_dense.comparison.runs import Comparison
 
     logging.filter_warnings()
-    jobs, threads, amp = compare.plan(methods, args.seeds, args.jobs, args.amp, args.work_dir)
+    jobs, threads, amp = compare.share(len(methods) * len(args.seeds), args.jobs, args.amp)
     comparison = Comparison(pattern, args.work_dir, amp, threads, options, METHODS)
     results, failures = comparison.run(methods, args.seeds, jobs)
     compare.fail({f'{m}, seed {s}': error for (m, s), error in failures.items()},

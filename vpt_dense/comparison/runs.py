@@ -166,6 +166,7 @@ class Comparison:
         threads: Of a run.
         options: Overrides of the configs, ``KEY=VALUE`` as on the command line.
         labels: Method -> what it is called in what is printed; others by their own name.
+        found: Method -> further overrides, which a search has found.
     """
 
     pattern: str
@@ -174,6 +175,7 @@ class Comparison:
     threads: int = 1
     options: Sequence[str] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    found: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Nothing has been asked to stop yet, no data have been looked at."""
@@ -186,14 +188,19 @@ class Comparison:
 
     def method_option(self, method: str) -> list[str]:
         """The arguments that tools need beside that path."""
-        return [] if '{method}' in self.pattern else ['--method', method]
+        return [] if '{method}' in self.pattern or not method else ['--method', method]
 
-    def config(self, method: str) -> 'Config':
-        """A method's config, resolved."""
+    def options_of(self, method: str, further: Sequence[str] = ()) -> list[str]:
+        """The overrides of a method's config."""
+        return [*self.options, *self.found.get(method, ()), *further]
+
+    def config(self, method: str, options: Sequence[str] = ()) -> 'Config':
+        """A method's config, resolved, with further overrides."""
         from vpt_dense import config
 
         return config.load(
-            str(self.config_path(method)), self.options, *self.method_option(method)[1:])
+            str(self.config_path(method)), self.options_of(method, options),
+            *self.method_option(method)[1:])
 
     def work_dir(self, method: str, seed: int) -> Path:
         """The folder of a run; nothing in it is of another."""
@@ -296,7 +303,7 @@ class Comparison:
                 f'{label}: {method}_seed{seed} is a run of other settings or data; this one is in '
                 f'{work_dir.name}', highlight=False, markup=False,
             )
-        known = _read(work_dir / RESULT)
+        known = read(work_dir / RESULT)
         if known is not None and 'metrics' in known:
             return known
         if not (work_dir / RESULT).exists() and any(work_dir.glob('*.pth')):
@@ -308,29 +315,19 @@ class Comparison:
             mark = json.dumps(self.fingerprint(method, seed))
             safe_files.write_text(work_dir / RESULT, f'{mark}\n')
         loop = self.config(method).train_cfg
-        epochs = 'max_epochs' in loop
         progress.update(
             task, description=f'{label}: training',
-            total=loop.max_epochs if epochs else loop.max_iters,
+            total=loop.max_epochs if 'max_epochs' in loop else loop.max_iters,
         )
-        call_tool = functools.partial(
-            call, log=work_dir / 'output.log', threads=self.threads, stop=self._stop,
-            expected=EPOCH if epochs else ITERATION,
-            done=lambda number: progress.update(task, completed=number),
-        )
-        arguments = [
-            self.config_path(method), *self.method_option(method), '--work-dir', work_dir]
-        options = ['--cfg-options', *self.options] if self.options else []
-        summary_file = work_dir / 'summary.json'  # written when training has ended
-        if not summary_file.is_file():
-            call_tool([
-                *TOOL, 'train', *arguments, '--seed', seed,
-                *(['--amp'] if self.amp else []), '--resume', 'if-any', *options,
-            ])
+        summary = self.train(
+            method, work_dir, done=lambda number: progress.update(task, completed=number),
+            seed=seed)
         progress.update(task, description=f'{label}: testing')
-        call_tool([*TOOL, 'test', arguments[0], work_dir, *arguments[1:], *options])
+        call_tool = functools.partial(
+            call, log=work_dir / 'output.log', threads=self.threads, stop=self._stop)
+        call_tool([
+            *TOOL, 'test', self.config_path(method), work_dir, *self._arguments(method, work_dir)])
         test = json.loads((work_dir / 'test.json').read_text(encoding='utf-8'))
-        summary = json.loads(summary_file.read_text(encoding='utf-8'))
         counts = test['params']
         parts = {name: (n['trainable'], n['total']) for name, n in counts['parts'].items()}
         result = dict(
@@ -346,6 +343,48 @@ class Comparison:
         )
         safe_files.write_text(work_dir / RESULT, json.dumps(result, indent=1) + '\n')
         return result
+
+    def train(
+        self, method: str, work_dir: Path, options: Sequence[str] = (),
+        done: Callable[[int], object] | None = None, stop: threading.Event | None = None,
+        seed: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Train one method, or go on where that was interrupted.
+
+        Args:
+            method: Name of the method.
+            work_dir: Folder of the run; made if there is none.
+            options: Further overrides of the config.
+            done: Called with the iteration, or epoch, that the training has reached.
+            stop: Ends the training when it is set, with a checkpoint.
+            seed: Random seed of the run; None: that of the config.
+
+        Returns:
+            What ``summary.json`` holds.
+
+        Raises:
+            UserError: If training fails, or is stopped.
+        """
+        file = work_dir / 'summary.json'  # written when training has ended
+        work_dir.mkdir(parents=True, exist_ok=True)
+        if not file.is_file():
+            epochs = 'max_epochs' in self.config(method, options).train_cfg
+            call(
+                [*TOOL, 'train', self.config_path(method),
+                 *(['--amp'] if self.amp else []), '--resume', 'if-any',
+                 *([] if seed is None else ['--seed', seed]),
+                 *self._arguments(method, work_dir, options)],
+                work_dir / 'output.log', self.threads, done, EPOCH if epochs else ITERATION,
+                stop or self._stop)
+        return read(file)
+
+    def _arguments(
+        self, method: str, work_dir: Path, options: Sequence[str] = ()
+    ) -> list[object]:
+        """What training and testing are called with beside config and checkpoint."""
+        options = self.options_of(method, options)
+        return [*self.method_option(method), '--work-dir', work_dir,
+                *(['--cfg-options', *options] if options else [])]
 
     def _disk(
         self, method: str, work_dir: Path, checkpoint: str, call_tool: Callable
@@ -387,21 +426,21 @@ class Comparison:
                 label = f'{self.labels.get(method, method)}: measuring'
                 progress.update(task, description=label)
                 try:
-                    cfg = self.config(method)
+                    cfg, options = self.config(method), self.options_of(method)
                     text = f'{self.amp} {steps} {threads} {_machine()} {cfg.pretty_text}'
                     mark = dict(fingerprint=hashlib.sha256(text.encode()).hexdigest())
                     file = Path(f'{own_place(self.folder / "cost" / method, ".json", mark)}.json')
-                    found = _read(file)
+                    found = read(file)
                     if found is None:
                         file.parent.mkdir(parents=True, exist_ok=True)
                         call(
                             ['-m', 'vpt_dense.comparison.cost', self.config_path(method), file,
                              *self.method_option(method), '--steps', steps,
                              *(['--amp'] if self.amp else []),
-                             *(['--cfg-options', *self.options] if self.options else [])],
+                             *(['--cfg-options', *options] if options else [])],
                             file.with_suffix('.log'), threads, stop=self._stop,
                         )
-                        found = {**_read(file), **mark}
+                        found = {**read(file), **mark}
                         safe_files.write_text(file, json.dumps(found, indent=1) + '\n')
                     costs[method] = found
                 except Exception as error:
@@ -417,13 +456,13 @@ class Comparison:
         results = []
         for seed in seeds:
             for method in methods:
-                known = _read(self.work_dir(method, seed) / RESULT)
+                known = read(self.work_dir(method, seed) / RESULT)
                 if known and 'metrics' in known:
                     results.append(known)
         return results
 
 
-def _read(file: Path) -> dict | None:
+def read(file: Path) -> Any:
     """A JSON file's content; None if it is not there, empty if it is broken."""
     try:
         return json.loads(file.read_text(encoding='utf-8'))
@@ -441,7 +480,7 @@ def own_place(place: Path, record: str, mark: Mapping[str, str | None]) -> Path:
         record: Ending of the file that says what is there.
         mark: What must be so; the data's may be None there, if the run has downloaded them.
     """
-    known = _read(Path(f'{place}{record}'))
+    known = read(Path(f'{place}{record}'))
     if known is None or all(
         known.get(key) == value or (key == 'data' and key in known and known[key] is None)
         for key, value in mark.items()

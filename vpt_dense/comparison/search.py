@@ -1,0 +1,471 @@
+"""A search for the settings of a method: rates, weight decay and whatever else a config has.
+
+The trials are Optuna's (https://optuna.org); each is a training of its own, judged by validation.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt_dense.comparison import runs
+from vpt_dense.errors import UserError, explain
+
+if TYPE_CHECKING:
+    import optuna
+    from mmengine.config import Config
+
+#: Half the width of the default range of a rate, as a factor: two decades around the config's own.
+REACH = 10.0
+#: The default range of the weight decay.
+DECAY = (1e-5, 1e-1)
+PRUNERS = ('none', 'median', 'hyperband')
+
+#: The study and its name, in the folder of a search.
+STUDY = 'study.log'
+_NAME = 'search'
+#: What the study is of.
+MARK = 'search.json'
+#: Failures without a success after which the search ends.
+_PATIENCE = 3
+
+_RANGE = re.compile(r'([^:,]+):([^:,]+)(?::(log|linear))?')
+
+
+def import_optuna() -> Any:
+    """Optuna, without its lines about every trial.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("a search needs Optuna: pip install 'vpt_dense[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+# --- the space -------------------------------------------------------------------------------
+
+
+def read_space(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ranges and choices.
+
+    Args:
+        texts: ``KEY=LOW:HIGH`` (whole numbers if both are, logarithmic if LOW is above 0 and HIGH
+            at least ten times LOW; ``:log`` or ``:linear`` behind it says it), or ``KEY=A,B,C``.
+
+    Returns:
+        Key -> Optuna's distribution.
+
+    Raises:
+        UserError: If one cannot be read.
+    """
+    distributions = import_optuna().distributions
+    space: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition('='))
+        if not key or not equals or not value:
+            raise UserError(f'--space {text}: KEY=LOW:HIGH or KEY=A,B,C was expected')
+        if key in space:
+            raise UserError(f'--space {text}: {key} is said twice')
+        found = _RANGE.fullmatch(value)
+        if not found:
+            choices = [_number(item.strip()) for item in value.split(',')]
+            if len(set(choices)) < 2 or '' in choices:
+                raise UserError(f'--space {text}: at least two values were expected, as A,B')
+            space[key] = distributions.CategoricalDistribution(choices)
+            continue
+        low, high = (_number(part.strip()) for part in found.group(1, 2))
+        if isinstance(low, str) or isinstance(high, str) or not low < high:
+            raise UserError(f'--space {text}: two numbers, LOW below HIGH, were expected')
+        scale = found.group(3)
+        log = scale == 'log' or (scale is None and low > 0 and high >= 10 * low)
+        if log and low <= 0:
+            raise UserError(f'--space {text}: a logarithmic range begins above 0')
+        whole = isinstance(low, int) and isinstance(high, int)
+        kind = distributions.IntDistribution if whole else distributions.FloatDistribution
+        space[key] = kind(low, high, log=log)
+    return space
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {'True': True, 'False': False, 'None': None}.get(text, text)
+
+
+def own_settings(cfg: 'Config') -> dict[str, float]:
+    """The rates and the weight decay that a config has, by the keys that set them.
+
+    ``lr`` is left out where nothing but the heads trains.
+
+    Raises:
+        UserError: If the config has no optimizer with a rate.
+    """
+    from vpt_dense.tree import get
+
+    optimizer = get(cfg, 'optim_wrapper.optimizer') or {}
+    if 'lr' not in optimizer:
+        raise UserError('a search needs optim_wrapper.optimizer.lr, which the config does not have')
+    factor = get(cfg, 'optim_wrapper.paramwise_cfg.custom_keys.head.lr_mult')
+    settings = {'head_lr': optimizer['lr'] * (1.0 if factor is None else factor)}
+    if get(cfg, 'model.backbone.trainable') != []:
+        settings = {'lr': optimizer['lr'], **settings}
+    if optimizer.get('weight_decay') is not None:
+        settings['weight_decay'] = optimizer['weight_decay']
+    return settings
+
+
+def default_space(settings: Mapping[str, float]) -> dict[str, Any]:
+    """Two decades around each rate, and four of weight decay, all logarithmic."""
+    distributions = import_optuna().distributions
+    space = {}
+    for key, value in settings.items():
+        low, high = DECAY if key == 'weight_decay' else (value / REACH, value * REACH)
+        space[key] = distributions.FloatDistribution(low, high, log=True)
+    return space
+
+
+# --- the search ------------------------------------------------------------------------------
+
+
+@dataclass
+class Search:
+    """A search for one method of a comparison.
+
+    Attributes:
+        comparison: Its config, precision, threads and options are those of the trials.
+        method: Name of the method; empty: the config says what trains.
+        folder: Gets the study, a folder a trial, and the results. Several processes may search in
+            one folder: they share the study and its number of trials.
+        trials: How many, of all processes and calls.
+        space: Key -> distribution, beside the defaults or in their place.
+        pruner: One of :data:`PRUNERS`.
+        seed: Of Optuna's sampler.
+    """
+
+    comparison: runs.Comparison
+    method: str
+    folder: Path
+    trials: int
+    space: Mapping[str, Any]
+    pruner: str = 'none'
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Look at the config."""
+        from vpt_dense import tasks
+
+        self._cfg = self.comparison.config(self.method)
+        self._task = tasks.of(self._cfg.model)
+        own = own_settings(self._cfg)
+        said = [option.partition('=')[0].strip() for option in self.comparison.options]
+        self.own = {key: value for key, value in own.items() if key not in said}
+        unsearched = {key: value for key, value in self.own.items() if key not in self.space}
+        self.space = {**default_space(unsearched), **self.space}
+        self._check_space(said)
+        self._stops: list[threading.Event] = []
+        self._lock = threading.Lock()
+        self._failed = 0
+
+    def _check_space(self, said: Sequence[str]) -> None:
+        """Both ends of every range must be what the config takes."""
+        for key, distribution in self.space.items():
+            if key in said:
+                raise UserError(
+                    f'--space {key}: --cfg-options sets it too; leave it out of one of them')
+            ends = getattr(distribution, 'choices', None) or (distribution.low, distribution.high)
+            for value in ends:
+                self.comparison.config(self.method, [_option(key, value)])
+
+    # --- the study
+
+    def open(self) -> 'optuna.Study':
+        """The study of the folder, made if there is none; trials of dead processes are closed.
+
+        Raises:
+            UserError: If the folder holds a search of other settings.
+        """
+        optuna = import_optuna()
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        from vpt_dense import safe_files
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark = dict(
+            self.comparison.fingerprint(self.method, 0), seed=self.seed, pruner=self.pruner,
+            space={key: repr(value) for key, value in self.space.items()})
+        known = runs.read(self.folder / MARK)
+        if known is None:
+            safe_files.write_text(self.folder / MARK, json.dumps(mark, indent=1) + '\n')
+        elif {**known, 'data': None} != {**mark, 'data': None} or (
+                known['data'] not in (None, mark['data'])):
+            differ = [key for key in mark if known.get(key) != mark[key]]
+            raise UserError(
+                f'{self.folder} holds a search of other settings ({", ".join(differ)} differ): '
+                'move it away, or take another --work-dir')
+        pruners = dict(none=optuna.pruners.NopPruner, median=optuna.pruners.MedianPruner,
+                       hyperband=optuna.pruners.HyperbandPruner)
+        backend = JournalFileBackend(str(self.folder / STUDY))
+        study = optuna.create_study(
+            study_name=_NAME, storage=JournalStorage(backend), load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=max(
+                3, self.trials // 3)),
+            pruner=pruners[self.pruner](),
+            direction='minimize' if self._task.less_is_better else 'maximize')
+        if not study.trials:
+            self._begin_with_its_own(study)
+        self._close_dead(study)
+        return study
+
+    def _begin_with_its_own(self, study: 'optuna.Study') -> None:
+        """The config's own settings are the first trial, where the ranges hold them."""
+        from vpt_dense.tree import get
+
+        own = {key: self.own.get(key, get(self._cfg, key)) for key in self.space}
+        if all(_holds(self.space[key], value) for key, value in own.items()):
+            study.enqueue_trial(own, skip_if_exists=True)
+
+    def _close_dead(self, study: 'optuna.Study') -> None:
+        """A trial whose process has ended without a word does not count."""
+        from vpt_dense import outputs
+
+        for trial in study.get_trials(deepcopy=False, states=(_state('RUNNING'),)):
+            if 'locked' not in trial.user_attrs:
+                continue  # it is beginning
+            try:
+                lock = outputs.FolderLock(self._place(trial.number))
+            except UserError:
+                continue  # another process is at it
+            study.tell(trial.number, state=_state('FAIL'))
+            del lock
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f'trial_{number:04}'
+
+    def run(self, jobs: int = 1, say: Callable[[str], object] = print) -> 'optuna.Study':
+        """Carry the trials out that are still to be.
+
+        Args:
+            jobs: Trials at a time.
+            say: Prints a line.
+
+        Raises:
+            UserError: If the first trials fail, with their error; or if no trial has a result.
+        """
+        study = self.open()
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(self._work, study, say) for _ in range(jobs)]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                with self._lock:
+                    for stop in self._stops:
+                        stop.set()
+                    self._stops = []
+                    self._failed = _PATIENCE
+                raise
+        if not done(study):
+            raise UserError(f'no trial in {self.folder} has a result')
+        return study
+
+    def _work(self, study: 'optuna.Study', say: Callable[[str], object]) -> None:
+        """Carry out trials until there are enough."""
+        from vpt_dense import outputs
+
+        while self._failed < _PATIENCE:
+            with self._lock:
+                if _count(study) >= self.trials:
+                    return
+                trial = study.ask(self.space)
+                if _count(study, trial.number) >= self.trials:  # another process was quicker
+                    study.tell(trial, state=_state('FAIL'))
+                    return
+                folder = self._place(trial.number)
+                folder.mkdir(exist_ok=True)
+                lock = outputs.FolderLock(folder)
+                trial.set_user_attr('locked', True)
+                stop = threading.Event()
+                self._stops.append(stop)
+            try:
+                self._train(study, trial, folder / 'run', stop, say)
+            finally:
+                del lock
+
+    def _train(
+        self, study: 'optuna.Study', trial: 'optuna.Trial', work_dir: Path, stop: threading.Event,
+        say: Callable[[str], object],
+    ) -> None:  # fmt: skip
+        options = options_of(trial)
+        name = f'{self.method or "trial"} {len(study.trials)}/{self.trials}'
+        told = ' '.join(options)
+        pruned, looked = False, 0
+
+        def look(_: int) -> None:
+            nonlocal pruned, looked
+            records = runs.read(work_dir / 'evaluations.json') or []
+            for record in records[looked:]:
+                value = record['metrics'].get(self.metric)
+                if isinstance(value, (int, float)):
+                    trial.report(value, record['iter'])
+            looked = len(records)
+            pruned = self.pruner != 'none' and trial.should_prune()
+            if pruned:
+                stop.set()
+
+        try:
+            summary = self.comparison.train(self.method, work_dir, options, look, stop)
+            value = ((summary['last'] or {}).get('metrics') or {}).get(self.metric)
+            if value is None:
+                raise UserError(
+                    f'the training ends without a validation that has {self.metric}; a search '
+                    'needs val_dataloader, val_cfg and val_evaluator')
+        except UserError as error:
+            if pruned:
+                study.tell(trial, state=_state('PRUNED'))
+                say(f'{name}: {told}: stopped early')
+                return
+            if stop.is_set():  # by the user: it does not count
+                study.tell(trial, state=_state('FAIL'))
+                raise
+            trial.set_user_attr('error', explain(error))
+            study.tell(trial, state=_state('FAIL'))
+            say(f'{name}: {told}: {explain(error)}')
+            self._failed += not done(study)
+            if self._failed >= _PATIENCE or trial.number == 0:
+                raise
+            return
+        study.tell(trial, value)
+        say(f'{name}: {told}: {self.metric} {value:.2f}')
+
+    @property
+    def metric(self) -> str:
+        """The name of what trials are judged by."""
+        return self._task.metric
+
+    # --- results
+
+    def write(self, study: 'optuna.Study') -> list[Path]:
+        """Write ``best.py`` (the whole config), ``trials.csv``, ``trials.svg``.
+
+        Returns:
+            The files.
+        """
+        from vpt_dense import safe_files
+
+        best = best_of(study)
+        cfg = self.comparison.config(self.method, options_of(best))
+        told = ' '.join(options_of(best))
+        text = (f'# {self.metric} {best.value:.2f} on validation, the best of {self.trials} '
+                f'trials: {told}\n{cfg.pretty_text}')
+        written = {'best.py': text, 'trials.csv': as_csv(study, self.metric)}
+        for name, content in written.items():
+            safe_files.write_text(self.folder / name, content)
+        draw(study, self.metric, self.folder / 'trials.svg')
+        return [self.folder / name for name in (*written, 'trials.svg')]
+
+
+def options_of(trial: Any) -> list[str]:
+    """The settings of a trial, as ``KEY=VALUE``."""
+    return [_option(key, value) for key, value in trial.params.items()]
+
+
+def _state(name: str) -> Any:
+    return import_optuna().trial.TrialState[name]
+
+
+def _option(key: str, value: Any) -> str:
+    return f'{key}={value:.4g}' if isinstance(value, float) else f'{key}={value}'
+
+
+def _holds(distribution: Any, value: Any) -> bool:
+    choices = getattr(distribution, 'choices', None)
+    if choices is not None:
+        return value in choices
+    return isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
+
+
+def _counts(trial: Any) -> bool:
+    """Whether a trial is one of the number: it runs, has ended, or ended in an error of its own."""
+    return trial.state.name in ('RUNNING', 'COMPLETE', 'PRUNED') or 'error' in trial.user_attrs
+
+
+def _count(study: 'optuna.Study', below: float = math.inf) -> int:
+    """How many trials there are, of those before one."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.number < below and _counts(trial) for trial in trials)
+
+
+def done(study: 'optuna.Study') -> list[Any]:
+    """The trials that have a result, by number."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == 'COMPLETE']
+
+
+def best_of(study: 'optuna.Study') -> Any:
+    """The best trial; of equal ones the first."""
+    sign = 1 if study.direction.name == 'MAXIMIZE' else -1
+    return max(done(study), key=lambda trial: (sign * trial.value, -trial.number))
+
+
+def as_csv(study: 'optuna.Study', metric: str) -> str:
+    """Every trial: number, state, settings, score."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator='\n')
+    writer.writerow(['trial', 'state', *keys, metric, 'error'])
+    for trial in trials:
+        state = 'failed' if trial.state.name == 'FAIL' else trial.state.name.lower()
+        writer.writerow([trial.number, state, *(trial.params.get(key, '') for key in keys),
+                         '' if trial.value is None else trial.value,
+                         trial.user_attrs.get('error', '')])
+    return stream.getvalue()
+
+
+def draw(study: 'optuna.Study', metric: str, out: Path) -> None:
+    """Draw the score over each setting, all trials; the best is marked."""
+    import matplotlib
+
+    from vpt_dense import safe_files
+
+    matplotlib.use('Agg')
+    matplotlib.rcParams['svg.hashsalt'] = 'vpt_dense'
+    from matplotlib import pyplot
+
+    best = best_of(study)
+    keys = list(best.params)
+    figure, rows = pyplot.subplots(
+        1, len(keys), figsize=(3.2 * len(keys), 3.2), sharey=True, squeeze=False,
+        layout='constrained')
+    for key, axes in zip(keys, rows[0], strict=True):
+        values = [trial.params[key] for trial in done(study)]
+        scores = [trial.value for trial in done(study)]
+        if not all(isinstance(value, (int, float)) for value in values):
+            values = list(map(str, values))
+        axes.scatter(values, scores, s=18, color='#0072B2')
+        mark = best.params[key]
+        axes.scatter([mark if isinstance(values[0], (int, float)) else str(mark)], [best.value],
+                     s=60, marker='*', color='#D55E00')
+        if getattr(best.distributions[key], 'log', False):
+            axes.set_xscale('log')
+        axes.set(xlabel=key.rpartition('.')[2])
+        axes.grid(color='0.9')
+        axes.spines[['top', 'right']].set_visible(False)
+    rows[0][0].set(ylabel=f'{metric} (validation)')
+    with safe_files.atomic(out) as unfinished:
+        figure.savefig(unfinished, format='svg', metadata={'Date': None})
+    pyplot.close(figure)
