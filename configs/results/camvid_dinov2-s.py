@@ -14,6 +14,8 @@ img_size = (168, 224)
 batch_size = 4
 iters = 200
 warmup = 20
+train_cfg = dict(val_interval=200)
+default_hooks = dict(checkpoint=dict(interval=200, max_keep_ckpts=1, save_best=None))
 
 
 def _rates(lr):
