@@ -35,7 +35,8 @@ KEYS = frozenset(
     'model_wrapper_cfg find_unused_parameters sync_bn activation_checkpointing compile '
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
-    'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks'.split()
+    'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks '
+    'feature_cache'.split()
 ) | frozenset(run_settings.KEYS)
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
@@ -275,6 +276,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - ``num_tokens='classes'`` of a prompt becomes the number of classes of the head.
     - ``method_hooks``, hooks that belong to a file of ``configs/_base_/methods``, join
       ``custom_hooks``.
+    - ``feature_cache`` becomes a :class:`vpt_dense.hooks.FeatureCacheHook`.
     - ``ensemble``: see :func:`vpt_dense.ensemble.settings.place`.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
@@ -307,8 +309,21 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     hooks = cfg.pop('method_hooks', None)
     if hooks:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
+    _place_feature_cache(cfg)
     settings.place(cfg)
     _adapt_to_machine(cfg)
+
+
+def _place_feature_cache(cfg: Config) -> None:
+    """Let a hook keep features, in place of one that a finished config has."""
+    given = cfg.pop('feature_cache', None)
+    if given is None:
+        return
+    if not isinstance(given, dict) or set(given) - {'folder', 'draws'}:
+        raise UserError(f'feature_cache: a dict of folder and draws was expected, found {given!r}')
+    kind = 'vpt_dense.FeatureCacheHook'
+    others = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != kind]
+    cfg.custom_hooks = [*others, ConfigDict(given, type=kind)]
 
 
 def _place_classes_of_mixing(cfg: Config) -> None:

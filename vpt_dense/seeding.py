@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
@@ -152,14 +152,28 @@ class SeededDataset(Dataset):
     __getitems__ = None
 
     def __init__(self, dataset: Any) -> None:
-        self.__dict__['dataset'] = dataset
+        self.__dict__.update(dataset=dataset, draws=None)
+
+    def repeat(self, draws: int) -> None:
+        """Let what a sample draws repeat: with pass n over the data it draws as with n + draws."""
+        self.__dict__['draws'] = draws, get_world_size()
 
     def __getitem__(self, index: int) -> Any:
         """Return a sample."""
         if not isinstance(index, Position):
             return self.dataset[index]
-        with seeded('sample', *index.key):
+        with seeded(*self._key(index)):
             return self.dataset[int(index)]
+
+    def _key(self, index: Position) -> tuple[int | str, ...]:
+        """What a sample's draws follow from."""
+        if self.draws is None:
+            return 'sample', *index.key
+        seed, rank, epoch, place = index.key
+        draws, processes = self.draws
+        # Samplers without an end count no epochs: their place tells how often all were seen.
+        passed = epoch + (place * processes + rank) // len(self)
+        return 'draw', seed, int(index), passed % draws
 
     def __len__(self) -> int:
         """Return the number of samples."""

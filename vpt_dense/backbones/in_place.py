@@ -11,7 +11,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
 
 import torch
@@ -54,6 +54,8 @@ class Flow:
         prompt = backbone.prompt
         self.prepared = None if prompt is None else prompt.prepare(backbone.embed_patches)
         self.prompts: Tensor | None = None
+        cache = backbone.feature_cache
+        self.kept = None if cache is None else cache.open(images)
 
     def through(
         self, run: Callable[..., Tensor], i: int, x: Tensor, arguments: tuple, further: dict
@@ -77,13 +79,22 @@ class Flow:
         masked = further.get('attn_mask') is not None or further.get('is_causal')
         if layout.num_prompts and masked:
             refuse(backbone, 'masks do not know prompts; leave attn_mask and is_causal out')
-        x = run(x, *arguments, **further, **own)
-        for change in backbone.changes():
-            x = change.after_block(x, i, layout)
+        through = partial(self._through, run, i, layout, arguments, dict(further, **own))
+        x = through(x) if self.kept is None else self.kept.through(i, x, partial(through, x))
         self.prompts = None
         if layout.num_prompts:
             self.prompts = layout.prompts(x)
             x, _ = layout.replace(x, None)  # (B, F + N, C)
+        return x
+
+    def _through(
+        self, run: Callable[..., Tensor], i: int, layout: TokenLayout, arguments: tuple,
+        further: dict, x: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Let tokens pass a block, and what acts behind it."""
+        x = run(x, *arguments, **further)
+        for change in self.backbone.changes():
+            x = change.after_block(x, i, layout)
         return x
 
 

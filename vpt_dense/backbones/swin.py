@@ -104,6 +104,11 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
             for s, stage in enumerate(self.stages) for i, block in enumerate(stage.blocks)
         ]
 
+    def output_blocks(self) -> list[int]:
+        """See :meth:`TokenBackbone.output_blocks`."""
+        stops = list(accumulate(self.depths))
+        return [stops[i] - 1 for i in self.out_indices]
+
     def out_dims(self) -> list[int]:
         """See :meth:`TokenBackbone.out_dims`."""
         return [self.num_features[i] for i in self.out_indices]

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -101,6 +102,7 @@ class TokenBackbone(TokenTuning):
             and registers) and N the patches, a block sees ``[first | prompts | patches]``.
         """
         images, prompt, changes = x, self.prompt, self.changes()
+        kept = None if self.feature_cache is None else self.feature_cache.open(images)
         x = images if self.image_prompt is None else self.image_prompt(images)
         x, layout = self.embed(x)  # (B, F + N, C)
         prepared = None if prompt is None else prompt.prepare(self.embed_patches)
@@ -111,13 +113,22 @@ class TokenBackbone(TokenTuning):
                 grid = layout.grid
                 needed = self.block_arguments(grid)
             x, layout, arguments = self.enter_block(x, i, layout, prepared)
-            x = block(x, *needed, **arguments)
-            if 'only_first' not in arguments:
-                for change in changes:
-                    x = change.after_block(x, i, layout)
+            through = partial(self._through, block, i, layout, needed, arguments)
+            x = through(x) if kept is None else kept.through(i, x, partial(through, x))
             x, layout = self.leave_block(x, i, layout, outs)
         features = self.crop_border(outs)
         for change in changes:
             features = change.after_backbone(features, images)
         return features
+
+    def _through(
+        self, block: TunedBlock, i: int, layout: TokenLayout, needed: tuple, arguments: dict,
+        x: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Let tokens pass a block, and what acts behind it."""
+        x = block(x, *needed, **arguments)
+        if 'only_first' not in arguments:
+            for change in self.changes():
+                x = change.after_block(x, i, layout)
+        return x
 

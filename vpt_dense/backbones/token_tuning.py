@@ -27,12 +27,14 @@ class TokenTuning(TunedBackbone):
     Attributes:
         keys_values_layers: The blocks whose prompts are keys and values.
         recompute: What its blocks recompute in backward, see :class:`TunedBlock`.
+        feature_cache: Keeps what the frozen blocks in front make of each image; None: nothing does.
     """
 
     offers = frozenset({
         'images', 'tokens', 'one width', 'open sizes', 'patches', 'parts', 'keys and values',
         'outputs'})
     keys_values_layers: list[int]
+    feature_cache: Any = None
 
     @abstractmethod
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
@@ -68,6 +70,10 @@ class TokenTuning(TunedBackbone):
     def patch_size_pixels(self) -> tuple[int, int]:
         """Height and width of a patch."""
         return tuple(self.patch_layers()[0].kernel_size)
+
+    def output_blocks(self) -> list[int]:
+        """Indices of the blocks whose tokens are put out."""
+        return list(self.out_indices)
 
     def read_blocks(self) -> list[Block]:
         """The blocks whose patches something behind them reads."""

@@ -3,6 +3,7 @@
 from vpt_dense.hooks.accumulation_hook import AccumulationHook
 from vpt_dense.hooks.checkpoint_hook import CheckpointHook
 from vpt_dense.hooks.data_check_hook import DataCheckHook
+from vpt_dense.hooks.feature_cache_hook import FeatureCacheHook
 from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.invalid_loss_hook import InvalidLossHook
 from vpt_dense.hooks.label_mapping_hook import LabelMappingHook
@@ -21,6 +22,7 @@ __all__ = [
     'AccumulationHook',
     'CheckpointHook',
     'DataCheckHook',
+    'FeatureCacheHook',
     'GradientHook',
     'InvalidLossHook',
     'LabelMappingHook',
