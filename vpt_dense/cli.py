@@ -14,6 +14,7 @@ COMMANDS = {
     'predict': ('predict', 'predict images: label maps or classes'),
     'compare': ('compare', 'train, test and measure methods x seeds'),
     'search': ('search', "search a method's rates and other settings, with equal trials"),
+    'analyse': ('analyse', 'attention, features, errors, curves, cost: pictures and numbers'),
     'count': ('count_params', 'count parameters, or estimate memory'),
     'config': ('print_config', 'print a config as a run uses it'),
     'check': ('check_dataset', 'look for faults in a data set; mean and std of its bands'),

@@ -1,0 +1,277 @@
+"""What tools/analyse.py computes, on cases whose answer is known."""
+
+import csv
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from tool_helpers import run_tool, write_leaf
+from utils import CONFIGS, images, in_scope, make_ade_folder, randomise, tiny_vit
+
+from vpt_dense import config
+from vpt_dense.analysis import attention, cost, curves, errors_of, features
+from vpt_dense.errors import UserError
+
+PROMPT = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
+
+
+def model(**further):
+    torch.manual_seed(0)
+    in_scope('mmpretrain')
+    return randomise(tiny_vit(**{'prompt': PROMPT, **further})).eval()
+
+
+# --- attention -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('prompts_as', ['keys_values', 'tokens'])
+@pytest.mark.parametrize('deep', [True, False])
+def test_even_attention_gives_prompts_their_share(prompts_as, deep):
+    vit = model(prompt=dict(PROMPT, deep=deep), prompts_as=prompts_as)
+    for block in vit.layers:
+        torch.nn.init.zeros_(block.attn.qkv.weight)  # all scores are equal
+    found = attention.attention(vit, images(2, 3, 32, 32))
+    assert [each.block for each in found] == list(range(len(vit.layers)))
+    for each in found:
+        tokens = 1 + 3 + 16
+        assert (each.prompts, each.keys) == (3, tokens) and each.even == 3 / tokens
+        torch.testing.assert_close(each.to_prompts, torch.full_like(each.to_prompts, 3 / tokens))
+        torch.testing.assert_close(each.map, torch.full((2, 4, 4), 3 / tokens))
+        torch.testing.assert_close(each.of_prompts, torch.full((2, 3, 4, 4), 1 / tokens))
+        torch.testing.assert_close(each.of_cls, torch.full((2, 4, 4), 1 / tokens))
+
+
+def test_a_prompt_with_the_only_large_key_gets_all_attention():
+    vit = model()
+    block, dims = vit.layers[1], vit.embed_dims
+    torch.nn.init.zeros_(block.attn.qkv.weight)
+    torch.nn.init.zeros_(block.attn.qkv.bias)
+    # Queries are constant, keys are what the norm leaves of the tokens; the second prompt of the
+    # second block is a sawtooth that no other token is.
+    saw = torch.tensor([1.0, -1.0]).repeat(dims // 2)
+    vit.prompt.tokens.data[1] = 0
+    vit.prompt.tokens.data[1, 1] = saw
+    block.ln1.weight.data.fill_(1)
+    block.ln1.bias.data.zero_()
+    block.attn.qkv.bias.data[:dims] = 1000 * saw
+    block.attn.qkv.weight.data[dims : 2 * dims] = torch.outer(saw, saw) / dims
+    found = attention.attention(vit, images(1, 3, 32, 32))[1]
+    assert found.to_prompts.min() > 0.999 and found.of_cls.max() < 1e-3
+
+
+def test_prefixes_are_prompts_without_queries():
+    vit = model(prompt=dict(type='vpt_dense.PrefixPrompt', num_tokens=5))
+    for block in vit.layers:
+        torch.nn.init.zeros_(block.attn.qkv.weight)
+    vit.prompt.requires_grad_(False)
+    for parameter in vit.prompt.parameters():
+        parameter.zero_()
+    torch.nn.init.zeros_(vit.layers[0].attn.qkv.bias)
+    found = attention.attention(vit, images(1, 3, 32, 32))[0]
+    assert (found.prompts, found.keys, found.of_prompts) == (5, 1 + 16 + 5, None)
+    torch.testing.assert_close(found.to_prompts, torch.full_like(found.to_prompts, 5 / 22))
+
+
+def test_watching_changes_nothing():
+    vit = model().train()
+    batch = images(2, 3, 32, 32)
+    layers, before = vit.keys_values_layers, vit.eval()(batch)
+    attention.attention(vit.train(), batch)
+    attention.prompts(vit, batch)
+    assert vit.training and vit.keys_values_layers == layers and layers
+    assert all(map(torch.equal, vit.eval()(batch), before))
+
+
+def test_backbones_without_such_attention_are_refused():
+    from methods import FAMILIES
+    from mmengine import MODELS
+
+    in_scope('mmseg')
+    swin = MODELS.build(dict(FAMILIES['swin'].cfg, prompt=PROMPT))
+    with pytest.raises(UserError, match='SwinTransformer is no plain vision transformer'):
+        attention.attention(swin, images(1, 3, 32, 32))
+
+
+def test_prompts_are_those_of_the_blocks():
+    vit = model()
+    found = attention.prompts(vit, images(2, 3, 32, 32))
+    assert list(found) == list(range(len(vit.layers)))
+    for i, tokens in found.items():
+        torch.testing.assert_close(tokens, vit.prompt.tokens[i])
+
+
+def test_similarity():
+    e = torch.eye(4)
+    found = attention.similarity({
+        0: 3 * e[:2], 1: torch.stack([e[0], e[0]]), 4: -e[:1], 5: e[3:] + e[2:3]})
+    r = 0.5**0.5
+    expected = torch.tensor([
+        [0, 0.5, -0.5, 0], [0.5, 1, -1, 0], [-0.5, -1, 1, 0], [0, 0, 0, 1]])
+    torch.testing.assert_close(found, expected)
+    mixed = attention.similarity({0: e[:1], 1: (e[0] + e[1])[None]})
+    torch.testing.assert_close(mixed, torch.tensor([[1, r], [r, 1]]))
+
+
+# --- features --------------------------------------------------------------------------------
+
+
+def test_neighbours():
+    far = torch.tensor([[1.0, 0], [0.9, 0.1], [0.8, 0.05], [0, 1], [0.1, 0.9], [0.05, 0.8]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert features.knn_accuracy(far, labels, 2) == 100
+    # The third point is of another class than its neighbours, and the nearest one of both.
+    assert features.knn_accuracy(far, torch.tensor([0, 0, 1, 1, 1, 1]), 1) == 50
+    with pytest.raises(UserError, match='neighbours of 1 points'):
+        features.knn_accuracy(far[:1], labels[:1])
+
+
+def test_the_plane_keeps_clusters_apart():
+    pytest.importorskip('sklearn')
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(40, 16, generator=generator) * 0.05
+    points[:20, 0] += 1
+    points[20:, 1] += 1
+    where = features.plane(points)
+    assert where.shape == (40, 2)
+    inside = max(torch.cdist(part, part).max() for part in (where[:20], where[20:]))
+    assert torch.cdist(where[:20], where[20:]).min() > 0.3 * inside
+    assert torch.equal(where, features.plane(points))
+
+
+def test_pixels_are_of_the_places_of_their_labels():
+    output = torch.arange(4.0).reshape(1, 1, 2, 2)
+    labels = torch.zeros(6, 6, dtype=torch.long)
+    labels[:3, 3:], labels[3:, :3], labels[3:, 3:] = 1, 1, 255
+    vectors, classes = features.of_pixels(output, labels, 255, 9, torch.Generator())
+    assert sorted(zip(vectors[:, 0].tolist(), classes.tolist(), strict=True)) == [
+        (0, 0), (1, 1), (2, 1)]
+    vectors, classes = features.of_pixels(output, labels, 255, 1, torch.Generator())
+    assert classes.tolist() == [0, 1]
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+def test_confusion():
+    found = errors_of.Errors(3)
+    found.add('a', torch.tensor([[0, 0, 1, 255]]), torch.tensor([[0, 1, 1, 2]]), 255)
+    found.add('b', torch.tensor([[1, 1, 9]]), torch.tensor([[1, 1, 0]]), 255)
+    assert found.matrix.tolist() == [[1, 1, 0], [0, 3, 0], [0, 0, 0]]
+    scores = errors_of.iou(found.matrix)
+    assert scores[:2].tolist() == [50, 75] and scores[2].isnan()
+    assert errors_of.mean_iou(found.matrix) == 62.5
+    assert errors_of.accuracy(found.matrix) == 80
+    assert found.worst() == [('a', 50.0), ('b', 100.0)]
+
+
+# --- curves and cost -------------------------------------------------------------------------
+
+
+def write_run(folder, method, tokens, scores):
+    for seed, score in enumerate(scores):
+        run = folder / f'{method}_seed{seed}'
+        run.mkdir(parents=True)
+        (run / 'run.json').write_text(json.dumps(dict(
+            method=method, seed=seed, metrics=dict(mIoU=score, aAcc=1.0),
+            backbone_trainable=100 * tokens)))
+        cfg = dict(model=dict(backbone=dict(prompt=dict(num_tokens=tokens), out_indices=[1, 2])))
+        (run / 'leaf.py').write_text(Config(cfg).pretty_text)
+
+
+def test_curves(tmp_path):
+    write_run(tmp_path / 'a', 'deep', 5, [10.0, 14.0])
+    write_run(tmp_path / 'b', 'deep', 50, [20.0])
+    (tmp_path / 'b/begun').mkdir()
+    (tmp_path / 'b/begun/run.json').write_text('{"fingerprint": "x"}')
+    found = curves.read([tmp_path / 'a', tmp_path / 'b'], 'model.backbone.prompt.num_tokens')
+    assert found == [
+        dict(method='deep', x=5, mean=12.0, std=pytest.approx(8**0.5), seeds=2, metric='mIoU'),
+        dict(method='deep', x=50, mean=20.0, std=None, seeds=1, metric='mIoU')]
+    assert [p['x'] for p in curves.read([tmp_path / 'a'], 'backbone_trainable')] == [500]
+    assert [p['x'] for p in curves.read([tmp_path / 'a'], 'model.backbone.out_indices')] == [2]
+    assert curves.read([tmp_path / 'a'], 'backbone_trainable', 'aAcc')[0]['mean'] == 1
+    for x, metric, message in (
+            ('no.such', None, 'no run has it'),
+            ('backbone_trainable', 'mDice', '--metric mDice: .* has mIoU, aAcc')):
+        with pytest.raises(UserError, match=message):
+            curves.read([tmp_path / 'a'], x, metric)
+    with pytest.raises(UserError, match='no finished run'):
+        curves.read([tmp_path], 'backbone_trainable')
+
+
+def test_operations_are_counted(tmp_path):
+    recipe = str(CONFIGS / 'vpt/linear_vit-s_dinov2_segfolder.py')
+    options = ['dataset.classes=[a,b]', 'img_size=56', 'model.backbone.init_cfg=None']
+
+    def of(method, *further):
+        return cost.flops(config.load(recipe, [*options, *further], method))
+
+    head, few = of('head'), of('deep', f'{cost.TOKENS}=10')
+    # Keys and values of 10 prompts in each of 12 blocks, and attention of 1 + 16 tokens to them.
+    dims, prompts, tokens = 384, 10, 17
+    added = 12 * (2 * prompts * dims * 2 * dims + 2 * 2 * tokens * prompts * dims)
+    assert few - head == pytest.approx(added / 1e9, rel=1e-6)
+    assert of('deep', f'{cost.TOKENS}=30') - head == pytest.approx(3 * added / 1e9, rel=1e-6)
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def rows(file):
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def test_the_command(capfd, tmp_path):
+    path = write_leaf(tmp_path, make_ade_folder(tmp_path / 'data', size=(32, 32), num_images=4))
+    options = ['--cfg-options', 'model.backbone.init_cfg=None']
+    outcome = run_tool(capfd, 'train', path, *options)
+    assert outcome.code == 0, outcome.err
+    work, out = tmp_path / 'work', tmp_path / 'out'
+
+    def analyse(kind, *further):
+        outcome = run_tool(capfd, 'analyse', kind, path, work, '--out', out, *further, *options)
+        assert outcome.code == 0, outcome.err
+        assert all((tmp_path / line).stat().st_size for line in outcome.out.splitlines()
+                   if line.startswith(str(out)))
+        return outcome.out
+
+    analyse('attention')
+    found = rows(out / 'attention.csv')
+    assert [row['block'] for row in found] == ['0', '1']
+    for row in found:
+        heads = [float(row['head 0']), float(row['head 1'])]
+        assert float(row['share']) == pytest.approx(sum(heads) / 2)
+        assert float(row['even share']) == pytest.approx(2 / (1 + 2 + 16))
+    assert {'to_prompts.png', 'of_prompts.png', 'attention.png'} <= {
+        file.name for file in out.iterdir()}
+    analyse('prompts')
+    found = rows(out / 'similarity.csv')
+    assert float(found[0]['1']) == pytest.approx(float(found[1]['0']))
+    printed = analyse('errors', '--against', work, '--worst', 2)
+    outcome = run_tool(capfd, 'test', path, work, '--work-dir', tmp_path / 'test', *options)
+    metrics = json.loads((tmp_path / 'test/test.json').read_text())['metrics']
+    assert f'model: mIoU {metrics["mIoU"]:.2f}, accuracy {metrics["aAcc"]:.2f}' in printed
+    assert f'against: mIoU {metrics["mIoU"]:.2f}' in printed
+    assert {float(row['gain']) for row in rows(out / 'classes.csv')
+            if row['gain'] != 'nan'} == {0.0}
+    scores = [float(row['mIoU']) for row in rows(out / 'images.csv')]
+    assert len(scores) == 4 and scores == sorted(scores)
+    pytest.importorskip('sklearn')
+    printed = analyse('features', '--neighbours', 3)
+    assert printed.startswith('before: ') and 'after: ' in printed
+    found = rows(out / 'features.csv')
+    assert len(found) % 2 == 0 and {row['weights'] for row in found} == {'before', 'after'}
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['errors', 'c', 'k', '--against-config', 'x'], 'does nothing without --against'),
+    (['attention', 'c', 'k', '--images', '-1'], '--images must be at least 0'),
+    (['curves', '.'], 'no finished run in .'),
+    (['cost', 'vpt_dense::setr_vit-l_ade20k', '--tokens', '-1'], '--tokens must not be negative'),
+])
+def test_mistakes_end_in_one_line(capfd, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'c').write_text('')
+    outcome = run_tool(capfd, 'analyse', *arguments)
+    assert outcome.code == 2 and message in outcome.err.splitlines()[-1]

@@ -1,0 +1,1 @@
+"""What a tuned model does: attention to prompts, features, errors, curves."""

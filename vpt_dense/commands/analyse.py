@@ -1,0 +1,420 @@
+"""Shows what a tuned model does: attention, prompts, features, errors; curves and cost of methods.
+
+``vpt-dense analyse attention CONFIG CHECKPOINT``: each kind writes a picture and its numbers.
+"""
+
+import argparse
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vpt_dense import errors
+from vpt_dense.errors import UserError
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = errors.ArgumentParser(description=__doc__.partition('\n')[0])
+    kinds = parser.add_subparsers(dest='kind', required=True, metavar='WHAT')
+
+    def kind(name: str, text: str) -> argparse.ArgumentParser:
+        new = kinds.add_parser(name, help=text, description=text)
+        new.add_argument('--out', type=Path, help='folder (default: work_dirs/analysis/WHAT)')
+        return new
+
+    def of_model(name: str, text: str, images: int) -> argparse.ArgumentParser:
+        new = kind(name, text)
+        new.add_argument('config', help='config of the training')
+        new.add_argument('checkpoint', help='checkpoint, delta, or folder of a run')
+        new.add_argument('--split', choices=['train', 'val', 'test'], default='val',
+                         help='whose images, as they are read there (default: %(default)s)')
+        new.add_argument('--images', type=int, default=images, metavar='N',
+                         help='the first N (default: %(default)s; 0: all)')
+        new.add_argument('--device', default='cpu')
+        new.add_argument('--base', metavar='PATH', help='pretrained weights of the backbone')
+        new.add_config_options('override settings')
+        return new
+
+    of_model('attention', 'attention to and of the prompts, by block and over images', 4)
+    of_model('prompts', 'how alike the prompts of the blocks are', 1)
+    features = of_model('features', 't-SNE and neighbours of features before and after tuning', 200)
+    features.add_argument('--neighbours', type=int, default=20)
+    features.add_argument('--per-class', type=int, default=3, metavar='N',
+                          help='places of a class in an image (default: %(default)s)')
+    features.add_argument('--seed', type=int, default=0)
+    wrong = of_model('errors', 'confusion of classes, scores of images, the worst images', 0)
+    wrong.add_argument('--worst', type=int, default=6, metavar='N', help='images that are drawn')
+    wrong.add_argument('--against', metavar='CHECKPOINT',
+                       help='another model on the same images, head-only for instance')
+    wrong.add_argument('--against-config', metavar='CONFIG', help='its config, if it has another')
+    curves = kind('curves', "scores of comparisons over a setting of their runs")
+    curves.add_argument('folders', nargs='+', help='work dirs of vpt-dense compare')
+    curves.add_argument('--x', default='backbone_trainable',
+                        help='trainable, backbone_trainable, ... or a key of the configs, as '
+                        'model.backbone.prompt.num_tokens (default: %(default)s)')
+    curves.add_argument('--metric', help="of the test (default: the task's)")
+    cost = kind('cost', 'latency, throughput, memory and arithmetic by the number of prompts')
+    cost.add_argument('config', help='a recipe')
+    cost.add_argument('--tokens', type=int, nargs='+', default=[0, 1, 5, 10, 50, 100, 200])
+    cost.add_argument('--methods', nargs='*', default=['full', 'lora', 'bias'],
+                      help='beside VPT-deep')
+    cost.add_argument('--steps', type=int, default=10, help='steps that are timed')
+    cost.add_argument('--amp', action='store_true', help='mixed precision in training')
+    cost.add_config_options('override settings', method=False)
+    args = parser.parse_args(argv)
+    args.out = args.out or Path('work_dirs/analysis', args.kind)
+    if getattr(args, 'against_config', None) and not args.against:
+        raise UserError('--against-config does nothing without --against')
+    for name, least in (('images', 0), ('neighbours', 1), ('per_class', 1), ('worst', 0),
+                        ('steps', 1)):
+        value = getattr(args, name, least)
+        if value < least:
+            raise UserError(f'--{name.replace("_", "-")} must be at least {least}, found {value}')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Analyse and write."""
+    args = parse_args(argv)
+    from vpt_dense import logging
+
+    logging.filter_warnings()
+    logging.quiet()
+    for file in _KINDS[args.kind](args):
+        print(file)
+
+
+# --- models and their images -----------------------------------------------------------------
+
+
+def _load(
+    args: argparse.Namespace, checkpoint: str | None = None, config: str | None = None
+) -> Any:
+    from vpt_dense.predicting.model import load
+
+    return load(
+        checkpoint or args.checkpoint, config or args.config, args.device, base=args.base,
+        cfg_options=args.cfg_options, method=args.method)
+
+
+def _ignored(predictor: Any) -> int | None:
+    """The label in annotations that is none."""
+    if predictor.task != 'segmentation':
+        return None
+    ignored = predictor.cfg.model.decode_head.get('ignore_index')
+    return 255 if ignored is None else ignored
+
+
+def _batches(predictor: Any, args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+    """Name of each image, and a batch of it alone as a loader makes it."""
+    from mmengine.dataset import pseudo_collate
+    from mmengine.registry import DATASETS
+
+    from vpt_dense import building
+
+    loader = predictor.cfg.get(f'{args.split}_dataloader')
+    if not loader:
+        raise UserError(f'--split {args.split}: the config has no {args.split}_dataloader')
+    with building.scope(predictor.cfg):
+        dataset = DATASETS.build(loader.dataset)
+        number = min(args.images, len(dataset)) if args.images else len(dataset)
+        for i in range(number):
+            batch = pseudo_collate([dataset[i]])
+            yield Path(batch['data_samples'][0].img_path).name, batch
+
+
+def _inputs(predictor: Any, args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
+    """Name, normalised image (1, 3, H, W) and data sample of each image."""
+    for name, batch in _batches(predictor, args):
+        made = predictor.model.data_preprocessor(batch, False)
+        inputs = made['inputs']
+        yield name, inputs, made['data_samples'][0]
+
+
+def _picture(inputs: Any) -> Any:
+    """A normalised image (1, 3, H, W) as one that can be looked at, (H, W, 3) of 0 to 1."""
+    image = inputs[0, :3].float().cpu()
+    low, high = image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
+    return ((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy()
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    from vpt_dense import safe_files
+
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator='\n')
+    writer.writerow(header)
+    writer.writerows(rows)
+    safe_files.write_text(path, stream.getvalue())
+    return path
+
+
+# --- the kinds -------------------------------------------------------------------------------
+
+
+def _attention(args: argparse.Namespace) -> list[Path]:
+    import torch
+    import torch.nn.functional as F
+
+    from vpt_dense.analysis import attention, figures
+
+    predictor = _load(args)
+    found, pictures, names = [], [], []
+    for name, inputs, _ in _inputs(predictor, args):
+        found.append(attention.attention(predictor.model.backbone, inputs))
+        pictures.append(inputs)
+        names.append(name)
+    if not any(block.prompts for block in found[0]):
+        raise UserError('no block of this model has prompts; nothing attends to them')
+    rows, curve = [], []
+    for blocks in zip(*found, strict=True):
+        heads = torch.stack([block.to_prompts for block in blocks]).mean(0)
+        first = blocks[0]
+        rows.append([first.block, first.prompts, first.keys, first.even, heads.mean().item(),
+                     *heads.tolist()])
+        curve.append((first.block, heads.mean().item(), 0.0))
+    header = ['block', 'prompts', 'keys', 'even share', 'share', *(
+        f'head {i}' for i in range(len(rows[0]) - 5))]
+    written = [_write_csv(args.out / 'attention.csv', header, rows)]
+    series = {'to prompts': curve, 'if even': [(row[0], row[3], 0.0) for row in rows]}
+    written.append(figures.lines(args.out / 'attention.png', series, 'block',
+                                 "share of the patches' attention"))
+    shown = [i for i, block in enumerate(found[0]) if block.prompts]
+    shown = [shown[round(k * (len(shown) - 1) / 3)] for k in range(4)] if len(shown) > 4 else shown
+
+    def enlarged(values: Any, inputs: Any) -> Any:
+        size = inputs.shape[-2:]
+        return F.interpolate(values[None, None].float(), size, mode='nearest')[0, 0].cpu().numpy()
+
+    lines = [[_picture(inputs), *(enlarged(blocks[i].map[0], inputs) for i in shown)]
+             for inputs, blocks in zip(pictures, found, strict=True)]
+    columns = ['image', *(f'to prompts, block {i}' for i in shown)]
+    written.append(figures.grid(args.out / 'to_prompts.png', lines, columns, names))
+    last = found[0][shown[-1]]
+    if last.of_prompts is not None:
+        number = min(6, last.of_prompts.shape[1])
+        lines = [[_picture(inputs), *(
+            enlarged(blocks[shown[-1]].of_prompts[0, p], inputs) for p in range(number))]
+            for inputs, blocks in zip(pictures, found, strict=True)]
+        columns = ['image', *(f'prompt {p}' for p in range(number))]
+        written.append(figures.grid(args.out / 'of_prompts.png', lines, columns, names))
+    return written
+
+
+def _prompts(args: argparse.Namespace) -> list[Path]:
+    import torch
+
+    from vpt_dense.analysis import attention, figures
+
+    predictor = _load(args)
+    found = [attention.prompts(predictor.model.backbone, inputs)
+             for _, inputs, _ in _inputs(predictor, args)]
+    if not found[0]:
+        raise UserError('no block of this model has prompts among its tokens')
+    tokens = {i: torch.stack([each[i] for each in found]).mean(0) for i in found[0]}
+    matrix = attention.similarity(tokens)
+    names = [str(i) for i in tokens]
+    rows = [[name, *line] for name, line in zip(names, matrix.tolist(), strict=True)]
+    return [_write_csv(args.out / 'similarity.csv', ['block', *names], rows),
+            figures.heatmap(args.out / 'similarity.png', matrix.cpu().numpy(), names,
+                            ('block', 'block'))]
+
+
+def _features(args: argparse.Namespace) -> list[Path]:
+    import torch
+
+    from vpt_dense import building, run_setup
+    from vpt_dense.analysis import features, figures
+    from vpt_dense.tuning import ADDED
+
+    predictor = _load(args)
+    model = predictor.model
+    plain = predictor.cfg.copy()
+    for key in ADDED:
+        plain.model.backbone.pop(key, None)
+    plain.model.backbone.trainable = []
+    if args.base:
+        run_setup.use_base(plain, args.base)
+    before = building.build_model(plain)
+    before.init_weights()
+    before = before.backbone.to(args.device).eval()
+    dense = predictor.task == 'segmentation'
+    generator = torch.Generator().manual_seed(args.seed)
+    state = generator.get_state()
+    points: dict[str, list] = {'before': [], 'after': []}
+    labels: list[Any] = []
+    with torch.no_grad():
+        for _, inputs, sample in _inputs(predictor, args):
+            state = generator.get_state()
+            for name, backbone in (('before', before), ('after', model.backbone)):
+                output = backbone(inputs)[-1].float().cpu()
+                if dense:
+                    generator.set_state(state)  # the same places
+                    vectors, classes = features.of_pixels(
+                        output, sample.gt_sem_seg.data[0].cpu(), _ignored(predictor),
+                        args.per_class, generator)
+                else:
+                    vectors, classes = features.of_images(output), sample.gt_label.cpu()[:1]
+                points[name].append(vectors)
+            labels.append(classes)
+    classes = torch.cat(labels)
+    if not len(classes):
+        raise UserError('none of these images has a label')
+    rows, panels = [], {}
+    for name, found in points.items():
+        vectors = torch.cat(found)
+        accuracy = features.knn_accuracy(vectors, classes, args.neighbours)
+        where = features.plane(vectors, args.seed)
+        panels[f'{name}: {accuracy:.1f} % by neighbours'] = where.numpy(), classes.numpy()
+        rows += [[name, predictor.classes[label], *map(float, xy)]
+                 for label, xy in zip(classes.tolist(), where, strict=True)]
+        print(f'{name}: {accuracy:.2f} % of {len(classes)} points are of the class of most of '
+              f'their {args.neighbours} nearest neighbours')
+    return [_write_csv(args.out / 'features.csv', ['weights', 'class', 'x', 'y'], rows),
+            figures.points(args.out / 'features.png', panels, predictor.classes)]
+
+
+def _errors(args: argparse.Namespace) -> list[Path]:
+    import torch
+
+    from vpt_dense.analysis import errors_of, figures
+
+    predictor = _load(args)
+    models = {'model': predictor}
+    if args.against:
+        models['against'] = _load(args, args.against, args.against_config)
+        if models['against'].classes != predictor.classes:
+            raise UserError(f'--against {args.against}: its classes are others')
+    dense = predictor.task == 'segmentation'
+    counts = {name: errors_of.Errors(len(predictor.classes)) for name in models}
+
+    def judged(predictor: Any, batch: dict) -> tuple[Any, Any]:
+        with torch.no_grad():
+            (result,) = predictor.model.test_step(batch)
+        if dense:
+            return result.gt_sem_seg.data[0].cpu(), result.pred_sem_seg.data[0].cpu()
+        return result.gt_label.cpu(), result.pred_label.cpu()
+
+    for name, batch in _batches(predictor, args):
+        for key, each in models.items():
+            counts[key].add(name, *judged(each, batch), _ignored(predictor))
+    found, names = counts['model'], predictor.classes
+    unit = 'IoU' if dense else 'accuracy'
+    by_class = {
+        key: errors_of.iou(each.matrix) if dense else
+        100 * each.matrix.diagonal().double() / each.matrix.sum(1) for key, each in counts.items()}
+    rows = []
+    for i, name in enumerate(names):
+        own = [values[i].item() for values in by_class.values()]
+        gain = [own[0] - own[1]] if args.against else []
+        rows.append([name, int(found.matrix[i].sum()), *own, *gain])
+    other = [f'{unit} of the other', 'gain'] if args.against else []
+    header = ['class', 'labelled', unit, *other]
+    written = [_write_csv(args.out / 'classes.csv', header, rows),
+               _write_csv(args.out / 'confusion.csv', ['truth', *names],
+                          [[name, *line] for name, line in
+                           zip(names, found.matrix.tolist(), strict=True)])]
+    shares = found.matrix.double() / found.matrix.sum(1, keepdim=True).clamp_min(1)
+    written.append(figures.heatmap(
+        args.out / 'confusion.png', shares.numpy(), names, ('truth', 'predicted')))
+    for key, each in counts.items():
+        scores = f'accuracy {errors_of.accuracy(each.matrix):.2f}'
+        if dense:
+            scores = f'mIoU {errors_of.mean_iou(each.matrix):.2f}, ' + scores
+        print(f'{key}: {scores}')
+    worst = found.worst()
+    written.append(_write_csv(args.out / 'images.csv', ['image', 'mIoU'], worst))
+    if dense and args.worst and worst:
+        written.append(_draw_worst(predictor, args, [name for name, _ in worst[: args.worst]],
+                                   dict(worst), judged))
+    return written
+
+
+def _draw_worst(
+    predictor: Any, args: argparse.Namespace, names: list[str], scores: dict[str, float],
+    judged: Callable,
+) -> Path:  # fmt: skip
+    """Image, truth, prediction and errors of some images."""
+    import numpy as np
+    import torch.nn.functional as F
+
+    from vpt_dense.analysis import figures
+
+    palette = np.array([*predictor.palette, [0, 0, 0]], np.uint8)
+    number, lines = len(predictor.classes), {}
+    for name, batch in _batches(predictor, args):
+        if name not in names:
+            continue
+        inputs = predictor.model.data_preprocessor(batch, False)['inputs']
+        truth, predicted = judged(predictor, batch)
+        known = (truth >= 0) & (truth < number) & (truth != _ignored(predictor))
+        wrong = (truth != predicted) & known
+        image = _picture(F.interpolate(inputs.float(), tuple(truth.shape), mode='bilinear'))
+        lines[name] = [image, palette[truth.where(known, truth.new_tensor(number)).numpy()],
+                       palette[predicted.numpy()], wrong.numpy()]
+    size = lines[names[0]][0].shape[:2]
+    if any(line[0].shape[:2] != size for line in lines.values()):
+        lines = {name: [_fitted(picture, size) for picture in line] for name, line in lines.items()}
+    labels = [f'{name}\nmIoU {scores[name]:.1f}' for name in names]
+    return figures.grid(args.out / 'worst.png', [lines[name] for name in names],
+                        ['image', 'truth', 'prediction', 'errors'], labels)
+
+
+def _fitted(picture: Any, size: tuple[int, int]) -> Any:
+    """A picture in another size, without new colours."""
+    import numpy as np
+
+    rows = (np.arange(size[0]) * picture.shape[0] // size[0])[:, None]
+    return picture[rows, np.arange(size[1]) * picture.shape[1] // size[1]]
+
+
+def _curves(args: argparse.Namespace) -> list[Path]:
+    from vpt_dense.analysis import curves, figures
+
+    points = curves.read(args.folders, args.x, args.metric)
+    series: dict[str, list] = {}
+    for point in points:
+        # Over parameters each method is a point: one line through all says nothing.
+        series.setdefault(point['method'], []).append(
+            (point['x'], point['mean'], point['std'] or 0.0))
+    header = ['method', 'x', 'mean', 'std', 'seeds']
+    rows = [['' if point[key] is None else point[key] for key in header] for point in points]
+    xs = [point['x'] for point in points if point['x'] > 0]
+    log = bool(xs) and max(xs) >= 30 * min(xs)
+    header[1], metric = args.x, points[0]['metric']
+    return [_write_csv(args.out / 'curves.csv', header, rows),
+            figures.lines(args.out / 'curves.png', series, args.x, f'{metric} (test)', log)]
+
+
+def _cost(args: argparse.Namespace) -> list[Path]:
+    from vpt_dense import installed, tables
+    from vpt_dense.analysis import cost, figures
+
+    recipe = str(installed.config(args.config)) if '::' in args.config else args.config
+    if min(args.tokens) < 0:
+        raise UserError(f'--tokens must not be negative, found {min(args.tokens)}')
+    rows: list[tuple[str, int | None]] = [
+        ('deep', number) if number else ('head', None) for number in dict.fromkeys(args.tokens)]
+    rows += [(method, None) for method in args.methods]
+    found = cost.measure(recipe, rows, args.out.absolute() / 'measured', args.steps,
+                         args.cfg_options or [], args.amp)
+    keys = list(found[0])
+    print(tables.markdown(keys, [[_short(row[key]) for key in keys] for row in found]))
+    series = {'VPT-deep': [(row['tokens'] or 0, row['test_ms'], 0.0) for row in found
+                           if row['method'] in ('deep', 'head')]}
+    for row in found[len(series['VPT-deep']):]:
+        series[row['method']] = [(x, row['test_ms'], 0.0) for x in sorted(
+            {min(args.tokens), max(args.tokens)})]
+    return [_write_csv(args.out / 'cost.csv', keys, [[
+        '' if row[key] is None else row[key] for key in keys] for row in found]),
+        figures.lines(args.out / 'cost.png', series, 'prompts', 'testing, ms an image')]
+
+
+def _short(value: Any) -> str:
+    return '-' if value is None else f'{value:,.2f}' if isinstance(value, float) else str(value)
+
+
+_KINDS = dict(attention=_attention, prompts=_prompts, features=_features, errors=_errors,
+              curves=_curves, cost=_cost)
