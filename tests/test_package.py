@@ -176,7 +176,7 @@ def test_requirements_reach_the_metadata():
         extra = re.search(r'extra == ["\'](\w+)["\']', requirement)
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
-    for extra in ('tests', 'docs', 'medical', 'export', 'optional'):
+    for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -194,10 +194,11 @@ def test_installed_versions_are_in_range():
 def test_imports_are_declared():
     """Whatever the package and its tools import is the standard library's, ours, or required."""
     distributions = importlib.metadata.packages_distributions()
-    required = [r for n in ('runtime', 'mminstall') for r in requirements(n)]
+    extras = ('medical', 'export', 'search', 'analysis')  # imported where they are needed
+    required = [r for n in ('runtime', 'mminstall', *extras) for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
-    # Of extras, imported where they are needed; the modules have the names of their packages.
-    extra = {canonical(r)[0] for n in ('medical', 'export') for r in requirements(n)}
+    # Those that are not installed here have the names of their packages.
+    extra = {canonical(r)[0] for n in extras for r in requirements(n)}
     undeclared = {}
     for path in [*(ROOT / 'vpt_dense').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
         for module in imported(path):
