@@ -36,7 +36,7 @@ KEYS = frozenset(
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
     'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks '
-    'feature_cache'.split()
+    'feature_cache subset'.split()
 ) | frozenset(run_settings.KEYS)
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
@@ -277,6 +277,8 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - ``method_hooks``, hooks that belong to a file of ``configs/_base_/methods``, join
       ``custom_hooks``.
     - ``feature_cache`` becomes a :class:`vpt_dense.hooks.FeatureCacheHook`.
+    - ``subset`` of the training data, see :class:`vpt_dense.datasets.subset.Subset`, goes around
+      them.
     - ``ensemble``: see :func:`vpt_dense.ensemble.settings.place`.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
@@ -310,6 +312,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     if hooks:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     _place_feature_cache(cfg)
+    _place_subset(cfg)
     settings.place(cfg)
     _adapt_to_machine(cfg)
 
@@ -324,6 +327,22 @@ def _place_feature_cache(cfg: Config) -> None:
     kind = 'vpt_dense.FeatureCacheHook'
     others = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != kind]
     cfg.custom_hooks = [*others, ConfigDict(given, type=kind)]
+
+
+def _place_subset(cfg: Config) -> None:
+    """Take a part of the training data, in place of one that a finished config takes."""
+    given = cfg.pop('subset', None)
+    if given is None:
+        return
+    known = {'share', 'images', 'per_class', 'seed'}
+    if not isinstance(given, dict) or set(given) - known:
+        raise UserError(
+            f'subset: a dict of share, images or per_class, and seed was expected, found {given!r}')
+    if not get(cfg, 'train_dataloader.dataset'):
+        raise UserError('subset: the config has no train_dataloader.dataset')
+    loader = cfg.train_dataloader
+    whole = loader.dataset.dataset if kind_of(loader.dataset) == 'Subset' else loader.dataset
+    loader.dataset = ConfigDict(type='vpt_dense.Subset', dataset=whole, **given)
 
 
 def _place_classes_of_mixing(cfg: Config) -> None:
