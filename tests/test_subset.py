@@ -38,7 +38,7 @@ def names(data):
 def test_so_many_of_each_class(flowers):
     data = build(flowers, per_class=3)
     assert len(data) == 9 and sorted(data.get_gt_labels()) == [0] * 3 + [1] * 3 + [2] * 3
-    assert data.metainfo['classes'] == tuple(CLASSES)
+    assert list(data.metainfo['classes']) == list(CLASSES)
     smaller = build(flowers, per_class=1)
     assert set(names(smaller)) < set(names(data)) and len(set(names(smaller))) == 3
     assert names(build(flowers, per_class=1)) == names(smaller)
