@@ -27,7 +27,8 @@ def flowers(tmp_path_factory):
 
 def build(root, **settings):
     in_scope('mmpretrain')
-    inner = dict(type='vpt_dense.ImageFolder', data_root=str(root), data_prefix='train', pipeline=[])
+    inner = dict(type='vpt_dense.ImageFolder', data_root=str(root), data_prefix='train',
+                 pipeline=[])
     return DATASETS.build(dict(type='vpt_dense.Subset', dataset=inner, **settings))
 
 
