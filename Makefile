@@ -8,12 +8,13 @@ STAMP := $(VENV)/installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
     $$(test -t 2 || echo --progress-bar off)
 comma := ,
+CHROMIUM ?= chromium
 # The default suite runs in up to four processes, each with one thread.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-export \
-    test-minimal test-examples test-wheel lint docs clean
+    test-report test-minimal test-examples test-wheel lint docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +57,12 @@ test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in
 	$(call beside,export)
 	OMP_NUM_THREADS=1 .venv-export/bin/python -m pytest -q -m '' -n $(WORKERS) \
 	    tests/test_export_onnx.py
+
+# The browser must be there: Debian's is `apt-get install chromium`; CHROMIUM may name another.
+test-report: $(STAMP)  ## Look at report.html in a browser (chromium must be there), in .venv-report
+	$(call beside,report)
+	OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) .venv-report/bin/python -m pytest -q -m '' \
+	    tests/test_report_browser.py
 
 test-examples: $(STAMP)  ## Run the examples with Lightning and Trainer, in .venv-examples
 	$(call beside,examples)

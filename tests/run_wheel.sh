@@ -29,6 +29,7 @@ vpt=$place/env/bin/vpt-dense
 # The demo, a little of it and of one method; it makes its data, and has its backbone with it.
 "$vpt" compare --methods deep --steps 2 --cfg-options iters=20 train_cfg.val_interval=20
 test -s work_dirs/compare/*/table.md
+test -s work_dirs/compare/*/report.html
 # A published config on other data, with a narrow backbone at random.
 narrow=(model.decode_head.in_channels=64)
 for i in 0 1 2; do narrow+=("model.auxiliary_head.$i.in_channels=64"); done

@@ -120,6 +120,13 @@ def runs_and_tables(compare, folder):
         assert cells[row['method']][2] == '0 1'
         assert int(cells[row['method']][4].replace(',', '')) == own
     assert 'Failed: none, seed 0: ' in (out / 'table.md').read_text()
+    page = (out / 'report.html').read_text()
+    for row in table['rows']:
+        assert f'data-value="{row["mean"]}"' in page and f'data-value="{row["train_ms"]}"' in page
+        shown = json.loads((out / f'{row["method"]}_seed0/pictures_test.json').read_text())
+        assert all(each['prediction'] in page for each in shown['images'])
+        assert (out / f'{row["method"]}_seed1/report.html').is_file()
+    assert 'none, seed 0: ' in page
     picture = (out / 'scatter.svg').read_text()
     assert '<!-- deep -->' in picture and '<!-- shallow -->' in picture
 

@@ -1,5 +1,6 @@
 """Groups of processes: how they end, and that they start again; Slurm's nodes."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ from resume_runs import AUGMENTED, IMAGES, ITERATIONS, differences, final
 from test_preemption import evaluations
 from tool_helpers import write_leaf
 from utils import ROOT, make_ade_folder
+
+from vpt_dense.report import samples
 
 #: Ends as its arguments say: one for each start, `RANK:CODE`; negative: by that signal.
 ENDS = """
@@ -176,6 +179,15 @@ def test_a_killed_process_changes_nothing(run, whole, kills, resumed):
     assert [Path(line).name for line in found] == [f'iter_{n}.pth' for n in resumed]
     assert differences(final(whole), final(work)) == []
     assert evaluations(whole) == evaluations(work)
+
+
+def test_the_pictures_of_two_processes_are_gathered(whole):
+    """As many, and in the order, in which one process has them."""
+    images = json.loads((whole / 'pictures_val.json').read_text())['images']
+    assert [each['position'] for each in images] == samples.places(IMAGES)
+    names = [each['name'] for each in images]
+    assert names == sorted(names) and len(set(names)) == len(names)
+    assert (whole / 'report.html').is_file()
 
 
 # --- Slurm -----------------------------------------------------------------------------------

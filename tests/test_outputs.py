@@ -240,7 +240,7 @@ def test_results_of_several_tests_are_kept(capfd, tmp_path):
         assert (done.code, done.err) == (0, '')
         found.append((work / 'test.json').read_bytes())
     aside, = work.glob('before_*')
-    assert [file.name for file in aside.iterdir()] == ['test.json']
+    assert sorted(file.name for file in aside.iterdir()) == ['pictures_test.json', 'test.json']
     assert (aside / 'test.json').read_bytes() == found[0] != found[1]
     assert (work / 'params.json').read_bytes() == params
 

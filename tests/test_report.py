@@ -1,5 +1,7 @@
 """Reports of a run (hook and metric): console, JSON files, scalars; segmentation and images."""
 
+import base64
+import io
 import json
 import logging
 import re
@@ -279,6 +281,73 @@ def test_test_only_run(trained, tmp_path):
     assert not (tmp_path / 'evaluations.json').exists()
 
 
+def colours(url):
+    """The pixels (H, W, 4) of a picture that is a data URL."""
+    from PIL import Image
+
+    data = base64.b64decode(url.partition(',')[2])
+    return np.asarray(Image.open(io.BytesIO(data)).convert('RGBA'))
+
+
+def test_pictures_of_a_validation(trained, ade_folder):
+    """Images of the last validation, their masks in the colours of the classes; and the page."""
+    record = load(trained.work_dir / 'pictures_val.json')
+    dataset = trained.runner.val_dataloader.dataset
+    (evaluation,) = load(trained.work_dir / 'evaluations.json')
+    assert (record['iter'], record['task']) == (2, 'segmentation')
+    assert record['run_id'] == evaluation['run_id']
+    assert record['classes'] == list(dataset.metainfo['classes'])
+    assert [each['position'] for each in record['images']] == [0, 1]
+    for each, item in zip(record['images'], (dataset[0], dataset[1]), strict=True):
+        assert item['data_samples'].img_path.endswith(each['name'])
+        image = item['inputs'].permute(1, 2, 0).numpy()[..., ::-1].astype(int)
+        assert (each['height'], each['width']) == image.shape[:2]
+        # Noise of one pixel is not what JPEG keeps, the mean is.
+        assert np.abs(colours(each['image'])[..., :3].mean((0, 1)) - image.mean((0, 1))).max() < 3
+        labels = item['data_samples'].gt_sem_seg.data[0].numpy()
+        pixels, known = colours(each['truth']), labels != 255
+        assert (pixels[..., 3] == 255 * known).all() and known.any()
+        palette = np.asarray(dataset.metainfo['palette'])
+        assert (pixels[known][:, :3] == palette[labels[known]]).all()
+        assert (colours(each['prediction'])[..., 3] == 255).all() and 0 <= each['IoU'] < 50
+    page = (trained.work_dir / 'report.html').read_text(encoding='utf-8')
+    assert all(each['prediction'] in page for each in record['images'])
+    assert f'Report: {trained.work_dir / "report.html"}' in trained.log
+    summary = load(trained.work_dir / 'summary.json')
+    assert summary['backbone'] == 'VisionTransformer' and summary['task'] == 'segmentation'
+    assert 'ADE20KDataset' in summary['data']['train'] and summary['device'] == 'cpu, 1 process'
+
+
+def test_a_report_that_fails_ends_no_run(trained, tmp_path, monkeypatch):
+    """Neither pictures nor the page; the log says so, in a line each."""
+    def fail(*args):
+        raise RuntimeError('out of order')
+
+    monkeypatch.setattr('vpt_dense.report.samples.segmentation', fail)
+    monkeypatch.setattr('vpt_dense.report.page.render', fail)
+    cfg = trained.cfg.copy()
+    cfg.merge_from_dict(
+        {'work_dir': str(tmp_path), 'load_from': str(trained.work_dir / 'iter_2.pth')})
+    runner = Runner.from_cfg(cfg)
+    metrics = runner.test()
+    assert load(tmp_path / 'test.json')['metrics'].keys() == metrics.keys()
+    (log,) = Path(runner.log_dir).glob('*.log')
+    told = [line for line in log.read_text().splitlines() if 'out of order' in line]
+    assert len(told) == 2 and 'no pictures' in told[0] and 'report.html could not' in told[1]
+    assert not list(tmp_path.glob('pictures_*')) + list(tmp_path.glob('*.html'))
+
+
+def test_another_test_puts_the_pictures_of_the_first_aside(trained, tmp_path):
+    cfg = trained.cfg.copy()
+    cfg.merge_from_dict(
+        {'work_dir': str(tmp_path), 'load_from': str(trained.work_dir / 'iter_2.pth')})
+    for _ in range(2):
+        Runner.from_cfg(cfg).test()
+    first, = tmp_path.glob('before_*/pictures_test.json')
+    assert first.read_text() == (tmp_path / 'pictures_test.json').read_text()
+    assert (tmp_path / 'report.html').is_file()
+
+
 def test_resumed_run_keeps_earlier_evaluations(trained, tmp_path):
     """Evaluations up to the checkpoint are kept, later ones of the interrupted run are not."""
     first = load(trained.work_dir / 'evaluations.json')
@@ -386,6 +455,13 @@ def test_classification_counts_in_epochs(tmp_path):
     assert summary['best']['metrics']['accuracy/top1'] == max(
         r['metrics']['accuracy/top1'] for r in records
     )
+    pictures = load(tmp_path / 'run/pictures_val.json')
+    assert pictures['epoch'] == 2 and pictures['task'] == 'classification'
+    assert [(each['name'], each['truth']) for each in pictures['images']] == [
+        (f'{name}/{i}.png', [name]) for name in ('ash', 'birch', 'cedar') for i in range(2)]
+    right = sum(each['right'] for each in pictures['images'])
+    assert 100 * right / 6 == pytest.approx(records[-1]['metrics']['accuracy/top1'])
+    assert (tmp_path / 'run/report.html').is_file()
     head = 3 * 64 + 3
     assert summary['params']['parts']['classification head'] == {'trainable': head, 'total': head}
     assert summary['params']['trainable'] == head + 5 * 64

@@ -15,6 +15,7 @@ COMMANDS = {
     'compare': ('compare', 'train, test and measure methods x seeds'),
     'search': ('search', "search a method's rates and other settings, with equal trials"),
     'analyse': ('analyse', 'attention, features, errors, curves, cost: pictures and numbers'),
+    'report': ('report', 'write report.html of runs or of a comparison'),
     'count': ('count_params', 'count parameters, or estimate memory'),
     'config': ('print_config', 'print a config as a run uses it'),
     'check': ('check_dataset', 'look for faults in a data set; mean and std of its bands'),

@@ -39,6 +39,8 @@ class Task:
             has no ``tta_model``.
         visualizer: Config of what draws a prediction, for ``--show-dir``.
         drawing: Config of the hook that has all of a test drawn, without its ``out_dir``.
+        shown: Function: (data sample, the data set's ``metainfo``, ignored label) -> what reports
+            show of an image, see :mod:`vpt_dense.report.samples`.
         store: The type of the hook that writes the predictions of a test, for ``--out``.
         store_suffixes: Of the file that it writes (``out_file``); empty: a folder (``out_dir``).
         exports: Whether ``tools/export.py`` knows what its graph puts out.
@@ -70,6 +72,7 @@ class Task:
     tta_model: str = ''
     visualizer: Mapping[str, Any] = field(default_factory=dict)
     drawing: Mapping[str, Any] = field(default_factory=dict)
+    shown: str = ''
     store: str = ''
     store_suffixes: tuple[str, ...] = ()
     exports: bool = False
@@ -179,6 +182,7 @@ add(Task(
     tag='image-segmentation', ensemble='vpt_dense.EnsembleDecodeHead',
     visualizer=dict(type='vpt_dense.SegLocalVisualizer'),
     drawing=dict(type='vpt_dense.SegVisualizationHook', draw=True),
+    shown='vpt_dense.report.samples:segmentation',
     store='vpt_dense.LabelMapsHook', exports=True,
     sample='vpt_dense.memory:mask_sample',
     check_sample='vpt_dense.hooks.data_check_hook:check_mask',
@@ -193,6 +197,7 @@ add(Task(
     tta_model='vpt_dense.AverageClsScoreTTA',
     visualizer=dict(type='vpt_dense.UniversalVisualizer'),
     drawing=dict(type='vpt_dense.VisualizationHook', enable=True, interval=1),
+    shown='vpt_dense.report.samples:classification',
     store='vpt_dense.PredictionsHook', store_suffixes=('.json', '.jsonl', '.pkl'), exports=True,
     sample='vpt_dense.memory:class_sample',
     check_sample='vpt_dense.hooks.data_check_hook:check_label',

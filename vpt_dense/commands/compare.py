@@ -5,12 +5,11 @@
 ``python tools/compare.py configs/vpt/setr_vit-l_ade20k.py --methods head deep lora --search 20``
 
 Trains and tests through tools/train.py and tools/test.py, then measures each method in a process
-of its own, then writes table.md, table.csv, table.json and scatter.svg. What is finished is not
-repeated; what was interrupted goes on.
+of its own, then writes table.md, table.csv, table.json, scatter.svg and report.html. What is
+finished is not repeated; what was interrupted goes on.
 """
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -155,8 +154,9 @@ def fail(failures, total):
 def main(argv=None):
     """Command line."""
     args = parse_args(argv)
-    from vpt_dense.comparison import report
+    from vpt_dense.comparison import page, report
     from vpt_dense.comparison.runs import Comparison, find_methods, num_cpus
+    from vpt_dense.report.records import command_line
 
     stop_politely()
     folder = args.work_dir or Path(
@@ -190,13 +190,15 @@ def main(argv=None):
     if results:
         metric = report.find_metric(results, args.metric)
         rows = report.summarise(results, metric, methods, costs)
-        notes = dict(command=shlex.join(['python', *sys.argv]), cost=note, amp=amp,
+        notes = dict(command=command_line(), cost=note, amp=amp,
                      threads=threads, versions=results[0]['versions'], costs=costs,
                     trials=args.search, searched=comparison.found)
         written = report.write(rows, metric, folder, notes, failures)
         report.draw(rows, metric, folder / 'scatter.svg')
         print(written[0].read_text(encoding='utf-8'))
         print(*written, folder / 'scatter.svg', sep='\n')
+        if found := page.try_to_write(folder):
+            print(found)
     elif not failures:
         print(f'no run in {folder} is finished; measured: {folder / "cost"}')
     runs = 0 if args.measure_only else len(args.seeds)

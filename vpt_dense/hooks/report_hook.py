@@ -13,20 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_world_size, master_only
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from vpt_dense import logging, outputs, params, pretraining, safe_files, tasks
+from vpt_dense import logging, outputs, params, pretraining, report, safe_files, tasks
+from vpt_dense.datasets.names import image_names, leaves
+from vpt_dense.errors import explain
 from vpt_dense.hooks.invalid_loss_hook import SKIPPED
+from vpt_dense.hooks.pictures import dataset_of
 from vpt_dense.machine import resident_peak
 from vpt_dense.registry import HOOKS
+from vpt_dense.report.records import as_call, command_line
+from vpt_dense.report.samples import Samples
 from vpt_dense.tree import as_list
 from vpt_dense.tuning import ADDED, method_of
 from vpt_dense.version import __version__
 
 #: What runs leave in a work folder; logs and pictures have folders of their own.
-RECORDS = ('params.json', 'evaluations.json', 'summary.json', 'test.json', 'val.json')
+RECORDS = (
+    'params.json', 'evaluations.json', 'summary.json', 'test.json', 'val.json',
+    'pictures_val.json', 'pictures_test.json', report.NAME,
+)
 FRAMEWORKS = ('torch', 'numpy', 'mmengine', 'mmcv', 'timm')
 
 
@@ -45,6 +53,11 @@ class ReportHook(Hook):
       parameters, wall time, peak memory, versions, seed.
     - ``test.json`` or ``val.json``, when only that is run: config, method, checkpoint, metrics,
       results by class, parameters, versions.
+    - ``pictures_val.json`` and ``pictures_test.json``: a few images of the last evaluation with
+      what was predicted (:mod:`vpt_dense.report.samples`).
+    - ``report.html``, when a training or a test ends: a page of all of this, see
+      :mod:`vpt_dense.report`. If it or the pictures cannot be made, a line in the log says so and
+      the run goes on.
 
     What an earlier run has left there, and would be replaced, goes into a folder ``before_TIME``.
     Every start of a process has an id, ``run_id``: the evaluations that it makes and the
@@ -67,6 +80,7 @@ class ReportHook(Hook):
         self.start_iter = 0
         self.peak_cuda = 0  # bytes
         self._line = ''
+        self._samples = Samples()
 
     @master_only
     def before_run(self, runner: Runner) -> None:
@@ -128,9 +142,33 @@ class ReportHook(Hook):
         if torch.cuda.is_initialized():
             self.peak_cuda = max(self.peak_cuda, torch.cuda.max_memory_allocated())
 
-    @master_only
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Begin to gather pictures."""
+        self._begin_pictures(runner, 'val')
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Begin to gather pictures."""
+        self._begin_pictures(runner, 'test')
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Keep the pictures of a batch."""
+        super().after_val_iter(runner, batch_idx, data_batch, outputs)
+        self._take_pictures(runner, data_batch, outputs)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Keep the pictures of a batch."""
+        super().after_test_iter(runner, batch_idx, data_batch, outputs)
+        self._take_pictures(runner, data_batch, outputs)
+
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Write the results of a validation and prepare its line."""
+        pictures = self._gathered()
+        if not is_main_process():
+            return
         if isinstance(runner._train_loop, BaseLoop):
             record = _position(runner) | {
                 'run_id': self._ids(runner.iter)[-1],
@@ -143,13 +181,16 @@ class ReportHook(Hook):
                 runner.visualizer.add_scalars(by_class, step=runner.iter)
         else:
             self._write_result(runner, 'val', metrics)
+        self._write_pictures(runner, 'val', pictures)
         self._line = self._headline(runner, metrics)
 
-    @master_only
     def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Write the results of a test and prepare its line."""
-        self._write_result(runner, 'test', metrics)
-        self._line = self._headline(runner, metrics)
+        pictures = self._gathered()
+        if is_main_process():
+            self._write_result(runner, 'test', metrics)
+            self._write_pictures(runner, 'test', pictures)
+            self._line = self._headline(runner, metrics)
 
     # The line is printed here, after LoggerHook's own line about the same evaluation.
     @master_only
@@ -159,11 +200,14 @@ class ReportHook(Hook):
             # Not before: a resumed run validates again unless it is on record, and the best
             # checkpoint is saved in after_val_epoch.
             _write_json(_in_work_dir(runner, 'evaluations.json'), self.evaluations)
+        else:
+            self._write_page(runner)
         runner.logger.info(self._line)
 
     @master_only
     def after_test(self, runner: Runner) -> None:
         """Print the metric beside the number of trainable parameters."""
+        self._write_page(runner)
         runner.logger.info(self._line)
 
     @master_only
@@ -199,6 +243,70 @@ class ReportHook(Hook):
         skipped = summary['skipped_steps']
         told = f'; {skipped} steps left out, their loss was not finite' if skipped else ''
         runner.logger.info('Summary written to %s%s', _in_work_dir(runner, 'summary.json'), told)
+        self._write_page(runner)
+
+    # --- pictures and the page: whatever is wrong with them, the run goes on --------------------
+
+    def _begin_pictures(self, runner: Runner, split: str) -> None:
+        self._samples = Samples(get_rank(), get_world_size())
+        self._split = split
+        task = tasks.of(_model_config(runner))
+        if task and task.shown:
+            self._samples.start(len(dataset_of(runner, split)))
+
+    def _take_pictures(self, runner: Runner, data_batch: Any, outputs: Any) -> None:
+        if not self._samples.wanted:
+            return
+        try:
+            dataset = dataset_of(runner, self._split)
+            tell = tasks.of(_model_config(runner)).function('shown', 'pictures of a report')
+            ignored = next((leaf.ignore_index for leaf in leaves(dataset)
+                            if hasattr(leaf, 'ignore_index')), 255)  # fmt: skip
+            model = _model_config(runner)
+            self._samples.take(
+                data_batch['inputs'], outputs,
+                model.get('data_preprocessor') or runner.cfg.get('data_preprocessor') or {},
+                lambda sample, position: _name_of(dataset, sample, position),
+                lambda sample: tell(sample, dataset.metainfo, ignored),
+            )
+        except Exception as error:
+            self._samples.stop()
+            runner.logger.warning(
+                'the report shows no pictures of this evaluation: %s', explain(error))
+
+    def _gathered(self) -> list[dict[str, Any]]:
+        """The pictures of all processes, which all call this, in the order of the data set."""
+        found = {each['position']: each for part in all_gather_object(self._samples.found)
+                 for each in part}  # fmt: skip
+        self._samples = Samples()
+        return [found[position] for position in sorted(found)]
+
+    def _write_pictures(
+        self, runner: Runner, split: str, pictures: list[dict[str, Any]]
+    ) -> None:
+        path = Path(runner.work_dir, f'pictures_{split}.json')
+        trains = split == 'val' and isinstance(runner._train_loop, BaseLoop)
+        try:
+            if not trains:
+                outputs.put_aside([path], path.parent, runner)
+            meta = dataset_of(runner, split).metainfo
+            if pictures:
+                _write_json(str(path), {
+                    **_position(runner),
+                    'run_id': self._ids(runner.iter)[-1] if trains else self.loaded,
+                    'task': tasks.of(_model_config(runner)).name,
+                    'classes': meta.get('classes'),
+                    'palette': meta.get('palette'),
+                    'images': pictures,
+                })
+        except Exception as error:
+            runner.logger.warning('%s could not be written: %s', path, explain(error))
+
+    def _write_page(self, runner: Runner) -> None:
+        try:
+            runner.logger.info('Report: %s', report.write_run(Path(runner.work_dir)))
+        except Exception as error:
+            runner.logger.warning('%s could not be written: %s', report.NAME, explain(error))
 
     def _write_result(self, runner: Runner, split: str, metrics: dict[str, Any] | None) -> None:
         result = {
@@ -254,6 +362,11 @@ def _by_class(metrics: dict[str, Any] | None, loop: BaseLoop) -> dict[str, float
     }
 
 
+def _name_of(dataset: Any, sample: Any, position: int) -> str:
+    path = sample.metainfo.get('img_path')
+    return image_names(dataset)(path).as_posix() if path else f'image {position}'
+
+
 def _in_work_dir(runner: Runner, name: str) -> str:
     return os.path.join(runner.work_dir, name)
 
@@ -292,11 +405,20 @@ def _is_number(value: Any) -> bool:
 
 
 def _identity(runner: Runner) -> dict[str, Any]:
-    """Return what identifies a run: config, method, seed, versions."""
+    """Return what identifies a run: command, config, method, data, seed, versions."""
+    task = tasks.of(_model_config(runner))
     return {
+        'command': command_line(),
         'config': runner.cfg.filename,
         'experiment': runner.experiment_name,
+        'ended': time.strftime('%Y-%m-%d %H:%M:%S'),
+        'task': task and task.name,
+        'model': _describe_model(params.unwrap(runner.model)),
+        'backbone': _describe_backbone(runner),
         'method': _method(runner),
+        'data': {split: _describe_data(dataset) for split, dataset in _datasets(runner)},
+        'weights': _weights(runner),
+        'device': _device(params.unwrap(runner.model)),
         'seed': runner.seed,
         'world_size': get_world_size(),
         'versions': versions(),
@@ -322,12 +444,6 @@ def _method(runner: Runner) -> dict[str, Any]:
     return method_of(config, backbone)
 
 
-def _call(config: dict) -> str:
-    """Write the config of an object as a call."""
-    arguments = ', '.join(f'{key}={value!r}' for key, value in config.items() if key != 'type')
-    return f'{config["type"]}({arguments})' if arguments else str(config['type'])
-
-
 def versions() -> dict[str, str]:
     """Return the versions of what this process has imported (timm: of what is installed)."""
     found = {'python': platform.python_version(), 'vpt_dense': __version__}
@@ -347,7 +463,7 @@ def _describe(runner: Runner) -> str:
     model = params.unwrap(runner.model)
     method = _method(runner)
     added = [node for key in ADDED for node in as_list(method.get(key))]
-    kind = ', '.join(map(_call, added)) or 'no prompt'
+    kind = ', '.join(map(as_call, added)) or 'no prompt'
     trainable = method['trainable']
     rows = [
         ('config', runner.cfg.filename or 'built in code'),
@@ -375,6 +491,16 @@ def _describe_model(model: torch.nn.Module) -> str:
             times = f'{kinds.count(kind)} x ' if kinds.count(kind) > 1 else ''
             names.append(f'{times}{label}{kind}')
     return ', '.join(names)
+
+
+def _describe_backbone(runner: Runner) -> str | None:
+    backbone = getattr(params.unwrap(runner.model), 'backbone', None)
+    if backbone is None:
+        return None
+    config = _model_config(runner).get('backbone', {})
+    kinds = [config.get(key) for key in ('arch', 'model_name', 'depth')]
+    named = [str(kind) for kind in kinds if isinstance(kind, (str, int))]  # else it is a dict
+    return ' '.join([type(backbone).__name__, *named])
 
 
 def _datasets(runner: Runner) -> list[tuple[str, Any]]:
