@@ -348,11 +348,28 @@ OF_VARIANTS = [
     for variant, kind in VARIANTS.items() for task in kind.tasks for name, row in ROWS.items()
     if kind.family in row.fits and task in row.tasks and name not in kind.unfit
 ]  # fmt: skip
+#: Rows whose graph is that of another: they differ in what trains, in sizes, or in dropout, which
+#: no graph has; and one that has both parts of two others.
+_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv')
+#: A row for each place of a block where something stands or changes: what a method itself computes
+#: there is in its graph on the plain vision transformer, and families differ in their places.
+_PLACES = {
+    # Its gated MLP and the norm inside, and where positions come in.
+    'eva02': ('linear', 'deep', 'e2vpt', 'add-deep', 'lora-all', 'adapter', 'rep-adapter', 'ssf'),
+    # timm's blocks: its attention is computed by ours where keys and values join.
+    'dinov3': ('full', 'linear', 'deep', 'pixel', 'add-deep', 'e2vpt', 'pad', 'lora-all', 'cvpt',
+               'adapter', 'rep-adapter', 'ssf', 'rein', 'side'),
+    # Windows: tokens, keys and values are put into each.
+    'swin': ('full', 'linear', 'shallow', 'deep', 'prefix', 'e2vpt', 'residual', 'deep, projected',
+             'deep, first 2, removed', 'deep, last 2', 'pad', 'lora-all', 'cvpt', 'adapter',
+             'rep-adapter', 'ssf', 'rein', 'side'),
+}
 #: Those whose graphs are made of other operations: which weights train does not count, but for all
 #: and none of them; and of the tasks the one with more outputs does for both.
 GRAPHS = [
     (name, family, task) for name, family, task in CASES
     if task == ROWS[name].tasks[-1] and family not in COLUMNS_ARE_SLOW
+    and name not in _OTHERS_GRAPHS and name in _PLACES.get(family, ROWS)
     and (set(ROWS[name].tuning) != {'trainable'} or name in ('full', 'linear'))
 ]  # fmt: skip
 
