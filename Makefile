@@ -13,8 +13,8 @@ CHROMIUM ?= chromium
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-export \
-    test-report test-minimal test-examples test-wheel lint docs clean
+.PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-long \
+    test-export test-report test-minimal test-examples test-wheel lint docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-medical:  ## Run the tests of NIfTI and DICOM, with the extra that they nee
 
 test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 GB of memory)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
+
+test-long: $(STAMP)  ## Run what takes minutes, before a release: slow tests have less of the same
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long -n $(WORKERS)
 
 test-cuda: $(STAMP)  ## Run the tests that need a GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cuda -n $(WORKERS) tests/test_cuda.py

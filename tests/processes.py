@@ -27,7 +27,8 @@ def run_two(work: Callable, *arguments: Any) -> list:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     context = mp.get_context('forkserver')
-    context.set_forkserver_preload(['mmpretrain.models', 'mmseg.models', 'vpt_dense.preflight'])
+    context.set_forkserver_preload([
+        'vpt_dense', 'mmpretrain.models', 'mmseg.models', 'vpt_dense.preflight'])
     with context.Manager() as manager:
         found = manager.list()
         mp.start_processes(

@@ -642,7 +642,7 @@ def test_killed_runs_lose_nothing():
     assert done.returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_killed_runs_lose_nothing():
     done = crash_test(120, '--seed', '1000')
     assert done.stdout.endswith('120 kills, 0 lost\n'), done.stdout + done.stderr

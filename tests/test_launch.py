@@ -164,8 +164,10 @@ def whole(run):
 @pytest.mark.parametrize(('kills', 'resumed'), [
     (['begin:0:1', 'after:4:0'], [4]),
     # A validation that is the best so far saves too: that of iteration 3.
+    pytest.param(['before:1:1', 'after:2:1', 'before:4:1', 'validation:6:0'], [2, 3, 6],
+                 marks=pytest.mark.slow),
     pytest.param(['begin:0:0', 'before:1:1', 'before:2:0', 'after:2:1', 'before:4:1',
-                  'validation:6:0', 'validation:6:1'], [2, 3, 6, 6], marks=pytest.mark.slow),
+                  'validation:6:0', 'validation:6:1'], [2, 3, 6, 6], marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_killed_process_changes_nothing(run, whole, kills, resumed):
     """Of another run are the checkpoints that lie in its folder when it is killed first."""

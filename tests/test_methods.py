@@ -1,6 +1,7 @@
 """Method x backbone x task: what holds for every row of the table in tests/methods.py."""
 
 import copy
+import functools
 import re
 
 import pytest
@@ -20,6 +21,7 @@ from methods import (
 )
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from safetensors.torch import save_file
 from torch import nn
 from utils import CONFIGS, images, randomise
 
@@ -29,17 +31,38 @@ from vpt_dense.tuning import ADDED, is_added
 from vpt_dense.weights.base import KEY
 
 
-def rows(cases: list[tuple[str, str, str]], quick: bool = False):
-    """A mark: these rows; of timm's families all, or only one family or task, are quick."""
+def params(cases: list[tuple[str, str, str]], quick: bool = False) -> list:
+    """These rows; of timm's families all, or only one family or task, are quick."""
     def is_slow(name: str, family: str, task: str) -> bool:
         last = task == ROWS[name].tasks[-1]
         return family in TIMM and not (last and (quick or family not in COLUMNS_ARE_SLOW))
 
-    return pytest.mark.parametrize(('name', 'family', 'task'), [
-        pytest.param(*c, marks=pytest.mark.slow if is_slow(*c) else ()) for c in cases])
+    return [pytest.param(*c, marks=pytest.mark.slow if is_slow(*c) else ()) for c in cases]
 
 
-case = rows(CASES)
+def rows(*args, **kwargs) -> pytest.MarkDecorator:
+    """A mark: the :func:`params`."""
+    return pytest.mark.parametrize(('name', 'family', 'task'), params(*args, **kwargs))
+
+
+def share(rows: list) -> pytest.MarkDecorator:
+    """A mark: these rows, each with its model, for tests that leave it as it is.
+
+    They run one after the other for a row, so that it is built once, and not first one of them for
+    all rows.
+    """
+    return pytest.mark.parametrize(
+        'built', [pytest.param(p.values, marks=p.marks, id='-'.join(p.values)) for p in rows],
+        indirect=True)
+
+
+@pytest.fixture(scope='module')
+def built(request):
+    """A row, and its model in float64."""
+    return *request.param, build(*request.param).double()
+
+
+case, shared = rows(CASES), share(params(CASES))
 TRAINED = [c for c in CASES if ROWS[c[0]].counts(*c[1:]) != {0}]
 OF_TIMM = [c for c in CASES if c[1] in TIMM]
 PLAIN = [(family, task) for family, kind in FAMILIES.items() for task in kind.tasks]
@@ -62,10 +85,11 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize(('name', 'family', 'task'), CASES + OF_VARIANTS)
-def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
+@share([pytest.param(*c) for c in CASES + OF_VARIANTS])
+def test_gradients_are_exactly_on_what_trainable_names(built):
+    name, family, task, model = built
     row = ROWS[name]
-    model = build(name, family, task).train()
+    model.train().zero_grad()
     added = {n.split('.')[0] for n, _ in model.named_parameters() if is_added(n)}
     patterns = row.tuning.get('trainable')
     if patterns is None:
@@ -76,7 +100,7 @@ def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
         wanted = set(parameters(model))
     assert parameters(model).keys() == wanted
     assert row.counts(family, task) == {sum(p.numel() for p in parameters(model).values())}
-    outs = model(batch(family))
+    outs = model(batch(family, dtype=torch.float64))
     assert all(out.isfinite().all() for out in outs)
     if wanted:
         total(outs).backward()
@@ -90,29 +114,35 @@ def test_gradients_are_exactly_on_what_trainable_names(name, family, task):
     assert dead == []
 
 
-@case
-def test_a_batch_of_three_is_three_batches_of_one(name, family, task):
-    model = build(name, family, task).double().eval()
+@shared
+def test_a_batch_of_three_is_three_batches_of_one(built):
+    _, family, _, model = built
+    model.eval()
     x = batch(family, 3, dtype=torch.float64)
     single = [model(image[None]) for image in x]
     for i, whole in enumerate(model(x)):
         torch.testing.assert_close(whole, torch.cat([outs[i] for outs in single]))
 
 
-@case
-def test_maps_and_vectors_have_the_shapes_of_the_plain_backbone(name, family, task):
-    height, width = BACKBONES[family].size
-    model = build(name, family, task).eval()
+@functools.cache
+def plain_shapes(family: str, task: str, *size: int) -> list[torch.Size]:
     plain = build_at_start({}, family, task).eval()
+    return [out.shape for out in plain(images(2, 3, *size))]
+
+
+@shared
+def test_maps_and_vectors_have_the_shapes_of_the_plain_backbone(built):
+    _, family, task, model = built
+    height, width = BACKBONES[family].size
     sizes = [(height, width)] if task == 'cls' else [(height, width), (2 * height, width)]
     for size in sizes:
-        x = images(2, 3, *size)
-        assert [out.shape for out in model(x)] == [out.shape for out in plain(x)]
+        x = images(2, 3, *size, dtype=torch.float64)
+        assert [out.shape for out in model.eval()(x)] == plain_shapes(family, task, *size)
 
 
-@case
-def test_the_frozen_base_stays_in_eval_mode(name, family, task):
-    model = build(name, family, task)
+@shared
+def test_the_frozen_base_stays_in_eval_mode(built):
+    *_, model = built
     assert model.train() is model and model.training
     frozen = any(not p.requires_grad for n, p in model.named_parameters() if not is_added(n))
     assert model.base_is_frozen == frozen
@@ -281,14 +311,13 @@ class Model(nn.Module):
 
 @pytest.fixture(scope='module')
 def bases(tmp_path_factory):
-    """Pretrained weights of every family and task, as mmpretrain saves them."""
+    """Pretrained weights of every family and task, under mmpretrain's names."""
     folder = tmp_path_factory.mktemp('bases')
     paths = {}
     for family, task in PLAIN:
         plain = randomise(build_at_start({}, family, task), seed=3)
-        paths[family, task] = folder / f'{family}_{task}.pth'
-        state = {f'backbone.{n}': t for n, t in plain.state_dict().items()}
-        torch.save(dict(state_dict=state, meta={}), paths[family, task])
+        paths[family, task] = folder / f'{family}_{task}.safetensors'
+        save_file({f'backbone.{n}': t for n, t in plain.state_dict().items()}, paths[family, task])
     return paths
 
 

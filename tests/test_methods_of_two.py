@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from methods import build
+from methods import COLUMNS_ARE_SLOW, ROWS, build
 from processes import run_two
 from test_methods import TRAINED, batch, parameters, total
 from torch import nn
@@ -57,7 +57,12 @@ def failures_of_two(request):
     return run_two(step_of_two, [(p['name'], p['family'], p['task']) for p in asked])
 
 
+#: Of families that differ from another in sizes and layers the task with more outputs will do.
+ASKED = [case for case in TRAINED
+         if case[1] not in COLUMNS_ARE_SLOW or case[2] == ROWS[case[0]].tasks[-1]]
+
+
 @pytest.mark.parametrize(('name', 'family', 'task'), [
-    pytest.param(*case, marks=[pytest.mark.slow] if case[2] == 'seg' else []) for case in TRAINED])
+    pytest.param(*case, marks=[pytest.mark.slow] if case[2] == 'seg' else []) for case in ASKED])
 def test_a_step_of_two_processes_is_that_of_one(failures_of_two, name, family, task):
     assert [line for found, line in failures_of_two if found == (name, family, task)] == []

@@ -122,7 +122,6 @@ def evaluations(work: Path) -> list[dict]:
 @pytest.mark.parametrize(('processes', 'number', 'extra'), [
     (1, signal.SIGTERM, WORKERS),
     pytest.param(1, signal.SIGUSR1, BY_EPOCH, marks=pytest.mark.slow),
-    pytest.param(2, signal.SIGTERM, '', marks=pytest.mark.slow),
     pytest.param(2, signal.SIGTERM, WORKERS, marks=pytest.mark.slow),
     pytest.param(2, signal.SIGUSR1, BY_EPOCH, marks=pytest.mark.slow),
 ])  # fmt: skip

@@ -15,6 +15,7 @@ from utils import ROOT, images, randomise
 
 from vpt_dense import pretraining
 from vpt_dense.backbones.timm_vit import TimmBackbone, create, names
+from vpt_dense.building import on
 from vpt_dense.errors import UserError
 
 PAGE = (ROOT / 'docs/backbones.md').read_text()
@@ -33,11 +34,33 @@ OTHERS = sorted(set(timm.list_models()) - set(SUPPORTED))
 OF_MODULES = {model_entrypoint(n).__module__: n for n in sorted(OTHERS, key=len, reverse=True)}
 
 
+def one_of_each(names: list[str], words: bool) -> list[str]:
+    """The shortest of the names whose models differ in numbers alone: of channels, blocks, pixels.
+
+    Args:
+        names: timm's.
+        words: Whether words, yes and no count that their functions say; otherwise only what they
+            call: the layers and the class of the model are among it.
+    """
+    found: dict[tuple, str] = {}
+    for name in sorted(names, key=len, reverse=True):
+        code = model_entrypoint(name).__code__
+        said = [word for word in flat(code.co_consts) if isinstance(word, str | bool | None)]
+        said = [word for word in said if word != name and ' ' not in str(word)]  # and no docstring
+        found[model_entrypoint(name).__module__, code.co_names, tuple(said) * words] = name
+    return sorted(found.values())
+
+
+def flat(values: tuple) -> list:
+    return [part for value in values for part in (flat(value) if isinstance(value, tuple)
+                                                  else [value])]
+
+
 def is_tuned(name: str) -> bool:
     """Build one, with two blocks if it takes that number, and run it, on no device."""
     for depth in (dict(depth=2), {}):
         try:
-            with torch.device('meta'):
+            with on('meta'):
                 model = backbone(name, prompt=DEEP, **depth)
         except UserError as error:
             if depth and 'num_kv_heads' in str(error):  # a number for each block
@@ -51,7 +74,7 @@ def is_tuned(name: str) -> bool:
 
 
 def assert_refused(name: str) -> None:
-    with pytest.raises(UserError) as caught, torch.device('meta'):
+    with pytest.raises(UserError) as caught, on('meta'):
         create(name, options=dict(dynamic_img_size=True) if name in SUPPORTED else {})
     kind = re.fullmatch(r'(\w+) cannot be tuned: .*', str(caught.value))[1]
     assert kind in str(caught.value) and '\n' not in str(caught.value)
@@ -67,10 +90,16 @@ def test_refused_names(name):
     assert_refused(name)
 
 
-@pytest.mark.slow
-def test_every_name_is_supported_or_refused():
-    assert all(map(is_tuned, SUPPORTED))
-    for name in OTHERS:
+#: timm has thousands of names, most of which differ in numbers from another.
+walks = pytest.mark.parametrize('every', [
+    pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.long)],
+    ids=['one of each', 'all'])  # fmt: skip
+
+
+@walks
+def test_every_name_is_supported_or_refused(every):
+    assert all(map(is_tuned, SUPPORTED if every else one_of_each(SUPPORTED, words=True)))
+    for name in OTHERS if every else one_of_each(OTHERS, words=False):
         assert_refused(name)
 
 
@@ -89,7 +118,7 @@ ROWS = [[cell.strip(' `') for cell in line.strip('|').split('|')]
 def test_the_page_says_what_they_are(row):
     _, name, licence, patch, home, first, positions, out_type = row
     told = pretraining.of(name)
-    with torch.device('meta'):
+    with on('meta'):
         model = create(name)
     assert told.name == name and told.licence == licence
     assert home == '{}x{}'.format(*told.input_size[1:])
@@ -172,11 +201,12 @@ def parts_of(model) -> tuple:
     return tuple(type(part).__name__ for part in parts)
 
 
-@pytest.mark.slow
-def test_the_kinds_are_all_that_names_have():
+@walks
+def test_the_kinds_are_all_that_names_have(every):
     known = covers()
-    with torch.device('meta'):
-        assert {parts_of(create(name)) for name in SUPPORTED} <= known
+    names = SUPPORTED if every else one_of_each(SUPPORTED, words=True)
+    with on('meta'):
+        assert {parts_of(create(name)) for name in names} <= known
 
 
 @kind
@@ -413,7 +443,7 @@ def test_places_are_made_once_for_a_grid():
     (dict(pretrained=True, init_cfg=dict(type='Pretrained', checkpoint='a.pth')), 'leave one out'),
 ])  # fmt: skip
 def test_bad_arguments_are_named(options, message):
-    with pytest.raises(ValueError, match=message) as caught, torch.device('meta'):
+    with pytest.raises(ValueError, match=message) as caught, on('meta'):
         backbone(**{'name': 'vit_small_patch16_dinov3', **{
             'name' if key == 'model' else key: value for key, value in options.items()}})
     assert '\n' not in str(caught.value)

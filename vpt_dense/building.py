@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -44,19 +45,33 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
             memory nor time at any size of model; it is good for counting.
     """
     # The registries import what they need, which may print, see above.
-    with contextlib.redirect_stdout(io.StringIO()), scope(cfg), torch.device(device), _Numbers():
+    with contextlib.redirect_stdout(io.StringIO()), scope(cfg), on(device):
         return MODELS.build(cfg.model)
+
+
+@contextlib.contextmanager
+def on(device: str) -> Iterator[None]:
+    """Within it tensors are made on a device; on 'meta' as fast as that can be.
+
+    Args:
+        device: See :func:`build_model`.
+    """
+    with torch.device(device), _Numbers():
+        yield
 
 
 class _Numbers(TorchFunctionMode):
     """Makes ``linspace`` on the CPU: upstream reads the rates of stochastic depth from it.
 
     Draws no random numbers on 'meta', which has no place for them: torch imports its compiler for
-    that.
+    that, and what makes others of them in place takes most of the time of timm's models.
     """
 
+    skipped = frozenset({
+        torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_, torch.Tensor.clamp_})
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) and args[0].is_meta:
+        if func in self.skipped and args[0].is_meta:
             return args[0]
         where = dict(device='cpu') if func is torch.linspace else {}
         return func(*args, **{**(kwargs or {}), **where})
