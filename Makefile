@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Written when the installation is complete; holds the folder that it was made for.
 STAMP := $(VENV)/installed
-# Bars for large downloads where somebody watches, otherwise only what goes wrong.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+# Bars for large downloads where somebody watches, otherwise only what goes wrong. What is used is
+# compiled when it is imported first, which is a fraction of it.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
     $$(test -t 2 || echo --progress-bar off)
 comma := ,
 CHROMIUM ?= chromium
@@ -37,11 +38,11 @@ test-medical:  ## Run the tests of NIfTI and DICOM, with the extra that they nee
 .test-medical: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_medical.py
 
-test-slow: $(STAMP)  ## Run the slow tests: published sizes, whole trainings (8 GB of memory)
+test-slow: $(STAMP)  ## Run the slow tests: graphs of every method, whole trainings, signals
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
 
-test-long: $(STAMP)  ## Run what takes minutes, before a release: slow tests have less of the same
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long -n $(WORKERS)
+test-long: $(STAMP)  ## Run the longest tests, before a release: slow ones check the same on less
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long -n $(WORKERS) --dist loadfile
 
 test-cuda: $(STAMP)  ## Run the tests that need a GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cuda -n $(WORKERS) tests/test_cuda.py

@@ -15,7 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 "${PYTHON:-python3}" -m venv "$place/env"
 python=$place/env/bin/python
 "$python" -m pip wheel --no-deps --wheel-dir "$place" "$place/source"
-"$python" -m pip install --progress-bar off "$place"/*.whl
+# What is used is compiled when it is imported, which is a fraction of it.
+"$python" -m pip install --no-compile --progress-bar off "$place"/*.whl
 "$python" -m pip check
 # As in the Makefile, where the libraries of a desktop are absent.
 "$python" -c 'import cv2' 2> /dev/null || "$python" -m pip install --no-deps --force-reinstall \
@@ -27,7 +28,7 @@ cd "$place/bare"
 vpt=$place/env/bin/vpt-dense
 "$vpt" --version
 # The demo, a little of it and of one method; it makes its data, and has its backbone with it.
-"$vpt" compare --methods deep --steps 2 --cfg-options iters=20 train_cfg.val_interval=20
+"$vpt" compare --methods deep --steps 2 --cfg-options iters=2 train_cfg.val_interval=2
 test -s work_dirs/compare/*/table.md
 test -s work_dirs/compare/*/report.html
 # A published config on other data, with a narrow backbone at random.

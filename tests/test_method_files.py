@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, LEAVES, RECIPES, ROOT, make_ade_folder
 
-from vpt_dense import building, config, method_files, params, preflight
+from vpt_dense import building, config, config_files, method_files, params, preflight
 from vpt_dense.backbones.timm_vit import create
 from vpt_dense.errors import UserError
 
@@ -29,6 +29,19 @@ def is_timms(recipe: str) -> bool:
 
 #: Recipes of models of timm that take every method; for the others one will do.
 OF_TIMM = ('vpt/linear_vit-s_dinov3_ade20k.py', 'vpt/vit-b_siglip2_imagefolder.py')
+
+
+#: Recipes of every class of backbone and task: with every method, as its class may refuse it.
+CLASSES = (*KINDS, *OF_TIMM, 'vpt/swin-b_imagefolder.py', 'vpt/convnext-b_imagefolder.py',
+           'vpt/upernet_convnext-b_ade20k.py')
+#: On the other recipes a method of every group: the group is all that a recipe tells of methods.
+OF_GROUPS = (*BUILT, 'full', 'partial-1', 'concat-channel', 'deep-bias', 'deep-lora', 'gated')
+
+
+def test_a_method_of_every_group_is_on_every_recipe():
+    groups = {name: config_files.parse(str(method_files.find(name))).optim_group
+              for name in method_files.names()}
+    assert {groups[name] for name in OF_GROUPS} == set(groups.values())
 
 
 def slow(recipe: str, method: str) -> bool:
@@ -58,7 +71,7 @@ def test_a_leaf_is_its_recipe_with_a_method(recipe):
 @pytest.mark.parametrize(('recipe', 'method'), [
     pytest.param(recipe, method, marks=pytest.mark.slow if slow(recipe, method) else ())
     for recipe in RECIPES for method in method_files.names()
-    if method == 'deep' or recipe in OF_TIMM or not is_timms(recipe)])
+    if recipe in CLASSES or method == 'deep' or method in OF_GROUPS and not is_timms(recipe)])
 def test_every_method_on_every_recipe(recipe, method):
     """It is a run, or one line says why not."""
     try:

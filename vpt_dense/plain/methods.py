@@ -48,12 +48,13 @@ def resolve(method: str | Mapping[str, Any], options: Mapping[str, Any]) -> dict
                 f'(known: {", ".join(KEYS)})')
     else:
         name = method
-        known = {name: file for name, file in _files().items() if _is_plain(name, file)}
-        if name not in known:
+        file = _files().get(name)
+        if file is None or not _is_plain(name, file):
+            known = names()
             raise UserError(
                 f'method {name!r} is not known{suggest(str(name), known)}; the methods are '
                 f'{", ".join(known)}')
-        found = _read(known[name])['method']
+        found = _read(file)['method']
     found = {
         key: [dict(each) for each in value] if key == 'adapters'
         else dict(value) if isinstance(value, Mapping) else value
