@@ -1,5 +1,6 @@
 """Recipes and method files: what ``--method`` makes of them, and what it refuses."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ KINDS = ('vpt/setr_vit-l_ade20k.py', 'vpt/vit-b_imagefolder.py', 'vpt/upernet_sw
 BUILT = ('head', 'bias', 'deep', 'lora', 'pad')
 
 
+@functools.cache
 def is_timms(recipe: str) -> bool:
     return any(f'/{path.stem}.py' in (CONFIGS / recipe).read_text() and 'Timm' in path.read_text()
                for path in (CONFIGS / '_base_/backbones').glob('*.py'))
