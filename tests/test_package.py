@@ -18,7 +18,7 @@ import vpt_dense
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What a wheel holds beside the package, in vpt_dense/.mim.
-RIDING = ('configs', 'pretrain', 'tools')
+RIDING = ('configs', 'pretrain', 'samples', 'tools')
 
 
 def run_python(code, *args):
@@ -221,13 +221,18 @@ def test_the_wheel_works_alone(tmp_path):
         shutil.copy(ROOT / name, source)
     for name in ('vpt_dense', 'requirements', *RIDING):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for path in (source / 'pretrain').iterdir():  # what was fetched into a checkout stays there
+        if path.name not in ('README.md', 'vit-demo_formula.safetensors'):
+            path.unlink()
+    (source / 'pretrain/theirs.pth').write_text('of others')
     pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
     subprocess.run([*pip, '--wheel-dir', tmp_path, source], check=True)
     (wheel,) = tmp_path.glob('*.whl')
     packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('vpt_dense/')}
     ours = {str(p.relative_to(source)) for p in source.glob('vpt_dense/**/*') if p.is_file()}
     with_it = {f'vpt_dense/.mim/{p.relative_to(source)}' for name in RIDING
-               for p in (source / name).rglob('*') if p.is_file() and 'tools/dev' not in str(p)}
+               for p in (source / name).rglob('*') if p.is_file() and 'tools/dev' not in str(p)
+               and p.name != 'theirs.pth'}
     assert packed == {n for n in ours if '.egg-info' not in n} | with_it
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')

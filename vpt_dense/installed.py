@@ -1,4 +1,4 @@
-"""Files that come with packages: configs (``mmseg::setr/...``) and this one's backbone.
+"""Files that come with packages: configs (``mmseg::setr/...``) and what its demo reads.
 
 A wheel holds them in ``.mim``, as the OpenMMLab packages do; a checkout has them beside the
 package.
@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """``configs``, ``pretrain`` or ``tools`` of this package."""
+    """``configs``, ``pretrain``, ``samples`` or ``tools`` of this package."""
     inside = _PACKAGE / '.mim' / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 

@@ -19,7 +19,7 @@ from vpt_dense import installed
 from vpt_dense.errors import ArgumentParser, UserError
 
 ROOT = installed.folder('configs').parent
-DEMO = 'configs/demo/setr_{method}_digits.py'
+DIGITS = 'configs/demo/setr_{method}_digits.py'
 DATA = 'data/digits'
 
 
@@ -34,9 +34,9 @@ def parse_args(argv=None):
         'busy machine is worth little: --no-measure first, --measure-only later.',
     )
     add = parser.add_argument
-    add('pattern', nargs='?', default=DEMO, metavar='RECIPE|PATTERN',
-        help="path of a recipe; or of configs, with '{method}' in the name (default: the demo, "
-        f'{DEMO})')
+    add('pattern', nargs='?', default=DIGITS, metavar='RECIPE|PATTERN',
+        help="path of a recipe; or of configs, with '{method}' in the name (default: digits, "
+        f'{DIGITS})')
     add('--methods', '--method', nargs='+', metavar='NAME',
         help='which (default: all that there are configs of)')
     add('--seeds', nargs='+', type=int, default=[0])
@@ -96,13 +96,13 @@ def stop_politely():
             signal.signal(number, signal.default_int_handler)
 
 
-def make_demo_data():
-    """Makes the demo's data unless they are there."""
+def make_digits():
+    """Makes the small demo's data unless they are there."""
     subprocess.run([sys.executable, '-m', 'vpt_dense', 'make-dataset', 'digits', DATA], check=True)
 
 
-def go_to_demo():
-    """Makes the demo's data and says where its configs are, and what options they need.
+def go_to_digits():
+    """Makes the small demo's data, says where its configs are and what options they need.
 
     A checkout has data, weights and runs in it; where the package is installed, data and runs are
     in the current folder.
@@ -113,8 +113,8 @@ def go_to_demo():
     else:
         weights = installed.folder('pretrain') / 'vit-demo_formula.safetensors'
         options = [f'model.backbone.init_cfg.checkpoint={weights}']
-    make_demo_data()
-    return str(DEMO if installed.is_checkout() else ROOT / DEMO), options
+    make_digits()
+    return str(DIGITS if installed.is_checkout() else ROOT / DIGITS), options
 
 
 def share(total, jobs, amp) -> tuple:
@@ -163,8 +163,8 @@ def main(argv=None):
         'work_dirs/compare', Path(args.pattern).stem.replace('{method}', 'METHOD'))
     folder = folder.absolute()
     options = args.cfg_options or []
-    if args.pattern == DEMO:
-        args.pattern, needed = go_to_demo()
+    if args.pattern == DIGITS:
+        args.pattern, needed = go_to_digits()
         options = [*needed, *options]
     methods = find_methods(args.pattern, args.methods)
     total = len(methods) * len(args.seeds)

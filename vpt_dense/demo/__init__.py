@@ -1,4 +1,4 @@
-"""The demo's laboratory: generated images, and what pretrains a small ViT on them from scratch.
+"""What only the demos need: weights, generated images, what pretrains a small ViT on them.
 
 Nothing is imported here; the registry knows the modules that hold registered classes.
 """
