@@ -328,6 +328,7 @@ def test_a_report_that_fails_ends_no_run(trained, tmp_path, monkeypatch):
     cfg = trained.cfg.copy()
     cfg.merge_from_dict(
         {'work_dir': str(tmp_path), 'load_from': str(trained.work_dir / 'iter_2.pth')})
+    cfg.experiment_name = 'failing'  # else a logger of the same second would be its own
     runner = Runner.from_cfg(cfg)
     metrics = runner.test()
     assert load(tmp_path / 'test.json')['metrics'].keys() == metrics.keys()

@@ -23,9 +23,8 @@ def plain(tokens, sine, cosine, half):
 
 
 @HALVES
-@pytest.mark.parametrize('dtype, atol', [
-    (torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_it_is_timms(half, dtype, atol):
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_it_is_timms_bit_for_bit(half, dtype):
     tokens, sine, cosine = example()
     tokens, sine, cosine = tokens.to(dtype), sine.float(), cosine.float()
     if dtype == torch.float64:
@@ -35,10 +34,13 @@ def test_it_is_timms(half, dtype, atol):
     ours, theirs = turn_last(tokens, sine, cosine, half), plain(tokens, sine, cosine, half)
     assert ours.dtype == dtype
     assert torch.equal(ours[:, :, :2], tokens[:, :, :2])
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+    assert torch.equal(ours, theirs)
     direction = torch.randn_like(ours)
     gradients = [torch.autograd.grad(out, tokens, direction)[0] for out in (ours, theirs)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=2 * atol)
+    if dtype == torch.bfloat16:  # timm's are rounded on the way
+        torch.testing.assert_close(*gradients, rtol=0, atol=0.05)
+    else:
+        assert torch.equal(*gradients)
 
 
 @HALVES

@@ -14,9 +14,9 @@ CONFIGS = ROOT / 'configs'
 
 _COUNTER = itertools.count()
 
-#: The recipes of configs/vpt and configs/demo, below configs: those that no method was put on.
+#: The recipes of configs/vpt, demo and results, below configs: those that no method was put on.
 RECIPES = sorted(
-    str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo')
+    str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo', 'results')
     for path in (CONFIGS / folder).glob('*.py')
     if '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
 )

@@ -56,12 +56,22 @@ STUDIES = {
 }
 
 
-def run(name: str, jobs: int | None) -> None:
-    """Carry out a study, or what is left of it, and write its record."""
+def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
+    """Carry out a study, or what is left of it, and write its record.
+
+    Args:
+        name: Of the study.
+        methods: These alone, and the record is of these.
+        jobs: Runs at a time.
+    """
     study = STUDIES[name]
+    unknown = set(methods or ()) - set(study.methods)
+    if unknown:
+        raise UserError(f'--methods {unknown.pop()}: {name} has {", ".join(study.methods)}')
     folder = Path('work_dirs/results', name)
     command = [
-        'tools/compare.py', f'configs/results/{study.recipe}.py', '--methods', *study.methods,
+        'tools/compare.py', f'configs/results/{study.recipe}.py', '--methods',
+        *(methods or study.methods),
         '--search', str(study.trials), '--pruner', 'none', '--seeds', *SEEDS,
         '--work-dir', str(folder), '--cfg-options',
         f'model.backbone.init_cfg.checkpoint={WEIGHTS}', *study.options]
@@ -138,6 +148,7 @@ def command_line() -> None:
     commands = parser.add_subparsers(dest='command', required=True)
     new = commands.add_parser('run', help='carry out studies, and write their records')
     new.add_argument('studies', nargs='+', choices=STUDIES)
+    new.add_argument('--methods', nargs='+', help='these alone (default: all of the study)')
     new.add_argument('--jobs', type=int, help='runs at a time')
     commands.add_parser('page', help='write the tables of docs/results.md')
     args = parser.parse_args()
@@ -145,7 +156,7 @@ def command_line() -> None:
         page()
         return
     for name in args.studies:
-        run(name, args.jobs)
+        run(name, args.methods, args.jobs)
 
 
 if __name__ == '__main__':
