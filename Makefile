@@ -12,6 +12,9 @@ comma := ,
 CHROMIUM ?= chromium
 # The default suite runs in up to four processes, each with one thread.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# A file of tests is one worker's, as its tests share what they build. Not those of many tests first:
+# those of few, long ones would be left to one worker at the end.
+DEAL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-long \
@@ -27,7 +30,7 @@ demo: $(STAMP)  ## Train the demo: head-only, VPT-deep, LoRA on real images (5 m
 	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)  ## Run the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(DEAL)
 
 test-lowest:  ## Run the same tests with the lowest version of every requirement, in .venv-lowest
 	@$(MAKE) test VENV=.venv-lowest
@@ -39,10 +42,10 @@ test-medical:  ## Run the tests of NIfTI and DICOM, with the extra that they nee
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_medical.py
 
 test-slow: $(STAMP)  ## Run the slow tests: graphs of every method, whole trainings, signals
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) $(DEAL)
 
 test-long: $(STAMP)  ## Run the longest tests, before a release: slow ones check the same on less
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long -n $(WORKERS) $(DEAL)
 
 test-cuda: $(STAMP)  ## Run the tests that need a GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cuda -n $(WORKERS) tests/test_cuda.py

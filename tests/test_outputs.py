@@ -210,7 +210,8 @@ REPORT = dict(custom_hooks=[dict(type='vpt_dense.ReportHook')])
 def test_a_finished_run_is_kept_when_another_trains_in_its_folder(tmp_path):
     train(tmp_path, 3, hook=dict(save_best='a', rule='greater'), **REPORT)
     own = {
-        'params.json', 'evaluations.json', 'summary.json', 'last_checkpoint', 'best_a_iter_2.pth',
+        'params.json', 'evaluations.json', 'summary.json', 'report.html', 'last_checkpoint',
+        'best_a_iter_2.pth',
         *(f'iter_{i}.pth' for i in (1, 2, 3)),
     }  # fmt: skip
     kept = {name: (tmp_path / name).read_bytes() for name in own}
