@@ -26,7 +26,7 @@ help:  ## Show this help
 venv: $(STAMP)  ## Set up .venv: the package (editable) and what its tests need
 	@echo "Ready: $(BIN)/python"
 
-demo: $(STAMP)  ## Train the demo: head-only, VPT-deep, LoRA on real images (5 minutes on 2 cores)
+demo: $(STAMP)  ## Train the demo: head-only, VPT-deep, LoRA on real images (6 minutes on 2 cores)
 	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)  ## Run the tests, without the slow ones
