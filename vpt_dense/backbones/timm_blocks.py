@@ -89,7 +89,9 @@ class TimmAttention(nn.Module):
             further.append((self.k_norm(self._in_groups(of_prompts[0])),
                             self._in_groups(of_prompts[1])))
         if rope is not None:
-            queries, keys = self._place(queries, rope), self._place(keys, rope)
+            # Where nothing is added.
+            exact = alone and self.qkv is not None and of_parts(self.qkv) is None
+            queries, keys = (self._place(each, rope, exact) for each in (queries, keys))
             queries, keys = queries.type_as(values), keys.type_as(values)
         keys, values = self._in_groups(keys), self._in_groups(values)
         if further:
@@ -147,9 +149,9 @@ class TimmAttention(nn.Module):
         groups = self.num_heads // tokens.shape[1]
         return tokens if groups == 1 else tokens.repeat_interleave(groups, dim=1)
 
-    def _place(self, tokens: Tensor, rope: Tensor) -> Tensor:
+    def _place(self, tokens: Tensor, rope: Tensor, exact: bool) -> Tensor:
         """Turn the patches, the last N of tokens (B, heads, n, d)."""
-        return turn_last(tokens, *rope.chunk(2, -1), getattr(self, 'rotate_half', False))
+        return turn_last(tokens, *rope.chunk(2, -1), getattr(self, 'rotate_half', False), exact)
 
 
 class PlacesOnce(nn.Module):
