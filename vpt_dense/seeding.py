@@ -138,7 +138,36 @@ class PositionSampler(Sampler):
         return len(self.sampler)
 
 
-class SeededDataset(Dataset):
+class DatasetAround(Dataset):
+    """A data set around another one: attributes are read and set there.
+
+    Args:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.__dict__['dataset'] = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a sample."""
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read from the data set what is not here."""
+        if name.startswith('__') or 'dataset' not in self.__dict__:  # being copied or unpickled
+            raise AttributeError(f'{type(self).__name__} has no attribute {name!r}')
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set on the data set, e.g. a hook that switches the pipeline."""
+        setattr(self.dataset, name, value)
+
+
+class SeededDataset(DatasetAround):
     """A data set around another one, whose samples follow from their :class:`Position`.
 
     Everything else is the data set's own: attributes are read and set there.
@@ -152,7 +181,8 @@ class SeededDataset(Dataset):
     __getitems__ = None
 
     def __init__(self, dataset: Any) -> None:
-        self.__dict__.update(dataset=dataset, draws=None)
+        super().__init__(dataset)
+        self.__dict__['draws'] = None
 
     def repeat(self, draws: int) -> None:
         """Let what a sample draws repeat: with pass n over the data it draws as with n + draws."""
@@ -174,20 +204,6 @@ class SeededDataset(Dataset):
         # Samplers without an end count no epochs: their place tells how often all were seen.
         passed = epoch + (place * processes + rank) // len(self)
         return 'draw', seed, int(index), passed % draws
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        """Read from the data set what is not here."""
-        if name.startswith('__') or 'dataset' not in self.__dict__:  # being copied or unpickled
-            raise AttributeError(f'{type(self).__name__} has no attribute {name!r}')
-        return getattr(self.dataset, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set on the data set, e.g. a hook that switches the pipeline."""
-        setattr(self.dataset, name, value)
 
 
 def start_at(loader: DataLoader, batches: int) -> int:

@@ -1,18 +1,16 @@
 """A part of the training data: a share, a number of images, or so many of each class."""
 
-from typing import Any
-
 import numpy as np
 from mmengine.dataset import BaseDataset
-from torch.utils.data import Dataset
 
 from vpt_dense.argument_checks import check_count, is_int, is_number
 from vpt_dense.errors import UserError
 from vpt_dense.registry import DATASETS
+from vpt_dense.seeding import DatasetAround
 
 
 @DATASETS.register_module()
-class Subset(Dataset):
+class Subset(DatasetAround):
     """A data set of which some images are taken, drawn once.
 
     What ``subset = dict(...)`` of a config becomes. The images are the first ones of an order that
@@ -62,25 +60,7 @@ class Subset(Dataset):
                 raise UserError(f'subset.images is {number}, but there are {len(inner)} images')
             chosen = order[:number]
         inner.get_subset_(sorted(map(int, chosen)))
-        self.__dict__['dataset'] = inner
-
-    def __getitem__(self, index: int) -> Any:
-        """Return a sample."""
-        return self.dataset[index]
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        """Read from the data set what is not here."""
-        if name.startswith('__') or 'dataset' not in self.__dict__:  # being copied or unpickled
-            raise AttributeError(f'{type(self).__name__} has no attribute {name!r}')
-        return getattr(self.dataset, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set on the data set, e.g. a hook that switches the pipeline."""
-        setattr(self.dataset, name, value)
+        super().__init__(inner)
 
 
 def _of_each_class(dataset: BaseDataset, order: np.ndarray, number: int) -> list[int]:
