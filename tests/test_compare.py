@@ -245,7 +245,7 @@ def test_runs_of_others_are_left_alone(compare, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_run_must_agree_with(folder, tmp_path):
+def test_what_a_run_must_agree_with(folder, tmp_path, monkeypatch):
     """Settings and data; a run of others keeps its folder, and what was downloaded changes none."""
     shutil.copytree(folder / 'data', tmp_path / 'data')
 
@@ -262,9 +262,14 @@ def test_what_a_run_must_agree_with(folder, tmp_path):
     (place / 'run.json').write_text(json.dumps(dict(mark, metrics={})))
     assert comparison().work_dir('deep', 0) == place
     others = [comparison(amp=True), comparison(options=['optim_wrapper.optimizer.lr=0.5'])]
+    # A copy of the data is the same data.
+    os.utime(tmp_path / 'data/annotations/validation/000.png', (0, 0))
+    assert comparison().work_dir('deep', 0) == place
     for file, change in (
         ('images/training/000.jpg', lambda file: file.write_bytes(b'another')),
-        ('annotations/validation/000.png', lambda file: os.utime(file, (0, 0))),
+        # Of many bytes the times count.
+        ('annotations/validation/000.png', lambda _: monkeypatch.setattr(runs, '_READ', 0)),
+        ('annotations/validation/000.png', lambda file: os.utime(file, (1, 1))),
         ('images/validation/001.jpg', Path.unlink),
         ('images/training/002.jpg', Path.touch),
     ):

@@ -1,6 +1,5 @@
 """Runs of a comparison: trains and tests each method with each seed once, measures the cost."""
 
-import contextlib
 import functools
 import glob
 import hashlib
@@ -34,6 +33,9 @@ RESULT = 'run.json'
 
 #: How a tool is called in a process of its own: the command comes behind.
 TOOL = ('-m', 'vpt_dense')
+
+#: Data sets of at most so many bytes are compared by content, so that a copy of them is the same.
+_READ = 2 * 10**9
 
 Failures = dict[tuple[str, int | None], str]
 
@@ -212,8 +214,9 @@ class Comparison:
 
         Returns:
             ``fingerprint``: sha256 over seed, precision, the resolved config and the pretrained
-            weights. ``data``: sha256 over names, sizes and times of change of all files of the
-            data sets; None if there are none yet, as with data that the training downloads.
+            weights. ``data``: sha256 over names and contents of all files of the data sets, or
+            names, sizes and times of change if they are more than 2 GB; None if there are none
+            yet, as with data that the training downloads.
         """
         from vpt_dense.preflight import pretrained
 
@@ -513,7 +516,10 @@ def _data_places(cfg: 'Config') -> Iterator[Path]:
 
 
 def _data_digest(places: Sequence[Path]) -> str | None:
-    """sha256 over names, sizes and times of change of files and of those in folders."""
+    """sha256 over names and contents of files and of those in folders.
+
+    Of many bytes, which would take minutes to read, sizes and times of change stand for contents.
+    """
     found, seen = [], set()
     for place in places:
         if place.is_file():
@@ -525,10 +531,15 @@ def _data_digest(places: Sequence[Path]) -> str | None:
                 continue
             seen.add(real)
             found += [Path(folder, name) for name in names]
+    found = sorted(file for file in found if file.exists())  # a link may lead nowhere
+    states = [file.stat() for file in found]
     digest = hashlib.sha256()
-    for file in sorted(found):
-        with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
-            state = file.stat()
+    if sum(state.st_size for state in states) <= _READ:
+        for file, state in zip(found, states, strict=True):
+            digest.update(f'{file} {state.st_size}\n'.encode())
+            digest.update(file.read_bytes())
+    else:
+        for file, state in zip(found, states, strict=True):
             digest.update(f'{file} {state.st_size} {state.st_mtime_ns}\n'.encode())
     return digest.hexdigest() if found else None
 
