@@ -294,7 +294,12 @@ def test_what_a_run_must_agree_with(folder, tmp_path, monkeypatch):
 def test_patterns(tmp_path):
     for name in ('a_x_b.py', 'a_y-1_b.py', 'a_x.py', 'c.py', '{d}_x.py'):
         (tmp_path / name).touch()
-    find = runs.find_methods
+
+    def find(*args):
+        found = runs.find_methods(*args)
+        assert list(found) == list(found.values())
+        return list(found)
+
     assert find(f'{tmp_path}/a_{{method}}_b.py') == ['x', 'y-1']
     assert find(f'{tmp_path}/a_{{method}}_b.py', ['y-1', 'x', 'y-1']) == ['y-1', 'x']
     braces = f'{tmp_path}/{{d}}_{{method}}.py'
@@ -308,6 +313,28 @@ def test_patterns(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             find(pattern)
+
+
+def test_method_files_of_ones_own(tmp_path):
+    for name in ('deep-50', 'deep', 'other/deep-50'):
+        file = tmp_path / f'{name}.py'
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("_base_ = 'vpt_dense::_base_/methods/deep.py'\n"
+                        'method = dict(prompt=dict(num_tokens=50))\n')
+    recipe, own = 'configs/vpt/setr_vit-l_ade20k.py', f'{tmp_path}/deep-50.py'
+    sources = runs.find_methods(recipe, ['lora', own, own])
+    assert sources == {'lora': 'lora', 'deep-50': own}
+    comparison = runs.Comparison(recipe, tmp_path, sources=sources)
+    assert comparison.config('deep-50').model.backbone.prompt.num_tokens == 50
+    assert comparison.work_dir('deep-50', 0).name == 'deep-50_seed0'
+    for wanted, message in (
+        ([f'{tmp_path}/deep.py'], 'deep.py: deep is another method too; rename the file'),
+        ([own, f'{tmp_path}/other/deep-50.py'], 'deep-50 is another method too'),
+        ([f'{tmp_path}/gone.py'], 'gone.py: no such file'),
+        (['lorra'], 'lorra is not known; did you mean'),
+    ):
+        with pytest.raises(UserError, match=message):
+            runs.find_methods(recipe, wanted)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])

@@ -38,7 +38,8 @@ def parse_args(argv=None):
         help="path of a recipe; or of configs, with '{method}' in the name (default: digits, "
         f'{DIGITS})')
     add('--methods', '--method', nargs='+', metavar='NAME',
-        help='which (default: all that there are configs of)')
+        help='which (default: all that there are configs of); with a recipe method files of your '
+        'own too')
     add('--seeds', nargs='+', type=int, default=[0])
     add('--work-dir', type=Path, help='default: work_dirs/compare/ and the name of the pattern')
     add('--metric', help="of the test (default: the task's, mIoU or accuracy/top1)")
@@ -166,12 +167,13 @@ def main(argv=None):
     if args.pattern == DIGITS:
         args.pattern, needed = go_to_digits()
         options = [*needed, *options]
-    methods = find_methods(args.pattern, args.methods)
+    sources = find_methods(args.pattern, args.methods)
+    methods = list(sources)
     total = len(methods) * len(args.seeds)
     jobs, threads, amp = share(max(total, args.search or 0), args.jobs, args.amp)
     print(f'{total} runs, {jobs} at a time with {threads} thread(s) each, {precision(amp)}; '
           f'logs in {folder}/*/output.log')
-    comparison = Comparison(args.pattern, folder, amp, threads, options)
+    comparison = Comparison(args.pattern, folder, amp, threads, options, sources=sources)
     if args.search:
         search_all(comparison, methods, args, jobs)
     if args.measure_only:

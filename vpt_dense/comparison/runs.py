@@ -114,26 +114,34 @@ def call(
         raise UserError(f'{tool} failed, see {log}: {last}')
 
 
-def find_methods(pattern: str, wanted: Sequence[str] | None = None) -> list[str]:
+def find_methods(pattern: str, wanted: Sequence[str] | None = None) -> dict[str, str]:
     """Find the methods that a recipe or a pattern of configs has.
 
     Args:
         pattern: Path of a recipe; or of a config with ``{method}`` in its name.
-        wanted: The methods asked for; none: all that there are configs of, by name.
+        wanted: The methods asked for, with a recipe method files of one's own too; none: all that
+            there are configs of, by name.
+
+    Returns:
+        {name: what ``--method`` takes}; a file is named without folder and ending.
 
     Raises:
-        UserError: If the pattern has no such place, a config is not there, or a recipe is to be
-            taken with all methods.
+        UserError: If the pattern has no such place, a config is not there, a recipe is to be
+            taken with all methods, or two methods have one name.
     """
     name = Path(pattern).name
     if '{method}' not in pattern and Path(pattern).is_file():
         if not wanted:
             raise UserError(f'{pattern}: say which methods, with --methods deep lora ...')
+        methods: dict[str, str] = {}
         for method in wanted:
-            if method.endswith('.py'):
-                raise UserError(f'--methods {method}: name a method, not a file')
             method_files.find(method)
-        return list(dict.fromkeys(wanted))
+            name = Path(method).stem if method.endswith('.py') else method
+            if methods.setdefault(name, method) != method or (
+                    name != method and name in method_files.names()):
+                raise UserError(
+                    f'--methods {method}: {name} is another method too; rename the file')
+        return methods
     if pattern.count('{method}') != 1 or '{method}' not in name:
         raise UserError(
             "it takes a recipe, or a pattern that holds '{method}' once, in the file's name; "
@@ -153,7 +161,7 @@ def find_methods(pattern: str, wanted: Sequence[str] | None = None) -> list[str]
                 f'--methods {method}: no config {pattern.replace("{method}", method)}'
                 f'{suggest(method, found)}'
             )
-    return list(dict.fromkeys(wanted or found))
+    return {name: name for name in wanted or found}
 
 
 @dataclass
@@ -168,6 +176,7 @@ class Comparison:
         threads: Of a run.
         options: Overrides of the configs, ``KEY=VALUE`` as on the command line.
         labels: Method -> what it is called in what is printed; others by their own name.
+        sources: Method -> what ``--method`` takes; others their own name.
         found: Method -> further overrides, which a search has found.
     """
 
@@ -177,6 +186,7 @@ class Comparison:
     threads: int = 1
     options: Sequence[str] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -190,7 +200,9 @@ class Comparison:
 
     def method_option(self, method: str) -> list[str]:
         """The arguments that tools need beside that path."""
-        return [] if '{method}' in self.pattern or not method else ['--method', method]
+        if '{method}' in self.pattern or not method:
+            return []
+        return ['--method', self.sources.get(method, method)]
 
     def options_of(self, method: str, further: Sequence[str] = ()) -> list[str]:
         """The overrides of a method's config."""
