@@ -49,11 +49,24 @@ class Study(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-_ALL = ('head', 'deep', 'lora', 'full', 'bias', 'partial-1', 'layernorm', 'shallow', 'deep-bias',
-        'adapter', 'adaptformer', 'ssf', 'rein', 'deep-lora')
+_DEEP_50 = 'configs/results/methods/deep-50.py'
+_SEGMENTATION = (
+    'head', 'deep', 'lora', 'full', 'bias', 'partial-1', 'layernorm', 'shallow', 'deep-bias',
+    'adapter', 'adaptformer', 'ssf', 'rein', 'deep-lora', _DEEP_50)
+_FEW_IMAGES = ('head', 'deep', 'lora', 'full')
+_CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
 STUDIES = {
-    'camvid': Study('camvid_dinov2-s', _ALL),
+    'camvid': Study('camvid_dinov2-s', _SEGMENTATION),
+    'camvid-16': Study('camvid_dinov2-s', _FEW_IMAGES, options=('subset.images=16',)),
+    'camvid-tenth': Study('camvid_dinov2-s', _FEW_IMAGES, options=('subset.share=0.1',)),
+    'camvid-half': Study('camvid_dinov2-s', _FEW_IMAGES, options=('subset.share=0.5',)),
+    'flowers-1': Study('flowers_dinov2-s', _CLASSIFICATION, options=('subset.per_class=1',)),
+    'flowers-4': Study('flowers_dinov2-s', _CLASSIFICATION, options=('subset.per_class=4',)),
+    'flowers-16': Study('flowers_dinov2-s', _CLASSIFICATION, options=('subset.per_class=16',)),
+    'flowers': Study('flowers_dinov2-s', _CLASSIFICATION),
 }
+#: Methods that train nothing in the backbone, against which others are held.
+BASELINES = ('head', 'linear')
 
 
 def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
@@ -61,17 +74,18 @@ def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
 
     Args:
         name: Of the study.
-        methods: These alone, and the record is of these.
+        methods: These alone.
         jobs: Runs at a time.
     """
     study = STUDIES[name]
-    unknown = set(methods or ()) - set(study.methods)
-    if unknown:
-        raise UserError(f'--methods {unknown.pop()}: {name} has {", ".join(study.methods)}')
+    known = {_name(method): method for method in study.methods}
+    for method in methods or ():
+        if method not in known:
+            raise UserError(f'--methods {method}: {name} has {", ".join(known)}')
     folder = Path('work_dirs/results', name)
     command = [
         'tools/compare.py', f'configs/results/{study.recipe}.py', '--methods',
-        *(methods or study.methods),
+        *(known[method] for method in methods or known),
         '--search', str(study.trials), '--pruner', 'none', '--seeds', *SEEDS,
         '--work-dir', str(folder), '--cfg-options',
         f'model.backbone.init_cfg.checkpoint={WEIGHTS}', *study.options]
@@ -92,6 +106,11 @@ def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
     safe_files.write_text(RECORDS / f'{name}.json', json.dumps(record, indent=1) + '\n')
 
 
+def _name(method: str) -> str:
+    """What a comparison calls a method, or a method file."""
+    return Path(method).stem if method.endswith('.py') else method
+
+
 def interval(own: dict[int, float], other: dict[int, float]) -> tuple[float, float] | None:
     """Mean of the differences of equal seeds, and half the width of its 95 % interval (Student's).
 
@@ -110,13 +129,14 @@ def table(record: dict) -> str:
     """The table of a record, best first."""
     scores = {row['method']: dict(zip(row['seeds'], row['scores'], strict=True))
               for row in record['rows']}
+    baseline = next((scores[name] for name in BASELINES if name in scores), {})
     header = ['method', f'{record["metric"]} (test)', 'against head-only, 95 %',
               'trained in the backbone', '% of all', 'MB', 'training, ms/image', 'peak, MB',
               'settings that were found']
     lines = []
     for row in sorted(record['rows'], key=lambda row: -statistics.mean(row['scores'])):
         own = scores[row['method']]
-        found = interval(own, scores['head']) if row['method'] != 'head' else None
+        found = None if own is baseline else interval(own, baseline)
         spread = statistics.stdev(own.values()) if len(own) > 1 else 0.0
         lines.append([
             row['method'], f'{statistics.mean(own.values()):.1f} ± {spread:.1f}',
@@ -126,7 +146,9 @@ def table(record: dict) -> str:
             *('-' if row[key] is None else f'{row[key]:,.0f}' for key in (
                 'train_ms', 'peak_megabytes')),
             ', '.join(record['searched'].get(row['method'], []))])
-    return tables.markdown(header, lines)
+    missing = [name for name in map(_name, STUDIES[record['study']].methods) if name not in scores]
+    note = f'\n\nNot run yet: {", ".join(missing)}.' if missing else ''
+    return tables.markdown(header, lines) + note
 
 
 def page() -> None:

@@ -1,0 +1,17 @@
+# AdamW with the middle of the range of each rate that `vpt-dense search` looks through: 1e-2 for
+# the head, for what trains in the backbone by its kind. docs/results.md compares methods with it.
+
+
+def _rates(lr):
+    return dict(
+        type='OptimWrapper',
+        optimizer=dict(type='AdamW', lr=lr, weight_decay=0.0001),
+        paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=0.01 / lr))))
+
+
+optim = dict(
+    head=_rates(0.01), prompts=_rates(0.01), prompt_layers=_rates(0.003),
+    adapters=_rates(0.003), prompts_and_adapters=_rates(0.003), biases=_rates(0.003),
+    prompts_and_biases=_rates(0.003), patch_embed=_rates(0.003), blocks=_rates(0.0003),
+    all=_rates(0.0001),
+)
