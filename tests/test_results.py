@@ -1,33 +1,47 @@
-"""The page of results is made of records."""
+"""The pages of results are made of records; a row can be checked."""
 
 import importlib.util
 import json
+import statistics
+import subprocess
 
 import pytest
 from utils import ROOT
 
 from vpt_dense.errors import UserError
 
+pytest.importorskip('scipy')  # Student's quantiles
+RECORDS = ROOT / 'docs/results'
+
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def results():
     spec = importlib.util.spec_from_file_location('results', ROOT / 'tools/results.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, 'RECORDS', tmp_path)
-    monkeypatch.setattr(module, 'PAGE', tmp_path / 'page.md')
     return module
 
 
-def record(**scores):
+def record(study, **scores):
     rows = [dict(method=method, scores=own, seeds=[0, 1, 2], trainable=10, backbone_trainable=5,
                  percent=1.0, disk_megabytes=0.5, train_ms=None, test_ms=None, peak_megabytes=7.0)
             for method, own in scores.items()]
-    return dict(metric='mIoU', rows=rows, searched=dict(deep=['lr=0.01']))
+    return dict(
+        study=study, metric='mIoU', trials=10, rows=rows, searched=dict(deep=['lr=0.01']))
 
 
-def test_intervals_are_those_of_paired_differences(results):
-    pytest.importorskip('scipy')
+def test_the_pages_are_those_of_the_records(results, monkeypatch):
+    """Every table is written by the tool; every record has one."""
+    before = {name: (ROOT / name).read_text(encoding='utf-8') for name in results.PAGES}
+    written = {}
+    monkeypatch.setattr(
+        results.safe_files, 'write_text',
+        lambda path, text: written.setdefault(path.relative_to(ROOT).as_posix(), text))
+    results.page()
+    assert written == before
+
+
+def test_an_interval_is_students(results):
     own, other = {0: 11.0, 1: 22.0, 2: 33.0}, {0: 10.0, 1: 20.0, 2: 30.0}
     # Differences 1, 2, 3: their standard deviation is 1, Student's quantile with two degrees 4.303.
     mean, half = results.interval(own, other)
@@ -35,28 +49,66 @@ def test_intervals_are_those_of_paired_differences(results):
     assert results.interval({0: 1.0}, other) is None
 
 
-def test_the_page(results, tmp_path):
-    pytest.importorskip('scipy')
-    (tmp_path / 'a.json').write_text(json.dumps(record(head=[10, 20, 30], deep=[11, 22, 33])))
-    begin = '<!-- a: python tools/results.py page -->'
-    results.PAGE.write_text(f'before\n{begin}\nold\n<!-- end -->\nbehind <!-- end -->\n')
+def test_a_page(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, 'RECORDS', tmp_path)
+    monkeypatch.setattr(results, 'ROOT', tmp_path)
+    monkeypatch.setattr(results, 'PAGES', ('page.md',))
+    page = tmp_path / 'page.md'
+    (tmp_path / 'camvid-16.json').write_text(
+        json.dumps(record('camvid-16', head=[10, 20, 30], deep=[11, 22, 33], rein=[1, 2, 3])))
+    begin, short = (f'<!-- camvid-16{end}: python tools/results.py page -->'
+                    for end in ('', ' in short'))
+    page.write_text(f'before\n{begin}\nold\n<!-- end -->\nbehind <!-- end -->\n'
+                    f'{short}\nold\n<!-- end -->')
     results.page()
-    text = results.PAGE.read_text()
+    text = page.read_text()
     assert text.startswith(f'before\n{begin}\n| method') and 'old' not in text
-    assert text.endswith('<!-- end -->\nbehind <!-- end -->\n')
-    assert '| deep | 22.0 ± 11.0 | +2.0 ± 2.5 | 5 | 1.00 | 0.50 | - | 7 | lr=0.01 |' in text
-    assert text.index('| deep') < text.index('| head')
+    long, short = text.split('behind <!-- end -->')
+    assert '| deep | 22.0 ± 11.0 | +2.0 ± 2.5 | 5 | 1.00 | 0.50 | - | 7 | lr=0.01 |' in long
+    assert long.index('| deep') < long.index('| head') < long.index('| rein')
+    assert long.endswith('\n\nNot run yet: lora, full.\n<!-- end -->\n')
+    assert '| deep | 22.0 ± 11.0 | 5 | 1.00 | 0.50 |' in short and 'rein' not in short
     results.page()
-    assert results.PAGE.read_text() == text
-    results.PAGE.write_text('nothing')
-    with pytest.raises(UserError, match='page.md has no line'):
+    assert page.read_text() == text
+    page.write_text('nothing')
+    with pytest.raises(UserError, match='no page has a line <!-- camvid-16: '):
         results.page()
 
 
-def test_the_committed_page_is_that_of_the_records(results, monkeypatch):
-    pytest.importorskip('scipy')
-    monkeypatch.setattr(results, 'RECORDS', ROOT / 'docs/results')
-    before = (ROOT / 'docs/results.md').read_text()
-    results.PAGE.write_text(before)
-    results.page()
-    assert results.PAGE.read_text() == before
+def test_commands(results):
+    command = results.STUDIES['camvid-16'].command('out', ['deep'], '--cfg-options', 'lr=0.1')
+    at = command.index('--cfg-options')
+    assert command[1:7] == [
+        'tools/compare.py', 'configs/results/camvid_dinov2-s.py', '--methods', 'deep',
+        '--work-dir', 'out'] and {'lr=0.1', 'subset.images=16'} <= set(command[at:])
+    for study in results.STUDIES.values():
+        assert (ROOT / f'configs/{study.recipe}.py').is_file()
+
+
+@pytest.mark.parametrize('away', [0.0, 50.0])
+def test_check_compares_one_row(results, monkeypatch, capsys, tmp_path, away):
+    monkeypatch.setattr(results, 'ROOT', tmp_path)  # its runs
+    record = json.loads((RECORDS / 'camvid.json').read_text())
+    row = next(row for row in record['rows'] if row['method'] == 'lora')
+    score = row['scores'][0] + away
+
+    def run(command, **kwargs):
+        assert set(record['searched']['lora']) < set(command)
+        folder = tmp_path / command[command.index('--work-dir') + 1]
+        folder.mkdir(parents=True)
+        (folder / 'table.json').write_text(json.dumps({'rows': [{'scores': [score]}]}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    allowed = max(results.POINTS, results.DEVIATIONS * statistics.stdev(row['scores']))
+    text = (f'camvid, lora, seed {row["seeds"][0]}: {score:.2f}, on record '
+            f'{row["scores"][0]:.2f}, {allowed:.2f} apart is allowed')
+    if away:
+        with pytest.raises(UserError) as info:
+            results.check('camvid', 'lora')
+        assert str(info.value) == text
+    else:
+        results.check('camvid', 'lora')
+        assert capsys.readouterr().out.strip() == text
+    with pytest.raises(UserError, match='--method nothing: the record of camvid has '):
+        results.check('camvid', 'nothing')

@@ -2,17 +2,21 @@
 
 ``python tools/results.py run camvid``
 ``python tools/results.py page``
+``python tools/results.py check demo --method deep``
 
 A study is a call of ``tools/compare.py``, which repeats nothing that is finished. Its record goes
-into docs/results/STUDY.json; the page is made of all records. docs/results.md says where the data
-come from.
+into docs/results/STUDY.json; the tables of docs/results.md and of the README are made of records.
+``check`` trains one row once more, and compares. docs/results.md says where the data come from.
 """
 
 import json
 import math
+import re
+import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,50 +25,67 @@ from vpt_dense.errors import ArgumentParser, UserError, main
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / 'docs/results'
-PAGE = ROOT / 'docs/results.md'
-END = '<!-- end -->'
+PAGES = ('docs/results.md', 'README.md')
+#: Around a table: what it is of, and whether it is the short one.
+MARK = re.compile(
+    r'(<!-- ([\w-]+)( in short)?: python tools/results.py page -->\n).*?(?=<!-- end -->)',
+    re.DOTALL)
 #: Kept of each row of a comparison.
 KEYS = ('method', 'scores', 'seeds', 'trainable', 'backbone_trainable', 'percent', 'disk_megabytes',
         'train_ms', 'test_ms', 'peak_megabytes')
 #: Kept of how time and memory were measured.
 MEASURED = ('image', 'batch_size', 'device', 'threads', 'peak_kind')
 SEEDS = ('0', '1', '2')
-#: Weights of DINOv2-S in Hugging Face's layout, see docs/results.md.
-WEIGHTS = 'data/dinov2_vits14.safetensors'
+#: Points between a row and one more run of it that ``check`` lets pass, as numbers of the standard
+#: deviation of its seeds, and at least.
+DEVIATIONS, POINTS = 3.0, 1.0
 
 
 class Study(NamedTuple):
     """A comparison.
 
     Attributes:
-        recipe: In configs/results.
+        recipe: In configs.
         methods: In the order of the table.
-        trials: Of the search, for each method.
         options: Overrides.
+        trials: Of the search, for each method; 0: the recipe's own settings.
     """
 
     recipe: str
     methods: tuple[str, ...]
-    trials: int = 10
     options: tuple[str, ...] = ()
+    trials: int = 10
+
+    def command(self, folder: Path, methods: Iterable[str], *arguments: str) -> list[str]:
+        """A call of tools/compare.py; further arguments stand before further overrides."""
+        return [
+            sys.executable, 'tools/compare.py', f'configs/{self.recipe}.py', '--methods', *methods,
+            '--work-dir', str(folder), *arguments, *self.options]
 
 
+#: DINOv2-S in Hugging Face's layout, see docs/results.md.
+_WEIGHTS = ('model.backbone.init_cfg.checkpoint=data/dinov2_vits14.safetensors',)
 _DEEP_50 = 'configs/results/methods/deep-50.py'
 _SEGMENTATION = (
     'head', 'deep', 'lora', 'full', 'bias', 'partial-1', 'layernorm', 'shallow', 'deep-bias',
     'adapter', 'adaptformer', 'ssf', 'rein', 'deep-lora', _DEEP_50)
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
+_CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'
 STUDIES = {
-    'camvid': Study('camvid_dinov2-s', _SEGMENTATION),
-    'camvid-16': Study('camvid_dinov2-s', _FEW_IMAGES, options=('subset.images=16',)),
-    'camvid-tenth': Study('camvid_dinov2-s', _FEW_IMAGES, options=('subset.share=0.1',)),
-    'camvid-half': Study('camvid_dinov2-s', _FEW_IMAGES, options=('subset.share=0.5',)),
-    'flowers-1': Study('flowers_dinov2-s', _CLASSIFICATION, options=('subset.per_class=1',)),
-    'flowers-4': Study('flowers_dinov2-s', _CLASSIFICATION, options=('subset.per_class=4',)),
-    'flowers-16': Study('flowers_dinov2-s', _CLASSIFICATION, options=('subset.per_class=16',)),
-    'flowers': Study('flowers_dinov2-s', _CLASSIFICATION),
+    'demo': Study('demo/linear_nuclei', ('head', 'deep', 'lora'), trials=0),
+    'camvid': Study(_CAMVID, _SEGMENTATION, _WEIGHTS),
+    'camvid-16': Study(_CAMVID, _FEW_IMAGES, (*_WEIGHTS, 'subset.images=16')),
+    'camvid-tenth': Study(_CAMVID, _FEW_IMAGES, (*_WEIGHTS, 'subset.share=0.1')),
+    'camvid-half': Study(_CAMVID, _FEW_IMAGES, (*_WEIGHTS, 'subset.share=0.5')),
+    'flowers-1': Study(_FLOWERS, _CLASSIFICATION, (*_WEIGHTS, 'subset.per_class=1')),
+    'flowers-4': Study(_FLOWERS, _CLASSIFICATION, (*_WEIGHTS, 'subset.per_class=4')),
+    'flowers-16': Study(_FLOWERS, _CLASSIFICATION, (*_WEIGHTS, 'subset.per_class=16')),
+    'flowers': Study(_FLOWERS, _CLASSIFICATION, _WEIGHTS),
 }
+#: Of the short table: columns, and methods of those that have run.
+SHORT = ('method', 'mIoU (test)', 'trained in the backbone', '% of all', 'MB')
+SHORT_ROWS = ('head', 'bias', 'deep', 'deep-50', 'lora', 'full')
 #: Methods that train nothing in the backbone, against which others are held.
 BASELINES = ('head', 'linear')
 
@@ -77,28 +98,17 @@ def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
         methods: These alone.
         jobs: Runs at a time.
     """
-    study = STUDIES[name]
-    known = {_name(method): method for method in study.methods}
+    study, known = STUDIES[name], named(name)
     for method in methods or ():
         if method not in known:
             raise UserError(f'--methods {method}: {name} has {", ".join(known)}')
-    folder = Path('work_dirs/results', name)
-    command = [
-        'tools/compare.py', f'configs/results/{study.recipe}.py', '--methods',
-        *(known[method] for method in methods or known),
-        '--search', str(study.trials), '--pruner', 'none', '--seeds', *SEEDS,
-        '--work-dir', str(folder), '--cfg-options',
-        f'model.backbone.init_cfg.checkpoint={WEIGHTS}', *study.options]
-    if jobs:
-        command[1:1] = ['--jobs', str(jobs)]
-    code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    file = ROOT / folder / 'table.json'
-    if code or not file.is_file():
-        raise UserError(f'the comparison has ended with {code}; the same command goes on')
-    table = json.loads(file.read_text(encoding='utf-8'))
+    search = ['--search', str(study.trials), '--pruner', 'none'] if study.trials else []
+    table = compare(study.command(
+        Path('work_dirs/results', name), [known[method] for method in methods or known], *search,
+        *(['--jobs', str(jobs)] if jobs else []), '--seeds', *SEEDS, '--cfg-options'))
     cost = next(iter(table['costs'].values()), {})
     record = dict(
-        study=name, recipe=study.recipe, metric=table['metric'], trials=table['trials'],
+        study=name, recipe=study.recipe, metric=table['metric'], trials=study.trials,
         searched=table['searched'], amp=table['amp'], threads=table['threads'],
         versions=table['versions'],
         measured={key: cost[key] for key in MEASURED if key in cost},
@@ -106,9 +116,61 @@ def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
     safe_files.write_text(RECORDS / f'{name}.json', json.dumps(record, indent=1) + '\n')
 
 
-def _name(method: str) -> str:
-    """What a comparison calls a method, or a method file."""
-    return Path(method).stem if method.endswith('.py') else method
+def compare(command: list[str]) -> dict:
+    """Carry out a comparison, and read its table.
+
+    Raises:
+        UserError: If it fails.
+    """
+    code = subprocess.run(command, cwd=ROOT).returncode
+    file = ROOT / command[command.index('--work-dir') + 1] / 'table.json'
+    if code or not file.is_file():
+        raise UserError(f'the comparison has ended with {code}; the same command goes on')
+    return json.loads(file.read_text(encoding='utf-8'))
+
+
+def read(name: str) -> dict:
+    """The record of a study."""
+    file = RECORDS / f'{name}.json'
+    if not file.is_file():
+        raise UserError(f'{name} has no record {file.relative_to(ROOT)}; `run {name}` makes one')
+    return json.loads(file.read_text(encoding='utf-8'))
+
+
+def named(name: str) -> dict[str, str]:
+    """{what the table calls it: method or method file} of a study."""
+    return {Path(method).stem if method.endswith('.py') else method: method
+            for method in STUDIES[name].methods}
+
+
+def check(name: str, method: str | None) -> None:
+    """Train and test one row of a record once more, with its first seed, and compare.
+
+    Args:
+        name: Of the study.
+        method: Of the row (default: the first that trains something in the backbone).
+
+    Raises:
+        UserError: If the score is another.
+    """
+    record = read(name)
+    rows = {row['method']: row for row in record['rows']}
+    method = method or next(each for each in rows if each not in BASELINES)
+    if method not in rows:
+        raise UserError(f'--method {method}: the record of {name} has {", ".join(rows)}')
+    folder = Path('work_dirs/results/check', name)
+    shutil.rmtree(ROOT / folder, ignore_errors=True)  # a run that is there would not be repeated
+    row = rows[method]
+    found = record['searched'].get(method, [])
+    score, = compare(STUDIES[name].command(
+        folder, [named(name)[method]], '--no-measure', '--seeds', str(row['seeds'][0]),
+        '--amp', 'on' if record['amp'] else 'off', '--cfg-options', *found))['rows'][0]['scores']
+    allowed = max(POINTS, DEVIATIONS * statistics.stdev(row['scores']))
+    text = (f'{name}, {method}, seed {row["seeds"][0]}: {score:.2f}, '
+            f'on record {row["scores"][0]:.2f}, {allowed:.2f} apart is allowed')
+    if abs(score - row['scores'][0]) > allowed:
+        raise UserError(text)
+    print(text)
 
 
 def interval(own: dict[int, float], other: dict[int, float]) -> tuple[float, float] | None:
@@ -125,7 +187,7 @@ def interval(own: dict[int, float], other: dict[int, float]) -> tuple[float, flo
     return statistics.mean(gains), float(t.ppf(0.975, len(gains) - 1)) * spread
 
 
-def table(record: dict) -> str:
+def table(record: dict, short: bool = False) -> str:
     """The table of a record, best first."""
     scores = {row['method']: dict(zip(row['seeds'], row['scores'], strict=True))
               for row in record['rows']}
@@ -146,22 +208,33 @@ def table(record: dict) -> str:
             *('-' if row[key] is None else f'{row[key]:,.0f}' for key in (
                 'train_ms', 'peak_megabytes')),
             ', '.join(record['searched'].get(row['method'], []))])
-    missing = [name for name in map(_name, STUDIES[record['study']].methods) if name not in scores]
+    if short:
+        places = [header.index(each) for each in SHORT]
+        return tables.markdown(list(SHORT), [
+            [line[i] for i in places] for line in lines if line[0] in SHORT_ROWS])
+    if not record['trials']:
+        header.pop()
+        lines = [line[:-1] for line in lines]
+    missing = [method for method in named(record['study']) if method not in scores]
     note = f'\n\nNot run yet: {", ".join(missing)}.' if missing else ''
     return tables.markdown(header, lines) + note
 
 
 def page() -> None:
-    """Write every table of docs/results.md anew, between its marks."""
-    text = PAGE.read_text(encoding='utf-8')
-    for file in sorted(RECORDS.glob('*.json')):
-        record = json.loads(file.read_text(encoding='utf-8'))
-        begin = f'<!-- {file.stem}: python tools/results.py page -->'
-        before, found, rest = text.partition(begin)
-        if not found or END not in rest:
-            raise UserError(f'{PAGE.name} has no line {begin}, or none {END} behind it')
-        text = f'{before}{begin}\n{table(record)}\n{rest[rest.index(END):]}'
-    safe_files.write_text(PAGE, text)
+    """Write the tables of all pages anew, each between its marks.
+
+    Raises:
+        UserError: If a record has no place on them.
+    """
+    lost = {file.stem for file in RECORDS.glob('*.json')}
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding='utf-8')
+        lost -= {found[2] for found in MARK.finditer(text)}
+        safe_files.write_text(ROOT / name, MARK.sub(
+            lambda found: f'{found[1]}{table(read(found[2]), bool(found[3]))}\n', text))
+    if lost:
+        raise UserError(f'no page has a line <!-- {min(lost)}: python tools/results.py page -->, '
+                        'and <!-- end --> behind it')
 
 
 def command_line() -> None:
@@ -172,13 +245,18 @@ def command_line() -> None:
     new.add_argument('studies', nargs='+', choices=STUDIES)
     new.add_argument('--methods', nargs='+', help='these alone (default: all of the study)')
     new.add_argument('--jobs', type=int, help='runs at a time')
-    commands.add_parser('page', help='write the tables of docs/results.md')
+    commands.add_parser('page', help='write the tables of docs/results.md and of the README')
+    again = commands.add_parser('check', help='carry out one row of a record again, and compare')
+    again.add_argument('study', choices=STUDIES)
+    again.add_argument('--method', help='of the row')
     args = parser.parse_args()
     if args.command == 'page':
         page()
-        return
-    for name in args.studies:
-        run(name, args.methods, args.jobs)
+    elif args.command == 'check':
+        check(args.study, args.method)
+    else:
+        for name in args.studies:
+            run(name, args.methods, args.jobs)
 
 
 if __name__ == '__main__':
