@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cv2
 import pytest
 import torch
 from mmengine.config import Config
@@ -255,6 +256,8 @@ def test_the_command(capfd, tmp_path):
     assert f'against: mIoU {metrics["mIoU"]:.2f}' in printed
     assert {float(row['gain']) for row in rows(out / 'classes.csv')
             if row['gain'] != 'nan'} == {0.0}
+    height, width = cv2.imread(str(out / 'worst.png')).shape[:2]
+    assert width > 2.4 * height  # two rows of six square pictures: of both models
     scores = [float(row['mIoU']) for row in rows(out / 'images.csv')]
     assert len(scores) == 4 and scores == sorted(scores)
     pytest.importorskip('sklearn')

@@ -327,39 +327,41 @@ def _errors(args: argparse.Namespace) -> list[Path]:
     worst = found.worst()
     written.append(_write_csv(args.out / 'images.csv', ['image', 'mIoU'], worst))
     if dense and args.worst and worst:
-        written.append(_draw_worst(predictor, args, [name for name, _ in worst[: args.worst]],
-                                   dict(worst), judged))
+        written.append(_draw_worst(models, args, dict(worst[: args.worst]), judged))
     return written
 
 
 def _draw_worst(
-    predictor: Any, args: argparse.Namespace, names: list[str], scores: dict[str, float],
-    judged: Callable,
-) -> Path:  # fmt: skip
-    """Image, truth, prediction and errors of some images."""
+    models: dict[str, Any], args: argparse.Namespace, scores: dict[str, float], judged: Callable
+) -> Path:
+    """Image, truth, prediction and errors of each model, of the images that have scores."""
     import numpy as np
     import torch.nn.functional as F
 
     from vpt_dense.analysis import figures
 
+    predictor = models['model']
     palette = np.array([*predictor.palette, [0, 0, 0]], np.uint8)
     number, lines = len(predictor.classes), {}
     for name, batch in _batches(predictor, args):
-        if name not in names:
+        if name not in scores:
             continue
         inputs = predictor.model.data_preprocessor(batch, False)['inputs']
-        truth, predicted = judged(predictor, batch)
-        known = (truth >= 0) & (truth < number) & (truth != _ignored(predictor))
-        wrong = (truth != predicted) & known
+        lines[name] = []
+        for each in models.values():
+            truth, predicted = judged(each, batch)
+            known = (truth >= 0) & (truth < number) & (truth != _ignored(predictor))
+            lines[name] += [palette[predicted.numpy()], ((truth != predicted) & known).numpy()]
         image = _picture(F.interpolate(inputs.float(), tuple(truth.shape), mode='bilinear'))
-        lines[name] = [image, palette[truth.where(known, truth.new_tensor(number)).numpy()],
-                       palette[predicted.numpy()], wrong.numpy()]
-    size = lines[names[0]][0].shape[:2]
+        lines[name][:0] = [image, palette[truth.where(known, truth.new_tensor(number)).numpy()]]
+    size = next(iter(lines.values()))[0].shape[:2]
     if any(line[0].shape[:2] != size for line in lines.values()):
         lines = {name: [_fitted(picture, size) for picture in line] for name, line in lines.items()}
-    labels = [f'{name}\nmIoU {scores[name]:.1f}' for name in names]
-    return figures.grid(args.out / 'worst.png', [lines[name] for name in names],
-                        ['image', 'truth', 'prediction', 'errors'], labels)
+    labels = [f'{name}\nmIoU {score:.1f}' for name, score in scores.items()]
+    titles = ['image', 'truth', 'prediction', 'errors']
+    if len(models) > 1:
+        titles += [f'{title} of the other' for title in titles[2:]]
+    return figures.grid(args.out / 'worst.png', [lines[name] for name in scores], titles, labels)
 
 
 def _fitted(picture: Any, size: tuple[int, int]) -> Any:
