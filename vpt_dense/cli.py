@@ -23,6 +23,7 @@ COMMANDS = {
     'delta': ('delta', 'checkpoints of what was tuned: extract, merge, fold, push, ...'),
     'ensemble': ('ensemble', 'several deltas on one backbone'),
     'export': ('export', 'write a model as ONNX or as a graph of torch.export'),
+    'zoo': ('zoo', 'list the models that come along: zoo::NAME'),
     'demo': ('demo', 'prompt tuning against its alternatives, in minutes'),
     'make-dataset': ('make_dataset', "make the demo's data"),
 }

@@ -9,10 +9,12 @@ from typing import Any
 import argcomplete
 from argcomplete.completers import FilesCompleter
 
-from vpt_dense import errors, installed
+from vpt_dense import errors, installed, shipped
 
 _FILES = FilesCompleter(('py', 'yaml', 'yml', 'json'))
 _PACKAGES = ('vpt_dense', 'mmseg', 'mmpretrain')
+#: Arguments that take a checkpoint: `zoo::NAME` too.
+_CHECKPOINTS = ('what', 'checkpoint', 'delta', 'deltas', 'file', 'first', 'second')
 
 
 def begin(commands: Mapping[str, tuple[str, str]]) -> str:
@@ -54,6 +56,8 @@ def _name(parser: argparse.ArgumentParser) -> None:
                 _name(inner)
         elif action.dest in ('config', 'configs', 'pattern'):
             action.completer = _complete_config
+        elif action.dest in _CHECKPOINTS:
+            action.completer = _complete_checkpoint
         elif action.dest in ('method', 'methods') and action.choices is None:
             action.completer = _complete_method
 
@@ -63,6 +67,12 @@ def _complete_config(prefix: str, **context: Any) -> list[str]:
     if colons:
         return [f'{package}::{name}' for name in installed.configs(package)]
     return [*_FILES(prefix), *(f'{name}::' for name in _PACKAGES)]
+
+
+def _complete_checkpoint(prefix: str, **context: Any) -> list[str]:
+    if prefix.startswith(shipped.ZOO):
+        return [shipped.ZOO + name for name in shipped.zoo()]
+    return [*FilesCompleter()(prefix), shipped.ZOO]
 
 
 def _complete_method(prefix: str, **context: Any) -> list[str]:

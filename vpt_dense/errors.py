@@ -80,6 +80,14 @@ class ArgumentParser(argparse.ArgumentParser):
             ArgumentParser.complete(self)
         return super().parse_known_args(args, namespace)
 
+    def parse_known_intermixed_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """See :class:`argparse.ArgumentParser`."""
+        if ArgumentParser.complete is not None:  # before it hides positional arguments for a while
+            ArgumentParser.complete(self)
+        return super().parse_known_intermixed_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise a :class:`UserError`."""
         raise UserError(f'{message}; see {self.prog} --help')

@@ -1,22 +1,11 @@
-"""Files that come with packages: configs (``mmseg::setr/...``) and what its demo reads.
-
-A wheel holds them in ``.mim``, as the OpenMMLab packages do; a checkout has them beside the
-package.
-"""
+"""Configs that come with packages, ``mmseg::setr/...``, and the methods of this one."""
 
 import importlib.util
 from pathlib import Path
 
 from vpt_dense import tasks
 from vpt_dense.errors import UserError, suggest
-
-_PACKAGE = Path(__file__).resolve().parent
-
-
-def folder(name: str) -> Path:
-    """``configs``, ``pretrain``, ``samples`` or ``tools`` of this package."""
-    inside = _PACKAGE / '.mim' / name
-    return inside if inside.is_dir() else _PACKAGE.parent / name
+from vpt_dense.shipped import folder
 
 
 def methods() -> list[str]:
@@ -40,11 +29,6 @@ def _configs(package: str) -> Path | None:
         return folder('configs')
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     return Path(spec.origin).parent / '.mim/configs' if spec and spec.origin else None
-
-
-def is_checkout() -> bool:
-    """Whether this is a clone, not an installed package."""
-    return not (_PACKAGE / '.mim').is_dir()
 
 
 def config(name: str) -> Path:

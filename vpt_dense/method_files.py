@@ -15,11 +15,11 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files, installed, tasks
+from vpt_dense import config_files, installed, shipped, tasks
 from vpt_dense.errors import UserError, suggest
 
 #: Where the method files are.
-FOLDER = installed.folder('configs') / '_base_/methods'
+FOLDER = shipped.folder('configs') / '_base_/methods'
 
 #: Variables of method files ...
 _OF_METHODS = ('method', 'optim_group', 'method_optim')

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpt_dense import shipped
 from vpt_dense.errors import FULL, UserError, is_programs
 
 #: The one switch that lets a file execute code when it is read: set to 1 in the environment.
@@ -333,12 +334,12 @@ def check(path: str | Path) -> Path:
     """Look at the head and the tail of a file of weights, without reading its tensors.
 
     Returns:
-        The file, ``~`` expanded.
+        The file, see :func:`vpt_dense.shipped.place`.
 
     Raises:
         UserError: If the file is absent, empty, a web page, a Git LFS pointer or truncated.
     """
-    file = Path(path).expanduser()
+    file = shipped.place(path)
     if file.is_dir():
         raise UserError(f'checkpoint {path} is a folder; name a file in it')
     if not file.is_file():

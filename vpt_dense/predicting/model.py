@@ -22,7 +22,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner.amp import autocast
 from torch import Tensor, nn
 
-from vpt_dense import building, logging, preflight, safe_files, tasks, visualization
+from vpt_dense import building, logging, preflight, safe_files, shipped, tasks, visualization
 from vpt_dense import config as configs
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
@@ -172,7 +172,7 @@ def _check_classes(info: dict, meta: dict, path: str, config: Any) -> None:
 
 def _sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with open(Path(path).expanduser(), 'rb') as stream:
+    with open(shipped.place(path), 'rb') as stream:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()

