@@ -43,7 +43,7 @@ def test_every_command_is_the_tool(capfd, monkeypatch, name):
 
 def test_every_tool_is_a_command():
     tools = {path.stem for path in (ROOT / 'tools').glob('*.py')}
-    of_the_repository = {'methods_table', 'pretrain_demo', 'results'}
+    of_the_repository = {'make_zoo', 'methods_table', 'pretrain_demo', 'results'}
     assert tools - of_the_repository == {module for module, _ in cli.COMMANDS.values()}
 
 

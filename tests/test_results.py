@@ -81,6 +81,7 @@ def test_commands(results):
     assert command[1:7] == [
         'tools/compare.py', 'configs/results/camvid_dinov2-s.py', '--methods', 'deep',
         '--work-dir', 'out'] and {'lr=0.1', 'subset.images=16'} <= set(command[at:])
+    assert results.STUDIES['demo'].command('out', ['deep'], '--cfg-options')[-1] == 'out'
     for study in results.STUDIES.values():
         assert (ROOT / f'configs/{study.recipe}.py').is_file()
 

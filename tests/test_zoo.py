@@ -1,7 +1,7 @@
 """The model zoo: what comes along is what the records and the runs say; zoo::NAME is a file."""
 
 import hashlib
-import importlib.util
+import importlib
 import json
 import re
 import shutil
@@ -28,25 +28,21 @@ with_weights = pytest.mark.skipif(
 
 
 @pytest.fixture
-def results():
-    spec = importlib.util.spec_from_file_location('results', ROOT / 'tools/results.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def make_zoo(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    return importlib.import_module('make_zoo')
 
 
-def test_metafiles_and_page_are_those_of_the_records_and_files(results, monkeypatch, tmp_path):
-    for file, text in results.metafiles().items():
-        assert (ROOT / file).read_text() == text, f'{file}: python tools/results.py page'
-    page = tmp_path / 'zoo.md'
-    shutil.copy(results.ZOO_PAGE, page)
-    monkeypatch.setattr(results, 'ZOO_PAGE', page)
-    monkeypatch.setattr(results, 'metafiles', dict)
-    results.zoo_page()
-    assert page.read_text() == (ROOT / 'docs/zoo.md').read_text()
+def test_metafiles_and_page_are_those_of_the_records_and_deltas(make_zoo, monkeypatch):
+    written = {}
+    monkeypatch.setattr(
+        make_zoo.safe_files, 'write_text', lambda path, text: written.setdefault(path, text))
+    make_zoo.write()
+    assert {path.name for path in written} == {'metafile.yml', 'model-index.yml', 'zoo.md'}
+    assert written == {path: path.read_text(encoding='utf-8') for path in written}
 
 
-def test_every_delta_is_described_and_small(results):
+def test_every_delta_is_described_and_small():
     models = zoo.models()
     assert {name: str(ROOT / entry['Weights']) for name, entry in models.items()} == {
         name: str(file) for name, file in shipped.zoo().items()}
@@ -139,10 +135,10 @@ def test_of_pypi_there_is_one_package():
 
 
 @with_weights
-def test_runs_are_attached(results, tmp_path, monkeypatch):
+def test_what_runs_have_tuned_is_taken(make_zoo, tmp_path, monkeypatch):
     """Whatever a run says of its place, the delta is the one that is there, byte for byte."""
-    monkeypatch.setattr(results, 'STUDIES', dict(
-        camvid=results.STUDIES['camvid']._replace(attached=('head',))))
+    monkeypatch.setattr(make_zoo, 'CARDS', dict(
+        camvid=make_zoo.CARDS['camvid']._replace(attached=('head',))))
     run, name = tmp_path / 'runs/camvid/head_seed0', 'camvid_dinov2-s_head'
     delta = deltas.read(f'zoo::{name}')
     own = 'data/dinov2.safetensors'
@@ -155,13 +151,13 @@ def test_runs_are_attached(results, tmp_path, monkeypatch):
     run.mkdir(parents=True)
     deltas.write(delta, str(run / 'tuned.safetensors'))
     (run / 'test.json').write_text(json.dumps(dict(metrics=tested)))
-    results.attach('camvid', tmp_path / 'runs', tmp_path)
+    make_zoo.take('camvid', tmp_path / 'runs', tmp_path)
     written = tmp_path / f'configs/results/deltas/{name}.safetensors'
     assert written.read_bytes() == shipped.zoo()[name].read_bytes()
 
-    monkeypatch.setattr(results, 'ZOO_MEGABYTES', 0.01)
+    monkeypatch.setattr(make_zoo, 'MEGABYTES', 0.01)
     with pytest.raises(UserError, match='has 0.03 MB, more than 0.01: attach fewer'):
-        results.attach('camvid', tmp_path / 'runs', tmp_path)
+        make_zoo.take('camvid', tmp_path / 'runs', tmp_path)
     (run / 'test.json').write_text(json.dumps(dict(metrics={**tested, 'mIoU': 1.0})))
     with pytest.raises(UserError, match='its test is not that of the record, 37.36'):
-        results.attach('camvid', tmp_path / 'runs', tmp_path)
+        make_zoo.take('camvid', tmp_path / 'runs', tmp_path)

@@ -58,9 +58,10 @@ class Study(NamedTuple):
 
     def command(self, folder: Path, methods: Iterable[str], *arguments: str) -> list[str]:
         """A call of tools/compare.py; further arguments stand before further overrides."""
-        return [
+        command = [
             sys.executable, 'tools/compare.py', f'configs/{self.recipe}.py', '--methods', *methods,
             '--work-dir', str(folder), *arguments, *self.options]
+        return command[:-1] if command[-1] == '--cfg-options' else command  # none came behind it
 
 
 #: DINOv2-S in Hugging Face's layout, see docs/results.md.
@@ -90,13 +91,16 @@ SHORT_ROWS = ('head', 'bias', 'deep', 'deep-50', 'lora', 'full')
 BASELINES = ('head', 'linear')
 
 
-def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
+def run(
+    name: str, methods: list[str] | None, jobs: int | None, measured: bool = True,
+) -> None:
     """Carry out a study, or what is left of it, and write its record.
 
     Args:
         name: Of the study.
         methods: These alone.
         jobs: Runs at a time.
+        measured: Whether time and memory are measured too.
     """
     study, known = STUDIES[name], named(name)
     for method in methods or ():
@@ -105,7 +109,8 @@ def run(name: str, methods: list[str] | None, jobs: int | None) -> None:
     search = ['--search', str(study.trials), '--pruner', 'none'] if study.trials else []
     table = compare(study.command(
         Path('work_dirs/results', name), [known[method] for method in methods or known], *search,
-        *(['--jobs', str(jobs)] if jobs else []), '--seeds', *SEEDS, '--cfg-options'))
+        *(['--jobs', str(jobs)] if jobs else []),
+        *([] if measured else ['--no-measure']), '--seeds', *SEEDS, '--cfg-options'))
     cost = next(iter(table['costs'].values()), {})
     record = dict(
         study=name, recipe=study.recipe, metric=table['metric'], trials=study.trials,
@@ -245,6 +250,8 @@ def command_line() -> None:
     new.add_argument('studies', nargs='+', choices=STUDIES)
     new.add_argument('--methods', nargs='+', help='these alone (default: all of the study)')
     new.add_argument('--jobs', type=int, help='runs at a time')
+    new.add_argument('--no-measure', action='store_true',
+                     help='leave out time and memory, which are worth little on a busy machine')
     commands.add_parser('page', help='write the tables of docs/results.md and of the README')
     again = commands.add_parser('check', help='carry out one row of a record again, and compare')
     again.add_argument('study', choices=STUDIES)
@@ -256,7 +263,7 @@ def command_line() -> None:
         check(args.study, args.method)
     else:
         for name in args.studies:
-            run(name, args.methods, args.jobs)
+            run(name, args.methods, args.jobs, not args.no_measure)
 
 
 if __name__ == '__main__':
