@@ -84,7 +84,8 @@ def main() -> None:
         for split, further in (('train', dict(is_training=True)), ('val', {}))]  # fmt: skip
     trainer = lightning.Trainer(
         max_epochs=args.epochs, devices=args.devices, enable_checkpointing=not args.tiny,
-        logger=False, accelerator='cpu' if args.tiny else 'auto')
+        default_root_dir='work_dirs/lightning', logger=False,
+        accelerator='cpu' if args.tiny else 'auto')
     trainer.fit(Tuning(model, args.lr), *loaders)
     print(f'accuracy {100 * trainer.callback_metrics["accuracy"].item():.1f}')
     if trainer.is_global_zero:
