@@ -18,10 +18,11 @@ DEAL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-long \
-    test-export test-report test-minimal test-examples test-wheel lint docs clean
+    test-export test-report test-notebook test-minimal test-examples test-wheel lint docs \
+    docs-check clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## Set up .venv: the package (editable) and what its tests need
 	@echo "Ready: $(BIN)/python"
@@ -71,6 +72,12 @@ test-report: $(STAMP)  ## Look at report.html in a browser (chromium must be the
 	OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) .venv-report/bin/python -m pytest -q -m '' \
 	    tests/test_report_browser.py
 
+# Its cells call vpt-dense, which .venv holds.
+test-notebook: $(STAMP)  ## Run the tutorial, a notebook (5 minutes on 2 cores), in .venv-notebook
+	$(call beside,notebook)
+	PATH="$(CURDIR)/$(BIN):$$PATH" .venv-notebook/bin/python -m pytest -q --nbmake \
+	    --nbmake-timeout 1800 docs/tutorial.ipynb
+
 test-examples: $(STAMP)  ## Run the examples with Lightning and Trainer, in .venv-examples
 	$(call beside,examples)
 	OMP_NUM_THREADS=1 .venv-examples/bin/python -m pytest -q -m '' \
@@ -85,9 +92,15 @@ test-wheel:  ## Build the wheel and use it in an environment of its own, which g
 lint: $(STAMP)  ## Check the code's style with ruff
 	$(BIN)/python -m ruff check .
 
-docs: $(STAMP)  ## Build the documentation as HTML in docs/_build
-	@$(PIP_INSTALL) --requirement requirements/docs.txt
-	$(BIN)/python -m sphinx -q docs docs/_build
+# What Sphinx warns of (a link or a heading that is not there) fails.
+SPHINX = .venv-docs/bin/python -m sphinx -q -W --keep-going -c docs -d docs/_build/.doctrees
+
+docs: $(STAMP)  ## Build the documentation as HTML in docs/_build, with .venv-docs
+	$(call beside,docs)
+	$(SPHINX) . docs/_build
+
+docs-check: docs  ## Ask every link of the documentation (needs the internet)
+	$(SPHINX) -b linkcheck . docs/_build/linkcheck
 
 clean:  ## Remove caches and build folders; keep .venv, data and runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build docs/api

@@ -1,20 +1,34 @@
-"""Settings of Sphinx for `make docs`."""
+"""Settings of Sphinx for `make docs`, whose source is the repository and not this folder.
 
-from vpt_dense import __version__
+Links of the pages are those that one follows in the repository: to README.md, to a page of docs/,
+to a config or a program, which the site then brings along.
+"""
+
+from vpt_dense import __version__, logging
+
+logging.filter_warnings()  # of the stack, which autodoc imports
 
 project = 'vpt_dense'
+copyright = 'the vpt_dense authors; Apache-2.0'
 release = __version__
-extensions = ['myst_parser', 'sphinx.ext.apidoc', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+root_doc = 'docs/index'
+extensions = ['myst_nb', 'sphinx.ext.apidoc', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+include_patterns = ['*.md', 'docs/**', 'pretrain/README.md', 'samples/*/README.md']
+exclude_patterns = ['.*', 'build', 'data', 'docs/_build', 'docs/api/modules.rst', 'work_dirs']
+
 apidoc_modules = [{
-    'path': '../vpt_dense', 'destination': 'api', 'separate_modules': True,
+    'path': '../vpt_dense', 'destination': 'docs/api', 'separate_modules': True,
     # mmcv's cache_randomness fails where a method is asked of its class, as Sphinx does.
     'exclude_patterns': ['**/datasets/augment.py'],
 }]
 autodoc_default_options = {'members': True, 'show-inheritance': True}
-exclude_patterns = ['_build', 'api/modules.rst']
 napoleon_use_ivar = True  # attributes in a class's docstring are not documented twice
+# 'Returns: scores (B, K): of classes' has no type before the colon, but words: not links.
+napoleon_use_rtype = False
+
 html_theme = 'furo'
+html_title = 'vpt_dense'
+html_extra_path = ['start']  # index.html, which leads to docs/index.html
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
-# Pages link to files of the repository as one reads them there; Sphinx sees docs/ only.
-suppress_warnings = ['myst.xref_missing']
+nb_execution_mode = 'off'  # the tutorial rides with its outputs; `make test-notebook` runs it

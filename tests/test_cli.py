@@ -29,6 +29,14 @@ def test_help_fits_a_screen(capfd, monkeypatch, arguments):
     assert all(f'  {name} ' in out for name in cli.COMMANDS)
 
 
+@pytest.mark.parametrize(('told', 'kept'), [
+    ('module://matplotlib_inline.backend_inline', None), ('agg', 'agg')])
+def test_a_notebook_lends_no_backend(capfd, monkeypatch, told, kept):
+    monkeypatch.setenv('MPLBACKEND', told)
+    assert call(capfd, monkeypatch, '--version')[0] == 0
+    assert os.environ.get('MPLBACKEND') == kept
+
+
 @pytest.mark.parametrize('name', cli.COMMANDS)
 def test_every_command_is_the_tool(capfd, monkeypatch, name):
     """The same function; its help says by which name it was called."""

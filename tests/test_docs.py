@@ -1,5 +1,6 @@
 """README and docs name what is there: files, headings, commands, their options, configs."""
 
+import json
 import re
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import vpt_dense
 from vpt_dense import pretraining
 from vpt_dense.tuning import is_added
 
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')),
+         ROOT / 'docs/tutorial.ipynb']
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
 _COMMAND = re.compile(r'(?:python tools/(\w+)\.py|vpt-dense ([a-z][\w-]*))(.*)')
 #: Configs that a reader writes.
@@ -28,9 +30,20 @@ _OWN = re.compile(r'configs/mine/|.*/(NAME|my)\.py')
 page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 
 
+@cache
+def read(path) -> str:
+    """A page; a notebook as one, without its outputs."""
+    if path.suffix != '.ipynb':
+        return path.read_text()
+    cells = [(cell['cell_type'], ''.join(cell['source']))
+             for cell in json.loads(path.read_text())['cells']]
+    return '\n'.join(text if kind == 'markdown' else f'```bash\n{text}\n```' if '%%bash' in text
+                     else f'```\n{text}\n```' for kind, text in cells)
+
+
 def anchors(path) -> set[str]:
     """The anchors of a page's headings, as GitHub and myst make them."""
-    text = re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)
+    text = re.sub(r'```.*?```', '', read(path), flags=re.DOTALL)
     titles = re.findall(r'^#+ (.+)$', text, re.MULTILINE)
     titles = [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', title) for title in titles]
     return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
@@ -38,7 +51,7 @@ def anchors(path) -> set[str]:
 
 @page
 def test_links_lead_somewhere(page):
-    for link in _LINK.findall(page.read_text()):
+    for link in _LINK.findall(read(page)):
         if re.match(r'[a-z]+:', link):
             continue
         name, _, anchor = link.partition('#')
@@ -50,9 +63,9 @@ def test_links_lead_somewhere(page):
 
 @page
 def test_configs_exist(page):
-    for name in re.findall(r'\bconfigs/[\w./-]+\.py\b', page.read_text()):
+    for name in re.findall(r'\bconfigs/[\w./-]+\.py\b', read(page)):
         assert _OWN.match(name) or (ROOT / name).exists(), name
-    for name in re.findall(r'\bvpt_dense::([\w.-]+\w)', page.read_text()):
+    for name in re.findall(r'\bvpt_dense::([\w.-]+\w)', read(page)):
         known = {path.stem for path in CONFIGS.rglob('*.py')}
         assert name in known or name == 'NAME', name
 
@@ -74,7 +87,7 @@ def commands() -> dict[tuple[str, str], None]:
 
     found: dict[tuple[str, str], None] = {}
     for path in PAGES:
-        for block in re.findall(r'```bash\n(.*?)```', path.read_text(), re.DOTALL):
+        for block in re.findall(r'```bash\n(.*?)```', read(path), re.DOTALL):
             for tool, name, rest in _COMMAND.findall(block.replace('\\\n', ' ')):
                 tool = tool or COMMANDS[name][0]
                 rest = rest.split(' # ')[0].split(' | ')[0]

@@ -207,6 +207,7 @@ def test_the_rates_go_into_the_optimizer(tmp_path, recipe, method, said, expecte
     for place, value in expected.items():
         assert read(cfg, place) == pytest.approx(value)
         assert read(written, place) == pytest.approx(value)
+    assert 'optim_wrapper' not in config.load(str(file), trains=False)  # to look at its data
     finished = tmp_path / 'finished.py'
     cfg.dump(str(finished))
     assert read(config.load(str(finished)), LR) == expected.get(LR, read(cfg, LR))

@@ -119,6 +119,9 @@ def main(function: Callable[[], object]) -> NoReturn:
     """
     # Registered before anything that the tool imports registers its own: so this one runs last.
     atexit.register(_skip_finalization)
+    # A notebook's cells hand this to commands, which draw into no cell and may not even have it.
+    if 'matplotlib_inline' in os.environ.get('MPLBACKEND', ''):
+        del os.environ['MPLBACKEND']
     ArgumentParser.traceback = None
     threading.excepthook = _quietly_full
     try:

@@ -45,11 +45,12 @@ def place(cfg: Config, given: Mapping[str, Any], origins: Mapping[str, Any]) -> 
         origins: Where each was said, see :mod:`vpt_dense.run_settings`.
 
     Raises:
-        UserError: If the config has no optimizer of one rate, or says the same beside a key.
+        UserError: If the config has no optimizer of one rate and is no recipe, or says the same
+            beside a key.
     """
     said = [key for key in KEYS if key in given]
-    if not said:
-        return
+    if not said or ('optim' in cfg and 'optim_wrapper' not in cfg):
+        return  # the latter: a recipe without a method, whose data are looked at
     optimizer = get(cfg, _OPTIMIZER)
     if not isinstance(optimizer, dict) or not is_number(optimizer.get('lr')):
         raise UserError(

@@ -3,7 +3,7 @@
 CONFIG may be left out: checkpoints and deltas hold theirs. CHECKPOINT may be a .onnx file that
 tools/export.py wrote. IMAGE is a file, a folder, a pattern in
 quotes, a .txt file with a path a line, or - for such a list from standard input. Segmentation gives
-labels/*.png in the ids of the annotations, classification predictions.jsonl. Exit code 2 if an
+``labels/*.png`` in the ids of the annotations, classification predictions.jsonl. Exit code 2 if an
 image could not be predicted; the others are there. See docs/predicting.md.
 """
 

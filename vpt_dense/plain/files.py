@@ -35,6 +35,13 @@ def save_delta(model: nn.Module, path: str | Path, **told: Any) -> int:
     Raises:
         UserError: If the name ends otherwise, nothing of the model is tuned, it is sharded, or it
             cannot be written.
+
+    Example:
+        >>> import timm, vpt_dense
+        >>> model = vpt_dense.tune(timm.create_model('deit_tiny_patch16_224'), 'deep')
+        >>> size = vpt_dense.save_delta(model, 'tuned.safetensors')
+        >>> vpt_dense.load_delta(vpt_dense.untune(model), 'tuned.safetensors') is model
+        True
     """
     if Path(path).suffix != '.safetensors':
         raise UserError(f'{path}: deltas are .safetensors files, give it that ending')

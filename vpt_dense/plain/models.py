@@ -20,6 +20,11 @@ def list_backbones(filter: str = '', pretrained: bool = False) -> list[str]:
     Args:
         filter: As in ``timm.list_models``: ``'*dinov3*'``; a word alone is looked for anywhere.
         pretrained: Only names with pretrained weights, with their tags.
+
+    Example:
+        >>> import vpt_dense
+        >>> vpt_dense.list_backbones('deit_tiny')
+        ['deit_tiny_distilled_patch16_224', 'deit_tiny_patch16_224']
     """
     return names(filter, pretrained)
 
@@ -30,6 +35,11 @@ def list_methods(backbone: nn.Module | None = None) -> list[str]:
     Args:
         backbone: A model that :func:`tune` or :func:`create_backbone` returned: only methods that
             fit it. None: all.
+
+    Example:
+        >>> import vpt_dense
+        >>> [name for name in vpt_dense.list_methods() if 'lora' in name]
+        ['deep-lora', 'lora']
     """
     return methods.names(backbone)
 
@@ -80,6 +90,15 @@ def create_backbone(
     Raises:
         UserError: If there is no such name, method or option, the weights do not fit, or the model
             cannot be tuned.
+
+    Example:
+        >>> import torch, vpt_dense
+        >>> model = vpt_dense.create_backbone(
+        ...     'deit_tiny_patch16_224', 'deep', pretrained=False, num_tokens=5)
+        >>> model.prompt.tokens.shape  # blocks, tokens, width
+        torch.Size([12, 5, 192])
+        >>> model(torch.zeros(2, 3, 224, 224)).shape
+        torch.Size([2, 192])
     """
     settings = methods.resolve(method, options)
     model = create(name, img_size, in_chans, model_options).eval()
@@ -130,6 +149,14 @@ def tune(
     Raises:
         UserError: If the model is of another kind or is tuned already, or there is no such method
             or option; the model is then what it was.
+
+    Example:
+        >>> import timm, vpt_dense
+        >>> model = timm.create_model('deit_tiny_patch16_224', num_classes=3)  # yours, with weights
+        >>> model is vpt_dense.tune(model, 'lora', train_also=[r'^head\.'])
+        True
+        >>> sorted({name.split('.')[0] for name, p in model.named_parameters() if p.requires_grad})
+        ['adapters', 'head']
     """
     settings = methods.resolve(method, options)
     take_over(model, settings, train_also, prompts_as=prompts_as, memory=memory, with_cp=with_cp,
@@ -145,6 +172,12 @@ def untune(model: nn.Module) -> nn.Module:
 
     Raises:
         UserError: If it is not tuned.
+
+    Example:
+        >>> import timm, vpt_dense
+        >>> model = timm.create_model('deit_tiny_patch16_224')
+        >>> type(vpt_dense.untune(vpt_dense.tune(model, 'deep'))).__name__
+        'VisionTransformer'
     """
     if not isinstance(model, Adopted) or not isinstance(model, InPlaceBackbone):
         raise UserError(f'untune: this {type(model).__name__} is not tuned')
@@ -223,6 +256,14 @@ def parameter_groups(
 
     Returns:
         Dicts with ``params``, ``lr`` and ``weight_decay``.
+
+    Example:
+        >>> import torch, vpt_dense
+        >>> model = vpt_dense.create_classifier('deit_tiny_patch16_224', 3, pretrained=False)
+        >>> groups = vpt_dense.parameter_groups(model, lr=1e-3, weight_decay=0.01, head_lr=1e-2)
+        >>> [(group['lr'], group['weight_decay']) for group in groups]
+        [(0.001, 0.01), (0.01, 0.01), (0.01, 0.0)]
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     backbones = {name: m for name, m in model.named_modules() if isinstance(m, InPlaceBackbone)}
     groups: dict[tuple[float, float], list] = {}
@@ -246,7 +287,14 @@ def parameter_groups(
 
 
 def count(model: nn.Module) -> dict[str, float]:
-    """Parameters that train, all of them, and the share in percent."""
+    """Parameters that train, all of them, and the share in percent.
+
+    Example:
+        >>> import vpt_dense
+        >>> model = vpt_dense.create_backbone('deit_tiny_patch16_224', 'deep', pretrained=False)
+        >>> vpt_dense.count(model)['trainable']  # 12 blocks x 10 tokens x 192
+        23040
+    """
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(_trained(model.parameters()))
     return dict(trainable=trained, total=total, percent=100 * trained / max(total, 1))

@@ -186,6 +186,13 @@ def create_classifier(
 
     Raises:
         UserError: As there.
+
+    Example:
+        >>> import torch, vpt_dense
+        >>> model = vpt_dense.create_classifier(
+        ...     'deit_tiny_patch16_224', 3, 'lora', pretrained=False)
+        >>> model(torch.zeros(2, 3, 224, 224)).shape
+        torch.Size([2, 3])
     """
     check_count(num_classes, 'num_classes')
     backbone = models.create_backbone(name, method, **options)
@@ -210,6 +217,12 @@ def create_segmentor(
 
     Raises:
         UserError: As there, or if there is no such head or block.
+
+    Example:
+        >>> import torch, vpt_dense
+        >>> model = vpt_dense.create_segmentor('deit_tiny_patch16_224', 3, 'deep', pretrained=False)
+        >>> model.eval()(torch.zeros(2, 3, 224, 224)).shape
+        torch.Size([2, 3, 224, 224])
     """
     check_count(num_classes, 'num_classes')
     check_choice(head, 'head', ('linear',))
