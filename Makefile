@@ -93,11 +93,11 @@ lint: $(STAMP)  ## Check the code's style with ruff
 	$(BIN)/python -m ruff check .
 
 # What Sphinx warns of (a link or a heading that is not there) fails.
-SPHINX = .venv-docs/bin/python -m sphinx -q -W --keep-going -c docs -d docs/_build/.doctrees
+SPHINX = .venv-docs/bin/python -m sphinx -q -W --keep-going -c docs -d docs/_build/doctrees
 
-docs: $(STAMP)  ## Build the documentation as HTML in docs/_build, with .venv-docs
+docs: $(STAMP)  ## Build the documentation as HTML in docs/_build/html, with .venv-docs
 	$(call beside,docs)
-	$(SPHINX) . docs/_build
+	$(SPHINX) . docs/_build/html
 
 docs-check: docs  ## Ask every link of the documentation (needs the internet)
 	$(SPHINX) -b linkcheck . docs/_build/linkcheck

@@ -41,8 +41,11 @@ class VAPTPrompt(Prompt):
 
     Attributes:
         tokens: The prompts of block 0, (1, P, C).
-        norms, kernels, mixes: Steps 1 to 3 for each block but the first.
-        down, up: W1 and W2, where there is more than one block.
+        norms: Step 1 for each block but the first.
+        kernels: Step 2, likewise.
+        mixes: Step 3, likewise.
+        down: W1, where there is more than one block.
+        up: W2, likewise.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
