@@ -18,6 +18,7 @@ exclude_patterns = ['.*', 'build', 'data', 'docs/_build', 'docs/api/modules.rst'
 
 apidoc_modules = [{
     'path': '../vpt_dense', 'destination': 'docs/api', 'separate_modules': True,
+    'module_first': True, 'max_depth': 1,
     # mmcv's cache_randomness fails where a method is asked of its class, as Sphinx does.
     'exclude_patterns': ['**/datasets/augment.py'],
 }]
