@@ -72,10 +72,12 @@ test-report: $(STAMP)  ## Look at report.html in a browser (chromium must be the
 	OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) .venv-report/bin/python -m pytest -q -m '' \
 	    tests/test_report_browser.py
 
-# Its cells call vpt-dense, which .venv holds.
+# Its cells call vpt-dense, which here finds what exports beside .venv's packages.
 test-notebook: $(STAMP)  ## Run the tutorial, a notebook (5 minutes on 2 cores), in .venv-notebook
 	$(call beside,notebook)
-	PATH="$(CURDIR)/$(BIN):$$PATH" .venv-notebook/bin/python -m pytest -q --nbmake \
+	@printf '#!/bin/sh\nexec "%s" -m vpt_dense "$$@"\n' "$(CURDIR)/.venv-notebook/bin/python" \
+	    > .venv-notebook/bin/vpt-dense && chmod +x .venv-notebook/bin/vpt-dense
+	PATH="$(CURDIR)/.venv-notebook/bin:$$PATH" .venv-notebook/bin/python -m pytest -q --nbmake \
 	    --nbmake-timeout 1800 docs/tutorial.ipynb
 
 test-examples: $(STAMP)  ## Run the examples with Lightning and Trainer, in .venv-examples

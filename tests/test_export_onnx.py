@@ -30,6 +30,7 @@ _steps = [
 val_dataloader = dict(dataset=dict(pipeline=_steps))
 test_dataloader = dict(dataset=dict(pipeline=_steps))
 """
+PADDED = "model['data_preprocessor']['test_cfg'] = dict(size_divisor=40)\n"
 BANDS = """
 dataset = dict(_delete_=True, type='vpt_dense.SegFolder', data_root='{root}', classes=['x', 'y'])
 _load = dict(type='vpt_dense.LoadBands', mean=[90.0, 100.0, 110.0, 120.0][:{n}],
@@ -109,7 +110,10 @@ def both(leaf, path, out, pictures, capfd, *options):
     ('', ['--resize']),
     (RESIZED, ['--dynamic']),
     (RESIZED + "model['test_cfg'] = dict(_delete_=True, mode='whole')\n", ['--dynamic']),
-], ids=['windows', 'windows, resized inside', 'resized images', 'whole images'])
+    (PADDED, []),
+    (RESIZED + PADDED, []),
+], ids=['windows', 'windows, resized inside', 'resized images', 'whole images', 'padded',
+        'resized and padded'])
 def test_segmentation_is_the_models(capfd, tmp_path, seg, extra, options):
     leaf, path, pictures = seg
     if extra:

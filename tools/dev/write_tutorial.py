@@ -1,7 +1,7 @@
-"""Runs docs/tutorial.ipynb and keeps what its cells print: ``python tools/dev/write_tutorial.py``.
+"""Runs docs/tutorial.ipynb and keeps what its cells print: after a change of it, or of commands.
 
-For a change of the tutorial, or of what commands print; needs requirements/notebook.txt and
-vpt-dense on the PATH. Progress and warnings (stderr), the checkout's path and times are left out.
+``PATH=$PWD/.venv-notebook/bin:$PATH python tools/dev/write_tutorial.py``, with what `make
+test-notebook` makes. Progress, warnings and the path of the checkout are left out.
 """
 
 from pathlib import Path

@@ -189,11 +189,13 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
             f'the model has {size / 1e9:.1f} GB of weights, an ONNX file holds 2 GB; take '
             '--format pt2')
     preprocessor = model.data_preprocessor
-    padding = getattr(preprocessor, 'test_cfg', None)
+    padding = {**(getattr(preprocessor, 'test_cfg', None) or {})}
+    if task.dense:
+        padding.pop('size_divisor', None)  # the card says it
     if padding or getattr(preprocessor, 'pad_size_divisor', 1) not in (None, 1):
         raise UserError(
-            'model.data_preprocessor pads images at test time (test_cfg, pad_size_divisor), which '
-            'is not a part of exported models; leave it out')
+            'model.data_preprocessor pads images at test time (test_cfg, pad_size_divisor), of '
+            'which only test_cfg.size_divisor is a part of exported models; leave the others out')
     if not dynamic:
         return
     way = 'export with --size HEIGHT WIDTH, without --dynamic'
@@ -513,9 +515,20 @@ def describe(
             test=dict(
                 mode=test_cfg['mode'],
                 **{key: list(test_cfg[key]) for key in ('crop_size', 'stride')
-                   if test_cfg['mode'] == 'slide'}),
+                   if test_cfg['mode'] == 'slide'},
+                padding=_padding(module)),
         )
     return card
+
+
+def _padding(module: Exportable) -> dict[str, Any] | None:
+    """What mmseg's preprocessor adds at the lower right: to a multiple of what, which values."""
+    preprocessor = module.model.data_preprocessor
+    divisor = (getattr(preprocessor, 'test_cfg', None) or {}).get('size_divisor')
+    if not divisor:
+        return None
+    values = (module.mean + preprocessor.pad_val * module.std).flatten().tolist()
+    return dict(divisor=divisor, values=values[::-1] if module.flip else values)
 
 
 def _write_pt2(program: Any, path: Path, card: dict) -> Callable:

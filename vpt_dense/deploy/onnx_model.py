@@ -242,6 +242,8 @@ class OnnxPredictor:
     def _segmented(
         self, image: '_Image', probabilities: bool | str, windows: int
     ) -> Segmentation:
+        padding = self.card['test'].get('padding')
+        image = _Padded(image, **padding) if padding else image
         original = image.original
         labels = np.empty(original, id_type(self.ids, self.ignored_id))
         maps = None
@@ -263,12 +265,13 @@ class OnnxPredictor:
         return Segmentation(labels, self.classes, self.ids, self.ignored_id, maps)
 
     def _labels(self, image: '_Image') -> Iterator[tuple[int, int, np.ndarray]]:
-        size = image.size
-        if any(len(axis.starts) > 1 for axis in self._axes(size)) or image.original != size:
+        height, width = image.content
+        if any(len(axis.starts) > 1 for axis in self._axes(image.size)) or (
+                image.original != image.content):
             raise UserError(
                 f'{self._path} gives labels, which cannot be averaged over windows or resized '
                 'to the image as scores are; export without --argmax')
-        yield 0, 0, self._scores(image.whole()[None])[0]
+        yield 0, 0, self._scores(image.whole()[None])[0, :height, :width]
 
     def _classes_of(
         self, logits: np.ndarray, probabilities: bool | str
@@ -291,13 +294,13 @@ class OnnxPredictor:
         self, image: '_Image', windows: int
     ) -> Iterator[tuple[int, int, np.ndarray]]:
         """Logits (K, rows, columns) at the original size, tile by tile: (top, left, logits)."""
-        if image.size == image.original:
-            yield from self._averaged(image, windows)
+        if image.content == image.original:
+            yield from self._inside(image, windows)
             return
         total = None
-        for top, left, logits in self._averaged(image, windows):
+        for top, left, logits in self._inside(image, windows):
             if total is None:
-                total = np.empty((len(logits), *image.size), np.float32)
+                total = np.empty((len(logits), *image.content), np.float32)
             total[:, top:top + logits.shape[1], left:left + logits.shape[2]] = logits
         height, width = image.original
         step = max(1, _TILE // (4 * len(total) * width))
@@ -305,10 +308,20 @@ class OnnxPredictor:
             rows = slice(top, min(top + step, height))
             yield top, 0, self._resize(self._resize(total, 1, height, rows), 2, width)
 
+    def _inside(
+        self, image: '_Image', windows: int
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """The same at the size of what the graph takes, without what is padding."""
+        height, width = image.content
+        for top, left, logits in self._averaged(image, windows):
+            logits = logits[:, :max(height - top, 0), :max(width - left, 0)]
+            if logits.size:
+                yield top, left, logits
+
     def _averaged(
         self, image: '_Image', windows: int
     ) -> Iterator[tuple[int, int, np.ndarray]]:
-        """The same at the size of what the graph takes.
+        """The same with padding.
 
         Rows of windows are kept at the height of the graph's logits until the pixels below them are
         reached: as many of them as overlap, not the image.
@@ -384,6 +397,11 @@ class _Image(ABC):
     original: tuple[int, int]
     no_data: np.ndarray | None = None
 
+    @property
+    def content(self) -> tuple[int, int]:
+        """(height, width) of what is not padding."""
+        return self.size
+
     def rows(self, top: int, bottom: int) -> np.ndarray:
         """(C, bottom - top, width) float32."""
         pixels = self.pixels(top, bottom)
@@ -445,6 +463,30 @@ class _Bands(_Colours):
                 self.no_data = np.zeros(self.size, bool)
             self.no_data[top:bottom] = no_data
         return image
+
+
+class _Padded(_Image):
+    """Another one, padded at the lower right to a multiple of ``divisor``, as mmseg does."""
+
+    def __init__(self, image: _Image, divisor: int, values: list[float]) -> None:
+        self.image, self.original, self.values = image, image.original, values
+        self.size = tuple(-(-length // divisor) * divisor for length in image.size)
+
+    @property
+    def content(self) -> tuple[int, int]:
+        return self.image.size
+
+    @property
+    def no_data(self) -> np.ndarray | None:
+        return self.image.no_data
+
+    def pixels(self, top: int, bottom: int) -> np.ndarray:
+        height, width = self.content
+        inside = self.image.pixels(min(top, height), min(bottom, height))
+        padded = np.empty((bottom - top, self.size[1], inside.shape[2]), np.float32)
+        padded[:] = self.values
+        padded[:len(inside), :width] = inside
+        return padded
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
