@@ -29,12 +29,13 @@ def test_help_fits_a_screen(capfd, monkeypatch, arguments):
     assert all(f'  {name} ' in out for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize(('told', 'kept'), [
-    ('module://matplotlib_inline.backend_inline', None), ('agg', 'agg')])
-def test_a_notebook_lends_no_backend(capfd, monkeypatch, told, kept):
-    monkeypatch.setenv('MPLBACKEND', told)
+@pytest.mark.parametrize(('backend', 'kept'), [
+    ('module://matplotlib_inline.backend_inline', [None, None]), ('agg', ['agg', '1'])])
+def test_what_a_notebook_says_of_itself_is_not_for_commands(capfd, monkeypatch, backend, kept):
+    monkeypatch.setenv('MPLBACKEND', backend)
+    monkeypatch.setenv('FORCE_COLOR', '1')
     assert call(capfd, monkeypatch, '--version')[0] == 0
-    assert os.environ.get('MPLBACKEND') == kept
+    assert [os.environ.get(name) for name in ('MPLBACKEND', 'FORCE_COLOR')] == kept
 
 
 @pytest.mark.parametrize('name', cli.COMMANDS)

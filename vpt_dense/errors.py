@@ -119,9 +119,11 @@ def main(function: Callable[[], object]) -> NoReturn:
     """
     # Registered before anything that the tool imports registers its own: so this one runs last.
     atexit.register(_skip_finalization)
-    # A notebook's cells hand this to commands, which draw into no cell and may not even have it.
+    # What a notebook hands to commands of its cells: they draw into no cell, and may not even have
+    # that backend; and a cell shows bars that move as thousands of lines.
     if 'matplotlib_inline' in os.environ.get('MPLBACKEND', ''):
-        del os.environ['MPLBACKEND']
+        for name in ('MPLBACKEND', 'FORCE_COLOR', 'CLICOLOR_FORCE'):
+            os.environ.pop(name, None)
     ArgumentParser.traceback = None
     threading.excepthook = _quietly_full
     try:

@@ -25,7 +25,8 @@ def main():
     """Runs it and writes it."""
     notebook = nbformat.read(FILE, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=1800, record_timing=False, resources=dict(metadata=dict(path=ROOT)))
+        notebook, timeout=1800, record_timing=False, coalesce_streams=True,
+        resources=dict(metadata=dict(path=ROOT)))
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == 'code':
