@@ -33,6 +33,7 @@ html_extra_path = ['start']  # index.html, which leads to docs/index.html
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
 nb_execution_mode = 'off'  # the tutorial rides with its outputs; `make test-notebook` runs it
+nb_render_markdown_format = 'myst'  # tables in outputs
 
 # `make docs-check`. Scripts make the headings of these pages.
 linkcheck_anchors_ignore_for_url = [r'https://(github\.com|pypi\.org)/']
