@@ -1,8 +1,8 @@
 """What comes along with the package, beside its modules: configs, samples, tuned models.
 
 A wheel holds it in ``.mim``, as those of the OpenMMLab packages do; a checkout has it beside the
-package. What was trained here is a delta in configs/*/deltas: ``zoo::NAME`` is its path, wherever
-a checkpoint is named.
+package. What was trained here is a delta in ``configs/*/deltas``: ``zoo::NAME`` is its path,
+wherever a checkpoint is named.
 """
 
 import os
