@@ -1,6 +1,7 @@
 """Writes a page: one template, one file, which asks no network for anything."""
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,17 +24,23 @@ def render(page: Mapping[str, Any]) -> str:
     Args:
         page: See :func:`vpt_dense.report.run.describe`.
     """
-    import jinja2
     from markupsafe import Markup
 
     script = (_FOLDER / 'page.js').read_text(encoding='utf-8')
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template('page.html').render(
+    return _environment().get_template('page.html').render(
         page=page, version=__version__, digest=digest, script=Markup(script),
         style=Markup((_FOLDER / 'page.css').read_text(encoding='utf-8')))
+
+
+@functools.cache
+def _environment() -> Any:
+    """Compiles the template once: a run writes its page at each validation."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
 
 
 def write(page: Mapping[str, Any], out: Path) -> Path:
