@@ -1,5 +1,6 @@
 """Running the tools inside the test's process: starting one anew costs seconds of imports."""
 
+import gc
 import os
 import runpy
 import sys
@@ -112,8 +113,13 @@ def in_process(capfd: pytest.CaptureFixture, calls: list[str]) -> Callable[..., 
 
 
 def forget_runs() -> None:
-    """Drop the loggers, visualizers, message hubs and scopes that runs leave in their process."""
+    """Drop the loggers, visualizers, message hubs and scopes that runs leave in their process.
+
+    And their cycles; what is left is not looked through again for every data set of the next run.
+    """
     classes = [ManagerMixin]
     for kind in classes:
         classes.extend(kind.__subclasses__())
         getattr(kind, '_instance_dict', {}).clear()
+    gc.collect()
+    gc.freeze()
