@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-from functools import cache
 
 import method_options
 import numpy as np
@@ -13,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from plain_models import SMALL, of_another_library
+from tool_helpers import run_tool
 from transformers import AutoModel
 from utils import CONFIGS, ROOT, images, randomise
 
@@ -70,14 +68,11 @@ def test_configs_exist(page):
         assert name in known or name == 'NAME', name
 
 
-@cache
-def options(tool: str) -> str:
+def options(capfd, tool: str) -> str:
     """What a tool's help says, with that of its sub-commands."""
-    command = [sys.executable, str(ROOT / f'tools/{tool}.py')]
-    told = subprocess.run([*command, '--help'], capture_output=True, text=True, check=True).stdout
+    told = run_tool(capfd, tool, '--help').out
     for name in re.findall(r'^    (\w+) ', told, re.MULTILINE):
-        more = subprocess.run([*command, name, '--help'], capture_output=True, text=True)
-        told += more.stdout
+        told += run_tool(capfd, tool, name, '--help').out
     return told
 
 
@@ -96,10 +91,11 @@ def commands() -> dict[tuple[str, str], None]:
     return found
 
 
-def test_options_exist():
+def test_options_exist(capfd):
     wanted = commands()
     assert len(wanted) > 20
-    unknown = [pair for pair in wanted if not re.search(rf'{pair[1]}\b', options(pair[0]))]
+    told = {tool: options(capfd, tool) for tool, _ in wanted}
+    unknown = [pair for pair in wanted if not re.search(rf'{pair[1]}\b', told[pair[0]])]
     assert unknown == []
 
 
