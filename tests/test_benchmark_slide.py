@@ -11,7 +11,7 @@ from utils import ROOT
 
 from vpt_dense.errors import main
 
-TINY = ['--arch', 'deit-tiny', '--layers', '4', '--crop', '64', '--image', '64', '91', '--rounds',
+TINY = ['--arch', 'deit-tiny', '--layers', '4', '--crop', '32', '--image', '32', '45', '--rounds',
         '2', '--windows-per-batch', '1', '4']
 
 
@@ -77,7 +77,7 @@ def test_compares_the_same_modules_and_images(slide, monkeypatch):
                                (SegTTAModel, segmentors.SegTTAModel, seen[3:])):
         assert [row[:2] for row in rows] == [(theirs, 1), (ours, 1), (ours, 4)]
         (_, _, backbone, data, labels), *others = rows
-        assert labels.shape == (1, 64, 91) and labels.unique().numel() > 1
+        assert labels.shape == (1, 32, 45) and labels.unique().numel() > 1
         for _, _, other_backbone, other_data, other_labels in others:
             assert other_backbone is backbone and other_data is data
             assert (labels == other_labels).float().mean() > 0.99

@@ -16,6 +16,9 @@ class Exact(IoUMetric):
         (self.areas,) = results
         return super().compute_metrics(results)
 
+    def _keep_classes(self, classes, values):
+        """Writes no table, which would take half of the time."""
+
 
 @st.composite
 def evaluations(draw):
@@ -53,13 +56,13 @@ def ours(num_classes, ignore_index, images):
 
 
 def theirs(num_classes, ignore_index, images, average):
-    from torchmetrics.classification import MulticlassJaccardIndex  # takes two seconds
+    from torchmetrics.functional.classification import multiclass_jaccard_index  # takes seconds
 
-    metric = MulticlassJaccardIndex(num_classes, average=average, ignore_index=ignore_index,
-                                    validate_args=False)  # fmt: skip
-    for prediction, label in images:
-        metric.update(torch.from_numpy(prediction), torch.from_numpy(label))
-    return metric.compute().double()
+    predictions, labels = (torch.from_numpy(np.concatenate([each.ravel() for each in part]))
+                           for part in zip(*images, strict=True))
+    return multiclass_jaccard_index(
+        predictions, labels, num_classes, average=average, ignore_index=ignore_index,
+        validate_args=False).double()
 
 
 @pytest.mark.filterwarnings('ignore:Mean of empty slice')  # every pixel of every image ignored
