@@ -1,5 +1,7 @@
 """Methods by name: what the method files (``configs/_base_/methods``) say, with options."""
 
+import copy
+import functools
 import inspect
 import re
 import runpy
@@ -54,7 +56,7 @@ def resolve(method: str | Mapping[str, Any], options: Mapping[str, Any]) -> dict
             raise UserError(
                 f'method {name!r} is not known{suggest(str(name), known)}; the methods are '
                 f'{", ".join(known)}')
-        found = _read(file)['method']
+        found = copy.deepcopy(_read(file)['method'])
     found = {
         key: [dict(each) for each in value] if key == 'adapters'
         else dict(value) if isinstance(value, Mapping) else value
@@ -89,15 +91,16 @@ def names(backbone: 'InPlaceBackbone | None' = None) -> list[str]:
     Args:
         backbone: A tuned one; None: all methods are named. Else those that fit it.
     """
-    found = [name for name, file in _files().items() if _is_plain(name, file)]
-    return found if backbone is None else [name for name in found if _fits(name, backbone)]
-
-
-def _fits(name: str, backbone: 'InPlaceBackbone') -> bool:
-    """Whether a backbone offers what a method needs, and has what it trains."""
-    settings = resolve(name, {})
-    needs = [parts.find(part['type']).needs for part in _parts(settings)]
+    found = {name: file for name, file in _files().items() if _is_plain(name, file)}
+    if backbone is None:
+        return list(found)
     own = [each for each, _ in backbone.named_parameters() if not is_added(each)]
+    return [name for name, file in found.items() if _fits(_read(file)['method'], backbone, own)]
+
+
+def _fits(settings: Mapping[str, Any], backbone: 'InPlaceBackbone', own: list[str]) -> bool:
+    """Whether a backbone, with parameters of its own, offers what a method needs and trains."""
+    needs = [parts.find(part['type']).needs for part in _parts(settings)]
     patterns = [
         pattern for pattern in settings.get('trainable') or ()
         if not any(re.search(pattern, f'{key}.') for key in ADDED)]
@@ -146,8 +149,9 @@ def _files() -> dict[str, str]:
     return {name: str(folder / f'{name}.py') for name in installed.methods()}
 
 
+@functools.cache
 def _read(file: str) -> dict[str, Any]:
-    """The variables of a method file; files of this package, so that they may be run."""
+    """The variables of a method file, only to be read; it is this package's, so it may be run."""
     found = runpy.run_path(file)
     base = found.get('_base_')
     if base is not None:
