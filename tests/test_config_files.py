@@ -8,7 +8,7 @@ import yaml
 from mmengine import Config
 from tool_helpers import run_tool, tiny_folder, write_leaf
 
-from vpt_dense import config
+from vpt_dense import config, config_files
 from vpt_dense.errors import UserError
 
 LEAF = dict(
@@ -24,6 +24,22 @@ LEAF = dict(
 def write(path, content):
     path.write_text(json.dumps(content) if path.suffix == '.json' else yaml.safe_dump(content))
     return path
+
+
+def test_what_a_file_says_is_kept_no_longer_than_it_says_it(tmp_path, monkeypatch):
+    base, top = tmp_path / 'base.py', tmp_path / 'top.py'
+    top.write_text("_base_ = './base.py'\n")
+    environment = "a = int('{{$NUMBER:3}}')", 'import os\na = os.environ["NUMBER"]'
+    for text in ('a = 1', 'a = 2', *environment):
+        base.write_text(text)
+        for number in '56':
+            monkeypatch.setenv('NUMBER', number)
+            said = config_files.content(top)['a']
+            assert said == config_files.parse(str(top)).a, text
+            assert str(said) == (number if 'NUMBER' in text else text[-1])
+    assert config_files.names(base) == ({'a'}, {'os'}) and config_files.bases(top) == [base]
+    top.write_text('a = 7')
+    assert config_files.content(top) == dict(a=7) and config_files.bases(top) == []
 
 
 @pytest.mark.parametrize('suffix', ['.json', '.yaml', '.yml'])

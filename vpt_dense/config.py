@@ -497,12 +497,12 @@ def _make_room(settings: dict, model: dict, untouched: dict | None) -> None:
 
 def _model_of_bases(path: Path) -> dict:
     """``model`` as the base config has it that ``pretrained`` goes over; empty: none has it."""
-    parsed = [(file, config_files.parse(str(file))) for file in config_files.bases(path)
+    parsed = [(file, config_files.content(file)) for file in config_files.bases(path)
               if any('model' in config_files.names(each)[0] for each in config_files.walk(file))]
     both = [file for file, cfg in parsed if 'pretrained' in cfg and 'model' in cfg]
     if both:  # a leaf of a leaf
         return _model_of_bases(both[0])
-    return next((cfg.model for _, cfg in parsed if 'model' in cfg), {})
+    return next((cfg['model'] for _, cfg in parsed if 'model' in cfg), {})
 
 
 def _overlay(new: dict, old: dict, untouched: dict | None) -> None:

@@ -13,7 +13,7 @@ import logging
 import re
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,30 @@ def parse(path: str) -> Config:
         raise UserError(f'config {path}: {reason}') from error
 
 
+def content(path: Path) -> Mapping[str, Any]:
+    """What :func:`parse` finds, only to be read: a config asks for it of its bases several times.
+
+    It is kept while the files say the same, unless one of them imports something or holds
+    ``{{ ... }}``: what they say may differ then.
+    """
+    texts = tuple((file.resolve(), _text(file)) for file in walk(path))
+    fixed = all(_is_fixed(text, file.suffix) for file, text in texts)
+    return _content(str(path), texts) if fixed else parse(str(path))._cfg_dict
+
+
+@functools.lru_cache(maxsize=256)
+def _content(path: str, texts: tuple[tuple[Path, str], ...]) -> Mapping[str, Any]:
+    return parse(path)._cfg_dict
+
+
+@functools.lru_cache(maxsize=256)
+def _is_fixed(text: str, suffix: str) -> bool:
+    """Whether a file says what it says whatever the environment and the modules it might import."""
+    imports = (ast.Import, ast.ImportFrom)
+    return '{{' not in text and not (
+        suffix == '.py' and any(isinstance(node, imports) for node in ast.walk(_parsed(text))))
+
+
 def walk(path: Path, asked_by: tuple[Path, ...] = ()) -> list[Path]:
     """A config file and, depth first, all its bases.
 
@@ -116,7 +140,7 @@ def bases(path: Path) -> list[Path]:
             modules = Config._get_base_modules(list(_tree(path).body))  # which changes the list
             return [_module_file(module, path) for module in modules]
         with _substituted(path) as copy:
-            names = Config._get_base_files(copy)
+            names = _base_names(_text(Path(copy)), copy)
         return [_base_file(name, path) for name in names]
     except UserError:
         raise
@@ -125,21 +149,33 @@ def bases(path: Path) -> list[Path]:
         raise UserError(f'config {path}: {reason[0]}') from error
 
 
+@functools.lru_cache(maxsize=256)
+def _base_names(text: str, path: str) -> list[str]:
+    """What a file of that text has as ``_base_``."""
+    return Config._get_base_files(path)
+
+
 def names(path: Path) -> tuple[set[str], set[str]]:
     """Names that a config file assigns and names that it reads, ``_base_.x`` included."""
-    text = path.read_text(encoding='utf-8')
-    read = set(re.findall(r'\{\{\s*_base_\.(\w+)', text))
-    assigned = set()
-    for node in ast.walk(statements(path)):
-        if isinstance(node, ast.Name):
-            (assigned if isinstance(node.ctx, ast.Store) else read).add(node.id)
-        elif isinstance(node, ast.Attribute) and getattr(node.value, 'id', None) == '_base_':
-            read.add(node.attr)
+    text = _text(path)
+    assigned, read = map(set, _names_in(statements(path)))
+    read |= set(re.findall(r'\{\{\s*_base_\.(\w+)', text))
     if path.suffix != '.py':
         for key, anchor in re.findall(r'^(\w+) *: *&(\w+)', text, re.MULTILINE):
             if re.search(rf'\*{anchor}\b', text):  # YAML's way to say something once
                 read.add(key)
     return assigned, read
+
+
+@functools.lru_cache(maxsize=256)
+def _names_in(tree: ast.Module) -> tuple[frozenset[str], frozenset[str]]:
+    assigned, read = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (assigned if isinstance(node.ctx, ast.Store) else read).add(node.id)
+        elif isinstance(node, ast.Attribute) and getattr(node.value, 'id', None) == '_base_':
+            read.add(node.attr)
+    return frozenset(assigned), frozenset(read)
 
 
 def statements(path: Path) -> ast.Module:
@@ -177,7 +213,7 @@ def says(tree: ast.AST, names: tuple[str, ...]) -> bool:
 @contextlib.contextmanager
 def _substituted(path: Path) -> Iterator[str]:
     """A copy of a file in which mmengine's ``{{ ... }}`` are replaced as it replaces them."""
-    if path.suffix == '.py' and '{{' not in path.read_text(encoding='utf-8'):
+    if path.suffix == '.py' and '{{' not in _text(path):
         yield str(path)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -194,16 +230,20 @@ def _substituted(path: Path) -> Iterator[str]:
         yield copy
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding='utf-8')
+
+
 def _tree(path: Path) -> ast.Module:
     """The statements of a Python file; only to be read, others get the same."""
     try:
-        return _parsed(path.read_text(encoding='utf-8'))
+        return _parsed(_text(path))
     except SyntaxError as error:
         raise UserError(f'config {path}: {error.msg} (line {error.lineno})') from error
 
 
 #: A config asks for the statements of each of its files a dozen times.
-_parsed = functools.lru_cache(maxsize=128)(ast.parse)
+_parsed = functools.lru_cache(maxsize=256)(ast.parse)
 
 
 def _has_base(path: Path) -> bool:

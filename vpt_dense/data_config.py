@@ -10,7 +10,7 @@ import contextlib
 import copy
 import inspect
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ _OF_A_DATA_SET = ('data_root', 'data_prefix', 'ann_file', 'pipeline')
 class _Layer(NamedTuple):
     """A config file that says something of dataloaders, with its bases; and the files above it."""
 
-    cfg: Config
+    cfg: Mapping[str, Any]
     above: tuple[ast.AST, ...]
 
 
@@ -243,7 +243,7 @@ def _layers(path: Path, above: tuple[ast.AST, ...] = ()) -> Iterator[_Layer]:
     for base in config_files.bases(path):
         yield from _layers(base, (*above, tree))
     if not above or config_files.names(path)[0] & set(DATALOADERS):
-        yield _Layer(config_files.parse(str(path)), above)
+        yield _Layer(config_files.content(path), above)
 
 
 # --- checks ----------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ two contradict each other, which is refused.
 
 import ast
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -69,8 +68,7 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
             given[key] = rates.check(key, value)
         elif key != 'warmup' or value != 0 or isinstance(value, bool):
             check_count(value, key)
-    read = functools.cache(lambda file: config_files.parse(str(file))._cfg_dict)
-    origins = {key: _origin(cfg, key, value, options or {}, read) for key, value in given.items()}
+    origins = {key: _origin(cfg, key, value, options or {}) for key, value in given.items()}
     if 'img_size' in given:
         _place_size(cfg, given['img_size'], origins['img_size'])
     _choose_length(given, origins)
@@ -129,38 +127,33 @@ class _Origin(NamedTuple):
         )  # fmt: skip
 
 
-_Read = Callable[[Path], Mapping]
-
-
-def _origin(
-    cfg: Config, key: str, value: Any, options: Mapping[str, Any], read: _Read
-) -> _Origin:
+def _origin(cfg: Config, key: str, value: Any, options: Mapping[str, Any]) -> _Origin:
     said = frozenset(
         '.'.join((name, *path)) for name, inner in options.items() for path in _paths(inner)
     )
     file = Path(cfg.filename) if cfg.filename else None
     if file is None or not file.is_file():
         return _Origin(None, (), said)
-    whole = read(file)
+    whole = config_files.content(file)
     found = whole.get(key)
     pair = _pair(found) if key == 'img_size' and found is not None else found
     if pair != value or any(option.partition('.')[0] == key for option in said):
         return _Origin(whole, (), said)  # of the command line, or of a script
     parts = [name for name in ('model', 'train_dataloader', 'train_cfg') if name in whole]
-    trail = _trail(file, key, parts, read)
+    trail = _trail(file, key, parts)
     beneath = {}
     for base in config_files.bases(trail[-1]):
-        beneath.update(read(base))
+        beneath.update(config_files.content(base))
     return _Origin(beneath, tuple(map(config_files.statements, trail)), said)
 
 
-def _trail(file: Path, key: str, parts: list[str], read: _Read) -> list[Path]:
+def _trail(file: Path, key: str, parts: list[str]) -> list[Path]:
     """The files from this one down to the one that says ``key`` of a whole config."""
     if not config_files.says(config_files.statements(file), (key,)):
         for base in config_files.bases(file):
-            found = read(base)
+            found = config_files.content(base)
             if key in found and all(part in found for part in parts):
-                return [file, *_trail(base, key, parts, read)]
+                return [file, *_trail(base, key, parts)]
     return [file]
 
 
