@@ -1,9 +1,14 @@
-"""Two processes of one group, for tests."""
+"""Two processes of one group, and processes that begin with what is slow to import, for tests."""
 
+import contextlib
 import gc
+import json
 import os
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,3 +51,57 @@ def _enter(rank: int, work: Callable, port: int, arguments: tuple, found: list) 
     torch.distributed.destroy_process_group()
     # Threads that outlive the group may abort the interpreter's finalization, see vpt_dense.errors.
     os._exit(0)
+
+
+#: Runs code given on stdin in forks of itself.
+_WARM = """
+import json, os, sys, traceback
+for line in sys.stdin:
+    code, args, folder = json.loads(line)
+    if not (child := os.fork()):
+        for stream, name in (1, 'out'), (2, 'err'):
+            os.dup2(os.open(f'{folder}/{name}', os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+        sys.argv, status = ['-c', *args], 1
+        try:
+            exec(compile(code, 'code', 'exec'), dict(__name__='__main__'))
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def warm(begin: str, folder: Path, **options: Any) -> Iterator[Callable]:
+    """Start a process that runs some code, and give a function that goes on in forks of it.
+
+    Args:
+        begin: The code, which imports what each would import for seconds, and starts no thread.
+        folder: Where the outputs are.
+        **options: Of ``subprocess.Popen``.
+
+    Yields:
+        ``run(code, *arguments)``, which is like ``python -c code arguments`` and returns its
+        ``subprocess.CompletedProcess``.
+    """
+    with subprocess.Popen(
+        [sys.executable, '-c', begin + _WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, **options,
+    ) as process:
+
+        def run(code: str, *arguments: object) -> subprocess.CompletedProcess:
+            line = json.dumps([code, [str(each) for each in arguments], str(folder)])
+            print(line, file=process.stdin, flush=True)
+            code = int(process.stdout.readline())
+            out, err = ((folder / name).read_text() for name in ('out', 'err'))
+            return subprocess.CompletedProcess(line, code, out, err)
+
+        yield run
+        process.stdin.close()

@@ -12,7 +12,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from processes import warm
+from test_inference import CASES, SEG, images
+from tool_helpers import write_leaf
 
 import vpt_dense
 
@@ -30,45 +35,18 @@ def run_python(code, *args):
     return done.stdout
 
 
-#: Imports what all packages build on, and runs code given on stdin in copies of itself.
-WARM = """
-import json, os, sys, traceback
-import mmcv.transforms, mmengine.runner, torchvision
-for line in sys.stdin:
-    code, args, out = json.loads(line)
-    if not (child := os.fork()):
-        printed = os.open(out, os.O_CREAT | os.O_WRONLY)
-        os.dup2(printed, 1), os.dup2(printed, 2)
-        sys.argv, status = ['-c', *args], 1
-        try:
-            exec(compile(code, 'code', 'exec'), dict(__name__='__main__'))
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
 @pytest.fixture(scope='module')
 def run_warm(tmp_path_factory):
     """Run code as :func:`run_python` does, where torch, mmcv and mmengine are imported already."""
-    out = tmp_path_factory.mktemp('warm') / 'out'
-    with subprocess.Popen(
-        [sys.executable, '-c', WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, cwd=ROOT.parent,
-    ) as process:
+    begin = 'import mmcv.transforms, mmengine.runner, torchvision\n'
+    with warm(begin, tmp_path_factory.mktemp('warm'), cwd=ROOT.parent) as start:
 
         def run(code, *args):
-            out.unlink(missing_ok=True)
-            print(json.dumps([code, args, str(out)]), file=process.stdin, flush=True)
-            status = process.stdout.readline().strip()
-            assert status == '0', out.read_text()
-            return out.read_text()
+            done = start(code, *args)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
 
         yield run
-        process.stdin.close()
 
 
 def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
@@ -160,6 +138,23 @@ def test_every_registry_holds_something(registered):
 @pytest.mark.parametrize('scope', ['mmengine', 'mmseg', 'mmpretrain'])
 def test_registered_types_resolve_by_scoped_name(scope, registered, run_warm):
     run_warm(RESOLVE, scope, json.dumps(registered))
+
+
+def test_a_script_of_ones_own_trains(tmp_path, run_warm):
+    """mmengine's ``Config.fromfile`` and ``Runner.from_cfg``, where nothing of ours is imported."""
+    root, (bands, dtype, load, mean) = tmp_path / 'data', CASES['plain']
+    for split in ('training', 'validation'):
+        images(root / f'images/{split}', bands, dtype)
+        (root / f'annotations/{split}').mkdir(parents=True)
+        for i in range(2):
+            cv2.imwrite(str(root / f'annotations/{split}/{i}.png'), np.eye(32, dtype=np.uint8))
+    leaf = write_leaf(tmp_path, root, SEG.format(root=root, load=load, mean=mean, bands=bands))
+    told = run_warm(
+        'from mmengine.config import Config; from mmengine.runner import Runner; import sys\n'
+        'runner = Runner.from_cfg(Config.fromfile(sys.argv[1]))\n'
+        'assert runner.model.decode_head.num_classes == 2\n'
+        'runner.train()', leaf)
+    assert 'mIoU' in told
 
 
 def test_version_is_the_same_everywhere():
@@ -318,9 +313,9 @@ print(json.dumps([early, held, used]))
 """
 
 
-def test_what_is_imported_later_is_the_same():
+def test_what_is_imported_later_is_the_same(run_warm):
     pytest.importorskip('transformers')
-    (_, *plain), (early, *ours) = (
-        json.loads(run_python(STACK, *words).splitlines()[-1]) for words in ((), ('guarded',)))
+    (_, *plain), (early, *ours) = (json.loads(run(STACK, *words).splitlines()[-1])
+                                   for run, *words in ((run_warm,), (run_python, 'guarded')))
     assert ours == plain and early == []
     assert ours[0]['mmengine.optimizer']['Adafactor'].startswith('transformers.')
