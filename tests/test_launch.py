@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import warm
 from resume_runs import AUGMENTED, IMAGES, ITERATIONS, differences, final
 from test_preemption import evaluations
 from tool_helpers import write_leaf
@@ -44,17 +45,22 @@ def ends(tmp_path):
     return str(tmp_path / 'ends.py')
 
 
+@pytest.fixture(scope='module')
+def launch(tmp_path_factory):
+    """Begins with what the agent needs."""
+    begin = 'from vpt_dense import agent, launch; agent.GRACE = 1\n'
+    with warm(begin, tmp_path_factory.mktemp('warm'), env=environment(MAX_RESTARTS=2)) as run:
+        yield run
+
+
 @pytest.mark.parametrize(('plan', 'code', 'starts'), [
     (['1:2'], 2, 1),  # a user's error
     (['1:75'], 75, 1),  # a preemption
     (['0:-9', '1:1'], 0, 3),
     pytest.param(['1:1', '1:3', '0:-6'], 1, 3, marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_what_is_started_again(ends, monkeypatch, plan, code, starts):
-    done = subprocess.run(
-        [sys.executable, '-c', 'import sys; from vpt_dense import agent, launch; agent.GRACE = 1; '
-         'launch.main()', '2', ends, *plan],
-        capture_output=True, text=True, env=environment(MAX_RESTARTS=2))
+def test_what_is_started_again(ends, launch, plan, code, starts):
+    done = launch('from vpt_dense import launch; launch.main()', 2, ends, *plan)
     assert done.returncode == code, done.stderr
     assert len(done.stdout.splitlines()) == 2 * starts
     lines = done.stderr.splitlines()

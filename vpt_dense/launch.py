@@ -25,7 +25,8 @@ def main() -> None:
         raise errors.UserError(f'usage: GPUS SCRIPT [ARGUMENT ...], GPUS a number; got {given}')
     count, *command = int(sys.argv[1]), *sys.argv[2:]
     nodes, restarts = _number('NNODES', 1), _number('MAX_RESTARTS', 0)
-    machine.check_gpus(count)
+    run_id = os.environ.get('RUN_ID') or _made_up_id(nodes, restarts)
+    machine.check_gpus(count)  # takes seconds
     if count <= 1 and nodes == 1:
         if not restarts:
             os.execv(sys.executable, [sys.executable, *command])
@@ -38,7 +39,7 @@ def main() -> None:
         'monitor-interval': 0.05, 'rdzv-backend': 'c10d',
         # Of one machine: a port that is free, so that two runs there do not meet.
         'rdzv-endpoint': f'{host}:{os.environ.get("PORT", 0 if nodes == 1 else 29500)}',
-        'rdzv-id': os.environ.get('RUN_ID') or _made_up_id(nodes, restarts),
+        'rdzv-id': run_id,
     }
     if nodes == 1:
         options['local-addr'] = host  # whatever this machine is called
