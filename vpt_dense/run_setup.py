@@ -1,6 +1,7 @@
 """Shared parts of ``tools/train.py`` and ``tools/test.py``."""
 
 import argparse
+import functools
 import gc
 import os
 from pathlib import Path
@@ -237,8 +238,15 @@ def start(cfg: Config, mode: str, checkpoint: str | None) -> 'Runner':
         building.import_packages(cfg)
         from vpt_dense.engine.runner import Runner
 
-    # mmengine collects garbage for every data set and before every epoch. What the imports have
-    # left need not be looked through each time (half a second), nor copied by forked workers.
-    if not gc.get_freeze_count():
-        gc.freeze()
+    _freeze()
     return Runner.from_cfg(cfg)
+
+
+@functools.cache
+def _freeze() -> None:
+    """Leave out of searches for garbage, once a process, what the imports have left.
+
+    mmengine collects it for every data set and before every epoch. All that need not be looked
+    through each time (half a second), nor copied by forked workers.
+    """
+    gc.freeze()
