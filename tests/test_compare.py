@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -512,7 +513,10 @@ def test_sigterm_saves_and_the_next_call_goes_on(folder, tmp_path):
         '--work-dir', tmp_path / 'out', '--jobs', '1', '--no-measure', '--cfg-options',
         'train_cfg.max_iters=100', 'train_cfg.val_interval=100',
         'default_hooks.checkpoint.interval=100']
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    # One CPU, one thread: several spend their time waiting where other tests have the CPUs too.
+    alone = partial(os.sched_setaffinity, 0, {max(os.sched_getaffinity(0))})
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True, preexec_fn=alone)
     log = tmp_path / 'out/deep_seed0/output.log'
     while process.poll() is None and not (log.exists() and 'Iter(train)' in log.read_text()):
         time.sleep(0.2)
@@ -521,7 +525,8 @@ def test_sigterm_saves_and_the_next_call_goes_on(folder, tmp_path):
     assert (process.returncode, err.strip()) == (130, 'interrupted')
     saved, = log.parent.glob('*.pth')
     assert 0 < int(saved.stem.partition('_')[2]) < 100
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, preexec_fn=alone)
     assert done.returncode == 0, done.stderr
     assert f'resuming from {saved}' in log.read_text()
     assert json.loads((tmp_path / 'out/table.json').read_text())['rows'][0]['scores']

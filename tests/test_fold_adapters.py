@@ -238,11 +238,11 @@ def test_every_row_is_folded_or_refused(name, family, task, tmp_path, monkeypatc
     model = build(name, family, task).eval()
     kind = BACKBONES[family]
     backbone = {**kind.cfg, **kind.tasks[task][0], **row.tuning}
-    cfg = Config(dict(model=dict(type='Model', backbone=backbone)))
+    text = f'model = {dict(type="Model", backbone=backbone)!r}\n'
     monkeypatch.setattr(building, 'build_model', lambda cfg: Model(cfg.model.backbone.to_dict()))
     state = {f'backbone.{n}': t for n, t in model.state_dict().items()}
     path = tmp_path / 'c.pth'
-    safe_files.write(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), path)
+    safe_files.write(dict(state_dict=state, meta=dict(cfg=text)), path)
     try:
         checkpoint, text = deltas.fold(str(path))
     except UserError as error:
