@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 
 import method_options
 import numpy as np
