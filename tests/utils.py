@@ -18,7 +18,7 @@ _COUNTER = itertools.count()
 RECIPES = sorted(
     str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo', 'results')
     for path in (CONFIGS / folder).glob('*.py')
-    if '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
+    if folder == 'results' or '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
 )
 #: The configs that a run takes as they are.
 LEAVES = sorted(
