@@ -107,6 +107,14 @@ def test_the_optimizer_of_a_method_goes_over_its_groups():
     assert (pixels.optimizer.lr, pixels.get('paramwise_cfg')) == (0.02, None)
 
 
+@pytest.mark.parametrize('method', ['rein', 'ssf', 'lor-vp', 'deep'])
+def test_rates_that_are_said_once_go_over_a_methods_own(method):
+    cfg = config.load(SETR, ['lr=0.3', 'head_lr=0.6', 'weight_decay=0.2'], method)
+    wrapper = cfg.optim_wrapper
+    assert (wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == (0.3, 0.2)
+    assert wrapper.paramwise_cfg.custom_keys.head.lr_mult == 2
+
+
 def test_what_a_config_on_a_recipe_says_goes_over_both(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(

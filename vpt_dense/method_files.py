@@ -108,8 +108,9 @@ def apply(cfg: Config, name: str, path: str) -> None:
             f'optim = dict({found.optim_group}=...), or take a config that has one')
     said = cfg.get('optim_wrapper')
     cfg.optim_wrapper = _merged(optimizer, found.get('method_optim'), said)
-    if 'method_hooks' in found:
-        cfg.method_hooks = found.method_hooks
+    for key in ('method_hooks', 'method_optim'):  # as a leaf's base files leave them
+        if key in found:
+            cfg[key] = found[key]
     cfg.optim_group = found.optim_group
 
 
