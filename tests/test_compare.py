@@ -24,7 +24,7 @@ from utils import ROOT, randomise, tiny_vit
 
 import vpt_dense
 from vpt_dense import safe_files
-from vpt_dense.commands import demo
+from vpt_dense.commands import compare, demo
 from vpt_dense.comparison import report, runs
 from vpt_dense.demo import digits
 from vpt_dense.demo.folder import write_folder
@@ -530,3 +530,14 @@ def test_sigterm_saves_and_the_next_call_goes_on(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f'resuming from {saved}' in log.read_text()
     assert json.loads((tmp_path / 'out/table.json').read_text())['rows'][0]['scores']
+
+
+@pytest.mark.parametrize(('said', 'threads'), [
+    (None, 4), ('3', 3), ('3,1', 3), ('', 4), ('0', 4), ('many', 4)])
+def test_runs_share_the_cpus_unless_their_threads_are_said(monkeypatch, said, threads):
+    monkeypatch.setattr(runs, 'num_cpus', lambda: 8)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    if said is not None:
+        monkeypatch.setenv('OMP_NUM_THREADS', said)
+    assert compare.share(10, 2, 'off') == (2, threads, False)

@@ -24,6 +24,7 @@ WAYS = {
     'folded': 'ours with keys and values made before (tools/delta.py fold)',
     'lean': "ours with memory='lean'",
     'with_cp': 'ours with with_cp=True',
+    'compiled': 'ours through torch.compile',
     'frozen': "ours with frozen_dtype='bfloat16', which autocasts to bfloat16",
     'frozen-lean': "lean with frozen_dtype='bfloat16'",
     'last-half': 'ours with prompts in the last half of the blocks',
@@ -149,6 +150,8 @@ class Backbones:
             # Its constructor computes with values, which 'meta' has none of.
             return fill(lambda: self._mmseg(num_tokens), renamed(self.weights), self.device)
         model = fill(lambda: self._ours(**special), self.weights, 'meta')
+        if way == 'compiled':
+            model.compile()
         if way == 'folded':
             model.prompt = self._folded(model, num_tokens)
         if way == 'reference':

@@ -44,7 +44,8 @@ def parse_args(argv=None):
     add('--work-dir', type=Path, help='default: work_dirs/compare/ and the name of the pattern')
     add('--metric', help="of the test (default: the task's, mIoU or accuracy/top1)")
     add('--jobs', type=int,
-        help='runs at a time (default: one per CPU, at most 4; with a GPU one)')
+        help='runs at a time (default: one per CPU, at most 4; with a GPU one); they share the '
+        'CPUs, unless OMP_NUM_THREADS says how many threads each has')
     add('--amp', choices=['auto', 'on', 'off'], default='auto',
         help='mixed precision (auto: on a CPU that computes in bfloat16 natively)')
     add('--steps', type=int, default=10, help='steps that are timed (default: %(default)s)')
@@ -119,7 +120,7 @@ def go_to_digits():
 
 
 def share(total, jobs, amp) -> tuple:
-    """Divides the CPUs among runs and chooses the precision.
+    """Divides the CPUs among runs, unless OMP_NUM_THREADS does, and chooses the precision.
 
     Returns:
         Runs at a time, threads for each, whether in mixed precision.
@@ -131,7 +132,9 @@ def share(total, jobs, amp) -> tuple:
     gpu, cpus = torch.cuda.is_available(), runs.num_cpus()
     jobs = min(jobs or (1 if gpu else min(cpus, 4)), total)
     amp = amp == 'on' or (amp == 'auto' and not gpu and runs.has_fast_bfloat16())
-    return jobs, max(1, cpus // jobs), amp
+    said = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
+    threads = int(said) if said.isdecimal() and int(said) else max(1, cpus // jobs)
+    return jobs, threads, amp
 
 
 def precision(amp) -> str:
