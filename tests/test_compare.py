@@ -24,7 +24,8 @@ from utils import ROOT, randomise, tiny_vit
 
 import vpt_dense
 from vpt_dense import safe_files
-from vpt_dense.commands import compare, demo
+from vpt_dense.commands import compare as command
+from vpt_dense.commands import demo
 from vpt_dense.comparison import report, runs
 from vpt_dense.demo import digits
 from vpt_dense.demo.folder import write_folder
@@ -540,4 +541,4 @@ def test_runs_share_the_cpus_unless_their_threads_are_said(monkeypatch, said, th
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     if said is not None:
         monkeypatch.setenv('OMP_NUM_THREADS', said)
-    assert compare.share(10, 2, 'off') == (2, threads, False)
+    assert command.share(10, 2, 'off') == (2, threads, False)
