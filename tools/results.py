@@ -84,6 +84,7 @@ STUDIES = {
     'camvid-double': Study(
         'results/camvid-double_dinov2-s', ('lora', 'deep-lora', 'ssf'), trials=0),
     'camvid-half': Study(_CAMVID, _FEW_IMAGES, ('subset.share=0.5',)),
+    'nuclei': Study('results/nuclei_dinov2-s', ('head', 'deep', 'lora', 'bias', 'full')),
     'flowers-1': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=1',)),
     'flowers-4': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=4',)),
     'flowers-16': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=16',)),
