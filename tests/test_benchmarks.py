@@ -15,6 +15,8 @@ from utils import ROOT, images, randomise, tiny_vit
 
 from vpt_dense.errors import main
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / 'tools/benchmark'
 ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, feedforward_channels=192)
 TINY = ['--arch', 'deit-tiny', '--layers', '4', '--rounds', '2']
@@ -272,7 +274,7 @@ def test_setr_step_time(measure, module):
     assert 'peak' not in out and table_row(out, 'mmseg')[0].startswith('1.00')
 
 
-@pytest.mark.parametrize('way', ['mmseg', pytest.param('lean', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('way', ['mmseg', 'lean'])
 def test_setr_step_memory(command, tmp_path, way):
     file = tmp_path / 'figures.json'
     code, out, err = command('setr_step', *SETR, '--batch', 2, '--tokens', 400, '--only', 'memory',

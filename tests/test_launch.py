@@ -168,7 +168,7 @@ def whole(run):
 
 
 @pytest.mark.parametrize(('kills', 'resumed'), [
-    (['begin:0:1', 'after:4:0'], [4]),
+    pytest.param(['begin:0:1', 'after:4:0'], [4], marks=pytest.mark.slow),
     # A validation that is the best so far saves too: that of iteration 3.
     pytest.param(['before:1:1', 'after:2:1', 'before:4:1', 'validation:6:0'], [2, 3, 6],
                  marks=pytest.mark.slow),
@@ -234,6 +234,7 @@ def slurm(tmp_path):
                        SLURM_JOB_ID=os.getpid())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nodes_meet_at_the_first(slurm, ends, tmp_path):
     tools = tmp_path / 'tools'
     tools.mkdir()

@@ -37,8 +37,13 @@ def test_the_pages_are_those_of_the_records(results, monkeypatch):
     monkeypatch.setattr(
         results.safe_files, 'write_text',
         lambda path, text: written.setdefault(path.relative_to(ROOT).as_posix(), text))
+    drawn = []
+    monkeypatch.setattr(results, 'draw', lambda record: drawn.append(record['study']))
     results.page()
     assert written == before
+    assert {file.stem for file in RECORDS.glob('*.svg')} == set(drawn)
+    for name in drawn:
+        assert f'(results/{name}.svg)' in before['docs/results.md']
 
 
 def test_an_interval_is_students(results):
@@ -73,6 +78,24 @@ def test_a_page(results, tmp_path, monkeypatch):
     page.write_text('nothing')
     with pytest.raises(UserError, match='no page has a line <!-- camvid-16: '):
         results.page()
+
+
+def test_a_picture_has_all_rows(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, 'RECORDS', tmp_path)
+    results.draw(record('camvid', **{f'method-{i}': [i, i + 1, i + 2] for i in range(6)}))
+    picture = (tmp_path / 'camvid.svg').read_text()
+    assert all(f'method-{i}' in picture for i in range(6))
+
+
+def test_the_peers_row_stands_beside_ours(results):
+    ours = record('camvid', lora=[48.0, 50.0])
+    ours['rows'][0].update(train_ms=50.0, trainable=1000)
+    ours['measured'] = dict(batch_size=4)
+    peer = dict(lines=60, results=[
+        dict(mIoU=score, seconds=0.25, peak_megabytes=9.0, trainable=1000) for score in (47, 49)])
+    lines = results.peer_table(peer, ours).splitlines()
+    assert lines[2] == '| `--method lora` | 49.0 ± 1.4 | 50 | 7 | 1,000 | 0 |'
+    assert lines[3] == '| transformers and HF PEFT | 48.0 ± 1.4 | 62 | 9 | 1,000 | 60 |'
 
 
 def test_commands(results):

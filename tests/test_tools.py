@@ -180,6 +180,7 @@ def shell(*command):
     )
 
 
+@pytest.mark.slow
 def test_a_distributed_run_skips_finalization(tmp_path):
     """Threads of its process group may abort there; exit handlers and what was printed stay."""
     script = tmp_path / 'ends.py'

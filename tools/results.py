@@ -1,4 +1,4 @@
-"""Runs what docs/results.md compares, and writes its tables from the records.
+"""Runs what docs/results.md compares, and writes its tables and pictures from the records.
 
 ``python tools/results.py run camvid``
 ``python tools/results.py page``
@@ -85,6 +85,8 @@ STUDIES = {
         'results/camvid-double_dinov2-s', ('lora', 'deep-lora', 'ssf'), trials=0),
     'camvid-half': Study(_CAMVID, _FEW_IMAGES, ('subset.share=0.5',)),
     'nuclei': Study('results/nuclei_dinov2-s', ('head', 'deep', 'lora', 'bias', 'full')),
+    'membrane': Study('results/membrane_dinov2-s', ('head', 'deep', 'lora', 'bias', 'full')),
+    'brain': Study('results/brain_dinov2-s', ('head', 'deep', 'lora', 'full')),
     'flowers-1': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=1',)),
     'flowers-4': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=4',)),
     'flowers-16': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=16',)),
@@ -95,6 +97,10 @@ SHORT = ('method', 'mIoU (test)', 'trained in the backbone', '% of all', 'MB')
 SHORT_ROWS = ('head', 'bias', 'deep', 'deep-50', 'lora', 'full')
 #: Methods that train nothing in the backbone, against which others are held.
 BASELINES = ('head', 'linear')
+#: Rows from which a study has a picture, score over parameters.
+DRAWN = 6
+#: What tools/benchmark/peer.py found, beside the row of that study.
+PEER, PEER_OF = 'camvid-peer', ('camvid', 'lora')
 
 
 def run(
@@ -273,9 +279,8 @@ def table(record: dict, short: bool = False) -> str:
     for row in sorted(record['rows'], key=lambda row: -statistics.mean(row['scores'])):
         own = scores[row['method']]
         found = None if own is baseline else interval(own, baseline)
-        spread = statistics.stdev(own.values()) if len(own) > 1 else 0.0
         lines.append([
-            row['method'], f'{statistics.mean(own.values()):.1f} ± {spread:.1f}',
+            row['method'], _spread(own.values()),
             '-' if found is None else f'{found[0]:+.1f} ± {found[1]:.1f}',
             f'{row["backbone_trainable"]:,}', f'{row["percent"]:.2f}',
             f'{row["disk_megabytes"]:.2f}',
@@ -294,8 +299,40 @@ def table(record: dict, short: bool = False) -> str:
     return tables.markdown(header, lines) + note
 
 
+def peer_table(found: dict, record: dict) -> str:
+    """LoRA by vpt_dense beside the same by transformers and HF PEFT."""
+    row = next(row for row in record['rows'] if row['method'] == PEER_OF[1])
+    images = record['measured']['batch_size']
+    theirs = found['results']
+    return tables.markdown(
+        ['LoRA of rank 8 on queries, keys and values', f'{record["metric"]} (test)',
+         'training, ms/image', 'peak, MB', 'trained', 'lines of code'],
+        [['`--method lora`', _spread(row['scores']), f'{row["train_ms"]:,.0f}',
+          f'{row["peak_megabytes"]:,.0f}', f'{row["trainable"]:,}', '0'],
+         ['transformers and HF PEFT', _spread([each['mIoU'] for each in theirs]),
+          f'{statistics.median(each["seconds"] for each in theirs) / images * 1000:,.0f}',
+          f'{theirs[0]["peak_megabytes"]:,.0f}', f'{theirs[0]["trainable"]:,}',
+          str(found['lines'])]])
+
+
+def _spread(scores: Iterable[float]) -> str:
+    scores = list(scores)
+    return (f'{statistics.mean(scores):.1f} ± '
+            f'{statistics.stdev(scores) if len(scores) > 1 else 0.0:.1f}')
+
+
+def draw(record: dict) -> None:
+    """Draw scores over parameters, into the folder of records."""
+    from vpt_dense.comparison import report
+
+    rows = [dict(row, mean=statistics.mean(row['scores']), marked=False,
+                 std=statistics.stdev(row['scores']) if len(row['scores']) > 1 else None)
+            for row in record['rows']]
+    report.draw(rows, record['metric'], RECORDS / f'{record["study"]}.svg')
+
+
 def page() -> None:
-    """Write the tables of all pages anew, each between its marks.
+    """Write the tables of all pages anew, each between its marks, and the pictures.
 
     Raises:
         UserError: If a record has no place on them.
@@ -305,10 +342,19 @@ def page() -> None:
         text = (ROOT / name).read_text(encoding='utf-8')
         lost -= {found[2] for found in MARK.finditer(text)}
         safe_files.write_text(ROOT / name, MARK.sub(
-            lambda found: f'{found[1]}{table(read(found[2]), bool(found[3]))}\n', text))
+            lambda found: f'{found[1]}{_content(read(found[2]), bool(found[3]))}\n', text))
     if lost:
         raise UserError(f'no page has a line <!-- {min(lost)}: python tools/results.py page -->, '
                         'and <!-- end --> behind it')
+
+
+def _content(record: dict, short: bool) -> str:
+    """What stands between the marks of a record; draws its picture."""
+    if 'results' in record:
+        return peer_table(record, read(PEER_OF[0]))
+    if len(record['rows']) >= DRAWN and not short:
+        draw(record)
+    return table(record, short)
 
 
 def command_line() -> None:
@@ -321,7 +367,8 @@ def command_line() -> None:
     new.add_argument('--jobs', type=int, help='runs at a time')
     new.add_argument('--no-measure', action='store_true',
                      help='leave out time and memory, which are worth little on a busy machine')
-    commands.add_parser('page', help='write the tables of docs/results.md and of the README')
+    commands.add_parser(
+        'page', help='write the tables and pictures of docs/results.md and of the README')
     again = commands.add_parser('check', help='carry out one row of a record again, and compare')
     again.add_argument('study', choices=STUDIES)
     again.add_argument('--method', help='of the row')
