@@ -4,7 +4,11 @@ import importlib.util
 import json
 import statistics
 import subprocess
+import sys
+from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 from utils import ROOT
 
@@ -14,12 +18,16 @@ pytest.importorskip('scipy')  # Student's quantiles
 RECORDS = ROOT / 'docs/results'
 
 
-@pytest.fixture
-def results():
-    spec = importlib.util.spec_from_file_location('results', ROOT / 'tools/results.py')
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def results():
+    return script('results')
 
 
 def record(study, **scores):
@@ -174,3 +182,35 @@ def test_time_and_memory_of_all_rows_are_of_one_machine(results, monkeypatch):
     failures['deep', None] = 'no memory'
     with pytest.raises(UserError, match='deep, time and memory: no memory'):
         results.measure(whole)
+
+
+def test_a_brain_is_cut_into_slices(tmp_path, monkeypatch, capsys):
+    """Heights, tissues and the way up, on volumes of nilearn's shape."""
+    shape = (5, 7, 189)
+    image, grey, white = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    image[...] = np.arange(189) / 188
+    image[2, 6] = 1  # the forehead
+    grey[0], white[0] = 0.5, 0.4
+    grey[1], white[1] = 0.5, 0.6
+    grey[3] = white[3] = 0.4
+    volumes = {name: lambda resolution, array=array: SimpleNamespace(get_fdata=lambda: array)
+               for name, array in (('load_mni152_template', image),
+                                   ('load_mni152_gm_template', grey),
+                                   ('load_mni152_wm_template', white))}
+    datasets = SimpleNamespace(**volumes)
+    monkeypatch.setitem(sys.modules, 'nilearn', SimpleNamespace(datasets=datasets))
+    monkeypatch.setattr(sys, 'argv', ['make_brain.py', str(tmp_path / 'brain')])
+    make = script('dev/make_brain')
+    make.run()
+    assert '70 training, 19 validation, 20 test slices' in capsys.readouterr().out
+    names = {split: sorted(file.stem for file in (tmp_path / 'brain/images' / split).iterdir())
+             for split in make.SPLITS}
+    assert (names['training'][0], names['training'][-1]) == ('020', '089')
+    assert (names['validation'][0], names['test'][-1]) == ('095', '138')
+    picture = cv2.imread(str(tmp_path / 'brain/images/test/130.png'), cv2.IMREAD_UNCHANGED)
+    labels = cv2.imread(str(tmp_path / 'brain/annotations/test/130.png'), cv2.IMREAD_UNCHANGED)
+    assert picture.shape == labels.shape == (7, 5)
+    assert picture[0, 2] == 255 and picture[6, 0] == round(130 / 188 * 255)
+    assert labels[3].tolist() == [1, 2, 0, 0, 0]
+    with pytest.raises(UserError, match='is there already'):
+        make.run()
