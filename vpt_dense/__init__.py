@@ -2,8 +2,8 @@
 
 Importing the package is quick: it pulls in no framework. Every class is reached from a config by
 its scoped name (``type='vpt_dense.VisionTransformer'``); :mod:`vpt_dense.registry` finds
-the module that holds it. For plain PyTorch there are functions: :func:`create_backbone`,
-:func:`tune`, :func:`save_delta`, ... :func:`load` gives a model to predict with.
+the module that holds it. For plain PyTorch there are functions: :func:`.create_backbone`,
+:func:`tune`, :func:`.save_delta`, ... :func:`load` gives a model to predict with.
 """
 
 import importlib
@@ -50,7 +50,7 @@ def load(
 
     ``vpt_dense.load('tuned.safetensors').predict('photo.jpg').labels``
 
-    A file of :func:`save_delta` gives the model itself, in eval mode: a backbone, or a classifier
+    A file of :func:`.save_delta` gives the model itself, in eval mode: a backbone, or a classifier
     or segmentor with a method ``predict``. Of the further arguments it takes ``device`` and
     ``base``.
 

@@ -94,7 +94,7 @@ class AddPrompt(Adapter):
         return torch.cat((x[:, : self.num_cls] + cls, between, patches + rest), dim=1)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.check_mergeable`."""
+        """See :meth:`.Adapter.check_mergeable`."""
         if not self.mergeable:
             raise ValueError(
                 'AddPrompt can be merged into the position embedding with deep=False, before the '
@@ -108,7 +108,7 @@ class AddPrompt(Adapter):
             raise ValueError('pos_embed is held in half precision, which would round the sum')
 
     def _merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`: P becomes a part of the position embedding."""
+        """See :meth:`.Adapter.merge`: P becomes a part of the position embedding."""
         number = self.num_cls + math.prod(self.grid)
         added, positions = self.tokens[0].expand(-1, number, -1), backbone.pos_embed
         first = positions.shape[1] - math.prod(self.grid)  # rows of cls and registers; or none

@@ -79,11 +79,11 @@ class LoRA(Adapter):
                 self.names.append(name)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.check_mergeable`."""
+        """See :meth:`.Adapter.check_mergeable`."""
         check_merge(backbone, self.names)
 
     def _merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`."""
+        """See :meth:`.Adapter.merge`."""
         for name, update in zip(self.names, self.updates, strict=True):
             weight = backbone.get_submodule(name).weight
             weight.copy_(weight.double() + update.weight())

@@ -66,11 +66,11 @@ class RepAdapter(Adapter):
             self.updates.append(update)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.check_mergeable`."""
+        """See :meth:`.Adapter.check_mergeable`."""
         check_merge(backbone, sum(self.names, []), needs_bias=True)
 
     def _merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`."""
+        """See :meth:`.Adapter.merge`."""
         for names, update in zip(self.names, self.updates, strict=True):
             change, shift = update.matrix()
             for linear in map(backbone.get_submodule, names):

@@ -45,11 +45,11 @@ class SSF(Adapter):
             self.affines.append(affine)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.check_mergeable`."""
+        """See :meth:`.Adapter.check_mergeable`."""
         check_merge(backbone, self.names, needs_bias=True)
 
     def _merge(self, backbone: nn.Module) -> None:
-        """See :meth:`Adapter.merge`."""
+        """See :meth:`.Adapter.merge`."""
         for name, affine in zip(self.names, self.affines, strict=True):
             module = backbone.get_submodule(name)
             gamma = affine.gamma.double()

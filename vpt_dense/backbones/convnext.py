@@ -81,7 +81,7 @@ class ConvNeXt(ConvolutionalBackbone, backbones.ConvNeXt):
         return self.channels[-1]
 
     def map_strides(self) -> list[tuple[int, int]]:
-        """See :meth:`TunedBackbone.map_strides`."""
+        """See :meth:`.TunedBackbone.map_strides`."""
         if self.gap_before_final_norm:
             return []
         rows, columns = self.downsample_layers[0][0].stride

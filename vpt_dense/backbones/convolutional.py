@@ -35,7 +35,7 @@ class ConvolutionalBackbone(TunedBackbone):
         return front, in_channels + (0 if front is None else front.extra_channels)
 
     def block_list(self) -> list[Block]:
-        """See :meth:`TunedBackbone.block_list`."""
+        """See :meth:`.TunedBackbone.block_list`."""
         return []
 
     def prompted(self, images: Tensor) -> Tensor:

@@ -105,13 +105,13 @@ class PromptedEncoderLayer(TunedBlock, TransformerEncoderLayer):
 
     @classmethod
     def adopt(cls, block: nn.Module) -> None:
-        """See :meth:`TunedBlock.adopt`."""
+        """See :meth:`.TunedBlock.adopt`."""
         super().adopt(block)
         block.attn.__class__ = cls.attention_class
         block.attn.scaled_dot_product_attention = attention
 
     def parts(self) -> dict[str, Any]:
-        """See :meth:`TunedBlock.parts`."""
+        """See :meth:`.TunedBlock.parts`."""
         if hasattr(self.ffn, 'w12'):  # SwiGLU
             linears = [self.ffn.w12, self.ffn.w3]
         else:

@@ -42,7 +42,7 @@ class EVA02Block(PromptedEncoderLayer):
 class EVA02VisionTransformer(VisionTransformer):
     """EVA-02 (Fang et al., 2023, https://arxiv.org/abs/2303.11331), as timm's ``eva02_*`` models.
 
-    A :class:`VisionTransformer` whose blocks have rotary positions beside the position embedding,
+    A :class:`.VisionTransformer` whose blocks have rotary positions beside the position embedding,
     a SwiGLU and, as 'base' and 'large' have it, a norm in it. Place i of n in a row or column has
     the angles 16 i / n * 10000^(-4 j / d), j = 0 ... d / 4 - 1, d being C / heads: images of any
     size show the same range. Prompts and adapters that give keys from outside (``PrefixPrompt``,
@@ -77,7 +77,7 @@ class EVA02VisionTransformer(VisionTransformer):
         super().tune(*args, **kwargs)
 
     def block_arguments(self, grid: tuple[int, int]) -> tuple[tuple[Tensor, Tensor]]:
-        """See :meth:`TokenBackbone.block_arguments`: sine and cosine, each (N, d)."""
+        """See :meth:`.TokenBackbone.block_arguments`: sine and cosine, each (N, d)."""
         count = self.layers[0].attn.head_dims // 4
         kind = dict(
             device=self.pos_embed.device,

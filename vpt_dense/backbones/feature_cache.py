@@ -105,7 +105,7 @@ class FeatureCache:
     def _refuse_dropout(self) -> None:
         """Refuse prompts and adapters that do not train and are different each time all the same.
 
-        What surrounds them is in eval mode while it is frozen, see :meth:`TunedBackbone.train`.
+        What surrounds them is in eval mode while it is frozen, see :meth:`.TunedBackbone.train`.
         """
         for name in ADDED:
             part = getattr(self.backbone, name)

@@ -169,7 +169,7 @@ class InPlaceBackbone(TokenTuning):
 
         Args:
             model: The model; one that cannot be tuned is left as it was.
-            prompt: As in :meth:`TokenTuning.tune`.
+            prompt: As in :meth:`.TokenTuning.tune`.
             image_prompt: As there.
             adapters: As there.
             trainable: As there.
@@ -277,16 +277,16 @@ class InPlaceBackbone(TokenTuning):
             _NOW.flow = outer
 
     def complete(self, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-        """See :meth:`FrozenBase.complete`; a model that has its weights may load a part of them."""
+        """See :meth:`.FrozenBase.complete`; a model with weights may load a part of them."""
         if prefix + KEY in state_dict:
             super().complete(state_dict, prefix)
 
     def out_dims(self) -> list[int]:
-        """See :meth:`TokenTuning.out_dims`: what it puts out is the library's business."""
+        """See :meth:`.TokenTuning.out_dims`: what it puts out is the library's business."""
         return []
 
     def map_strides(self) -> list[tuple[int, int]]:
-        """See :meth:`TunedBackbone.map_strides`."""
+        """See :meth:`.TunedBackbone.map_strides`."""
         return []
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

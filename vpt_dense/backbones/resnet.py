@@ -75,7 +75,7 @@ class ResNet(ConvolutionalBackbone, backbones.ResNet):
         return self.stage_blocks
 
     def map_strides(self) -> list[tuple[int, int]]:
-        """See :meth:`TunedBackbone.map_strides`."""
+        """See :meth:`.TunedBackbone.map_strides`."""
         strides, stride = [], 4  # the stem's
         for own in self.strides:
             strides.append(stride := stride * own)

@@ -114,7 +114,7 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
         return [self.num_features[i] for i in self.out_indices]
 
     def map_strides(self) -> list[tuple[int, int]]:
-        """See :meth:`TunedBackbone.map_strides`."""
+        """See :meth:`.TunedBackbone.map_strides`."""
         height, width = self.patch_embed.projection.stride
         strides = []
         for i in self.out_indices:
@@ -123,20 +123,20 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
         return strides
 
     def embed(self, images: Tensor) -> tuple[Tensor, TokenLayout]:
-        """See :meth:`TokenBackbone.embed`."""
+        """See :meth:`.TokenBackbone.embed`."""
         x, grid = self.patch_embed(images)  # (B, N, C)
         if self.use_abs_pos_embed:
             x = self.add_positions(x, grid)
         return self.drop_after_pos(x), TokenLayout(0, 0, grid)
 
     def block_arguments(self, grid: tuple[int, int]) -> tuple[tuple[int, int]]:
-        """See :meth:`TokenBackbone.block_arguments`."""
+        """See :meth:`.TokenBackbone.block_arguments`."""
         return (grid,)
 
     def leave_block(
         self, x: Tensor, i: int, layout: TokenLayout, outs: list[Tensor]
     ) -> tuple[Tensor, TokenLayout]:
-        """See :meth:`TokenBackbone.leave_block`."""
+        """See :meth:`.TokenBackbone.leave_block`."""
         stops = list(accumulate(self.depths))
         if i + 1 not in stops:
             return x, layout

@@ -172,13 +172,13 @@ class PromptedSwinBlock(TunedBlock, SwinBlock):
 
     @classmethod
     def adopt(cls, block: nn.Module) -> None:
-        """See :meth:`TunedBlock.adopt`."""
+        """See :meth:`.TunedBlock.adopt`."""
         super().adopt(block)
         block.attn.__class__ = PromptedShiftWindowMSA
         block.attn.w_msa.__class__ = PromptedWindowMSA
 
     def parts(self) -> dict[str, Any]:
-        """See :meth:`TunedBlock.parts`."""
+        """See :meth:`.TunedBlock.parts`."""
         heads = self.attn.w_msa
         return dict(
             embed_dims=heads.embed_dims, num_heads=heads.num_heads, norm1=self.norm1,

@@ -185,7 +185,7 @@ class PreNormBlock(InPlaceBlock):
     prenorm = True
 
     def parts(self) -> dict[str, Any]:
-        """See :meth:`TunedBlock.parts`."""
+        """See :meth:`.TunedBlock.parts`."""
         attn, mlp = self.attn, self.mlp
         norms = (attn.q_norm, attn.k_norm)
         has_norms = not all(isinstance(norm, nn.Identity) for norm in norms)
@@ -203,7 +203,7 @@ class PreNormBlock(InPlaceBlock):
         return self._join(x, self._transform(x), 2)
 
     def _halves(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
-        """See :meth:`TunedBlock._halves`.
+        """See :meth:`.TunedBlock._halves`.
 
         What is computed again ends in a linear layer, without layer scale and residual sum: of
         that layer backward keeps a weight, so that it is not run again.
@@ -264,7 +264,7 @@ class WholeBlock(InPlaceBlock):
     takes_keys_values = False
 
     def parts(self) -> dict[str, Any]:
-        """See :meth:`TunedBlock.parts`; what adapters would need has no place of its own."""
+        """See :meth:`.TunedBlock.parts`; what adapters would need has no place of its own."""
         norm = getattr(self, 'in_norm', None) or self.attns[0].norm
         heads = getattr(self, 'num_heads', None) or self.attns[0].attn.num_heads
         return dict(

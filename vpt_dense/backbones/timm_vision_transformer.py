@@ -189,26 +189,26 @@ class TimmVisionTransformer(TimmBackbone):
         return self.forward_head(tokens, pre_logits=True) if self.out_type == 'pooled' else tokens
 
     def init_weights(self) -> None:
-        """See :meth:`TunedBackbone.init_weights`."""
+        """See :meth:`.TunedBackbone.init_weights`."""
         if self._init_keys().get('type') == 'Pretrained':
             self.load_base(self.init_cfg['checkpoint'])
             self._is_init = True
         self.start()
 
     def complete(self, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-        """See :meth:`FrozenBase.complete`."""
+        """See :meth:`.FrozenBase.complete`."""
         FrozenBase.complete(self, state_dict, prefix)
 
     def read_blocks(self) -> list[Block]:
-        """See :meth:`TokenTuning.read_blocks`."""
+        """See :meth:`.TokenTuning.read_blocks`."""
         blocks = self.block_list()
         return blocks[:-1] if self.out_type == 'cls_token' else blocks
 
     def out_dims(self) -> list[int]:
-        """See :meth:`TokenTuning.out_dims`."""
+        """See :meth:`.TokenTuning.out_dims`."""
         return [] if self.out_type == 'raw' else [self.embed_dim] * len(self.out_indices)
 
     def map_strides(self) -> list[tuple[int, int]]:
-        """See :meth:`TunedBackbone.map_strides`."""
+        """See :meth:`.TunedBackbone.map_strides`."""
         maps = len(self.out_indices) if self.out_type == 'featmap' else 0
         return [self.patch_size_pixels()] * maps

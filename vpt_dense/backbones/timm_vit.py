@@ -32,13 +32,13 @@ class TimmBackbone(InPlaceBackbone):
 
     @staticmethod
     def image_size(model: nn.Module) -> dict[str, Any]:
-        """See :meth:`InPlaceBackbone.image_size`."""
+        """See :meth:`.InPlaceBackbone.image_size`."""
         convolution = next(m for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d))
         return dict(img_size=tuple(model.patch_embed.img_size), in_channels=convolution.in_channels)
 
     @staticmethod
     def check(model: nn.Module) -> None:
-        """See :meth:`InPlaceBackbone.check`."""
+        """See :meth:`.InPlaceBackbone.check`."""
         if known(model, (VisionTransformer, Eva)) is None:
             other = type(model).__name__ in ('SwinTransformer', 'ConvNeXt', 'ResNet')
             name = type(model).__name__
@@ -52,7 +52,7 @@ class TimmBackbone(InPlaceBackbone):
             refuse(model, 'patch_drop_rate leaves out patches, and their places would be unknown')
 
     def tune(self, *args, **kwargs) -> None:
-        """See :meth:`TokenTuning.tune`; what it offers follows from its blocks."""
+        """See :meth:`.TokenTuning.tune`; what it offers follows from its blocks."""
         offers = set(type(self).offers)
         blocks = list(self.blocks)
         if any(BLOCKS[known(block, BLOCKS)] is timm_blocks.WholeBlock for block in blocks):
@@ -72,25 +72,25 @@ class TimmBackbone(InPlaceBackbone):
         super().tune(*args, **kwargs)
 
     def adopt_block(self, block: nn.Module) -> None:
-        """See :meth:`TokenTuning.adopt_block`."""
+        """See :meth:`.TokenTuning.adopt_block`."""
         timm_blocks.adopt_block(block)
 
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
-        """See :meth:`TokenTuning.named_blocks`."""
+        """See :meth:`.TokenTuning.named_blocks`."""
         return [(f'blocks.{name}', block) for name, block in self.blocks.named_children()]
 
     def patch_layers(self) -> list[nn.Module]:
-        """See :meth:`TunedBackbone.patch_layers`."""
+        """See :meth:`.TunedBackbone.patch_layers`."""
         embed = self.patch_embed
         layers = (embed.proj, getattr(embed, 'norm', None))
         return [m for m in layers if m is not None and not isinstance(m, nn.Identity)]
 
     def patch_size_pixels(self) -> tuple[int, int]:
-        """See :meth:`TokenTuning.patch_size_pixels`."""
+        """See :meth:`.TokenTuning.patch_size_pixels`."""
         return tuple(self.patch_embed.feat_ratio(as_scalar=False))
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
-        """See :meth:`InPlaceBackbone.patch_grid`.
+        """See :meth:`.InPlaceBackbone.patch_grid`.
 
         Raises:
             UserError: If the patches do not divide the images.
@@ -105,7 +105,7 @@ class TimmBackbone(InPlaceBackbone):
         return tuple(self.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """See :meth:`TokenTuning.embed_patches`."""
+        """See :meth:`.TokenTuning.embed_patches`."""
         x = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
         return self.patch_embed.norm(x)
 
@@ -146,13 +146,13 @@ class TimmBackbone(InPlaceBackbone):
         return self.norm_pre
 
     def describe(self) -> str:
-        """See :meth:`FrozenBase.describe`."""
+        """See :meth:`.FrozenBase.describe`."""
         rows, columns = self.patch_resolution
         name = (getattr(self, 'pretrained_cfg', None) or {}).get('architecture', 'a model of timm')
         return f'{name} of width {self.embed_dim} on {rows}x{columns} patches'
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See :meth:`TunedBackbone.get_layer_depth`."""
+        """See :meth:`.TunedBackbone.get_layer_depth`."""
         number = len(self.blocks) + 2
         name = param_name.removeprefix(prefix)
         if not param_name.startswith(prefix):
@@ -163,7 +163,7 @@ class TimmBackbone(InPlaceBackbone):
         return (0 if parts[0] in self.stem else number - 1), number
 
     def train(self, mode: bool = True) -> 'TimmBackbone':
-        """See :meth:`TunedBackbone.train`; places are augmented while training if asked for."""
+        """See :meth:`.TunedBackbone.train`; places are augmented while training if asked for."""
         super().train(mode)
         rope = getattr(self, 'rope', None)
         if rope is not None:

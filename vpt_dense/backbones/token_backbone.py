@@ -35,7 +35,7 @@ class TokenBackbone(TokenTuning):
     num_extra_tokens: int
 
     def adopt_block(self, block: TunedBlock) -> None:
-        """See :meth:`TokenTuning.adopt_block`."""
+        """See :meth:`.TokenTuning.adopt_block`."""
         self.block_class.adopt(block)
 
     @abstractmethod

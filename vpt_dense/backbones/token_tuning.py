@@ -26,7 +26,7 @@ class TokenTuning(TunedBackbone):
 
     Attributes:
         keys_values_layers: The blocks whose prompts are keys and values.
-        recompute: What its blocks recompute in backward, see :class:`TunedBlock`.
+        recompute: What its blocks recompute in backward, see :class:`.TunedBlock`.
         feature_cache: Keeps what the frozen blocks in front make of each image; None: nothing does.
     """
 
@@ -53,7 +53,7 @@ class TokenTuning(TunedBackbone):
         return False
 
     def block_list(self) -> list[Block]:
-        """See :meth:`TunedBackbone.block_list`."""
+        """See :meth:`.TunedBackbone.block_list`."""
         return [Block(name=n, module=b, **b.parts()) for n, b in self.named_blocks()]
 
     def sites(self) -> list[Site]:
@@ -93,7 +93,7 @@ class TokenTuning(TunedBackbone):
         memory: str = 'default',
         with_cp: bool = False,
     ) -> None:
-        """Make the blocks ours, then as :meth:`TunedBackbone.tune`.
+        """Make the blocks ours, then as :meth:`.TunedBackbone.tune`.
 
         Args:
             prompt: Config of the token prompt.

@@ -87,7 +87,7 @@ class TorchvisionBlock(InPlaceBlock):
     """torchvision's ``EncoderBlock``: norm, attention, dropout; norm, MLP."""
 
     def parts(self) -> dict[str, Any]:
-        """See :meth:`TunedBlock.parts`."""
+        """See :meth:`.TunedBlock.parts`."""
         own = self.self_attention
         return dict(
             embed_dims=own.embed_dim, num_heads=own.num_heads, norm1=self.ln_1, qkv=(own.qkv,),
@@ -121,13 +121,13 @@ class TorchvisionBackbone(InPlaceBackbone):
 
     @staticmethod
     def image_size(model: nn.Module) -> dict[str, Any]:
-        """See :meth:`InPlaceBackbone.image_size`."""
+        """See :meth:`.InPlaceBackbone.image_size`."""
         size = (model.image_size,) * 2
         return dict(img_size=size, in_channels=model.conv_proj.in_channels)
 
     @staticmethod
     def check(model: nn.Module) -> None:
-        """See :meth:`InPlaceBackbone.check`."""
+        """See :meth:`.InPlaceBackbone.check`."""
         if type(model).forward is not VisionTransformer.forward:
             refuse(model, "it is no VisionTransformer of torchvision's")
         if not isinstance(model.conv_proj, nn.Conv2d):
@@ -137,36 +137,36 @@ class TorchvisionBackbone(InPlaceBackbone):
                 refuse(model, f'encoder.layers.{name} is no EncoderBlock')
 
     def adopt_block(self, block: nn.Module) -> None:
-        """See :meth:`TokenTuning.adopt_block`."""
+        """See :meth:`.TokenTuning.adopt_block`."""
         adopt(TorchvisionBlock, block)
         adopt(TorchAttention, block.self_attention)
         own = block.self_attention
         own._modules = {'qkv': InProjection(own), **own._modules}  # in the order of use
 
     def give_back(self) -> nn.Module:
-        """See :meth:`InPlaceBackbone.give_back`."""
+        """See :meth:`.InPlaceBackbone.give_back`."""
         for _, block in self.named_blocks():
             block.self_attention._modules.pop('qkv', None)
         return super().give_back()
 
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
-        """See :meth:`TokenTuning.named_blocks`."""
+        """See :meth:`.TokenTuning.named_blocks`."""
         return [(f'encoder.layers.{n}', b) for n, b in self.encoder.layers.named_children()]
 
     def patch_layers(self) -> list[nn.Module]:
-        """See :meth:`TunedBackbone.patch_layers`."""
+        """See :meth:`.TunedBackbone.patch_layers`."""
         return [self.conv_proj]
 
     def output_norms(self) -> list[nn.Module]:
-        """See :meth:`TunedBackbone.output_norms`."""
+        """See :meth:`.TunedBackbone.output_norms`."""
         return [self.encoder.ln]
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
-        """See :meth:`InPlaceBackbone.patch_grid`."""
+        """See :meth:`.InPlaceBackbone.patch_grid`."""
         return self.patch_resolution
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """See :meth:`TokenTuning.embed_patches`."""
+        """See :meth:`.TokenTuning.embed_patches`."""
         return self.conv_proj(images).flatten(2).transpose(1, 2)
 
     @property
@@ -190,12 +190,12 @@ class TorchvisionBackbone(InPlaceBackbone):
         return nn.Identity()
 
     def describe(self) -> str:
-        """See :meth:`FrozenBase.describe`."""
+        """See :meth:`.FrozenBase.describe`."""
         rows, columns = self.patch_resolution
         return f'VisionTransformer of width {self.hidden_dim} on {rows}x{columns} patches'
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See :meth:`TunedBackbone.get_layer_depth`."""
+        """See :meth:`.TunedBackbone.get_layer_depth`."""
         number = self.num_layers + 2
         name = param_name.removeprefix(prefix)
         if not param_name.startswith(prefix):

@@ -150,7 +150,7 @@ class TransformersBlock(InPlaceBlock):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """The switch of transformers: :attr:`TunedBlock.recompute` of the whole block.
+        """The switch of transformers: :attr:`.TunedBlock.recompute` of the whole block.
 
         transformers' own way would run a block again outside of the forward pass that it belongs
         to, from tokens without the prompts that flow on.
@@ -173,7 +173,7 @@ class TransformersBlock(InPlaceBlock):
                 'and cannot move what they keep; leave offload out')
 
     def parts(self) -> dict[str, Any]:
-        """See :meth:`TunedBlock.parts`."""
+        """See :meth:`.TunedBlock.parts`."""
         attn, *norms = (getattr(self, name) for name in self.names)
         attn, proj = self._attention_layers(attn)
         linears = attn.layers()

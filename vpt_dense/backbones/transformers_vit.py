@@ -100,12 +100,12 @@ class TransformersBackbone(InPlaceBackbone):
 
     @staticmethod
     def image_size(model: nn.Module) -> dict[str, Any]:
-        """See :meth:`InPlaceBackbone.image_size`."""
+        """See :meth:`.InPlaceBackbone.image_size`."""
         return dict(img_size=_pair(model.config.image_size), in_channels=model.config.num_channels)
 
     @staticmethod
     def check(model: nn.Module) -> None:
-        """See :meth:`InPlaceBackbone.check`."""
+        """See :meth:`.InPlaceBackbone.check`."""
         kind = _kind_of(type(model))
         if kind is None or type(model).forward is not kind.forward:
             refuse(model, f"it is none of transformers' {', '.join(FAMILIES)}")
@@ -121,18 +121,18 @@ class TransformersBackbone(InPlaceBackbone):
         self, prompt: Any, image_prompt: Any, adapters: Any, trainable: Any,
         prompts_as: str = 'keys_values', memory: str = 'default', with_cp: bool = False,
     ) -> None:
-        """See :meth:`TokenTuning.tune`; checkpointing that was switched on before stays on."""
+        """See :meth:`.TokenTuning.tune`; checkpointing that was switched on before stays on."""
         self.path = _path_of_layers(self, self.family.layer)
         layers = list(self.get_submodule(self.path))
         with_cp = with_cp or any(layer.gradient_checkpointing for layer in layers)
         super().tune(prompt, image_prompt, adapters, trainable, prompts_as, memory, with_cp)
 
     def adopt_block(self, block: nn.Module) -> None:
-        """See :meth:`TokenTuning.adopt_block`."""
+        """See :meth:`.TokenTuning.adopt_block`."""
         transformers_blocks.adopt_block(self.family.block, block)
 
     def give_back(self) -> nn.Module:
-        """See :meth:`InPlaceBackbone.give_back`."""
+        """See :meth:`.InPlaceBackbone.give_back`."""
         # transformers' hooks that record outputs, on layers too, stay: they are put on once.
         recorded = getattr(self, '_output_capturing_hooks_installed', False)
         model = super().give_back()
@@ -146,21 +146,21 @@ class TransformersBackbone(InPlaceBackbone):
         return FAMILIES[_kind_of(type(self)).__name__]
 
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
-        """See :meth:`TokenTuning.named_blocks`."""
+        """See :meth:`.TokenTuning.named_blocks`."""
         blocks = self.get_submodule(self.path)
         return [(f'{self.path}.{name}', block) for name, block in blocks.named_children()]
 
     def patch_layers(self) -> list[nn.Module]:
-        """See :meth:`TunedBackbone.patch_layers`."""
+        """See :meth:`.TunedBackbone.patch_layers`."""
         return [self.get_submodule(self.family.patches)]
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
-        """See :meth:`InPlaceBackbone.patch_grid`."""
+        """See :meth:`.InPlaceBackbone.patch_grid`."""
         (height, width), (rows, columns) = images.shape[-2:], self.patch_size_pixels()
         return height // rows, width // columns
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """See :meth:`TokenTuning.embed_patches`."""
+        """See :meth:`.TokenTuning.embed_patches`."""
         return self.patch_layers()[0](images).flatten(2).transpose(1, 2)
 
     @property
@@ -197,12 +197,12 @@ class TransformersBackbone(InPlaceBackbone):
         return getattr(self, name) if name else nn.Identity()
 
     def describe(self) -> str:
-        """See :meth:`FrozenBase.describe`."""
+        """See :meth:`.FrozenBase.describe`."""
         rows, columns = self.patch_resolution
         return f'{type(self).__name__} of width {self.embed_dims} on {rows}x{columns} patches'
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See :meth:`TunedBackbone.get_layer_depth`."""
+        """See :meth:`.TunedBackbone.get_layer_depth`."""
         number = self.num_layers + 2
         name = param_name.removeprefix(prefix)
         if not param_name.startswith(prefix):

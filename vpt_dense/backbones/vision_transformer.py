@@ -52,7 +52,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         prompts_as: 'keys_values' (default): blocks whose outputs at prompt positions are thrown
             away compute nothing but keys and values for their prompts, which is exact.
             'tokens': prompts pass through every block like other tokens, for comparison.
-            :attr:`keys_values_layers` and ``print(model)`` tell which blocks are meant.
+            :attr:`.keys_values_layers` and ``print(model)`` tell which blocks are meant.
         memory: 'default': what backward needs is kept. 'lean': two tensors (B, N, C) a block are
             kept, the inputs of attention and of the MLP, and the rest is computed again in
             backward. Works for blocks that train too, with dropout, autocast, DDP and
@@ -153,12 +153,12 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         return [] if self.out_type == 'raw' else [self.embed_dims] * len(self.out_indices)
 
     def map_strides(self) -> list[tuple[int, int]]:
-        """See :meth:`TunedBackbone.map_strides`."""
+        """See :meth:`.TunedBackbone.map_strides`."""
         patch = tuple(self.patch_embed.projection.stride)
         return [patch] * len(self.out_indices) if self.out_type == 'featmap' else []
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`TokenBackbone.forward`.
+        """See :meth:`.TokenBackbone.forward`.
 
         Returns:
             One tensor for each of ``out_indices``, by ``out_type``: 'cls_token', 'avg_tokens' and
@@ -171,7 +171,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
         return super().forward(x)
 
     def embed(self, images: Tensor) -> tuple[Tensor, TokenLayout]:
-        """See :meth:`TokenBackbone.embed`."""
+        """See :meth:`.TokenBackbone.embed`."""
         x, grid = self.patch_embed(images)  # (B, N, C)
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, cls + N, C)
@@ -186,7 +186,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
     def leave_block(
         self, x: Tensor, i: int, layout: TokenLayout, outs: list[Tensor]
     ) -> tuple[Tensor, TokenLayout]:
-        """See :meth:`TokenBackbone.leave_block`."""
+        """See :meth:`.TokenBackbone.leave_block`."""
         if i == self.num_layers - 1 and self.final_norm:
             x = self.ln1(x)
         if i in self.out_indices:

@@ -449,7 +449,7 @@ class _Bands(_Colours):
         self.said = said
 
     def read(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Normalised rows, and where no band has data, see :func:`raster.normalise`."""
+        """Normalised rows, and where no band has data, see :func:`.raster.normalise`."""
         said = self.said
         image = raster.read_window(self.path, top, 0, bottom - top, self.size[1], said['bands'])
         nodata = said['nodata']

@@ -22,7 +22,7 @@ _LOOKS = 16
 class FeatureCacheHook(Hook):
     """Keeps the features of the frozen part of the backbone on disk, in training and validation.
 
-    What ``feature_cache = dict(...)`` of a config becomes. See :class:`FeatureCache` for what is
+    What ``feature_cache = dict(...)`` of a config becomes. See :class:`.FeatureCache` for what is
     kept and what its key is. Random augmentation makes other pixels each time, for which nothing
     is found; so it is refused, unless ``draws`` bounds it.
 

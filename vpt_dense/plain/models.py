@@ -190,7 +190,7 @@ def take_over(
     """Tune a model in place by the settings of a method.
 
     Args:
-        model: Its weights are there, or come later (:meth:`InPlaceBackbone.start`).
+        model: Its weights are there, or come later (:meth:`.InPlaceBackbone.start`).
         settings: As :func:`vpt_dense.plain.methods.resolve` returns them.
         train_also: As in :func:`tune`.
         **how: ``prompts_as``, ``memory``, ``with_cp``, ``frozen_dtype``.
