@@ -189,7 +189,7 @@ RATES = [
     ('setr_vit-l_ade20k', 'deep',
      ['lr=0.1', "param_scheduler=[{type: PolyLR, eta_min: 1e-5, end: 160000, by_epoch: False}]"],
      {LR: 0.1, ETA: 1e-5}),
-    ('linear_vit-s_dinov2_segfolder', 'lora', ['head_lr=0.01'], {LR: 1e-3, HEAD: 10.0}),
+    ('linear_vit-s_dinov2_segfolder', 'lora', ['head_lr=0.03'], {LR: 0.003, HEAD: 10.0}),
     ('vit-b_imagefolder', 'deep', ['lr=5', 'head_lr=1'], {LR: 5, HEAD: 0.2}),
     ('upernet_vit-b_ade20k', 'deep', ['head_lr=0.02'], {
         HEAD: 20.0, 'optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mult': 20.0}),

@@ -57,10 +57,10 @@ def test_it_finds_the_best_settings_and_writes_them(tmp_path):
     study = found.run(say=said.append)
     tried = found.comparison.tried
     assert len(tried) == 12 == len(search.done(study)) and len(said) == 12
-    # The recipe's own are the first: 1e-3 for all.
-    assert tried[0] == dict(lr=1e-3, head_lr=1e-3, weight_decay=1e-4)
+    # The recipe's own are the first.
+    assert tried[0] == dict(lr=3e-3, head_lr=1e-2, weight_decay=1e-4)
     for settings in tried:
-        assert 1e-4 <= settings['lr'] <= 1e-2 and 1e-5 <= settings['weight_decay'] <= 1e-1
+        assert 3e-4 <= settings['lr'] <= 3e-2 and 1e-5 <= settings['weight_decay'] <= 1e-1
     assert len({tuple(settings.values()) for settings in tried}) == 12
     best = search.best_of(study)
     assert best.value == max(trial.value for trial in study.trials) > 78.5

@@ -45,13 +45,15 @@ train_cfg = dict(val_interval=200)
 default_hooks = dict(checkpoint=dict(interval=50, max_keep_ckpts=1, save_best=None))
 
 # AdamW, for the head and prompts at 0.01, for what else trains of the backbone at a fraction.
-_adamw = dict(optimizer=dict(lr=0.01))
+_adamw = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.0001))
 _of_adapters, _of_blocks = (
     dict(_adamw, paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=factor)}))
     for factor in (0.1, 0.005))
 _of_both = dict(_adamw, paramwise_cfg=dict(custom_keys={
     'backbone': dict(lr_mult=0.1), 'backbone.prompt': dict(lr_mult=1.0)}))
 optim = dict(
+    _delete_=True,
     head=_adamw,
     prompts=_adamw,
     prompt_layers=_adamw,

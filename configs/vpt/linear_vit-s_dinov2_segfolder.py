@@ -5,6 +5,6 @@ _base_ = [
     '../_base_/datasets/segfolder_512.py',
     '../_base_/schedules/40k.py',
     '../_base_/default_runtime.py',
-    '../_base_/optim/linear.py',
+    '../_base_/optim/adamw.py',
 ]
 img_size = 518
