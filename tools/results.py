@@ -94,7 +94,7 @@ STUDIES = {
 }
 #: Of the short table: columns, and methods of those that have run.
 SHORT = ('method', 'mIoU (test)', 'trained in the backbone', '% of all', 'MB')
-SHORT_ROWS = ('head', 'bias', 'deep', 'deep-50', 'lora', 'full')
+SHORT_ROWS = ('head', 'bias', 'layernorm', 'deep', 'lora', 'full')
 #: Methods that train nothing in the backbone, against which others are held.
 BASELINES = ('head', 'linear')
 #: Rows from which a study has a picture, score over parameters.
