@@ -1,6 +1,6 @@
-# AdamW, 1e-2 for the head, for what trains in the backbone by its kind. A few runs on CamVid set these
-# rates. Of the searches in docs/results.md, two decades around each, most found a third to three
-# times as much; LayerNorm and VPT-shallow ten times, 50 prompts and full fine-tuning a sixth.
+# AdamW, 1e-2 for the head, for what trains in the backbone by its kind. A few runs on CamVid set
+# these rates. Of the searches in docs/results.md, two decades around each, most found a third to
+# three times as much; LayerNorm and VPT-shallow ten times, 50 prompts and all weights a sixth.
 
 
 def _rates(lr):
