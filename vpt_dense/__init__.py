@@ -2,7 +2,7 @@
 
 Importing the package is quick: it pulls in no framework. Every class is reached from a config by
 its scoped name (``type='vpt_dense.VisionTransformer'``); :mod:`vpt_dense.registry` finds
-the module that holds it. For plain PyTorch there are functions: :func:`.create_backbone`,
+the module that holds it. For plain PyTorch there are functions: :func:`create_backbone`,
 :func:`tune`, :func:`.save_delta`, ... :func:`load` gives a model to predict with.
 """
 

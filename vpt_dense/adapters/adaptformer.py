@@ -46,7 +46,7 @@ class AdaptFormer(Adapter):
             self.branches.append(Branch(block.embed_dims, hidden_dims, scale, dropout))
 
     def after_mlp(self, x: Tensor, before: Tensor, layer: int) -> Tensor:
-        """See :meth:`.Adapter.after_mlp`."""
+        """See :meth:`Adapter.after_mlp`."""
         return x + self.branches[layer](before)
 
 

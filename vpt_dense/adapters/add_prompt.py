@@ -94,7 +94,7 @@ class AddPrompt(Adapter):
         return torch.cat((x[:, : self.num_cls] + cls, between, patches + rest), dim=1)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`.Adapter.check_mergeable`."""
+        """See :meth:`Adapter.check_mergeable`."""
         if not self.mergeable:
             raise ValueError(
                 'AddPrompt can be merged into the position embedding with deep=False, before the '

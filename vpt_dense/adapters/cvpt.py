@@ -60,7 +60,7 @@ class CVPT(Adapter):
             self.prompts.append(nn.init.xavier_uniform_(parameter))
 
     def after_attention(self, x: Tensor, layer: int) -> Tensor:
-        """See :meth:`.Adapter.after_attention`."""
+        """See :meth:`Adapter.after_attention`."""
         block = self.blocks[layer]
         index, row = self.places[layer]
         prompts = self.prompts[index][row : row + 1]  # (1, P, C)

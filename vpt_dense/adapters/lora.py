@@ -79,7 +79,7 @@ class LoRA(Adapter):
                 self.names.append(name)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`.Adapter.check_mergeable`."""
+        """See :meth:`Adapter.check_mergeable`."""
         check_merge(backbone, self.names)
 
     def _merge(self, backbone: nn.Module) -> None:

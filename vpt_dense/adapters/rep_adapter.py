@@ -66,7 +66,7 @@ class RepAdapter(Adapter):
             self.updates.append(update)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`.Adapter.check_mergeable`."""
+        """See :meth:`Adapter.check_mergeable`."""
         check_merge(backbone, sum(self.names, []), needs_bias=True)
 
     def _merge(self, backbone: nn.Module) -> None:

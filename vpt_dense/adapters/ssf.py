@@ -45,7 +45,7 @@ class SSF(Adapter):
             self.affines.append(affine)
 
     def check_mergeable(self, backbone: nn.Module) -> None:
-        """See :meth:`.Adapter.check_mergeable`."""
+        """See :meth:`Adapter.check_mergeable`."""
         check_merge(backbone, self.names, needs_bias=True)
 
     def _merge(self, backbone: nn.Module) -> None:

@@ -65,7 +65,7 @@ class PromptEnsemble(Members, Prompt):
             out.repeat(k, *[1] * (out.ndim - 1)) if out.shape[0] == batch else out for out in outs)
 
     def check(self, backbone: nn.Module) -> None:
-        """Refuse what members would share; see :meth:`.Prompt.check`.
+        """Refuse what members would share; see :meth:`Prompt.check`.
 
         Raises:
             ValueError: If there are adapters, or anything but the prompts trains.
@@ -103,7 +103,7 @@ class PromptEnsemble(Members, Prompt):
         prepared: list | None = None,
         layout: TokenLayout | None = None,
     ) -> Tensor | None:
-        """See :meth:`.Prompt.forward`.
+        """See :meth:`Prompt.forward`.
 
         Returns:
             (k * B, P, C); (k, P, C) where the members' tokens do not depend on the input; or None.
@@ -121,7 +121,7 @@ class PromptEnsemble(Members, Prompt):
         return None if tokens[0] is None else torch.cat(tokens)
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`.Prompt.keys_values`; each (k, heads, P, C / heads)."""
+        """See :meth:`Prompt.keys_values`; each (k, heads, P, C / heads)."""
         found = [member.keys_values(layer) for member in self.members]
         if found[0] is None:
             return None
@@ -129,9 +129,9 @@ class PromptEnsemble(Members, Prompt):
         return keys, values
 
     def leaves(self, layer: int) -> bool:
-        """See :meth:`.Prompt.leaves`."""
+        """See :meth:`Prompt.leaves`."""
         return self.members[0].leaves(layer)
 
     def is_discarded(self, layer: int) -> bool:
-        """See :meth:`.Prompt.is_discarded`."""
+        """See :meth:`Prompt.is_discarded`."""
         return self.members[0].is_discarded(layer)

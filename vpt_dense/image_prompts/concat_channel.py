@@ -67,7 +67,7 @@ class ConcatChannelPrompt(ImagePrompt):
         self.maps = nn.Parameter(start(1, num_channels, *self.img_size))
 
     def start_in(self, backbone: nn.Module) -> None:
-        """See :meth:`.ImagePrompt.start_in`.
+        """See :meth:`ImagePrompt.start_in`.
 
         Raises:
             ValueError: If the original has another form for this family of backbones.
@@ -87,7 +87,7 @@ class ConcatChannelPrompt(ImagePrompt):
             kernel[:, self.in_channels :].uniform_(-bound, bound)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See :meth:`.ImagePrompt.forward`."""
+        """See :meth:`ImagePrompt.forward`."""
         maps = resize(self.maps, images.shape[2:])
         if self.form == 'normalised':
             maps = (255 * maps - self.mean.mean()) / self.std.mean()

@@ -55,7 +55,7 @@ class LoRVP(ImagePrompt):
         self.right = nn.Parameter(torch.randn(in_channels, rank, width) * 0.01)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See :meth:`.ImagePrompt.forward`."""
+        """See :meth:`ImagePrompt.forward`."""
         kind = images.device.type  # 'meta' has no autocast
         with torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext():
             added = resize((self.left @ self.right)[None], images.shape[2:])  # (1, C, H, W)

@@ -62,7 +62,7 @@ class PadPrompt(ImagePrompt):
         self.left_right = nn.Parameter(torch.rand(1, in_channels, height, 2 * p))
 
     def forward(self, images: Tensor) -> Tensor:
-        """See :meth:`.ImagePrompt.forward`."""
+        """See :meth:`ImagePrompt.forward`."""
         p = self.border
         height, width = images.shape[2:]
         rows = self.normalise(resize(self.top_bottom, (2 * p, width + 2 * p)))

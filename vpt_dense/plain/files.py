@@ -144,7 +144,7 @@ def load(path: str | Path, base: str | None = None, device: str = 'cpu') -> nn.M
     """Build the model of a file of :func:`save_delta` and load it.
 
     Args:
-        path: A file of a model that :func:`.create_backbone`, ``create_classifier`` or
+        path: A file of a model that :func:`create_backbone`, ``create_classifier`` or
             ``create_segmentor`` built.
         base: The pretrained weights, where they are not at the place that the file names.
         device: Where the model goes.

@@ -60,7 +60,7 @@ class E2VPTPrompt(TokenPrompt):
                     nn.init.kaiming_uniform_(layer)
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`.Prompt.keys_values`."""
+        """See :meth:`Prompt.keys_values`."""
         if layer not in self.own:
             return None
         index = layer - self.own.start

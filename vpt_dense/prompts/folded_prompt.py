@@ -63,21 +63,21 @@ class FoldedPrompt(Prompt):
         prepared: object = None,
         layout: TokenLayout | None = None,
     ) -> None:
-        """See :meth:`.Prompt.forward`: there are no tokens any more."""
+        """See :meth:`Prompt.forward`: there are no tokens any more."""
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`.Prompt.keys_values`."""
+        """See :meth:`Prompt.keys_values`."""
         if layer not in self.layers:
             return None
         index = self.layers.index(layer)
         return self.keys[index : index + 1], self.values[index : index + 1]
 
     def leaves(self, layer: int) -> bool:
-        """See :meth:`.Prompt.leaves`: there are no tokens."""
+        """See :meth:`Prompt.leaves`: there are no tokens."""
         return False
 
     def is_discarded(self, layer: int) -> bool:
-        """See :meth:`.Prompt.is_discarded`."""
+        """See :meth:`Prompt.is_discarded`."""
         return layer in self.layers
 
     def extra_repr(self) -> str:

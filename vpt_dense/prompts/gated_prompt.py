@@ -65,7 +65,7 @@ class GatedPrompt(TokenPrompt):
     def forward(
         self, x: Tensor, layer: int, prepared: dict, layout: TokenLayout | None = None
     ) -> Tensor:
-        """See :meth:`.Prompt.forward`; all blocks of a pass, in order, get one ``prepared``."""
+        """See :meth:`Prompt.forward`; all blocks of a pass, in order, get one ``prepared``."""
         if layer == 0:
             tokens = super().forward(x, 0, prepared['sets'])  # (1 or B, P, C)
         else:
@@ -75,5 +75,5 @@ class GatedPrompt(TokenPrompt):
         return tokens
 
     def is_discarded(self, layer: int) -> bool:
-        """See :meth:`.Prompt.is_discarded`: what the last block puts out is never read."""
+        """See :meth:`Prompt.is_discarded`: what the last block puts out is never read."""
         return layer + 1 == self.num_layers

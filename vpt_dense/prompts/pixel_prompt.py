@@ -77,7 +77,7 @@ class PixelPrompt(Prompt):
                 self.pixels.uniform_().mul_(255).sub_(mean).div_(std)
 
     def check(self, backbone: nn.Module) -> None:
-        """See :meth:`.Prompt.check`: the patch embedding takes images of as many channels."""
+        """See :meth:`Prompt.check`: the patch embedding takes images of as many channels."""
         channels = backbone.patch_layers()[0].in_channels
         if self.in_channels != channels:
             raise ValueError(
@@ -96,7 +96,7 @@ class PixelPrompt(Prompt):
         prepared: Tensor | None = None,
         layout: TokenLayout | None = None,
     ) -> Tensor | None:
-        """See :meth:`.Prompt.forward`; the tokens come from :meth:`prepare`."""
+        """See :meth:`Prompt.forward`; the tokens come from :meth:`prepare`."""
         return prepared if layer == 0 else None
 
     def extra_repr(self) -> str:

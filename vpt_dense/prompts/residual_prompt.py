@@ -61,7 +61,7 @@ class ResidualPrompt(TokenPrompt):
         prepared: tuple[Tensor, ...] | None = None,
         layout: TokenLayout | None = None,
     ) -> Tensor | None:
-        """See :meth:`.Prompt.forward`. While dropout acts the batch is B, else 1."""
+        """See :meth:`Prompt.forward`. While dropout acts the batch is B, else 1."""
         own = super().forward(x, layer, prepared, layout)  # (1 or B, P, C)
         if not 0 < layer - self.first <= len(self.mixes):
             return own

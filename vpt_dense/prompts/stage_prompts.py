@@ -42,7 +42,7 @@ class StagePrompts(Prompt):
         return stage, self.stages[stage]
 
     def check(self, backbone: nn.Module) -> None:
-        """See :meth:`.Prompt.check`."""
+        """See :meth:`Prompt.check`."""
         for prompt in self.stages.values():
             prompt.check(backbone)
 
@@ -52,7 +52,7 @@ class StagePrompts(Prompt):
             prompt.start_from(backbone)
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> dict[str, object]:
-        """See :meth:`.Prompt.prepare`."""
+        """See :meth:`Prompt.prepare`."""
         return {stage: prompt.prepare(embed) for stage, prompt in self.stages.items()}
 
     def forward(
@@ -62,14 +62,14 @@ class StagePrompts(Prompt):
         prepared: dict[str, object] | None = None,
         layout: TokenLayout | None = None,
     ) -> Tensor | None:
-        """See :meth:`.Prompt.forward`."""
+        """See :meth:`Prompt.forward`."""
         stage, prompt = self._of(layer)
         return prompt(x, layer, None if prepared is None else prepared[stage], layout)
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`.Prompt.keys_values`."""
+        """See :meth:`Prompt.keys_values`."""
         return self._of(layer)[1].keys_values(layer)
 
     def is_discarded(self, layer: int) -> bool:
-        """See :meth:`.Prompt.is_discarded`."""
+        """See :meth:`Prompt.is_discarded`."""
         return self._of(layer)[1].is_discarded(layer)

@@ -120,7 +120,7 @@ class TokenPrompt(Prompt):
         prepared: tuple[Tensor, ...] | None = None,
         layout: TokenLayout | None = None,
     ) -> Tensor | None:
-        """See :meth:`.Prompt.forward`. While dropout acts the batch is B, else 1."""
+        """See :meth:`Prompt.forward`. While dropout acts the batch is B, else 1."""
         if layer == self.stop and not self.keep_outputs:
             return x.new_empty(1, 0, x.shape[-1])
         if not self._inserts(layer):
@@ -134,7 +134,7 @@ class TokenPrompt(Prompt):
         return tokens
 
     def is_discarded(self, layer: int) -> bool:
-        """See :meth:`.Prompt.is_discarded`: replaced or removed afterwards, or never read."""
+        """See :meth:`Prompt.is_discarded`: replaced or removed afterwards, or never read."""
         return self._inserts(layer) and (
             layer + 1 == self.num_layers
             or self._inserts(layer + 1)
@@ -142,7 +142,7 @@ class TokenPrompt(Prompt):
         )
 
     def leaves(self, layer: int) -> bool:
-        """See :meth:`.Prompt.leaves`."""
+        """See :meth:`Prompt.leaves`."""
         return self.start <= layer and (layer < self.stop or self.keep_outputs)
 
     def _inserts(self, layer: int) -> bool:

@@ -98,7 +98,7 @@ class VAPTPrompt(Prompt):
             self.up = nn.Linear(hidden_dims, embed_dims, bias=False)
 
     def check(self, backbone: nn.Module) -> None:
-        """See :meth:`.Prompt.check`: its images must not be smaller than the kernel."""
+        """See :meth:`Prompt.check`: its images must not be smaller than the kernel."""
         self._check_grid(backbone.patch_resolution)
 
     def _check_grid(self, grid: Sequence[int]) -> None:
@@ -115,7 +115,7 @@ class VAPTPrompt(Prompt):
         prepared: object = None,
         layout: TokenLayout | None = None,
     ) -> Tensor:
-        """See :meth:`.Prompt.forward`.
+        """See :meth:`Prompt.forward`.
 
         Raises:
             ValueError: If the image has fewer rows or columns of patches than the kernel.
@@ -137,7 +137,7 @@ class VAPTPrompt(Prompt):
         return tokens + self.up(hidden)
 
     def is_discarded(self, layer: int) -> bool:
-        """See :meth:`.Prompt.is_discarded`: every block has tokens of its own."""
+        """See :meth:`Prompt.is_discarded`: every block has tokens of its own."""
         return True
 
     def extra_repr(self) -> str:

@@ -35,7 +35,7 @@ class _Band(NamedTuple):
 def slide(
     model: EncoderDecoder, read: Callable[[int, int], Tensor], size: tuple[int, int], meta: dict
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Compute what :meth:`.EncoderDecoder.slide_inference` does, and keep rows of windows only.
+    """Compute what :meth:`EncoderDecoder.slide_inference` does, and keep rows of windows only.
 
     Widened, a row of windows is kept at the height of the head's logits until all rows of windows
     over its pixels are there. These are heightened and added up for some columns at a time, in the
