@@ -123,7 +123,7 @@ def builder(module):
 def test_ways_compute_the_same(builder, module):
     batch = images(2, 3, 32, 32, dtype=torch.float64)
     results = {}
-    for way in ('reference', 'mmseg', 'tokens', 'ours', 'lean', 'with_cp'):
+    for way in ('reference', 'mmseg', 'tokens', 'ours', 'lean', 'with_cp', 'compiled'):
         model = builder.build(way, 5).double()
         assert model.training
         (features,) = model(batch)

@@ -99,8 +99,8 @@ SHORT_ROWS = ('head', 'bias', 'layernorm', 'deep', 'lora', 'full')
 BASELINES = ('head', 'linear')
 #: Rows from which a study has a picture, score over parameters.
 DRAWN = 6
-#: What tools/benchmark/peer.py found, beside the row of that study.
-PEER, PEER_OF = 'camvid-peer', ('camvid', 'lora')
+#: Study and row that stand beside what tools/benchmark/peer.py found.
+PEER_OF = ('camvid', 'lora')
 
 
 def run(
@@ -363,7 +363,7 @@ def command_line() -> None:
     commands = parser.add_subparsers(dest='command', required=True)
     new = commands.add_parser('run', help='carry out studies, and write their records')
     new.add_argument('studies', nargs='+', choices=STUDIES)
-    new.add_argument('--methods', nargs='+', help='these alone (default: all of the study)')
+    new.add_argument('--methods', nargs='+', help='these alone; the record keeps its other rows')
     new.add_argument('--jobs', type=int, help='runs at a time')
     new.add_argument('--no-measure', action='store_true',
                      help='leave out time and memory, which are worth little on a busy machine')

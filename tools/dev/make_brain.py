@@ -44,7 +44,9 @@ def run() -> None:
             (args.out / folder).mkdir(parents=True)
             for z in heights:
                 picture = np.rot90(volume[:, :, z]).round().astype(np.uint8)  # the forehead on top
-                cv2.imwrite(str(args.out / folder / f'{z:03}.png'), picture)
+                path = args.out / folder / f'{z:03}.png'
+                if not cv2.imwrite(str(path), picture):
+                    raise UserError(f'{path} could not be written')
     print(', '.join(f'{len(heights)} {split}' for split, heights in SPLITS.items()),
           'slices in', args.out)
 
