@@ -16,6 +16,8 @@ from vpt_dense.backbones.timm_vit import create
 from vpt_dense.errors import UserError
 
 SETR, VIT = (str(CONFIGS / f'vpt/{name}.py') for name in ('setr_vit-l_ade20k', 'vit-b_imagefolder'))
+#: Its optimizers have a rate of their own for the head.
+LINEAR = str(CONFIGS / 'vpt/linear_vit-s_dinov2_segfolder.py')
 #: A recipe of every kind of backbone and optimizer.
 KINDS = ('vpt/setr_vit-l_ade20k.py', 'vpt/vit-b_imagefolder.py', 'vpt/upernet_swin-b_ade20k.py',
          'vpt/resnet-50_imagefolder.py', 'demo/setr_digits.py')
@@ -108,11 +110,54 @@ def test_the_optimizer_of_a_method_goes_over_its_groups():
 
 
 @pytest.mark.parametrize('method', ['rein', 'ssf', 'lor-vp', 'deep'])
-def test_rates_that_are_said_once_go_over_a_methods_own(method):
-    cfg = config.load(SETR, ['lr=0.3', 'head_lr=0.6', 'weight_decay=0.2'], method)
+@pytest.mark.parametrize('recipe', [SETR, LINEAR])
+def test_rates_that_are_said_once_go_over_a_methods_own(recipe, method):
+    cfg = config.load(recipe, ['lr=0.3', 'head_lr=0.6', 'weight_decay=0.2'], method)
     wrapper = cfg.optim_wrapper
     assert (wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == (0.3, 0.2)
     assert wrapper.paramwise_cfg.custom_keys.head.lr_mult == 2
+
+
+def test_a_methods_rate_leaves_the_heads_where_it_is():
+    lora, rein = (config.load(LINEAR, method=name).optim_wrapper for name in ('lora', 'rein'))
+    assert (lora.optimizer.lr, rein.optimizer.lr) == (3e-3, 1e-4)
+    for wrapper in (lora, rein):
+        factor = wrapper.paramwise_cfg.custom_keys.head.lr_mult
+        assert factor * wrapper.optimizer.lr == pytest.approx(1e-2)
+    assert rein.paramwise_cfg.custom_keys['.tokens.'].decay_mult == 0
+
+
+@pytest.mark.parametrize('method', ['rein', 'ssf', 'lor-vp', 'samples', 'lora', 'full'])
+@pytest.mark.parametrize('recipe', [SETR, LINEAR, SETR.replace('setr_vit-l', 'upernet_swin-b')])
+def test_three_lines_are_a_leaf_of_every_method(tmp_path, recipe, method):
+    """With the method's own optimizer and what the recipe trains beside it."""
+    leaf, above = tmp_path / 'leaf.py', tmp_path / 'above.py'
+    leaf.write_text(
+        f"_base_ = ['{recipe}', '{method_files.find(method)}']\n"
+        'model = dict(backbone=_base_.method)\n'
+        'optim_wrapper = _base_.optim[_base_.optim_group]\n')
+    above.write_text(
+        "_base_ = './leaf.py'\noptim_wrapper = dict(optimizer=dict(lr=0.003, weight_decay=0.7))\n")
+    made = config.load(recipe, method=method)
+    assert config.load(str(leaf)).to_dict() == made.to_dict()
+    cfg = config.load(str(above))
+    made.optim_wrapper.optimizer.update(lr=0.003, weight_decay=0.7)  # 0.003: as the recipe, too
+    assert cfg.to_dict() == made.to_dict()
+    written = tmp_path / 'written.py'
+    config.load(str(leaf)).dump(written)
+    assert config.load(str(written)).to_dict() == config.load(str(leaf)).to_dict()
+
+
+def test_an_optimizer_that_a_leaf_writes_is_its_own(tmp_path):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(
+        f"_base_ = ['{LINEAR}', '{method_files.find('rein')}']\n"
+        "model = dict(backbone=dict(_base_.method, trainable=['bias$']))\n"
+        "optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.003))\n")
+    cfg = config.load(str(leaf))
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.003))
+    assert cfg.model.backbone.trainable == ['bias$']
 
 
 def test_what_a_config_on_a_recipe_says_goes_over_both(tmp_path):

@@ -51,14 +51,12 @@ class Study(NamedTuple):
         methods: In the order of the table.
         options: Overrides.
         trials: Of the search, for each method; 0: the recipe's own settings.
-        space: Of the search, where a method file moves the recipe's ranges.
     """
 
     recipe: str
     methods: tuple[str, ...]
     options: tuple[str, ...] = ()
     trials: int = 10
-    space: tuple[str, ...] = ()
 
     def command(self, folder: Path, methods: Iterable[str], *arguments: str) -> list[str]:
         """A call of tools/compare.py; further arguments stand before further overrides."""
@@ -77,8 +75,7 @@ _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter
 _CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'
 STUDIES = {
     'demo': Study('demo/linear_nuclei', ('head', 'deep', 'lora'), trials=0),
-    # The recipe's range; Rein's file has a rate of its own, which the head's would follow.
-    'camvid': Study(_CAMVID, _SEGMENTATION, space=('head_lr=0.001:0.1',)),
+    'camvid': Study(_CAMVID, _SEGMENTATION),
     'camvid-16': Study(_CAMVID, _FEW_IMAGES, ('subset.images=16',)),
     'camvid-tenth': Study(_CAMVID, _FEW_IMAGES, ('subset.share=0.1',)),
     'camvid-double': Study(
@@ -119,8 +116,6 @@ def run(
         if method not in known:
             raise UserError(f'--methods {method}: {name} has {", ".join(known)}')
     search = ['--search', str(study.trials), '--pruner', 'none'] if study.trials else []
-    if study.space:
-        search += ['--space', *study.space]
     table = compare(study.command(
         Path('work_dirs/results', name), [known[method] for method in methods or known], *search,
         *(['--jobs', str(jobs)] if jobs else []), '--no-measure', '--seeds', *SEEDS,

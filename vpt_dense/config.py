@@ -70,6 +70,8 @@ def load(
     _check_keys(cfg, path)
     if method is not None:
         method_files.apply(cfg, method, path)
+    else:
+        method_files.finish(cfg)
     if trains:
         method_files.check(cfg, path)
     if 'pretrained' in cfg:
@@ -308,13 +310,22 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     _place_statistics(cfg)
     _place_pixel_statistics(cfg.get('model') or {})
     _place_number_of_classes(cfg.get('model') or {})
-    hooks = cfg.pop('method_hooks', None)
-    if hooks:
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
+    hooks = [_hooks(cfg, key) for key in ('custom_hooks', 'method_hooks')]
+    if cfg.pop('method_hooks', None):
+        cfg.custom_hooks = [*hooks[0], *hooks[1]]
     _place_feature_cache(cfg)
     _place_subset(cfg)
     settings.place(cfg)
     _adapt_to_machine(cfg)
+
+
+def _hooks(cfg: Config, key: str) -> list[Any]:
+    found = cfg.get(key)
+    if found is not None and not (
+            isinstance(found, (list, tuple))
+            and all(isinstance(hook, dict) or hasattr(hook, 'before_run') for hook in found)):
+        raise UserError(f'{key}: a list of dict(type=...) was expected, found {found!r}')
+    return list(found or [])
 
 
 def _place_feature_cache(cfg: Config) -> None:

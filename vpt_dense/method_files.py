@@ -8,15 +8,19 @@ line::
     _base_ = ['./setr_vit-l_ade20k.py', '../_base_/methods/deep.py']
     model = dict(backbone=_base_.method)
     optim_wrapper = _base_.optim[_base_.optim_group]
+
+:func:`finish` gives such a leaf what these lines leave out.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files, installed, shipped, tasks
+from vpt_dense import config_files, installed, rates, shipped, tasks
 from vpt_dense.errors import UserError, suggest
+from vpt_dense.tree import get
 
 #: Where the method files are.
 FOLDER = shipped.folder('configs') / '_base_/methods'
@@ -97,21 +101,71 @@ def apply(cfg: Config, name: str, path: str) -> None:
             raise UserError(
                 f'--method {name}: config {path} sets model.backbone.{key}, which a method sets; '
                 f'leave it out, and change the method by --cfg-options model.backbone.{key}...')
-    method = found.method
-    if '.*' not in method.trainable:
-        method.trainable = [*method.trainable, *cfg.get('also_trainable', [])]
-    cfg.model.backbone = _merged(backbone, method)
+    cfg.model.backbone = _merged(
+        backbone, found.method, dict(trainable=_trainable(found.method.trainable, cfg)))
     optimizer = (cfg.optim or {}).get(found.optim_group)
     if optimizer is None:
         raise UserError(
             f'--method {name}: the recipe {path} has no optimizer for it; add '
             f'optim = dict({found.optim_group}=...), or take a config that has one')
-    said = cfg.get('optim_wrapper')
-    cfg.optim_wrapper = _merged(optimizer, found.get('method_optim'), said)
-    for key in ('method_hooks', 'method_optim'):  # as a leaf's base files leave them
-        if key in found:
-            cfg[key] = found[key]
+    cfg.method_optim = _optimizer(optimizer, found.get('method_optim'))  # for vpt_dense.rates
+    cfg.optim_wrapper = _merged(cfg.method_optim, cfg.get('optim_wrapper'))
+    if 'method_hooks' in found:
+        cfg.method_hooks = found.method_hooks
     cfg.optim_group = found.optim_group
+
+
+def finish(cfg: Config) -> None:
+    """Put into a leaf what its method file and its recipe have beside ``method``, in place.
+
+    ``method_optim`` goes over the optimizer of the group where the leaf takes that, and
+    ``also_trainable`` to the method's ``trainable``. What the leaf itself says stays.
+
+    Args:
+        cfg: A config that was read and not changed since.
+    """
+    if not {'optim', 'optim_group', 'method'} <= set(cfg):
+        return
+    backbone, found = cfg.model.backbone, cfg.method.get('trainable')
+    if found is not None and backbone.get('trainable') == found:
+        backbone.trainable = _trainable(found, cfg)
+    changes, group = cfg.get('method_optim'), cfg.optim.get(cfg.optim_group)
+    files = config_files.walk(Path(cfg.filename))
+    if changes and group and 'optim_wrapper' in cfg and any('optim' in config_files.names(file)[1] for file in files):
+        trees = [config_files.statements(file) for file in files]
+        said = _differing(cfg.optim_wrapper, group, trees, ('optim_wrapper',))
+        cfg.method_optim = _optimizer(group, changes)  # for vpt_dense.rates
+        cfg.optim_wrapper = _merged(cfg.method_optim, said)
+
+
+def _differing(new: Any, old: Any, trees: list[Any], place: tuple[str, ...]) -> dict[str, Any]:
+    """What settings hold that is not the same elsewhere, or that a file writes itself."""
+    found = {}
+    for key, value in new.items():
+        there, below = (*place, key), old.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            inner = _differing(value, below, trees, there)
+            found.update({key: inner} if inner else {})
+        elif value != below or any(config_files.says(tree, there) for tree in trees):
+            found[key] = value
+    return found
+
+
+def _trainable(patterns: list[str], cfg: Config) -> list[str]:
+    """What trains with a method on a recipe."""
+    return patterns if '.*' in patterns else [*patterns, *cfg.get('also_trainable', [])]
+
+
+def _optimizer(group: Any, changes: Any) -> ConfigDict:
+    """The optimizer of a group with a method's changes; its rate is for what it adds.
+
+    Heads that have a factor of their own in the group keep their rate.
+    """
+    group, rate = copy.deepcopy(ConfigDict(group)), get(changes, 'optimizer.lr')
+    for name, settings in (get(group, 'paramwise_cfg.custom_keys') or {}).items():
+        if rate and rates.is_of_head(name) and 'lr_mult' in settings:
+            settings.lr_mult *= group.optimizer.lr / rate
+    return _merged(group, changes)
 
 
 def _merged(*layers: Any) -> ConfigDict:

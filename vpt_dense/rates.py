@@ -30,6 +30,11 @@ def check(key: str, value: Any) -> float:
     return number
 
 
+def is_of_head(name: str) -> bool:
+    """Whether a key of ``paramwise_cfg.custom_keys`` is of heads or the neck."""
+    return any(part in name for part in _HEADS)
+
+
 def place(cfg: Config, given: Mapping[str, Any], origins: Mapping[str, Any]) -> None:
     """Put the keys of :data:`KEYS` into the optimizer's settings, in place.
 
@@ -99,7 +104,7 @@ def _set_heads(cfg: Config, value: float, origin: Any) -> None:
     factor = value / wrapper.optimizer.lr
     paramwise = wrapper.get('paramwise_cfg') or {}
     keys = {key for key in paramwise.get('custom_keys') or {}
-            if any(part in key for part in _HEADS)}  # fmt: skip
+            if is_of_head(key)}
     keys |= {part for part in _HEADS if part == 'head' or get(cfg, f'model.{part}')}
     for key in sorted(keys):
         place = f'{_FACTORS}.{key}.lr_mult'

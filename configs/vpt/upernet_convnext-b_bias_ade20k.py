@@ -1,6 +1,4 @@
 # UperNet, ConvNeXt-B, ADE20K: biases and heads.
 _base_ = ['./upernet_convnext-b_ade20k.py', '../_base_/methods/bias.py']
-model = dict(
-    backbone=dict(_base_.method, trainable=[*_base_.method.trainable, *_base_.also_trainable])
-)
+model = dict(backbone=_base_.method)
 optim_wrapper = _base_.optim[_base_.optim_group]

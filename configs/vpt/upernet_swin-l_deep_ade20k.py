@@ -1,6 +1,4 @@
 # UperNet, Swin-L, ADE20K: VPT-deep.
 _base_ = ['./upernet_swin-l_ade20k.py', '../_base_/methods/deep.py']
-model = dict(
-    backbone=dict(_base_.method, trainable=[*_base_.method.trainable, *_base_.also_trainable])
-)
+model = dict(backbone=_base_.method)
 optim_wrapper = _base_.optim[_base_.optim_group]
