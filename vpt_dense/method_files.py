@@ -131,7 +131,8 @@ def finish(cfg: Config) -> None:
         backbone.trainable = _trainable(found, cfg)
     changes, group = cfg.get('method_optim'), cfg.optim.get(cfg.optim_group)
     files = config_files.walk(Path(cfg.filename))
-    if changes and group and 'optim_wrapper' in cfg and any('optim' in config_files.names(file)[1] for file in files):
+    takes = any('optim' in config_files.names(file)[1] for file in files)
+    if changes and group and takes and 'optim_wrapper' in cfg:
         trees = [config_files.statements(file) for file in files]
         said = _differing(cfg.optim_wrapper, group, trees, ('optim_wrapper',))
         cfg.method_optim = _optimizer(group, changes)  # for vpt_dense.rates
