@@ -214,3 +214,22 @@ def test_a_brain_is_cut_into_slices(tmp_path, monkeypatch, capsys):
     assert labels[3].tolist() == [1, 2, 0, 0, 0]
     with pytest.raises(UserError, match='is there already'):
         make.run()
+
+
+def test_textiles_are_split_by_their_names(tmp_path, monkeypatch, capsys):
+    source = tmp_path / 'source'
+    for name in ('nominal', 'local', 'global'):
+        (source / name).mkdir(parents=True)
+        for number in range(1, 511):
+            (source / name / f'textile_{number:04}.jpg').write_text(f'{name} {number}')
+    package = SimpleNamespace(textile_simulated_root=lambda: source)
+    monkeypatch.setitem(sys.modules, 'conformal_clip_data', package)
+    monkeypatch.setattr(sys, 'argv', ['make_textiles.py', str(tmp_path / 'textiles')])
+    make = script('dev/make_textiles')
+    make.run()
+    assert '100 train, 40 val, 360 test images a class' in capsys.readouterr().out
+    last = {split: sorted((tmp_path / 'textiles' / split / 'local').iterdir())[-1].read_text()
+            for split in make.SPLITS}
+    assert last == dict(train='local 100', val='local 140', test='local 500')
+    with pytest.raises(UserError, match='is there already'):
+        make.run()

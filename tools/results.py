@@ -73,6 +73,7 @@ _SEGMENTATION = (
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
 _CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'
+_TEXTILES = 'results/textiles_dinov2-s'
 STUDIES = {
     'demo': Study('demo/linear_nuclei', ('head', 'deep', 'lora'), trials=0),
     'camvid': Study(_CAMVID, _SEGMENTATION),
@@ -88,6 +89,9 @@ STUDIES = {
     'flowers-4': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=4',)),
     'flowers-16': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=16',)),
     'flowers': Study(_FLOWERS, _CLASSIFICATION),
+    'textiles-4': Study(_TEXTILES, _CLASSIFICATION, ('subset.per_class=4',)),
+    'textiles-16': Study(_TEXTILES, _CLASSIFICATION, ('subset.per_class=16',)),
+    'textiles': Study(_TEXTILES, _CLASSIFICATION),
 }
 #: Of the short table: columns, and methods of those that have run.
 SHORT = ('method', 'mIoU (test)', 'trained in the backbone', '% of all', 'MB')
