@@ -73,10 +73,11 @@ _SEGMENTATION = (
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
 _CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'
-_TEXTILES = 'results/textiles_dinov2-s'
+_SETR, _TEXTILES = 'results/camvid-setr_dinov2-s', 'results/textiles_dinov2-s'
 STUDIES = {
     'demo': Study('demo/linear_nuclei', ('head', 'deep', 'lora'), trials=0),
     'camvid': Study(_CAMVID, _SEGMENTATION),
+    'camvid-setr': Study(_SETR, _SEGMENTATION),
     'camvid-16': Study(_CAMVID, _FEW_IMAGES, ('subset.images=16',)),
     'camvid-tenth': Study(_CAMVID, _FEW_IMAGES, ('subset.share=0.1',)),
     'camvid-double': Study(
