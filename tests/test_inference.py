@@ -175,6 +175,24 @@ def test_from_cfg_leaves_the_config_and_those_of_others(tmp_path, monkeypatch):
     assert built[1]['model'].decode_head.num_classes == 150
 
 
+def test_from_cfg_finishes_a_leaf(tmp_path, monkeypatch):
+    from vpt_dense.weights import guard
+
+    built = []
+    monkeypatch.setattr(guard, '_mmengine_init_runner', lambda _, **kwargs: built.append(kwargs))
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(
+        f"_base_ = ['{CONFIGS}/vpt/setr_vit-l_ade20k.py', '{CONFIGS}/_base_/methods/rein.py']\n"
+        "model = dict(backbone=_base_.method)\nwork_dir = 'x'\n"
+        'optim_wrapper = _base_.optim[_base_.optim_group]\n')
+    Runner.from_cfg(Config.fromfile(leaf))
+    assert built[0]['optim_wrapper'] == config.load(str(leaf)).optim_wrapper
+    assert built[0]['optim_wrapper'].optimizer.lr == 1e-4
+    cfg = Config(Config.fromfile(leaf).to_dict())  # of no file
+    Runner.from_cfg(cfg)
+    assert built[1]['optim_wrapper'] == cfg.optim_wrapper
+
+
 @pytest.mark.parametrize('path', ['vpt/vit-b_deep_imagefolder.py', 'demo/setr_deep_digits.py',
                                   'vpt/setr_vit-l_deep_ade20k.py', 'examples/four_band_images.py'])
 def test_the_test_pipeline_is_that_of_the_dataloader(path):

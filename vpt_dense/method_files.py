@@ -130,10 +130,11 @@ def finish(cfg: Config) -> None:
     if found is not None and backbone.get('trainable') == found:
         backbone.trainable = _trainable(found, cfg)
     changes, group = cfg.get('method_optim'), cfg.optim.get(cfg.optim_group)
-    files = config_files.walk(Path(cfg.filename))
-    takes = any('optim' in config_files.names(file)[1] for file in files)
+    file = Path(cfg.filename) if cfg.filename else None
+    files = config_files.walk(file) if file and file.is_file() else []
+    takes = any('optim' in config_files.names(each)[1] for each in files)
     if changes and group and takes and 'optim_wrapper' in cfg:
-        trees = [config_files.statements(file) for file in files]
+        trees = [config_files.statements(each) for each in files]
         said = _differing(cfg.optim_wrapper, group, trees, ('optim_wrapper',))
         cfg.method_optim = _optimizer(group, changes)  # for vpt_dense.rates
         cfg.optim_wrapper = _merged(cfg.method_optim, said)

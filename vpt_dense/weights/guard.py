@@ -125,11 +125,12 @@ def _init_runner(self: Runner, *args: Any, cfg: Any = None, **kwargs: Any) -> No
 
     ``from_cfg`` itself may have been looked up before the config was read, which imports this.
     """
-    from vpt_dense import config
+    from vpt_dense import config, method_files
 
     if isinstance(cfg, Config) and config.is_ours(cfg):
         parts = [key for key, value in kwargs.items() if value is cfg.get(key)]
         cfg = copy.deepcopy(cfg)
+        method_files.finish(cfg)
         config.resolve(cfg)
         config.drop_variables(cfg)
         kwargs.update((key, cfg.get(key)) for key in parts)
