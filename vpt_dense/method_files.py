@@ -126,14 +126,14 @@ def finish(cfg: Config) -> None:
     """
     if not {'optim', 'optim_group', 'method'} <= set(cfg):
         return
-    backbone, found = cfg.model.backbone, cfg.method.get('trainable')
-    if found is not None and backbone.get('trainable') == found:
-        backbone.trainable = _trainable(found, cfg)
-    changes, group = cfg.get('method_optim'), cfg.optim.get(cfg.optim_group)
+    found = get(cfg, 'method.trainable')
+    if found is not None and get(cfg, 'model.backbone.trainable') == found:
+        cfg.model.backbone.trainable = _trainable(found, cfg)
+    changes, group = cfg.get('method_optim'), get(cfg, f'optim.{cfg.optim_group}')
     file = Path(cfg.filename) if cfg.filename else None
     files = config_files.walk(file) if file and file.is_file() else []
     takes = any('optim' in config_files.names(each)[1] for each in files)
-    if changes and group and takes and 'optim_wrapper' in cfg:
+    if changes and group and takes and isinstance(cfg.get('optim_wrapper'), dict):
         trees = [config_files.statements(each) for each in files]
         said = _differing(cfg.optim_wrapper, group, trees, ('optim_wrapper',))
         cfg.method_optim = _optimizer(group, changes)  # for vpt_dense.rates
