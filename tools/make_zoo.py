@@ -49,6 +49,9 @@ CARDS = {
     'camvid': Card('Semantic Segmentation', 'CamVid', 'none stated (for research)',
                    ('head', 'deep', 'lora')),
     'demo': Card('Semantic Segmentation', 'BBBC038', 'CC0-1.0', ('deep',)),
+    'nuclei': Card('Semantic Segmentation', 'BBBC038', 'CC0-1.0', ('bias',)),
+    'brain': Card('Semantic Segmentation', 'MNI ICBM152 (2009a)', 'free, with its notice',
+                  ('deep',)),
 }
 
 
