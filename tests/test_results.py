@@ -54,6 +54,16 @@ def test_the_pages_are_those_of_the_records(results, monkeypatch):
         assert f'(results/{name}.svg)' in before['docs/results.md']
 
 
+def test_what_has_not_run_is_said(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, 'RECORDS', tmp_path)
+    (tmp_path / 'camvid-16.json').write_text('{}')
+    lines = results.open_table().splitlines()[2:]
+    assert [line.split('`')[1] for line in lines] == [
+        name for name in results.STUDIES if name != 'camvid-16']
+    assert ('| `camvid-tenth` | `results/camvid_dinov2-s` `subset.share=0.1` | head, deep, lora, '
+            'full |') in lines
+
+
 def test_an_interval_is_students(results):
     own, other = {0: 11.0, 1: 22.0, 2: 33.0}, {0: 10.0, 1: 20.0, 2: 30.0}
     # Differences 1, 2, 3: their standard deviation is 1, Student's quantile with two degrees 4.303.

@@ -103,6 +103,8 @@ BASELINES = ('head', 'linear')
 DRAWN = 6
 #: Study and row that stand beside what tools/benchmark/peer.py found.
 PEER_OF = ('camvid', 'lora')
+#: In place of a study's name, between the marks: the table of what has not run.
+OPEN = 'not-run'
 
 
 def run(
@@ -342,14 +344,25 @@ def page() -> None:
         text = (ROOT / name).read_text(encoding='utf-8')
         lost -= {found[2] for found in MARK.finditer(text)}
         safe_files.write_text(ROOT / name, MARK.sub(
-            lambda found: f'{found[1]}{_content(read(found[2]), bool(found[3]))}\n', text))
+            lambda found: f'{found[1]}{_content(found[2], bool(found[3]))}\n', text))
     if lost:
         raise UserError(f'no page has a line <!-- {min(lost)}: python tools/results.py page -->, '
                         'and <!-- end --> behind it')
 
 
-def _content(record: dict, short: bool) -> str:
+def open_table() -> str:
+    """The studies that have no record."""
+    rows = [[f'`{name}`', ' '.join(f'`{each}`' for each in (study.recipe, *study.options)),
+             ', '.join(named(name))]
+            for name, study in STUDIES.items() if not (RECORDS / f'{name}.json').is_file()]
+    return tables.markdown(['study', 'recipe', 'methods'], rows, text_columns=3)
+
+
+def _content(name: str, short: bool) -> str:
     """What stands between the marks of a record; draws its picture."""
+    if name == OPEN:
+        return open_table()
+    record = read(name)
     if 'results' in record:
         return peer_table(record, read(PEER_OF[0]))
     if len(record['rows']) >= DRAWN and not short:
