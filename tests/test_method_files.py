@@ -194,6 +194,15 @@ def test_a_method_file_of_ones_own(tmp_path):
     assert cfg.custom_hooks[-1].type == 'EMAHook'
 
 
+@pytest.mark.parametrize('key', ['custom_hooks', 'method_hooks'])
+@pytest.mark.parametrize('value', ['3', '[3]'])
+def test_hooks_are_a_list_of_settings(tmp_path, key, value):
+    path = tmp_path / 'mine.py'
+    path.write_text(f"_base_ = '{SETR.replace('_ade', '_deep_ade')}'\n{key} = {value}\n")
+    with pytest.raises(UserError, match=rf'{key}: a list of dict\(type=\.\.\.\) was expected'):
+        config.load(str(path))
+
+
 def test_some_methods_have_other_sizes_in_classification():
     tokens = [config.load(path, method='shallow').model.backbone.prompt.num_tokens
               for path in (SETR, VIT)]

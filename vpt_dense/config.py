@@ -320,6 +320,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
 
 
 def _hooks(cfg: Config, key: str) -> list[Any]:
+    """The hooks that a key has: settings, or hooks that a script has made."""
     found = cfg.get(key)
     if found is not None and not (
             isinstance(found, (list, tuple))
