@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from processes import run_two
 from resume_runs import IMAGES, differences, final, settings, train
 from utils import make_ade_folder
@@ -90,6 +91,22 @@ def of_two(tmp_path_factory, data):
 @pytest.mark.parametrize('name', OF_TWO)
 def test_two_processes(of_two, name):
     assert of_two[name] == []
+
+
+def test_passes_over_the_data_do_not_wait(tmp_path, data, monkeypatch):
+    # mmengine sleeps between them; a pass has an order of its own.
+    monkeypatch.setattr('time.sleep', lambda seconds: pytest.fail(f'slept {seconds} s'))
+    orders = []
+
+    class Order(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            orders.extend(sample.img_path for sample in data_batch['data_samples'])
+
+    cfg = settings(tmp_path, data, 'iter-epochs')
+    cfg.custom_hooks = [*cfg.get('custom_hooks', ()), dict(type=Order)]
+    train(cfg)
+    first, second = orders[:IMAGES], orders[IMAGES:2 * IMAGES]
+    assert sorted(first) == sorted(second) and first != second
 
 
 # --- the parts -------------------------------------------------------------------------------

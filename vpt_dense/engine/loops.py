@@ -72,7 +72,11 @@ class EpochBasedTrainLoop(_EpochBasedTrainLoop):
 
 
 class _Batches(_InfiniteDataloaderIterator):
-    """mmengine's endless batches; with any sampler what was seen is left out without loading it."""
+    """mmengine's endless batches; with any sampler what was seen is left out without loading it.
+
+    A new pass over the data begins at once: mmengine's waits two seconds, which is most of the time
+    of a training on few images.
+    """
 
     def skip_iter(self, num_iters: int) -> None:
         """Leave out the batches of the first ``num_iters`` iterations."""
@@ -85,6 +89,16 @@ class _Batches(_InfiniteDataloaderIterator):
             return
         self._epoch = epoch
         sampler.set_epoch(epoch)
+
+    def _reset_iterator(self) -> None:
+        """Begin the next pass over the data, with the order of its own."""
+        self._epoch += 1
+        loader = self._dataloader
+        for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(self._epoch)
+                break
+        self._iterator = iter(loader)
 
 
 class IterBasedTrainLoop(_IterBasedTrainLoop):
