@@ -268,7 +268,8 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
       :func:`vpt_dense.run_settings.place`.
     - ``test_pipeline``, which mmseg's inference reads, is that of ``test_dataloader``.
     - The number of classes of every head is that of the training data: of ``dataset.classes``, or
-      of the class folders found on disk for a ``vpt_dense.ImageFolder``.
+      of the class folders or lists found on disk for a ``vpt_dense.ImageFolder``, ``ImageList``,
+      ``VTAB`` or ``FGVC``.
     - ``num_classes`` of a data preprocessor with Mixup or CutMix is that of the head.
     - ``ignore_index`` of the data: see :func:`vpt_dense.ignore_index.place`.
     - ``mean`` and ``std`` of the data preprocessor of a ``TimmVisionTransformer``, where they are

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files
+from vpt_dense.datasets import list_files
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, leaf_datasets, placed_datasets, walk
@@ -38,11 +39,11 @@ def place(cfg: Config) -> list[str] | None:
 
     Returns:
         The class names of training, if they are known: of the data set or ``dataset``, or the
-        folders of a ``vpt_dense.ImageFolder`` that is there (printing a config needs no data).
+        folders or lists of a set of ours that is there (printing a config needs no data).
 
     Raises:
         UserError: If classes are no list of names or the palette is of another length; if parts of
-            training have other classes than the first; if ``dataset`` says what would change
+            training have other classes than the first; if a split is validated that trains; if ``dataset`` says what would change
             nothing, or what would make parts equal; if one ``ann_file`` would be that of training
             and of a test; or a wrapper has the arguments of a data set.
     """
@@ -66,6 +67,7 @@ def place(cfg: Config) -> list[str] | None:
         dataset.clear()
         dataset.update(merged)
     _check_lists(cfg, common)
+    _check_splits(cfg)
     classes = _classes(cfg)
     for _, dataset in placed:
         if classes is not None and not (dataset.get('metainfo') or {}).get('classes'):
@@ -300,6 +302,22 @@ def _check_lists(cfg: Config, common: dict) -> None:
                 )
 
 
+def _check_splits(cfg: Config) -> None:
+    """Images that train are no validation: a list of both parts is for the last training."""
+    trained = {(dataset.get('data_root'), part)
+               for dataset in leaf_datasets(cfg.get('train_dataloader'))
+               for part in list_files.parts_of(dataset)}
+    for name in DATALOADERS[1:]:
+        for where, dataset in placed_datasets(cfg.get(name), name):
+            both = [part for part in list_files.parts_of(dataset)
+                    if (dataset.get('data_root'), part) in trained]
+            if both:
+                raise UserError(
+                    f'{where}.split is {dataset.split}, but training reads {both[0]} too; to train '
+                    'on both parts leave validation out: val_dataloader=None val_cfg=None '
+                    'val_evaluator=None')
+
+
 def _classes(cfg: Config) -> list[str] | None:
     """The class names of training, all parts of which must have the same."""
     first = None
@@ -320,5 +338,7 @@ def _classes(cfg: Config) -> list[str] | None:
         root = dataset.get('data_root')
         if kind_of(dataset) == 'ImageFolder' and root and Path(root, 'train').is_dir():
             return find_classes(root)
+        if kind_of(dataset) in list_files.KINDS and root and Path(root).is_dir():
+            return list_files.classes_of(dataset)
     common = _normal(cfg.get('dataset') or {}, 'dataset').get('metainfo') or {}
     return list(common['classes']) if common.get('classes') else None

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from vpt_dense import machine, pretraining, tasks
 from vpt_dense.argument_checks import is_int, is_number, to_pair
 from vpt_dense.config import architecture
+from vpt_dense.datasets import list_files
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
@@ -456,6 +457,8 @@ def check_dataset(dataset: dict, split: str) -> None:
     elif kind == 'ImageFolder':
         classes = (dataset.get('metainfo') or {}).get('classes') or find_classes(root)
         list_class_files(Path(root, prefix or 'train'), classes, _ann_file(dataset, root))
+    elif kind in list_files.KINDS:
+        list_files.samples_of(dataset)
 
 
 def takes_masks(dataset: dict) -> bool:

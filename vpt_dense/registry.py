@@ -74,6 +74,7 @@ DATASETS = _child(
     **{
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
+        'vpt_dense.datasets.image_list': ['FGVC', 'ImageList', 'VTAB'],
         'vpt_dense.datasets.subset': ['Subset'],
     },
 )

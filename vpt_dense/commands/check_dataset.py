@@ -40,7 +40,7 @@ def look(args: argparse.Namespace) -> dict:
     def bar(items, description='', total=None):
         return track(items, description=description, total=total, console=Console(stderr=True))
 
-    if not args.source.endswith(('.py', '.yaml', '.yml', '.json')):
+    if '::' not in args.source and not args.source.endswith(('.py', '.yaml', '.yml', '.json')):
         if args.cfg_options or args.method:
             key = '--cfg-options' if args.cfg_options else '--method'
             raise errors.UserError(f'{key} needs a config, not a folder')
@@ -147,7 +147,7 @@ def show(report: dict, stats: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check, print, and exit with 1 if a run on this data would fail or mislead."""
     args = parse_args(argv)
-    if not Path(args.source).exists():
+    if '::' not in args.source and not Path(args.source).exists():
         raise errors.UserError(f'{args.source}: no such config or folder')
     with contextlib.redirect_stdout(io.StringIO()):  # the packages print when they are imported
         report = look(args)

@@ -515,15 +515,16 @@ def _machine() -> str:
 
 def _data_places(cfg: 'Config') -> Iterator[Path]:
     """The files and folders that the data sets of a config read."""
-    from vpt_dense.tree import DATALOADERS, leaf_datasets
+    from vpt_dense.tree import DATALOADERS, as_list, leaf_datasets
 
     for loader in DATALOADERS:
         for leaf in leaf_datasets(cfg.get(loader)):
             root, prefix = Path(leaf.get('data_root') or ''), leaf.get('data_prefix') or {}
             parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
-            inside = [part for part in (*parts, leaf.get('ann_file')) if part]
-            if inside or leaf.get('data_root'):
-                yield from (root / part for part in inside or [''])
+            inside = [part for part in parts if part]
+            lists = [part for part in as_list(leaf.get('ann_file')) if part]
+            if inside or lists or leaf.get('data_root'):
+                yield from (root / part for part in (*(inside or ['']), *lists))
                 yield root / 'meta.json'  # what made the data
 
 

@@ -1,0 +1,8 @@
+# ViT-B/16, a task of VTAB-1k.
+_base_ = [
+    '../_base_/models/vit-b_cls.py',
+    '../_base_/datasets/vtab.py',
+    '../_base_/schedules/cls_100e.py',
+    '../_base_/default_runtime_cls.py',
+    '../_base_/optim/classification.py',
+]
