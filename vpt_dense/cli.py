@@ -19,6 +19,7 @@ COMMANDS = {
     'count': ('count_params', 'count parameters, or estimate memory'),
     'config': ('print_config', 'print a config as a run uses it'),
     'check': ('check_dataset', 'look for faults in a data set; mean and std of its bands'),
+    'data': ('data', 'VTAB-1k and FGVC: what is missing; lists of few images'),
     'browse': ('browse_dataset', 'draw images as training sees them'),
     'delta': ('delta', 'checkpoints of what was tuned: extract, merge, fold, push, ...'),
     'ensemble': ('ensemble', 'several deltas on one backbone'),

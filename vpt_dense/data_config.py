@@ -43,9 +43,10 @@ def place(cfg: Config) -> list[str] | None:
 
     Raises:
         UserError: If classes are no list of names or the palette is of another length; if parts of
-            training have other classes than the first; if a split is validated that trains; if ``dataset`` says what would change
-            nothing, or what would make parts equal; if one ``ann_file`` would be that of training
-            and of a test; or a wrapper has the arguments of a data set.
+            training have other classes than the first; if a split is validated that trains; if
+            ``dataset`` says what would change nothing, or what would make parts equal; if one
+            ``ann_file`` would be that of training and of a test; or a wrapper has the arguments of
+            a data set.
     """
     common = _normal(cfg.get('dataset') or {}, 'dataset')
     for name in DATALOADERS:

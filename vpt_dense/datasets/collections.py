@@ -53,7 +53,7 @@ def _fgvc(folder: Path) -> dict[str, Any]:
         names = list_files.class_names(folder)
     except UserError:
         names = []
-    prefix = list_files.find_prefix(folder, 'train.json')
+    prefix = list_files.find_prefix(folder)
     return {**_look(folder, lists, expected, names, prefix),
             'classes': (len(names) or None, found.classes)}
 

@@ -5,11 +5,12 @@ the papers, whose lists are no longer to be had or come with TensorFlow.
 """
 
 import contextlib
-import inspect
 import io
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from vpt_dense import safe_files
 from vpt_dense.datasets.checks import find_classes, list_class_files
-from vpt_dense.datasets.list_files import missing
+from vpt_dense.datasets.list_files import missing, sorted_labels
 from vpt_dense.errors import UserError, suggest
 
 Samples = list[tuple[str, Any]]  # (path, class)
@@ -79,7 +80,8 @@ def fine_grained(folder: str | os.PathLike, seed: int = 0) -> dict[str, int]:
         splits['val'] = [train[i] for i in sorted(out)]
         splits['train'] = [sample for i, sample in enumerate(train) if i not in out]
     for name in ('train', 'val', 'test'):
-        safe_files.write_text(root / f'{name}.json', json.dumps(dict(splits[name]), indent=0) + '\n')
+        content = json.dumps(dict(splits[name]), indent=0)
+        safe_files.write_text(root / f'{name}.json', f'{content}\n')
     safe_files.write_text(root / 'split.json', json.dumps(dict(
         drawn_by='vpt_dense', seed=seed if held_out else None,
         held_out=HELD_OUT if held_out else None), indent=1) + '\n')  # fmt: skip
@@ -147,7 +149,8 @@ def _there(root: Path, images: Path, splits: dict[str, Samples]) -> dict[str, Sa
     lacking = missing(paths)
     if lacking:
         raise UserError(
-            f'{root}: {len(lacking)} of {len(paths)} images are not there, e.g. {paths[lacking[0]]}')
+            f'{root}: {len(lacking)} of {len(paths)} images are not there, e.g. '
+            f'{paths[lacking[0]]}')
     return splits
 
 
@@ -180,7 +183,7 @@ def to_vtab(
 ) -> dict[str, int]:  # fmt: skip
     """Write a set in VTAB-1k's layout: 800 images for training, 200 for validation, the test.
 
-    The images are written as PNG, or copied from an image folder as links. Labels are those of the
+    The images are written as PNG, or copied from an image folder. Labels are those of the
     set, so that classes without an image among the 1,000 keep their number.
 
     Args:
@@ -208,20 +211,98 @@ def to_vtab(
     if len(train) < 1000:
         raise UserError(f'{source}: 1,000 training images are needed, found {len(train)}')
     drawn = np.random.default_rng(seed).permutation(len(train))[:1000]
-    parts = dict(train800=[train[i] for i in drawn[:800]], val200=[train[i] for i in drawn[800:]],
-                 test=list(test))  # fmt: skip
-    with safe_files.atomic_folder(out) as unfinished:
-        lines: dict[str, list[str]] = {}
-        for split, samples in parts.items():
-            (unfinished / 'images' / split).mkdir(parents=True)
-            for i, sample in enumerate(track(samples, description=split)):
-                name = _write(sample[0], unfinished / 'images' / split / f'{i:06}')
-                lines.setdefault(split, []).append(f'images/{split}/{name} {sample[1]}\n')
-        lines['train800val200'] = lines['train800'] + lines['val200']
-        for split, content in lines.items():
-            (unfinished / f'{split}.txt').write_text(''.join(content), encoding='utf-8')
-        (unfinished / 'classes.txt').write_text(
+    parts = dict(train800=(train, drawn[:800]), val200=(train, drawn[800:]),
+                 test=(test, range(len(test))))  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with safe_files.told(out), tempfile.TemporaryDirectory(dir=out.parent) as place:
+        made = Path(place, 'made')
+        found: dict[str, list[tuple[str, Any]]] = {}
+        for split, (samples, chosen) in parts.items():
+            (made / 'images' / split).mkdir(parents=True)
+            found[split] = []
+            for number, i in enumerate(track(chosen, description=split)):
+                image, label = samples[int(i)]
+                name = _write(image, made / 'images' / split / f'{number:06}')
+                found[split].append((f'images/{split}/{name}', label))
+        if classes is None:  # the set has numbers alone, which need not begin at 0
+            labels = sorted_labels(label for part in found.values() for _, label in part)
+            found = {split: [(path, labels.index(label)) for path, label in part]
+                     for split, part in found.items()}
+            classes = list(map(str, labels))
+        found['train800val200'] = found['train800'] + found['val200']
+        for split, part in found.items():
+            lines = ''.join(f'{path} {label}\n' for path, label in part)
+            (made / f'{split}.txt').write_text(lines, encoding='utf-8')
+        (made / 'classes.txt').write_text(
             ''.join(f'{name}\n' for name in classes), encoding='utf-8')
-        (unfinished / 'split.json').write_text(json.dumps(dict(
+        (made / 'split.json').write_text(json.dumps(dict(
             drawn_by='vpt_dense', source=source, seed=seed), indent=1) + '\n', encoding='utf-8')
-    return {split: len(content) for split, content in lines.items()}
+        made.rename(out)
+    return {split: len(part) for split, part in found.items()}
+
+
+def _of_folder(source: str) -> tuple[Samples, Samples, list[str]]:
+    classes = find_classes(source)
+    splits = [name for name in ('val', 'test') if Path(source, name).is_dir()]
+    if not splits:
+        raise UserError(f'{source} has neither val/ nor test/, which would be the test')
+    train = list_class_files(Path(source, 'train'), classes)
+    if len(splits) == 2:
+        train += list_class_files(Path(source, 'val'), classes)
+    return train, list_class_files(Path(source, splits[-1]), classes), classes
+
+
+class _Pictures:
+    """Images of sets of torchvision with their labels, read one at a time."""
+
+    def __init__(self, places: Sequence[tuple[Any, int]]) -> None:
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        data, i = self.places[index]
+        return data[i]
+
+
+def _of_torchvision(
+    name: str, root: str | os.PathLike, seed: int
+) -> tuple[Sequence, Sequence, list[str] | None]:
+    if name not in TORCHVISION:
+        raise UserError(
+            f'torchvision::{name}: sets that can be taken are {", ".join(TORCHVISION)}'
+            f'{suggest(name, TORCHVISION)}')
+    import torchvision
+
+    kind = getattr(torchvision.datasets, name)
+    train, test = TORCHVISION[name]
+    try:
+        parts = [kind(root, **arguments) for arguments in train]
+        held = None if test is None else kind(root, **test)
+    except (RuntimeError, FileNotFoundError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f'torchvision::{name} is not whole in --root {root}: {first} (it is where '
+            f'torchvision.datasets.{name}(root) looks)') from error
+    places = [(part, i) for part in parts for i in range(len(part))]
+    if held is None:
+        order = np.random.default_rng(seed).permutation(len(places))
+        fifth = len(places) // 5
+        tested = [places[i] for i in sorted(order[:fifth])]
+        places = [places[i] for i in sorted(order[fifth:])]
+    else:
+        tested = [(held, i) for i in range(len(held))]
+    names = getattr(parts[0], 'classes', None) or getattr(parts[0], 'categories', None)
+    return _Pictures(places), _Pictures(tested), list(map(str, names)) if names else None
+
+
+def _write(image: Any, path: Path) -> str:
+    """Write an image, a PIL one as PNG, or copy a file; return its name."""
+    if isinstance(image, (str, Path)):
+        path = path.with_name(path.name + Path(image).suffix.lower())
+        shutil.copyfile(image, path)
+    else:
+        path = path.with_suffix('.png')
+        image.save(path)
+    return path.name

@@ -8,7 +8,13 @@ from mmpretrain.datasets import BaseDataset
 
 from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.datasets.list_files import (
-    FGVC_SPLITS, VTAB_SPLITS, class_names, find_prefix, lists_of, read_list, vtab_task,
+    FGVC_SPLITS,
+    VTAB_SPLITS,
+    class_names,
+    classes_of,
+    find_prefix,
+    lists_of,
+    read_list,
 )
 from vpt_dense.registry import DATASETS
 
@@ -18,8 +24,7 @@ class ImageList(BaseDataset):
     """Images and labels of a list: a text file, or the JSON files that fine-grained sets share.
 
     The classes are ``metainfo.classes``; or ``num_classes`` of them, called by their numbers; or
-    the lines of ``data_root``/classes.txt; or the labels of the first of train.json and trainval.json
-    in ``data_root``, sorted.
+    the lines of ``data_root``/classes.txt; or the labels in ``data_root``/train.json, sorted.
 
     Args:
         ann_file: The list, relative to ``data_root``; or several. A text file has a line
@@ -70,7 +75,9 @@ class VTAB(ImageList):
     Args:
         data_root: Folder of the task, such as data/vtab-1k/dtd.
         split: The list: train800, val200, train800val200 or test.
-        metainfo: ``classes``, names instead of numbers; for a folder of a task of one's own too.
+        ann_file: Another list, of images of that split.
+        metainfo: ``classes``, names instead of numbers. A task of one's own has them here or in
+            ``data_root``/classes.txt.
         **kwargs: See :class:`ImageList`.
 
     Raises:
@@ -78,13 +85,15 @@ class VTAB(ImageList):
     """
 
     def __init__(
-        self, data_root: str, split: str = 'train800val200',
+        self, data_root: str, split: str = 'train800val200', ann_file: str = '',
         metainfo: Mapping[str, Any] | None = None, **kwargs,
     ) -> None:  # fmt: skip
         check_choice(split, 'dataset.split', VTAB_SPLITS)
-        if kwargs.get('num_classes') is None and not (metainfo or {}).get('classes'):
-            kwargs['num_classes'] = vtab_task(data_root).classes
-        super().__init__(f'{split}.txt', data_root, metainfo=metainfo, **kwargs)
+        said = dict(
+            type='VTAB', split=split, ann_file=ann_file, data_root=data_root, metainfo=metainfo,
+            num_classes=kwargs.pop('num_classes', None))
+        metainfo = dict(metainfo or {}, classes=classes_of(said))
+        super().__init__(lists_of(said), data_root, metainfo=metainfo, **kwargs)
 
 
 @DATASETS.register_module()
@@ -96,6 +105,7 @@ class FGVC(ImageList):
     Args:
         data_root: Folder of the lists.
         split: train, val, test; or trainval, which is train and val.
+        ann_file: Another list, of images of that split.
         data_prefix: Folder in ``data_root`` that the paths are relative to; None: images, Images,
             jpg or ``data_root`` itself, the first in which the first image is.
         **kwargs: See :class:`ImageList`.
@@ -105,10 +115,11 @@ class FGVC(ImageList):
     """
 
     def __init__(
-        self, data_root: str, split: str = 'train', data_prefix: str | None = None, **kwargs,
+        self, data_root: str, split: str = 'train', ann_file: str = '',
+        data_prefix: str | None = None, **kwargs,
     ) -> None:  # fmt: skip
         check_choice(split, 'dataset.split', FGVC_SPLITS)
-        lists = lists_of(dict(type='FGVC', split=split))
+        lists = lists_of(dict(type='FGVC', split=split, ann_file=ann_file))
         if data_prefix is None:
-            data_prefix = find_prefix(data_root, lists[0])
+            data_prefix = find_prefix(data_root)
         super().__init__(lists, data_root, data_prefix, **kwargs)

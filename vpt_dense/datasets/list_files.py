@@ -91,7 +91,7 @@ def vtab_task(data_root: str | os.PathLike) -> VTABTask:
         raise UserError(
             f'dataset.data_root: {name} is none of the 19 tasks of VTAB-1k'
             f'{suggest(name, VTAB_TASKS)} ({", ".join(VTAB_TASKS)}); for a task of your own set '
-            'dataset.classes')
+            'dataset.classes, or write their names into its classes.txt')
     return VTAB_TASKS[name]
 
 
@@ -112,6 +112,8 @@ def parts_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
 def lists_of(dataset: Mapping[str, Any]) -> list[str]:
     """The lists that a data set of :data:`KINDS` reads, relative to its ``data_root``."""
     kind = str(dataset['type']).rpartition('.')[2]
+    if kind != 'ImageList' and dataset.get('ann_file'):
+        return [dataset['ann_file']]
     if kind == 'VTAB':
         return [f'{dataset.get("split") or "train800val200"}.txt']
     if kind == 'FGVC':
@@ -126,17 +128,17 @@ def samples_of(dataset: Mapping[str, Any]) -> list[tuple[str, int]]:
     Raises:
         UserError: As :class:`vpt_dense.datasets.image_list.ImageList`.
     """
-    root, lists, prefix = dataset.get('data_root') or '', lists_of(dataset), dataset.get('data_prefix')
+    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix')
     if prefix is None and str(dataset['type']).endswith('FGVC'):
-        prefix = find_prefix(root, lists[0])
-    files = [os.path.join(root, name) for name in lists]
+        prefix = find_prefix(root)
+    files = [os.path.join(root, name) for name in lists_of(dataset)]
     return read_list(files, os.path.join(root, prefix or ''), classes_of(dataset))
 
 
-def find_prefix(data_root: str | os.PathLike, ann_file: str) -> str:
+def find_prefix(data_root: str | os.PathLike) -> str:
     """The folder of the images of a fine-grained set, of those that the sets have."""
     try:
-        first = next(iter(json.loads(Path(data_root, ann_file).read_text(encoding='utf-8-sig'))))
+        first = next(iter(json.loads(Path(data_root, 'train.json').read_text('utf-8-sig'))))
     except (OSError, ValueError, StopIteration, TypeError):
         return ''  # what is wrong is told when the list is read
     prefixes = ('images', 'Images', 'jpg')
@@ -151,7 +153,8 @@ def classes_of(dataset: Mapping[str, Any]) -> list[str]:
     """
     classes = (dataset.get('metainfo') or {}).get('classes')
     number = dataset.get('num_classes')
-    if str(dataset['type']).endswith('VTAB') and classes is None and number is None:
+    named = classes is not None or Path(dataset.get('data_root') or '', 'classes.txt').is_file()
+    if str(dataset['type']).endswith('VTAB') and number is None and not named:
         number = vtab_task(dataset['data_root']).classes
     return class_names(dataset.get('data_root') or '', classes, number)
 
@@ -181,9 +184,8 @@ def class_names(
     if (root / 'classes.txt').is_file():
         lines = (root / 'classes.txt').read_text(encoding='utf-8-sig').splitlines()
         return [line.strip() for line in lines if line.strip()]
-    for name in ('train.json', 'trainval.json'):
-        if (root / name).is_file():
-            return [str(label) for label in sorted_labels(read_json(root / name).values())]
+    if (root / 'train.json').is_file():
+        return [str(label) for label in sorted_labels(read_json(root / 'train.json').values())]
     if not root.is_dir():
         raise UserError(f'dataset.data_root: no folder {root} (from {os.getcwd()})')
     raise UserError(
@@ -226,7 +228,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(content, dict) or not content or any(
             not isinstance(label, (int, str)) or isinstance(label, bool)
             for label in content.values()):
-        raise UserError(f'list {path}: {{"PATH": CLASS, ...}} was expected, with at least one image')
+        raise UserError(f'list {path}: {{"PATH": CLASS, ...}} was expected, at least one image')
     return content
 
 
@@ -306,8 +308,8 @@ def read_list(
     lacking = missing(paths)
     if lacking:
         raise UserError(
-            f'list {files[0] if len(files) == 1 else ", ".join(map(str, files))}: {len(lacking)} of '
-            f'{len(found)} images are not there, e.g. {paths[lacking[0]]}')
+            f'list {", ".join(map(str, files))}: {len(lacking)} of {len(found)} images are not '
+            f'there, e.g. {paths[lacking[0]]}')
     return [(paths[name], label) for name, label in found.items()]
 
 

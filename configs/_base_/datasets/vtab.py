@@ -1,7 +1,7 @@
 # A task of VTAB-1k: data/vtab-1k/TASK/{images/, train800.txt, val200.txt, train800val200.txt,
 # test.txt}, the folders that the field shares (docs/datasets.md). A leaf says which:
-# dataset = dict(data_root='data/vtab-1k/dtd'). As in the paper: resized to 224x224, no augmentation.
-# Training on train800 with val200 for validation is for choosing settings;
+# dataset = dict(data_root='data/vtab-1k/dtd'). As in the paper: resized to 224x224, without
+# augmentation. Training on train800 and validation on val200 is for choosing settings;
 # configs/suites/vtab-1k.py then trains on both.
 dataset = dict(type='vpt_dense.VTAB', data_root='data/vtab-1k/cifar')
 _pipeline = [

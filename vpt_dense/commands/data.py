@@ -1,0 +1,150 @@
+"""Data sets of protocols: what is missing of VTAB-1k or FGVC, lists of few images, lists made anew.
+
+``vpt-dense data check vtab-1k`` (``fgvc``), ``data few CONFIG --per-class 1 2 4``, ``data lists
+FOLDER`` (of a fine-grained set), ``data vtab SOURCE OUT`` (any set in VTAB-1k's layout).
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpt_dense.errors import ArgumentParser, UserError
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+
+    add = actions.add_parser('check', help='what is there of VTAB-1k or FGVC').add_argument
+    add('collection', choices=['vtab-1k', 'fgvc'])
+    add('--root', help='its folder (default: data/COLLECTION)')
+    add('--json', action='store_true', help='print everything, as JSON')
+
+    few = actions.add_parser('few', help='lists of few training images, for ann_file')
+    add = few.add_argument
+    add('config', help='whose training images they are')
+    add('--per-class', type=int, nargs='+', default=[], metavar='N',
+        help='so many images of each class: 1 2 4 8 16 (classification)')
+    add('--share', type=float, nargs='+', default=[], metavar='PART',
+        help='of the images, of every class the same: 0.01 0.1 0.5')
+    add('--holding', type=int, nargs='+', default=[], metavar='N',
+        help='images of which at least so many hold each class (segmentation)')
+    add('--seeds', type=int, nargs='+', default=[0], help='of the draws (default: 0)')
+    add('--out', type=Path, default=Path('lists'), help='folder of the lists (default: lists)')
+    few.add_config_options()
+
+    add = actions.add_parser(
+        'lists', help='train.json, val.json, test.json of a fine-grained set').add_argument
+    add('folder', help='CUB, NABirds, Oxford Flowers, Stanford Dogs or Cars, as published')
+    add('--seed', type=int, default=0, help='of the images held out (default: 0)')
+
+    add = actions.add_parser('vtab', help="any set in VTAB-1k's layout").add_argument
+    add('source', help='an image folder, or torchvision::DTD')
+    add('out', help='folder that is made')
+    add('--root', default='', help="where torchvision's set is; nothing is downloaded")
+    add('--seed', type=int, default=0, help='of the 1,000 images (default: 0)')
+    args = parser.parse_args(argv)
+    if any(seed < 0 for seed in [*getattr(args, 'seeds', ()), getattr(args, 'seed', 0)]):
+        raise UserError('a seed must not be negative')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; exit code 1 if something is missing."""
+    args = parse_args(argv)
+    if not dict(check=check, few=few, lists=lists, vtab=vtab)[args.action](args):
+        sys.exit(1)
+
+
+def check(args: argparse.Namespace) -> bool:
+    """Print what is there, and every fault; whether there is none."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from vpt_dense import tables
+    from vpt_dense.datasets import collections
+
+    root = args.root or f'data/{args.collection}'
+    found = collections.check(args.collection, root)
+    faults = sum(bool(each['problems']) for each in found)
+    if args.json:
+        json.dump(found, sys.stdout, indent=1)
+        print()
+        return not faults
+
+    def tell(pair: Sequence[int | None]) -> str:
+        have, wanted = pair
+        said = '-' if have is None else f'{have:,}'
+        return said if have == wanted else f'{said} of {wanted:,}'
+
+    rows = [[each['name'], tell(each['classes']), *map(tell, each['images'].values()),
+             str(len(each['problems'])) if each['problems'] else 'ok'] for each in found]
+    columns = ['', 'classes', *found[0]['images'], 'faults']
+    tables.show(columns, rows, f'{args.collection} in {root}')
+    console = Console(soft_wrap=True)
+    for each in found:
+        for line in each['problems']:
+            console.print(f'[red]{each["name"]}[/]: {escape(line)}', highlight=False)
+    print(f'{len(found) - faults} of {len(found)} are whole')
+    return not faults
+
+
+def few(args: argparse.Namespace) -> bool:
+    """Write the lists."""
+    from vpt_dense import config, logging, safe_files
+    from vpt_dense.datasets import few_images
+
+    if not (args.per_class or args.share or args.holding):
+        raise UserError('say which lists: --per-class 1 2 4, --share 0.1 or --holding 1')
+    for key, values in (('--per-class', args.per_class), ('--holding', args.holding)):
+        if any(value < 1 for value in values):
+            raise UserError(f'{key} must be at least 1, found {min(values)}')
+    if any(not 0 < part <= 1 for part in args.share):
+        raise UserError('--share must be above 0 and at most 1')
+    logging.filter_warnings()
+    with contextlib.redirect_stdout(io.StringIO()):  # the packages print when they are imported
+        cfg = config.load(args.config, args.cfg_options, args.method, trains=False)
+        training = few_images.Training(cfg)
+    for seed in args.seeds:
+        for kind, values in (('per_class', args.per_class), ('share', args.share),
+                             ('holding', args.holding)):  # fmt: skip
+            for value in values:
+                chosen, note = training.draw(kind, value, seed)
+                file = args.out / f'{kind}-{value:g}_seed-{seed}.txt'
+                safe_files.write_text(file, training.text(chosen))
+                print(f'{file}: {len(chosen)} of {len(training)} images{note}')
+    print(f'a config takes one with {training.usage}')
+    return True
+
+
+def lists(args: argparse.Namespace) -> bool:
+    """Write the lists of a fine-grained set."""
+    from vpt_dense.datasets import convert
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = convert.fine_grained(args.folder, args.seed)
+    for name, number in found.items():
+        print(f'{Path(args.folder, name)}.json: {number:,} images')
+    return True
+
+
+def vtab(args: argparse.Namespace) -> bool:
+    """Write a set in VTAB-1k's layout."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from vpt_dense.datasets import convert
+
+    console = Console(stderr=True)
+    found = convert.to_vtab(
+        args.source, args.out, args.root, args.seed,
+        lambda items, description: track(items, description, console=console))
+    for name, number in found.items():
+        print(f'{Path(args.out, name)}.txt: {number:,} images')
+    print("drawn by this command: not the images of the papers' VTAB-1k")
+    return True
