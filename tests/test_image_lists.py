@@ -116,7 +116,8 @@ def test_a_broken_list_is_told(tmp_path, name):
     content, message = BROKEN[name]
     picture(tmp_path / 'a.png'), picture(tmp_path / 'b.png')
     if content is not None:
-        (tmp_path / 'l.txt').write_bytes(content if isinstance(content, bytes) else content.encode())
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / 'l.txt').write_bytes(content)
     with pytest.raises(UserError, match=message):
         samples(build(type='vpt_dense.ImageList', data_root=str(tmp_path), ann_file='l.txt',
                       num_classes=2))
@@ -415,7 +416,8 @@ def test_lists_that_a_config_takes(capfd, tmp_path):
     for arguments, message in (
             ((), 'say which lists'), (('--share', '2'), '--share must be above 0'),
             (('--per-class', '0'), 'at least 1'), (('--holding', '1'), 'is for segmentation'),
-            (('--per-class', '5'), 'class rose has 4'), (('--share', '.5', '--seeds', '-1'), 'seed')):
+            (('--per-class', '5'), 'class rose has 4'),
+            (('--share', '.5', '--seeds', '-1'), 'seed')):
         outcome = run_tool(capfd, 'data', 'few', recipe, *arguments, '--cfg-options', where)
         assert outcome.code == 2 and message in outcome.err, outcome.err
     outcome = run_tool(capfd, 'data', 'few', str(CONFIGS / 'vpt/vit-b_cifar100.py'), '--share', '1')

@@ -16,6 +16,7 @@ from vpt_dense import (
     installed,
     method_files,
     options,
+    preprocessing,
     pretraining,
     run_settings,
     tasks,
@@ -37,7 +38,7 @@ KEYS = frozenset(
     # read by this package and its tools
     'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks '
     'feature_cache subset'.split()
-) | frozenset(run_settings.KEYS)
+) | frozenset((*run_settings.KEYS, *preprocessing.KEYS))
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
 _READ_ELSEWHERE = 'test_pipeline'
@@ -264,6 +265,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
       :func:`place_pretrained`.
     - ``dataset``: what every split has in common goes into the data sets of every dataloader, which
       may say otherwise: see :func:`vpt_dense.data_config.place`.
+    - ``preprocessing`` and ``normalize``: see :func:`vpt_dense.preprocessing.place`.
     - ``img_size``, ``epochs`` or ``iters``, ``warmup``, ``batch_size``: see
       :func:`vpt_dense.run_settings.place`.
     - ``test_pipeline``, which mmseg's inference reads, is that of ``test_dataloader``.
@@ -297,7 +299,9 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     """
     place_pretrained(cfg)
     classes = data_config.place(cfg)
+    wanted = preprocessing.take(cfg)
     run_settings.place(cfg, cfg_options)
+    preprocessing.place(cfg, wanted)
     data_config.place_test_pipeline(cfg)
     if classes is not None:
         for head in heads(cfg.get('model')):

@@ -79,6 +79,11 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
     rates.place(cfg, given, origins)
 
 
+def trained_size(cfg: Config) -> Size | None:
+    """The size of the images that a config trains on, as its pipelines say it."""
+    return next((size for _, size in _trained(cfg)), None)
+
+
 def hint(name: str) -> str:
     """A hint for messages about a variable or unknown key that means one of ours; often empty."""
     return f'; {MEANT[name]} sets all that follows from it' if name in MEANT else ''
