@@ -263,6 +263,12 @@ ROWS = {
     'vapt': Row(
         dict(prompt=dict(type='vpt_dense.VAPTPrompt', num_tokens=5, hidden_dims=8, grid=(4, 4))),
         _PLAIN, files=('vapt',)),
+    'lspt_like': Row(
+        dict(prompt=dict(type='vpt_dense.LSPTLikePrompt', num_tokens=5, hidden_dims=8)), _PLAIN,
+        files=('lspt_like',)),
+    'ivpt_like': Row(
+        dict(prompt=dict(type='vpt_dense.IVPTLikePrompt', num_tokens=5)), _PLAIN,
+        files=('ivpt_like',)),
     # --- options of theirs
     'deep, dropout': Row(
         dict(prompt=dict(DEEP, dropout=0.5)), ('vit', 'swin'), formula=formula_of('deep')),

@@ -40,6 +40,10 @@ METHODS = {
     'gated': prompt('GatedPrompt'),
     'residual': prompt('ResidualPrompt'),
     'residual-last-3': prompt('ResidualPrompt', layer_range=(1, None)),
+    'lspt_like': prompt('LSPTLikePrompt', hidden_dims=6),
+    'ivpt_like': prompt('IVPTLikePrompt', salient=0.2),
+    'ivpt_like-middle': prompt(
+        'IVPTLikePrompt', salient=1, layer_range=(1, 3), keep_outputs=False),
     'vapt': prompt('VAPTPrompt', grid=(4, 4), dropout=0.0),
     'vapt-3': prompt('VAPTPrompt', grid=(5, 3), kernel_size=3, hidden_dims=2, dropout=0.0),
     'cvpt': cvpt(),
@@ -145,6 +149,57 @@ def by_residuals(model, x, grid):
         yield x
 
 
+def by_memory(model, x, grid):
+    """Gates of the LSTM one by one: input, forget, cell, output, as PyTorch orders its rows."""
+    part, r, left = model.prompt, 6, None
+    entering = part.tokens.expand(len(x), -1, -1)
+    hidden = cell = torch.zeros(len(x), P, r).double()
+    for i, layer in enumerate(model.layers):
+        if i > 0:
+            seen = (left + x[:, 1:].mean(1)[:, None]) @ part.down.weight.T
+            memory = part.memory
+            gates = [
+                seen @ memory.weight_ih[rows].T + memory.bias_ih[rows]
+                + hidden @ memory.weight_hh[rows].T + memory.bias_hh[rows]
+                for rows in (slice(n * r, (n + 1) * r) for n in range(4))]
+            taken, kept, put = (1 / (1 + torch.exp(-gates[n])) for n in (0, 1, 3))
+            cell = kept * cell + taken * torch.tanh(gates[2])
+            hidden = put * torch.tanh(cell)
+            entering = left + hidden @ part.up.weight.T
+        left, x = run(layer, x, entering)
+        yield x
+
+
+def by_links(model, x, grid):
+    part = model.prompt
+    for i, layer in enumerate(model.layers):
+        if not part.start <= i < part.stop:
+            x = run(layer, x)[1]
+            yield x
+            continue
+        row = i - part.start
+        own = part.tokens[row]
+        if row > 0:
+            before = part.tokens[row - 1]
+            scores = torch.exp(torch.einsum('pc,qc->pq', own, before) / math.sqrt(D))
+            own = own + part.links[row - 1] * (scores / scores.sum(1, keepdim=True)) @ before
+        images = []
+        for tokens in x:
+            cosines = torch.stack([
+                torch.stack([t @ p / t.norm() / p.norm() for p in own]).max() for t in tokens[1:]])
+            number = math.ceil(part.salient * len(cosines))
+            chosen = {int(n) + 1 for n in cosines.argsort(descending=True)[:number]}
+            rows = []
+            for n, token in enumerate(tokens):
+                if n in chosen:
+                    scores = torch.exp(own @ token / math.sqrt(D))
+                    token = token + part.boosts[row] * (scores / scores.sum()) @ own
+                rows.append(token)
+            images.append(torch.stack(rows))
+        x = run(layer, torch.stack(images), own[None])[1]
+        yield x
+
+
 def by_vapt(model, x, grid):
     part = model.prompt
     for i, layer in enumerate(model.layers):
@@ -192,7 +247,7 @@ def by_cvpt(model, x, grid):
 
 FORMULAS = {
     'prefix': by_prefix, 'e2vpt': by_e2vpt, 'gated': by_gates, 'residual': by_residuals,
-    'vapt': by_vapt, 'cvpt': by_cvpt,
+    'vapt': by_vapt, 'cvpt': by_cvpt, 'lspt_like': by_memory, 'ivpt_like': by_links,
 }  # fmt: skip
 
 
@@ -525,6 +580,46 @@ def test_vapt_starts_with_zeros_behind_the_first_block():
     assert all(p.grad.abs().sum() > 0 for p in model.prompt.parameters())
 
 
+@pytest.mark.parametrize(('name', 'other', 'zero'), [
+    ('lspt_like', dict(deep=False), ['up.weight']), ('ivpt_like', dict(deep=True),
+                                                     ['links', 'boosts'])])  # fmt: skip
+def test_what_an_abstract_says_starts_as_vpt(name, other, zero):
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model, start = build(name), tiny_vit(**METHODS[name])
+    values = dict(start.prompt.named_parameters())
+    with torch.no_grad():
+        for key in zero:
+            assert not values[key].any()
+            model.prompt.get_parameter(key).zero_()
+    plain = randomise(tiny_vit(prompt=dict(
+        type='vpt_dense.TokenPrompt', num_tokens=P, **other))).double()
+    plain.load_state_dict({n: t for n, t in model.state_dict().items()
+                           if not n.startswith('prompt.') or n == 'prompt.tokens'})
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-10, atol=1e-10)
+    model.zero_grad()
+    model(x)[0].square().sum().backward()
+    assert all(model.prompt.get_parameter(key).grad.any() for key in zero)
+
+
+@pytest.mark.parametrize('name', ['lspt_like', 'ivpt_like', 'ivpt_like-middle'])
+def test_members_of_an_ensemble_act_on_their_own_tokens(name):
+    settings = METHODS[name]['prompt']
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    model = randomise(tiny_vit(prompt=dict(
+        type='vpt_dense.PromptEnsemble', seeds=[3, 4], prompt=settings))).double()
+    for mode, batch in ((False, x), (True, torch.cat([x, x.flip(0)]))):
+        outs = model.train(mode)(batch)[0]
+        assert len(outs) == 4
+        for k, member in enumerate(model.prompt.members):
+            single = build(name).train(mode)
+            single.load_state_dict({n: t for n, t in model.state_dict().items()
+                                    if not n.startswith('prompt.')}, strict=False)
+            single.prompt.load_state_dict(member.state_dict())
+            own = batch if not mode else batch[2 * k : 2 * k + 2]
+            torch.testing.assert_close(
+                outs[2 * k : 2 * k + 2], single(own)[0], rtol=1e-10, atol=1e-10)
+
+
 def test_ranges_of_the_starts():
     site = Site(768, range(12), 12, 12, (16, 16), 768)
     torch.manual_seed(0)
@@ -548,15 +643,19 @@ def test_ranges_of_the_starts():
 
 @pytest.mark.parametrize(('arch', 'counts'), [
     ('base', dict(prefix=184_320, e2vpt=92_160 + 12 * 5 * 768, gated=76_800 + 11,
-                  residual=1_032_700, vapt=55_608, cvpt=1_843_200)),
+                  residual=1_032_700, vapt=55_608, cvpt=1_843_200, lspt=350_080,
+                  ivpt=92_160 + 23)),
     ('large', dict(prefix=491_520, e2vpt=245_760 + 24 * 5 * 1024, gated=102_400 + 23,
-                   residual=2_689_900, vapt=112_920, cvpt=4_915_200)),
+                   residual=2_689_900, vapt=112_920, cvpt=4_915_200, lspt=433_024,
+                   ivpt=245_760 + 47)),
 ])  # fmt: skip
 def test_counts(arch, counts):
     parts = dict(
         prefix=dict(type='PrefixPrompt', num_tokens=10),
         e2vpt=dict(type='E2VPTPrompt', num_tokens=10, num_kv_tokens=5),
         gated=dict(type='GatedPrompt', num_tokens=100),
+        lspt=dict(type='LSPTLikePrompt', num_tokens=100),
+        ivpt=dict(type='IVPTLikePrompt', num_tokens=10),
         residual=dict(type='ResidualPrompt', num_tokens=100),
         vapt=dict(type='VAPTPrompt', num_tokens=10),
         cvpt=dict(type='CVPT'),
@@ -663,6 +762,10 @@ ERRORS = {
               r'prompt\.num_kv_tokens must be an integer of at least 1, found 1\.5'),
     'gate': (prompt('GatedPrompt', gate_init='low'),
              r"prompt\.gate_init must be a number, found 'low'"),
+    'memory': (prompt('LSPTLikePrompt', hidden_dims=0),
+               r'prompt\.hidden_dims must be an integer of at least 1, found 0'),
+    'salient': (prompt('IVPTLikePrompt', salient=0),
+                r'prompt\.salient must be a number above 0 and at most 1, found 0'),
     'residual': (prompt('ResidualPrompt', dropout=1),
                  r'prompt\.dropout must be a number in \[0, 1\), found 1'),
     'vapt grid': (prompt('VAPTPrompt', grid=14),
@@ -720,8 +823,10 @@ ONE = dict(embed_dims=D, num_layers=1, num_heads=HEADS, feedforward_channels=2 *
     (prompt('GatedPrompt'), 'featmap', {'prompt.tokens'}),
     (prompt('VAPTPrompt', grid=(4, 4)), 'cls_token', {'prompt.tokens'}),
     (prompt('ResidualPrompt'), 'cls_token', {'prompt.tokens'}),
+    (prompt('LSPTLikePrompt'), 'cls_token', {'prompt.tokens'}),
+    (prompt('IVPTLikePrompt'), 'cls_token', {'prompt.tokens', 'prompt.boosts'}),
     (dict(adapters=[dict(type='vpt_dense.Rein', num_tokens=3, rank=2)]), 'featmap', None),
-], ids=['gated', 'vapt', 'residual', 'rein'])
+], ids=['gated', 'vapt', 'residual', 'lspt', 'ivpt', 'rein'])
 def test_one_block_trains_nothing_that_cannot_act(method, out_type, trained):
     model = randomise(tiny_vit(**method, arch=ONE, out_type=out_type))
     model(images(2, 3, 32, 32))[0].square().sum().backward()

@@ -53,8 +53,21 @@ class PromptEnsemble(Members, Prompt):
         Returns:
             (k * B, F + N, C) from the first block with prompts on.
         """
-        repeats = layer == self.first_layer and not self.training
-        return x.repeat(len(self.members), 1, 1) if repeats else x
+        if layer == self.first_layer and not self.training:
+            x = x.repeat(len(self.members), 1, 1)
+        return self._each('before_block', x, layer, layout)
+
+    def after_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """See :meth:`Prompt.after_block`."""
+        return self._each('after_block', x, layer, layout)
+
+    def _each(self, place: str, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """Let each member change its own tokens, where members of this kind change any."""
+        own = getattr(type(self.members[0]), place) is not getattr(Prompt, place)
+        if not own or layer < self.first_layer:
+            return x
+        return torch.cat([getattr(member, place)(part, layer, layout)
+                          for member, part in zip(self.members, self.split(x), strict=True)])
 
     def after_backbone(self, outs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Prompt.after_backbone`: outputs of blocks before the first are repeated."""

@@ -4,6 +4,8 @@ from vpt_dense.prompts.base import Part, Prompt, Site, TokenLayout
 from vpt_dense.prompts.e2vpt_prompt import E2VPTPrompt
 from vpt_dense.prompts.folded_prompt import FoldedPrompt
 from vpt_dense.prompts.gated_prompt import GatedPrompt
+from vpt_dense.prompts.ivpt_like_prompt import IVPTLikePrompt
+from vpt_dense.prompts.lspt_like_prompt import LSPTLikePrompt
 from vpt_dense.prompts.pixel_prompt import PixelPrompt
 from vpt_dense.prompts.prefix_prompt import PrefixPrompt
 from vpt_dense.prompts.residual_prompt import ResidualPrompt
@@ -12,6 +14,7 @@ from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.prompts.vapt_prompt import VAPTPrompt
 
 __all__ = [
-    'E2VPTPrompt', 'FoldedPrompt', 'GatedPrompt', 'Part', 'PixelPrompt', 'PrefixPrompt',
-    'Prompt', 'ResidualPrompt', 'Site', 'StagePrompts', 'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
+    'E2VPTPrompt', 'FoldedPrompt', 'GatedPrompt', 'IVPTLikePrompt', 'LSPTLikePrompt', 'Part',
+    'PixelPrompt', 'PrefixPrompt', 'Prompt', 'ResidualPrompt', 'Site', 'StagePrompts',
+    'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
 ]
