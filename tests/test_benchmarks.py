@@ -423,3 +423,26 @@ def test_ensemble_is_measured_beside_separate_passes(measure, more):
     assert [row['way'] for row in rows] == ['one member', '3 passes', 'one pass']
     assert all(row['difference'] < 1e-5 for row in rows)
     assert float(table_row(out, '3', '2', '3 passes')[0].split()[0]) == 1
+
+
+def test_cells_share_gpus_and_the_file_server(module):
+    scale = module('scale')
+    cells = [scale.Cell(10, 10, 1, 2), scale.Cell(10, 10, 1, 2), scale.Cell(4, 0, 1, 2)]
+    assert scale.simulate(cells, 1, 1e9) == (24, 1, 0)
+    assert scale.simulate(cells, 2, 1e9) == (14, 24 / 28, 0)  # the third goes behind a first one
+    # Two ask for 2 bytes a second and get 1: 20 seconds for both, then 4 alone.
+    assert scale.simulate(cells, 2, 1) == pytest.approx((24, 24 / 48, 20 / 24))
+
+
+def test_a_study_on_paper(command):
+    code, out, err = command('scale', '--gpus', '1', '--trials', '0', '--seeds', '1', '--epochs',
+                             '1', '--train-ms', '1', '--test-ms', '0', '--start', '0')
+    assert (code, err) == (0, '')
+    # 19 tasks of 1,000 images and five of their own training images, 1 ms each.
+    images = 19 * 1000 + 5394 + 21536 + 1020 + 10800 + 7329
+    assert f'{images / 3.6e6:,.1f} │' in out and '24 parts of 24 runs' in out, out
+    # A checkpoint of VPT-deep, p = 10: prompts 12 x 10 x 768; 768 + 1 a class in the head.
+    classes = sum((102, 100, 47, 102, 37, 10, 397, 2, 10, 45, 5, 8, 6, 6, 4, 16, 16, 18, 9, 200,
+                   555, 102, 120, 196))
+    delta = 4 * (24 * 92_160 + 769 * classes)
+    assert f'{delta / 1e9:,.2f} GB of what was' in out, out
