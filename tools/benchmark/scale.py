@@ -77,7 +77,7 @@ def simulate(todo: Sequence[Cell], gpus: int, bandwidth: float) -> tuple[float, 
             cell = waiting.pop(0)
             running.append([cell.seconds, cell.read / cell.seconds])
         wanted = sum(rate for _, rate in running)
-        pace = min(1.0, bandwidth / wanted)
+        pace = min(1.0, bandwidth / wanted) if wanted else 1.0
         step = min(left for left, _ in running) / pace
         now += step
         busy += len(running) * pace * step
