@@ -8,6 +8,7 @@ from mmseg.models import decode_heads
 from mmseg.structures import SegDataSample
 from utils import images, randomise
 
+from vpt_dense.heads import losses
 from vpt_dense.heads.losses import upsampled_cross_entropy
 
 COMMON = dict(num_classes=7, norm_cfg=dict(type='BN'))
@@ -143,6 +144,41 @@ def test_loss_keeps_the_gradient_of_small_scores():
     full = torch.nn.functional.interpolate(logits, (64, 64), mode='bilinear')
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(full, labels))
     assert correct == (full.argmax(1) == labels).sum()
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize(('small', 'full'), [
+    ((3, 5), (24, 31)), ((16, 16), (224, 224)), ((7, 4), (5, 4)), ((1, 1), (6, 6))])
+def test_upsampling_by_products_is_pytorch_s(small, full, align_corners):
+    scores, gradient = (images(1, 3, *size, dtype=torch.float64) for size in (small, full))
+    ways = [losses._Interpolated(small, full, align_corners),
+            losses._Separable(small, full, align_corners, torch.float64)]
+    for way, value in (('forward', scores), ('backward', gradient)):
+        one, other = (getattr(each, way)(value) for each in ways)
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_large_scores_are_interpolated():
+    labels = torch.randint(0, 2, (1, 260, 12))
+    logits = images(1, 2, 130, 6, dtype=torch.float64).requires_grad_()
+    assert isinstance(losses._upsampling(logits, labels.shape[1:], False, logits.dtype),
+                      losses._Interpolated)
+    loss, _ = upsampled_cross_entropy(logits, labels)
+    full = torch.nn.functional.interpolate(logits, labels.shape[1:], mode='bilinear')
+    wanted = torch.nn.functional.cross_entropy(full, labels)
+    torch.testing.assert_close(loss, wanted, rtol=1e-7, atol=1e-7)  # mmseg adds an epsilon
+    torch.testing.assert_close(*(torch.autograd.grad(each, logits)[0] for each in (loss, wanted)))
+
+
+def test_autocast_leaves_the_loss_exact():
+    logits, labels = images(2, 3, 4, 5).requires_grad_(), torch.randint(0, 3, (2, 16, 20))
+    found = []
+    for enabled in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            loss = upsampled_cross_entropy(logits, labels)[0]
+        found.append((loss, *torch.autograd.grad(loss, logits)))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
 
 
 def test_gradient_of_the_loss_by_differences():

@@ -144,6 +144,57 @@ def upsampled_cross_entropy(
         logits, labels, align_corners, ignore_index, avg_non_ignore, count_correct)
 
 
+class _Interpolated:
+    """Bilinear upsampling of one image as PyTorch does it."""
+
+    def __init__(self, small: torch.Size, full: torch.Size, align_corners: bool) -> None:
+        self.small, self.full, self.align_corners = small, full, align_corners
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Scores (1, C, h, w) to (1, C, H, W)."""
+        return F.interpolate(scores, self.full, mode='bilinear', align_corners=self.align_corners)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Their gradient, (1, C, H, W), to that of the small scores."""
+        return torch.ops.aten.upsample_bilinear2d_backward(
+            gradient, self.full, [*gradient.shape[:2], *self.small], self.align_corners)
+
+
+class _Separable:
+    """The same as two products of matrices, which a CPU does in less time, backward most of all."""
+
+    def __init__(
+        self, small: torch.Size, full: torch.Size, align_corners: bool, dtype: torch.dtype
+    ) -> None:
+        # PyTorch's own weights: what it makes of the columns of an identity matrix.
+        self.rows, self.columns = (
+            F.interpolate(
+                torch.eye(n, dtype=dtype)[None, None], (m, n), mode='bilinear',
+                align_corners=align_corners)[0, 0]
+            for n, m in zip(small, full, strict=True))  # (H, h), (W, w)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Scores (1, C, h, w) to (1, C, H, W)."""
+        return self.rows @ scores @ self.columns.T
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Their gradient, (1, C, H, W), to that of the small scores."""
+        return self.rows.T @ gradient @ self.columns
+
+
+#: Sides of small scores up to which products of matrices took less time, forward and backward.
+_SEPARABLE = 128
+
+
+def _upsampling(
+    logits: Tensor, full: torch.Size, align_corners: bool, dtype: torch.dtype
+) -> _Interpolated | _Separable:
+    small = logits.shape[2:]
+    if logits.device.type == 'cpu' and max(small) <= _SEPARABLE:
+        return _Separable(small, full, align_corners, dtype)
+    return _Interpolated(small, full, align_corners)
+
+
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, labels, align_corners, ignore_index, avg_non_ignore, count_correct):
@@ -155,18 +206,16 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(logits, dtype=dtype) if needed else None
         loss = torch.zeros((), dtype=dtype, device=logits.device)
         correct = torch.zeros((), dtype=torch.int64, device=logits.device)
+        upsampling = _upsampling(logits, labels.shape[1:], align_corners, dtype)
         for i, (scores, label, counts) in enumerate(zip(logits, labels, valid, strict=True)):
-            scores = scores.detach().to(dtype).unsqueeze(0).requires_grad_(needed)
-            with torch.enable_grad():
-                full = F.interpolate(
-                    scores, label.shape, mode='bilinear', align_corners=align_corners)
             target = label.where(counts, 0)[None, None]  # (1, 1, H, W)
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+                full = upsampling.forward(scores.detach().to(dtype).unsqueeze(0))
                 if count_correct:
                     # A maximum is found in a tenth of the time of its place (CPU).
                     hits = full.gather(1, target) == full.amax(1, keepdim=True)
                     correct += (hits[0, 0] & counts).sum()
-                probabilities = full.detach().log_softmax(1)
+                probabilities = full.log_softmax(1)
                 loss -= (probabilities.gather(1, target)[0, 0] * counts).sum()
                 if not needed:
                     continue
@@ -174,7 +223,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                 probabilities.exp_().scatter_add_(
                     1, target, torch.full_like(target, -1, dtype=dtype))
                 probabilities *= counts.to(dtype) / pixels
-            (gradient[i],) = torch.autograd.grad(full, scores, probabilities)
+                gradient[i] = upsampling.backward(probabilities)[0]
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(correct)
