@@ -1,5 +1,6 @@
 """Runs of a comparison: trains and tests each method with each seed once, measures the cost."""
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -93,7 +94,8 @@ def call(
         )
     try:
         while process.poll() is None and not stop.is_set():
-            stop.wait(0.5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
             text = log.read_bytes()[begin:].decode(errors='replace')
             if done and (found := expected.findall(text)):
                 done(int(found[-1]))
