@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -110,15 +111,21 @@ class FolderLock:
 
 @contextlib.contextmanager
 def waiting_lock(
-    folder: str | Path, told: Callable[[str], object] | None = None, pause: float = 0.2
-) -> Iterator[FolderLock]:
+    folder: str | Path, told: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None, pause: float = 0.2,
+) -> Iterator[FolderLock]:  # fmt: skip
     """A folder's lock, when the process that has it lets go.
 
     Args:
         folder: It must exist.
         told: Called once with who has it, if it has to be waited for.
+        stop: Ends the waiting when it is set.
         pause: Seconds between two looks.
+
+    Raises:
+        UserError: If it was stopped.
     """
+    stop = stop or threading.Event()
     while True:
         try:
             lock = FolderLock(folder)
@@ -127,7 +134,8 @@ def waiting_lock(
             if told:
                 told(str(error).partition(';')[0])
                 told = None
-        time.sleep(pause)
+        if stop.wait(pause):
+            raise UserError('interrupted')
     try:
         yield lock
     finally:

@@ -176,6 +176,7 @@ class Search:
         seed: Of Optuna's sampler, and of the order of a grid.
         sampler: One of :data:`SAMPLERS`.
         alone: Whether no other process searches here, as the caller has a lock for it.
+        check: Whether the ends of all ranges are tried on the config.
     """
 
     comparison: runs.Comparison
@@ -187,6 +188,7 @@ class Search:
     seed: int = 0
     sampler: str = 'tpe'
     alone: bool = False
+    check: bool = True
 
     def __post_init__(self) -> None:
         """Look at the config.
@@ -221,6 +223,8 @@ class Search:
             if key in said:
                 raise UserError(
                     f'--space {key}: --cfg-options sets it too; leave it out of one of them')
+            if not self.check:
+                continue
             ends = getattr(distribution, 'choices', None) or (distribution.low, distribution.high)
             for value in ends:
                 self.comparison.config(self.method, [_option(key, value)])
@@ -233,31 +237,22 @@ class Search:
         Raises:
             UserError: If the folder holds a search of other settings.
         """
-        optuna = import_optuna()
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
         from vpt_dense import safe_files
 
+        optuna = import_optuna()
         self.folder.mkdir(parents=True, exist_ok=True)
-        mark = dict(
-            self.comparison.fingerprint(self.method, 0), seed=self.seed, pruner=self.pruner,
-            space={key: repr(value) for key, value in self.space.items()},
-            **({} if self.sampler == 'tpe' else dict(sampler=self.sampler)))
-        known = runs.read(self.folder / MARK)
+        mark, known = self._mark(), runs.read(self.folder / MARK)
         if known is None:
             safe_files.write_text(self.folder / MARK, json.dumps(mark, indent=1) + '\n')
-        elif {**known, 'data': None} != {**mark, 'data': None} or (
-                known['data'] not in (None, mark['data'])):
+        elif not _agree(known, mark):
             differ = [key for key in {**known, **mark} if known.get(key) != mark.get(key)]
             raise UserError(
                 f'{self.folder} holds a search of other settings ({", ".join(differ)} differ): '
                 'move it away, or take another --work-dir')
         pruners = dict(none=optuna.pruners.NopPruner, median=optuna.pruners.MedianPruner,
                        hyperband=optuna.pruners.HyperbandPruner)
-        backend = JournalFileBackend(str(self.folder / STUDY))
         study = optuna.create_study(
-            study_name=_NAME, storage=JournalStorage(backend), load_if_exists=True,
+            study_name=_NAME, storage=self._storage(), load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=max(
                 3, self.trials // 3)),
             pruner=pruners[self.pruner](),
@@ -266,6 +261,32 @@ class Search:
             study.enqueue_trial(own, skip_if_exists=True)
         self._close_dead(study)
         return study
+
+    def _mark(self) -> dict[str, Any]:
+        """What a study must be of to be this one."""
+        return dict(
+            self.comparison.fingerprint(self.method, 0), seed=self.seed, pruner=self.pruner,
+            space={key: repr(value) for key, value in self.space.items()},
+            **({} if self.sampler == 'tpe' else dict(sampler=self.sampler)))
+
+    def _storage(self) -> Any:
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        return JournalStorage(JournalFileBackend(str(self.folder / STUDY)))
+
+    def finished(self) -> list[str] | None:
+        """The best settings, as ``KEY=VALUE``, if all trials are done; nothing is written."""
+        known = runs.read(self.folder / MARK)
+        if not known or not _agree(known, self._mark()) or not (self.folder / STUDY).is_file():
+            return None
+        try:
+            study = import_optuna().load_study(study_name=_NAME, storage=self._storage())
+        except KeyError:  # it is being made
+            return None
+        ended = sum(_counts(trial) and trial.state.name != 'RUNNING'
+                    for trial in study.get_trials(deepcopy=False))
+        return options_of(best_of(study)) if ended >= self.trials and done(study) else None
 
     def _own_point(self) -> dict[str, Any]:
         """The config's own settings, the first trial; none where the ranges do not hold them."""
@@ -459,6 +480,12 @@ class Search:
             safe_files.write_text(self.folder / name, content)
         draw(study, self.metric, self.folder / 'trials.svg')
         return [self.folder / name for name in (*written, 'trials.svg')]
+
+
+def _agree(known: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
+    """Whether a study is of what was asked for; the data may have been downloaded by it."""
+    return {**known, 'data': None} == {**mark, 'data': None} and (
+        known.get('data') in (None, mark['data']))
 
 
 def options_of(trial: Any) -> list[str]:
