@@ -12,7 +12,7 @@ import time
 import zlib
 from pathlib import Path
 
-from vpt_dense import outputs, safe_files
+from vpt_dense import outputs
 from vpt_dense.errors import UserError
 
 #: Parameters of methods: backbone, what tunes it.
@@ -29,6 +29,13 @@ def value_of(argv: list[str], name: str) -> str | None:
     return argv[argv.index(name) + 1] if name in argv else None
 
 
+def write(file: Path, content: dict) -> None:
+    """At once, as :mod:`vpt_dense.safe_files` does, whose import takes longer than all of this."""
+    unfinished = file.with_suffix(f'.{os.getpid()}')
+    unfinished.write_text(json.dumps(content))
+    os.replace(unfinished, file)
+
+
 def train(argv: list[str]) -> None:
     work_dir, method = Path(value_of(argv, '--work-dir')), value_of(argv, '--method')
     options = argv[argv.index('--cfg-options') + 1:] if '--cfg-options' in argv else []
@@ -41,7 +48,7 @@ def train(argv: list[str]) -> None:
     time.sleep(float(os.environ.get('FAKE_SECONDS', 0)))
     metrics = dict(mIoU=score(method, value_of(argv, '--seed'), options))
     content = dict(last=dict(metrics=metrics), started_at_iter=0, wall_time_seconds=1.0)
-    safe_files.write_text(summary, json.dumps(content))
+    write(summary, content)
     del lock
 
 
@@ -56,7 +63,7 @@ def test(argv: list[str]) -> None:
     params = dict(parts=parts, trainable=tuned + 10, total=BACKBONE + tuned + 10, percent=1.0,
                   tuned_megabytes=0.1)
     content = dict(metrics=metrics, params=params, checkpoint='iter_1.pth', versions={})
-    safe_files.write_text(work_dir / 'test.json', json.dumps(content))
+    write(work_dir / 'test.json', content)
 
 
 def delta(argv: list[str]) -> None:
