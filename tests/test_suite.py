@@ -90,7 +90,7 @@ def test_yaml_and_variables(tmp_path):
     (dict(recipe=...), 'tasks.a has no recipe; say one, there or for all tasks'),
     (dict(recipe='gone.py'), 'tasks.a.recipe: there is no file gone.py'),
     (dict(recipe=3), 'recipe must be a text, found 3'),
-    (dict(tasks=dict(a=dict(recipe='vpt_dense::gone'))), 'config vpt_dense::gone: vpt_dense has no'),
+    (dict(tasks=dict(a=dict(recipe='vpt_dense::gone'))), 'vpt_dense::gone: vpt_dense has no'),
     (dict(methods=...), 'methods must be a list'), (dict(methods=[]), 'methods must be a list'),
     (dict(methods='deep'), "methods must be a list .* found 'deep'"),
     (dict(methods=['deep', 'deep']), 'methods must be a list of different'),

@@ -27,7 +27,7 @@ PAUSE = 1.0
 #: How often Ray starts a cell again whose worker has died.
 _RETRIES = 3
 #: What a worker elsewhere takes over from here.
-_VARIABLES = ('PYTHONPATH', 'PATH', 'HF_HOME', 'HF_HUB_OFFLINE')
+_VARIABLES = ('PYTHONPATH', 'HF_HOME', 'HF_HUB_OFFLINE')
 
 
 @dataclass(frozen=True)
