@@ -487,8 +487,11 @@ def slurm_here(folder, refuse=''):
     """Slurm's commands in a folder, on PATH: they keep the script, and run it."""
     folder.mkdir()
     sacct = '#!/bin/bash\necho "JobID|State|NodeList"\n'
+    # The same job again, with the numbers that it has.
+    scontrol = (f'#!/bin/bash\necho "$@" >> {folder}/scontrol.log\n'
+                f'bash {folder}/script_*.sh >/dev/null 2>&1 </dev/null &\n')
     for name, text in dict(sbatch=SBATCH.format(folder=folder, refuse=refuse), srun=SRUN,
-                           sacct=sacct).items():
+                           sacct=sacct, scontrol=scontrol).items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755 | stat.S_IXUSR)
     return dict(PATH=f'{folder}{os.pathsep}{os.environ["PATH"]}')
@@ -520,6 +523,40 @@ def test_slurm(tmp_path):
         assert f'#SBATCH {line}\n' in text, text
     assert re.search(rf'^srun .*{re.escape(sys.executable)}.* -m submitit.core._submit '
                      rf'{re.escape(str(out))}/submitit', text, re.MULTILINE), text
+
+
+@pytest.mark.slow
+def test_slurm_when_a_job_is_preempted(tmp_path):
+    """Slurm signals all processes of a job; submitit puts it into the queue again."""
+    pytest.importorskip('submitit')
+    path = plan(tmp_path, tasks=dict(a={}), seeds=[0, 1])
+    out, bin = tmp_path / 'out', tmp_path / 'bin'
+    process = subprocess.Popen(
+        list(map(str, command(path, out, '--executor', 'slurm', '--slurm', 'time=240'))), cwd=ROOT,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=environment(FAKE_SECONDS='5', **slurm_here(bin)))
+    limit = time.monotonic() + 200
+    while not (out / 'a/lora_seed0/begun').exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    wanted = b'submitit.core._submit', str(out).encode()
+    jobs = [int(file.parent.name) for file in Path('/proc').glob('[0-9]*/cmdline')
+            if all(text in read_bytes(file) for text in wanted)]
+    job, = [job for job in jobs if any(
+        b'a/lora' in read_bytes(Path(f'/proc/{child}/cmdline')) for child in children(job))]
+    for each in (job, *children(job)):
+        os.kill(each, signal.SIGUSR2)
+    told, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, told
+    check_books(path, out)
+    assert (bin / 'scontrol.log').read_text().startswith('requeue 77_')
+    assert (out / 'a/lora_seed0/begun').read_text() == 'new\nnew\n'
+
+
+def read_bytes(file):
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b''
 
 
 def test_what_slurm_refuses(tmp_path):
@@ -628,10 +665,7 @@ def test_ray_when_a_worker_is_killed(tmp_path, orphans):
     while killed is None and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.1)
         for worker in children(process.pid):
-            try:
-                name = Path(f'/proc/{worker}/cmdline').read_bytes()
-            except OSError:
-                continue
+            name = read_bytes(Path(f'/proc/{worker}/cmdline'))
             if name.startswith(b'ray::work') and list(out.glob('*/*/test.json')):
                 for child in [worker, *(() if orphans else children(worker))]:
                     os.kill(child, signal.SIGKILL)
@@ -690,3 +724,7 @@ def test_a_real_suite(tmp_path, capfd):
     assert json.loads((out / 'table.json').read_text())['cells'] == json.loads(before)['cells']
     outcome = run_tool(capfd, 'benchmark_suite', path, '--work-dir', out, '--table')
     assert outcome.code == 0 and 'missing' not in outcome.out
+    outcome = run_tool(capfd, 'benchmark_suite', path, '--work-dir', out, '--dry-run')
+    assert outcome.code == 0 and '2 tasks x 2 methods: 4 runs' in outcome.out
+    assert re.search(r'\d\.\d\d [CG]PU-hours of training steps', outcome.out)
+    assert len(list(out.glob('a/cost/*.json'))) == 2 and not (out / 'b/cost').exists()

@@ -19,6 +19,7 @@ from vpt_dense.comparison.search import (
     SAMPLERS,
     Search,
     best_of,
+    grid_of,
     options_of,
     read_space,
 )
@@ -145,6 +146,13 @@ class Suite:
                 [*about.options, *(about.retrain if final else ())], sources=about.sources,
                 data_marks=self._data_marks)
         return self._made[key]
+
+    def trials(self, task: str) -> int:
+        """The trials of the search of each method; a grid has no more than its points."""
+        about = self.tasks[task]
+        if self.sampler != 'grid' or not about.trials:
+            return about.trials
+        return min(about.trials, len(grid_of(read_space(about.space))))
 
     def search(
         self, cell: Cell, amp: bool, threads: int = 1, check: bool = True

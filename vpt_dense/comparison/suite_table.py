@@ -318,7 +318,7 @@ def write_pages(
         folder = suite.folder / task.name
         notes = dict(
             command=command, cost=None, amp=results[0]['amp'], threads=results[0]['threads'],
-            versions=results[0]['versions'], costs={}, trials=task.trials or None,
+            versions=results[0]['versions'], costs={}, trials=suite.trials(task.name) or None,
             searched={method: state['found'] for method, state in own.items()
                       if state['found']})
         report.write(rows, metric, folder, notes, failures)
