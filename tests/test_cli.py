@@ -87,6 +87,7 @@ def test_the_version(capfd, monkeypatch):
      ['vpt_dense::setr_vit-l_ade20k']),
     ('count mmseg::setr/', ['mmseg::setr/setr_vit-l_pup_8xb2-160k_ade20k-512x512'], []),
     ('predict zoo::cam', ['zoo::camvid_dinov2-s_lora'], ['zoo::linear_nuclei_deep']),
+    ('suite docs/../conf', ['docs/../configs/'], ['docs/../CONTRIBUTING.md']),
     ('delta info ', ['zoo::', 'README.md'], []),
     ('config x.py --method l', ['lora', 'lor-vp', 'linear'], ['deep', 'pad_cls']),
     ('delta extract --me', ['--method'], ['--traceback']),

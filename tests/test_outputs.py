@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,20 @@ def test_a_process_holds_a_folder_until_all_in_it_let_go(tmp_path, hold):
     assert f'is in use by process {os.getpid()} on' in err
     del second
     assert hold(tmp_path).stdout.readline() == 'held\n'
+
+
+def test_a_folder_in_use_is_waited_for(tmp_path, hold):
+    holder, said, stop = hold(tmp_path), [], threading.Event()
+    assert holder.stdout.readline() == 'held\n'
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(UserError, match='interrupted'):
+        with outputs.waiting_lock(tmp_path, said.append, stop):
+            pass
+    threading.Timer(0.5, holder.kill).start()
+    with outputs.waiting_lock(tmp_path, said.append):
+        assert f'process {os.getpid()} on' in (tmp_path / outputs.LOCK).read_text()
+    assert len(said) == 2 and f'is in use by process {holder.pid} on' in said[0]
+    assert not (tmp_path / outputs.LOCK).exists()
 
 
 def test_where_there_are_no_locks_that_is_said(tmp_path, monkeypatch, capsys):

@@ -171,7 +171,8 @@ def test_requirements_reach_the_metadata():
         extra = re.search(r'extra == ["\'](\w+)["\']', requirement)
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
-    for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis'):
+    for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis', 'slurm',
+                  'ray'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -189,7 +190,8 @@ def test_installed_versions_are_in_range():
 def test_imports_are_declared():
     """Whatever the package and its tools import is the standard library's, ours, or required."""
     distributions = importlib.metadata.packages_distributions()
-    extras = ('medical', 'export', 'search', 'analysis')  # imported where they are needed
+    # Imported where they are needed.
+    extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray')
     required = [r for n in ('runtime', 'mminstall', *extras) for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
     # Those that are not installed here have the names of their packages.

@@ -208,3 +208,87 @@ def test_the_command_trains_and_its_config_trains_again(capfd, tmp_path):
         max((tmp_path / 'found').glob('trial_*/run/summary.json'), key=lambda file: json.loads(
             file.read_text())['last']['metrics']['mIoU']), tmp_path / 'again/summary.json'))
     assert again == pytest.approx(best, abs=0.01)
+
+
+# --- samplers ------------------------------------------------------------------------------------
+
+GRID = ['lr=1e-2,1e-3,1e-4', 'weight_decay=1e-2,0']
+
+
+def tried(found):
+    return [(settings['lr'], settings['weight_decay']) for settings in found.comparison.tried]
+
+
+def test_a_grid_is_every_combination_once(tmp_path):
+    found = make(tmp_path, 20, GRID, sampler='grid')
+    said = []
+    study = found.run(say=said.append)
+    assert said[0] == '6 trials instead of 20: the grid has no more'
+    assert sorted(tried(found)) == sorted((lr, wd) for lr in (1e-2, 1e-3, 1e-4) for wd in (1e-2, 0))
+    assert set(found.space) == {'lr', 'weight_decay'}  # head_lr keeps its ratio to lr
+    assert search.best_of(study).params['lr'] == 1e-2
+    again = make(tmp_path, 20, GRID, sampler='grid')
+    again.run()
+    assert again.comparison.tried == []
+
+
+@pytest.mark.parametrize('sampler', ['grid', 'random'])
+def test_more_trials_go_on_with_what_is_left(tmp_path, sampler):
+    made = [make(tmp_path / 'a', number, GRID, sampler=sampler) for number in (2, 5)]
+    for found in made:
+        found.run()
+    at_once = make(tmp_path / 'b', 5, GRID, sampler=sampler)
+    at_once.run()
+    assert tried(made[0]) + tried(made[1]) == tried(at_once)
+
+
+def test_random_settings_begin_with_the_configs_own(tmp_path):
+    found = make(tmp_path, 6, sampler='random')
+    study = found.run()
+    assert found.comparison.tried[0] == dict(lr=3e-3, head_lr=1e-2, weight_decay=1e-4)
+    assert len(search.done(study)) == 6 == len(set(tried(found)))
+
+
+def _sample(folder, sampler, after=None):
+    found = make(folder, 6, GRID, sampler=sampler)
+    found.comparison.after = after
+    found.run()
+
+
+@pytest.mark.parametrize('sampler', ['grid', 'random'])
+def test_the_points_of_a_killed_process_are_not_lost(tmp_path, sampler):
+    fork = multiprocessing.get_context('fork')
+    for after in (2, 1):
+        process = fork.Process(target=_sample, args=(tmp_path, sampler, after))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    others = [fork.Process(target=_sample, args=(tmp_path, sampler)) for _ in range(2)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+    study = make(tmp_path, 6, GRID, sampler=sampler).open()
+    assert sorted(trial.user_attrs['point'] for trial in search.done(study)) == list(range(6))
+    if sampler == 'grid':
+        assert len({tuple(trial.params.values()) for trial in search.done(study)}) == 6
+
+
+@pytest.mark.parametrize(('texts', 'message'), [
+    (['lr=1e-4:1e-1'], '--sampler grid: --space lr=0.0001:0.1 is a range; list its values'),
+    ([], '--sampler grid: it needs --space KEY=A,B,C'),
+])
+def test_a_grid_needs_lists(tmp_path, texts, message):
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, 2, texts, sampler='grid')
+
+
+def test_another_sampler_is_another_search(tmp_path):
+    make(tmp_path, 1, GRID).run()
+    with pytest.raises(UserError, match='sampler'):
+        make(tmp_path, 1, GRID, sampler='random').run()
+
+
+def test_the_sampler_of_a_comparison_needs_a_search(capfd, tmp_path):
+    outcome = run_tool(capfd, 'compare', RECIPE, '--methods', 'deep', '--sampler', 'grid')
+    assert outcome.code == 2 and '--sampler does nothing without --search TRIALS' in outcome.err

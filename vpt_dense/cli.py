@@ -14,6 +14,7 @@ COMMANDS = {
     'predict': ('predict', 'predict images: label maps or classes'),
     'compare': ('compare', 'train, test and measure methods x seeds'),
     'search': ('search', "search a method's rates and other settings, with equal trials"),
+    'suite': ('benchmark_suite', 'many tasks x methods x seeds, here or on a cluster'),
     'analyse': ('analyse', 'attention, features, errors, curves, cost: pictures and numbers'),
     'report': ('report', 'write report.html of runs or of a comparison'),
     'count': ('count_params', 'count parameters, or estimate memory'),

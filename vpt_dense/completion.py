@@ -56,6 +56,8 @@ def _name(parser: argparse.ArgumentParser) -> None:
                 _name(inner)
         elif action.dest in ('config', 'configs', 'pattern'):
             action.completer = _complete_config
+        elif action.dest == 'suite':
+            action.completer = _FILES
         elif action.dest in _CHECKPOINTS:
             action.completer = _complete_checkpoint
         elif action.dest in ('method', 'methods') and action.choices is None:

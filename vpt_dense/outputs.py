@@ -1,14 +1,16 @@
 """Output of tools and runs: existing files are never replaced without being asked."""
 
 import argparse
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +107,39 @@ class FolderLock:
         weakref.finalize(lock, _let_go, path, handle, os.getpid())
         cls._held[path] = lock
         return lock
+
+
+@contextlib.contextmanager
+def waiting_lock(
+    folder: str | Path, told: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None, pause: float = 0.2,
+) -> Iterator[FolderLock]:  # fmt: skip
+    """A folder's lock, when the process that has it lets go.
+
+    Args:
+        folder: It must exist.
+        told: Called once with who has it, if it has to be waited for.
+        stop: Ends the waiting when it is set.
+        pause: Seconds between two looks.
+
+    Raises:
+        UserError: If it was stopped.
+    """
+    stop = stop or threading.Event()
+    while True:
+        try:
+            lock = FolderLock(folder)
+            break
+        except UserError as error:
+            if told:
+                told(str(error).partition(';')[0])
+                told = None
+        if stop.wait(pause):
+            raise UserError('interrupted')
+    try:
+        yield lock
+    finally:
+        del lock
 
 
 def _let_go(path: Path, handle: int, owner: int) -> None:

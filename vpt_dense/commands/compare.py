@@ -63,6 +63,8 @@ def parse_args(argv=None):
         raise UserError(f'--search must be at least 1, found {args.search}')
     if args.space and not args.search:
         raise UserError('--space does nothing without --search TRIALS')
+    if args.sampler != 'tpe' and not args.search:
+        raise UserError('--sampler does nothing without --search TRIALS')
     if args.steps < 1:
         raise UserError(f'--steps must be at least 1, found {args.steps}')
     return args
@@ -77,6 +79,10 @@ def add_space_options(parser):
     parser.add_argument(
         '--pruner', choices=['none', 'median', 'hyperband'], default='median',
         help='what stops a trial early, by its validations on the way (default: %(default)s)')
+    parser.add_argument(
+        '--sampler', choices=['tpe', 'grid', 'random'], default='tpe',
+        help="what chooses the trials' settings: TPE, which learns from those before, every "
+        'combination of what --space lists, or chance (default: %(default)s)')
 
 
 def check_numbers(seeds, jobs):
@@ -217,13 +223,15 @@ def search_all(comparison, methods, args, jobs):
     space = read_space(args.space)
     for method in methods:
         folder = comparison.folder / 'search' / method
-        search = Search(comparison, method, folder, args.search, space, args.pruner)
+        search = Search(comparison, method, folder, args.search, space, args.pruner,
+                        sampler=args.sampler)
         study = search.run(jobs)
         search.write(study)
         best = best_of(study)
-        print(f'{method}: best of {args.search} trials: {" ".join(options_of(best))}: '
+        print(f'{method}: best of {search.trials} trials: {" ".join(options_of(best))}: '
               f'{search.metric} {best.value:.2f} on validation')
         comparison.found[method] = options_of(best)
+        args.search = search.trials  # of a grid perhaps fewer than were asked for
 
 
 def describe(costs):

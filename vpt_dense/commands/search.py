@@ -52,8 +52,8 @@ def main(argv=None):
     jobs, threads, amp = compare.share(args.trials, args.jobs, args.amp)
     comparison = runs.Comparison(path, folder, amp, threads, args.cfg_options or [])
     search = Search(comparison, args.method or '', folder, args.trials, read_space(args.space),
-                    args.pruner, args.seed)
-    print(f'{args.trials} trials, {jobs} at a time with {threads} thread(s) each; in {folder}')
+                    args.pruner, args.seed, args.sampler)
+    print(f'{search.trials} trials, {jobs} at a time with {threads} thread(s) each; in {folder}')
     for key, distribution in search.space.items():
         print(f'  {key}: {distribution}')
     study = search.run(jobs)

@@ -1,5 +1,6 @@
 """Runs of a comparison: trains and tests each method with each seed once, measures the cost."""
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vpt_dense import method_files
+from vpt_dense import method_files, outputs
 from vpt_dense.errors import UserError, explain, suggest
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def call(
     done: Callable[[int], object] | None = None,
     expected: re.Pattern = ITERATION,
     stop: threading.Event | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run Python with its output in a file.
 
@@ -78,11 +80,13 @@ def call(
         done: Called with the numbers found in the output, such as iterations.
         expected: Finds them, as its first group.
         stop: When it is set, the process is asked to leave; training saves a checkpoint first.
+        environment: Further variables of its environment.
 
     Raises:
         UserError: If the process fails, with its last line, or was stopped.
     """
-    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads),
+               **environment or {})
     begin = log.stat().st_size if log.exists() else 0
     stop = stop or threading.Event()
     with log.open('ab') as stream:
@@ -93,7 +97,8 @@ def call(
         )
     try:
         while process.poll() is None and not stop.is_set():
-            stop.wait(0.5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
             text = log.read_bytes()[begin:].decode(errors='replace')
             if done and (found := expected.findall(text)):
                 done(int(found[-1]))
@@ -178,6 +183,7 @@ class Comparison:
         labels: Method -> what it is called in what is printed; others by their own name.
         sources: Method -> what ``--method`` takes; others their own name.
         found: Method -> further overrides, which a search has found.
+        data_marks: What is known of data, by their places; comparisons may share it.
     """
 
     pattern: str
@@ -188,11 +194,12 @@ class Comparison:
     labels: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     found: dict[str, list[str]] = field(default_factory=dict)
+    data_marks: dict[tuple[Path, ...], str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Nothing has been asked to stop yet, no data have been looked at."""
+        """Nothing has been asked to stop yet, no config has been read."""
         self._stop = threading.Event()
-        self._data_marks: dict[tuple[Path, ...], str | None] = {}
+        self._known: dict[tuple[str, ...], tuple[bytes, list[Path], tuple[Path, ...]]] = {}
 
     def config_path(self, method: str) -> Path:
         """The path of a method's config, or of the recipe."""
@@ -232,17 +239,22 @@ class Comparison:
         """
         from vpt_dense.preflight import pretrained
 
-        cfg = self.config(method)
+        key = (method, *self.options_of(method))
+        if key not in self._known:
+            cfg = self.config(method)
+            weights = [Path(path).expanduser() for _, path in pretrained(cfg.model, 'model')]
+            places = tuple(dict.fromkeys(_data_places(cfg)))
+            self._known[key] = cfg.pretty_text.encode(), weights, places
+        text, weights, places = self._known[key]
         digest = hashlib.sha256(f'{seed} {self.amp}'.encode())
-        digest.update(cfg.pretty_text.encode())
-        for file in (Path(path).expanduser() for _, path in pretrained(cfg.model, 'model')):
+        digest.update(text)
+        for file in weights:
             if file.is_file():
                 state = file.stat()
                 digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
-        places = tuple(dict.fromkeys(_data_places(cfg)))
-        if self._data_marks.get(places) is None:  # data do not change while methods are compared
-            self._data_marks[places] = _data_digest(places)
-        return dict(fingerprint=digest.hexdigest(), data=self._data_marks[places])
+        if self.data_marks.get(places) is None:  # data do not change while methods are compared
+            self.data_marks[places] = _data_digest(places)
+        return dict(fingerprint=digest.hexdigest(), data=self.data_marks[places])
 
     # --- training and testing ----------------------------------------------------------------
 
@@ -301,7 +313,8 @@ class Comparison:
 
         Returns:
             ``method``, ``seed``, ``fingerprint``, ``data``, ``metrics`` (test split),
-            ``val_metrics`` (the last validation; None without one), counts of parameters,
+            ``val_metrics`` (the last validation; None without one), counts of parameters
+            (``backbone_total``: the backbone, without what tuning adds to it),
             ``tuned_megabytes`` (counted) and ``disk_megabytes`` (of the file that was written) in
             10^6 bytes, ``train_seconds`` (None for a run that was interrupted), ``amp``,
             ``threads``, ``versions``.
@@ -351,6 +364,7 @@ class Comparison:
             val_metrics=(summary['last'] or {}).get('metrics'),
             trainable=counts['trainable'], total=counts['total'], percent=counts['percent'],
             backbone_trainable=params.backbone_trainable(parts),
+            backbone_total=parts.get('backbone', (0, 0))[1],
             tuned_megabytes=counts['tuned_megabytes'],
             disk_megabytes=self._disk(method, work_dir, test['checkpoint'], call_tool),
             train_seconds=None if summary['started_at_iter'] else summary['wall_time_seconds'],
@@ -382,6 +396,9 @@ class Comparison:
         """
         file = work_dir / 'summary.json'  # written when training has ended
         work_dir.mkdir(parents=True, exist_ok=True)
+        # The training of a process that was killed may still be at it: it is not disturbed.
+        with outputs.waiting_lock(work_dir, print, stop or self._stop):
+            pass
         if not file.is_file():
             epochs = 'max_epochs' in self.config(method, options).train_cfg
             call(

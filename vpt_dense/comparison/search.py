@@ -5,8 +5,10 @@ The trials are Optuna's (https://optuna.org); each is a training of its own, jud
 
 import csv
 import io
+import itertools
 import json
 import math
+import random
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,7 @@ REACH = 10.0
 #: The default range of the weight decay.
 DECAY = (1e-5, 1e-1)
 PRUNERS = ('none', 'median', 'hyperband')
+SAMPLERS = ('tpe', 'grid', 'random')
 
 #: The study and its name, in the folder of a search.
 STUDY = 'study.log'
@@ -138,6 +141,23 @@ def default_space(settings: Mapping[str, float]) -> dict[str, Any]:
     return space
 
 
+def grid_of(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the values of a space of choices.
+
+    Raises:
+        UserError: If it has a range, or nothing.
+    """
+    if not space:
+        raise UserError('--sampler grid: it needs --space KEY=A,B,C ..., the values of the grid')
+    for key, distribution in space.items():
+        if not hasattr(distribution, 'choices'):
+            raise UserError(
+                f'--sampler grid: --space {key}={distribution.low:g}:{distribution.high:g} is a '
+                f'range; list its values, as {key}=A,B,C, or take --sampler tpe')
+    values = [distribution.choices for distribution in space.values()]
+    return [dict(zip(space, each, strict=True)) for each in itertools.product(*values)]
+
+
 # --- the search ------------------------------------------------------------------------------
 
 
@@ -150,10 +170,13 @@ class Search:
         method: Name of the method; empty: the config says what trains.
         folder: Gets the study, a folder a trial, and the results. Several processes may search in
             one folder: they share the study and its number of trials.
-        trials: How many, of all processes and calls.
-        space: Key -> distribution, beside the defaults or in their place.
+        trials: How many, of all processes and calls; of a grid at most as many as it has points.
+        space: Key -> distribution, beside the defaults or in their place; of a grid, alone.
         pruner: One of :data:`PRUNERS`.
-        seed: Of Optuna's sampler.
+        seed: Of Optuna's sampler, and of the order of a grid.
+        sampler: One of :data:`SAMPLERS`.
+        alone: Whether no other process searches here, as the caller has a lock for it.
+        check: Whether the ends of all ranges are tried on the config.
     """
 
     comparison: runs.Comparison
@@ -163,9 +186,16 @@ class Search:
     space: Mapping[str, Any]
     pruner: str = 'none'
     seed: int = 0
+    sampler: str = 'tpe'
+    alone: bool = False
+    check: bool = True
 
     def __post_init__(self) -> None:
-        """Look at the config."""
+        """Look at the config.
+
+        Raises:
+            UserError: If it cannot be searched so.
+        """
         from vpt_dense import tasks
 
         self._cfg = self.comparison.config(self.method)
@@ -174,7 +204,14 @@ class Search:
         said = [option.partition('=')[0].strip() for option in self.comparison.options]
         self.own = {key: value for key, value in own.items() if key not in said}
         unsearched = {key: value for key, value in self.own.items() if key not in self.space}
-        self.space = {**default_space(unsearched), **self.space}
+        self.asked = self.trials
+        self._grid: list[dict[str, Any]] = []
+        if self.sampler == 'grid':
+            self._grid = grid_of(self.space)
+            random.Random(self.seed).shuffle(self._grid)  # a part of it is spread over all of it
+            self.trials = min(self.trials, len(self._grid))
+        else:
+            self.space = {**default_space(unsearched), **self.space}
         self._check_space(said)
         self._stops: list[threading.Event] = []
         self._lock = threading.Lock()
@@ -186,6 +223,8 @@ class Search:
             if key in said:
                 raise UserError(
                     f'--space {key}: --cfg-options sets it too; leave it out of one of them')
+            if not self.check:
+                continue
             ends = getattr(distribution, 'choices', None) or (distribution.low, distribution.high)
             for value in ends:
                 self.comparison.config(self.method, [_option(key, value)])
@@ -198,54 +237,114 @@ class Search:
         Raises:
             UserError: If the folder holds a search of other settings.
         """
-        optuna = import_optuna()
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
         from vpt_dense import safe_files
 
+        optuna = import_optuna()
         self.folder.mkdir(parents=True, exist_ok=True)
-        mark = dict(
-            self.comparison.fingerprint(self.method, 0), seed=self.seed, pruner=self.pruner,
-            space={key: repr(value) for key, value in self.space.items()})
-        known = runs.read(self.folder / MARK)
+        mark, known = self._mark(), runs.read(self.folder / MARK)
         if known is None:
             safe_files.write_text(self.folder / MARK, json.dumps(mark, indent=1) + '\n')
-        elif {**known, 'data': None} != {**mark, 'data': None} or (
-                known['data'] not in (None, mark['data'])):
-            differ = [key for key in mark if known.get(key) != mark[key]]
+        elif not _agree(known, mark):
+            differ = [key for key in {**known, **mark} if known.get(key) != mark.get(key)]
             raise UserError(
                 f'{self.folder} holds a search of other settings ({", ".join(differ)} differ): '
                 'move it away, or take another --work-dir')
         pruners = dict(none=optuna.pruners.NopPruner, median=optuna.pruners.MedianPruner,
                        hyperband=optuna.pruners.HyperbandPruner)
-        backend = JournalFileBackend(str(self.folder / STUDY))
         study = optuna.create_study(
-            study_name=_NAME, storage=JournalStorage(backend), load_if_exists=True,
+            study_name=_NAME, storage=self._storage(), load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=max(
                 3, self.trials // 3)),
             pruner=pruners[self.pruner](),
             direction='minimize' if self._task.less_is_better else 'maximize')
-        if not study.trials:
-            self._begin_with_its_own(study)
+        if not study.trials and self.sampler == 'tpe' and (own := self._own_point()):
+            study.enqueue_trial(own, skip_if_exists=True)
         self._close_dead(study)
         return study
 
-    def _begin_with_its_own(self, study: 'optuna.Study') -> None:
-        """The config's own settings are the first trial, where the ranges hold them."""
+    def _mark(self) -> dict[str, Any]:
+        """What a study must be of to be this one."""
+        return dict(
+            self.comparison.fingerprint(self.method, 0), seed=self.seed, pruner=self.pruner,
+            space={key: repr(value) for key, value in self.space.items()},
+            **({} if self.sampler == 'tpe' else dict(sampler=self.sampler)))
+
+    def _storage(self) -> Any:
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        return JournalStorage(JournalFileBackend(str(self.folder / STUDY)))
+
+    def finished(self) -> list[str] | None:
+        """The best settings, as ``KEY=VALUE``, if all trials are done; nothing is written."""
+        known = runs.read(self.folder / MARK)
+        if not known or not _agree(known, self._mark()) or not (self.folder / STUDY).is_file():
+            return None
+        try:
+            study = import_optuna().load_study(study_name=_NAME, storage=self._storage())
+        except KeyError:  # it is being made
+            return None
+        ended = sum(_counts(trial) and trial.state.name != 'RUNNING'
+                    for trial in study.get_trials(deepcopy=False))
+        return options_of(best_of(study)) if ended >= self.trials and done(study) else None
+
+    def _own_point(self) -> dict[str, Any]:
+        """The config's own settings, the first trial; none where the ranges do not hold them."""
         from vpt_dense.tree import get
 
         own = {key: self.own.get(key, get(self._cfg, key)) for key in self.space}
-        if all(_holds(self.space[key], value) for key, value in own.items()):
-            study.enqueue_trial(own, skip_if_exists=True)
+        return own if all(_holds(self.space[key], value) for key, value in own.items()) else {}
+
+    def _points(self) -> list[dict[str, Any]]:
+        """The settings of all trials, where none depends on what others have found.
+
+        Optuna's GridSampler and RandomSampler know no trial that was lost: the one takes the point
+        of a killed process as done, the other begins anew with the points that it had.
+        """
+        if self.sampler == 'grid':
+            return self._grid[:self.trials]
+        optuna = import_optuna()
+        own = self._own_point()
+        drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self.seed))
+        points = [own] if own else []
+        while len(points) < self.trials:
+            points.append(drawn.ask(dict(self.space)).params)
+        return points
+
+    def _plan(self, study: 'optuna.Study') -> None:
+        """Put the points into the study that are not there yet, or were lost."""
+        from vpt_dense import outputs
+
+        with outputs.waiting_lock(self.folder):
+            there = {
+                trial.user_attrs.get('point') for trial in study.get_trials(deepcopy=False)
+                if trial.state.name == 'WAITING' or _counts(trial)}
+            for number, point in enumerate(self._points()):
+                if number not in there:
+                    study.enqueue_trial(point, dict(point=number))
+
+    def _ask(self, study: 'optuna.Study') -> 'optuna.Trial | None':
+        """The next trial; None if there is none, as other processes have all that is left."""
+        if self.sampler == 'tpe':
+            return study.ask(dict(self.space))
+        for plan in (False, True):
+            if plan:
+                self._plan(study)
+            if study.get_trials(deepcopy=False, states=(_state('WAITING'),)):
+                trial = study.ask(dict(self.space))
+                if 'point' in trial.user_attrs:
+                    return trial
+                study.tell(trial, state=_state('FAIL'))  # another process took the last one
+        return None
 
     def _close_dead(self, study: 'optuna.Study') -> None:
         """A trial whose process has ended without a word does not count."""
         from vpt_dense import outputs
 
         for trial in study.get_trials(deepcopy=False, states=(_state('RUNNING'),)):
-            if 'locked' not in trial.user_attrs:
+            if 'locked' not in trial.user_attrs and not self.alone:
                 continue  # it is beginning
+            self._place(trial.number).mkdir(exist_ok=True)
             try:
                 lock = outputs.FolderLock(self._place(trial.number))
             except UserError:
@@ -267,6 +366,8 @@ class Search:
             UserError: If the first trials fail, with their error; or if no trial has a result.
         """
         study = self.open()
+        if self.trials < self.asked:
+            say(f'{self.trials} trials instead of {self.asked}: the grid has no more')
         with ThreadPoolExecutor(jobs) as pool:
             futures = [pool.submit(self._work, study, say) for _ in range(jobs)]
             try:
@@ -291,7 +392,9 @@ class Search:
             with self._lock:
                 if _count(study) >= self.trials:
                     return
-                trial = study.ask(self.space)
+                trial = self._ask(study)
+                if trial is None:
+                    return
                 if _count(study, trial.number) >= self.trials:  # another process was quicker
                     study.tell(trial, state=_state('FAIL'))
                     return
@@ -377,6 +480,12 @@ class Search:
             safe_files.write_text(self.folder / name, content)
         draw(study, self.metric, self.folder / 'trials.svg')
         return [self.folder / name for name in (*written, 'trials.svg')]
+
+
+def _agree(known: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
+    """Whether a study is of what was asked for; the data may have been downloaded by it."""
+    return {**known, 'data': None} == {**mark, 'data': None} and (
+        known.get('data') in (None, mark['data']))
 
 
 def options_of(trial: Any) -> list[str]:
