@@ -18,10 +18,11 @@ import fake_tool
 import pytest
 from test_tools import image_leaf  # noqa: F401  (a fixture)
 from tool_helpers import run_tool, tiny_folder, write_leaf
-from utils import ROOT
+from utils import CONFIGS, ROOT
 
 from vpt_dense.comparison import executors, runs, suite_plan, suite_table
 from vpt_dense.comparison import suite as suites
+from vpt_dense.datasets import list_files
 from vpt_dense.errors import UserError
 
 RECIPE = 'configs/vpt/linear_vit-s_dinov2_segfolder.py'
@@ -743,3 +744,35 @@ def test_a_real_suite(tmp_path, capfd):
     assert outcome.code == 0 and '2 tasks x 2 methods: 4 runs' in outcome.out
     assert re.search(r'\d\.\d\d [CG]PU-hours of training steps', outcome.out)
     assert len(list(out.glob('a/cost/*.json'))) == 2 and not (out / 'b/cost').exists()
+
+
+# --- suites that come along ------------------------------------------------------------------
+
+
+def test_the_papers_protocols_as_they_come_along():
+    vtab, fgvc = (suites.read(f'vpt_dense::{name}') for name in ('vtab-1k', 'fgvc'))
+    assert {name: task.group for name, task in vtab.tasks.items()} == {
+        name: task.group for name, task in list_files.VTAB_TASKS.items()}
+    assert set(fgvc.tasks) == set(list_files.FGVC_SETS)
+    for suite in (vtab, fgvc):
+        task = next(iter(suite.tasks))
+        # 10 rates x 4 decays for SGD, 4 x 4 for AdamW: the paper's grids.
+        trials = {method: suite.search(suites.Cell(task, method), False, check=False).trials
+                  for method in suite.methods}
+        assert trials == dict(full=16, bias=16, linear=40, shallow=40, deep=40)
+        assert suite.seeds == [42, 44, 82, 100, 800]
+    cfg = vtab.comparison('kitti', True, False).config('deep')
+    assert cfg.train_dataloader.dataset.split == 'train800val200' and not cfg.val_dataloader
+    assert cfg.test_dataloader.dataset.split == 'test' and cfg.model.head.num_classes == 4
+
+
+@pytest.mark.parametrize(('found', 'message'), [
+    ({'dep': ['lr=1,2']}, 'method_space.dep.*deep'), ({'deep': 'lr=1,2'}, 'KEY=VALUE'),
+    ({'deep': ['lr=2:1']}, 'method_space.deep: lr=2:1.*LOW below HIGH'), (['lr=1'], 'a dict')])
+def test_bad_spaces_of_methods(tmp_path, found, message):
+    suite = dict(tasks=dict(a={}), recipe=str(CONFIGS / 'vpt/vit-b_imagefolder.py'),
+                 methods=['deep'], trials=2, method_space=found)
+    file = tmp_path / 'suite.json'
+    file.write_text(json.dumps(suite))
+    with pytest.raises(UserError, match=message):
+        suites.read(str(file))

@@ -23,7 +23,7 @@ RECIPES = sorted(
 #: The configs that a run takes as they are.
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
-    if str(path.relative_to(CONFIGS)) not in RECIPES
+    if str(path.relative_to(CONFIGS)) not in RECIPES and path.parent.name != 'suites'
 )
 
 #: The architecture of the reference vectors: width 64, 4 blocks, patches of 8, images of 32.

@@ -339,7 +339,8 @@ def _classes(cfg: Config) -> list[str] | None:
         root = dataset.get('data_root')
         if kind_of(dataset) == 'ImageFolder' and root and Path(root, 'train').is_dir():
             return find_classes(root)
-        if kind_of(dataset) in list_files.KINDS and root and Path(root).is_dir():
+        if kind_of(dataset) in list_files.KINDS and root and (
+                Path(root).is_dir() or Path(root).name in list_files.VTAB_TASKS):
             return list_files.classes_of(dataset)
     common = _normal(cfg.get('dataset') or {}, 'dataset').get('metainfo') or {}
     return list(common['classes']) if common.get('classes') else None

@@ -1,6 +1,6 @@
-# VTAB-1k as in the VPT paper: a search on train800, judged on val200; then the best settings are
-# trained on both and tested, with the paper's five seeds. docs/datasets.md has the folders:
-# vpt-dense suite configs/suites/vtab-1k.py --dry-run
+# VTAB-1k as in the VPT paper (https://arxiv.org/abs/2203.12119): settings are searched on train800
+# and judged on val200; the best are trained on both and tested, with the paper's five seeds.
+# docs/datasets.md has the folders.
 _groups = dict(
     Natural=[
         'cifar', 'caltech101', 'dtd', 'oxford_flowers102', 'oxford_iiit_pet', 'svhn', 'sun397'],
@@ -16,11 +16,13 @@ tasks = {
 methods = ['full', 'linear', 'bias', 'shallow', 'deep']
 reference = 'full'
 seeds = [42, 44, 82, 100, 800]
-# Of the paper's grids, 10 rates (4 for AdamW) times 4 decays, as many as this are drawn for each
-# method. `own` stands for the rates of the method's optimizer.
-trials = 24
-sampler = 'random'
-space = ['lr=50,25,10,5,2.5,1,0.5,0.25,0.1,0.05', 'weight_decay=0.01,0.001,0.0001,0']
+# The paper's grids of base rates (for 256 images) and decays: 40 points for SGD, 16 for AdamW.
+sampler = 'grid'
+trials = 40
+_decay = 'weight_decay=0.01,0.001,0.0001,0'
+space = ['lr=50,25,10,5,2.5,1,0.5,0.25,0.1,0.05', _decay]
+_adamw = ['lr=0.005,0.001,0.0005,0.0001', _decay]
+method_space = dict(full=_adamw, bias=_adamw)
 retrain = [
     'train_dataloader.dataset.split=train800val200', 'val_dataloader=None', 'val_cfg=None',
     'val_evaluator=None', 'default_hooks.checkpoint.save_best=None']

@@ -30,12 +30,12 @@ AMP = ('auto', 'on', 'off')
 _OF_TASKS: dict[str, Any] = {'recipe': None, 'trials': 0, 'space': [], 'retrain': []}
 #: Keys of the suite alone.
 _OF_SUITE: dict[str, Any] = {
-    'tasks': None, 'options': [], 'methods': None, 'seeds': [0], 'pruner': 'none',
-    'sampler': 'tpe', 'reference': None, 'amp': 'auto'}
+    'tasks': None, 'options': [], 'methods': None, 'method_space': {}, 'seeds': [0],
+    'pruner': 'none', 'sampler': 'tpe', 'reference': None, 'amp': 'auto'}
 _KEYS = {**_OF_SUITE, **_OF_TASKS}
 _TASK_KEYS = (*_OF_TASKS, 'options', 'group')
 #: What does nothing without trials.
-_OF_SEARCH = ('space', 'pruner', 'sampler', 'retrain')
+_OF_SEARCH = ('space', 'method_space', 'pruner', 'sampler', 'retrain')
 _REFERENCE = 'full'
 
 #: What a cell has left: its failures, and what its search has found.
@@ -94,6 +94,7 @@ class Suite:
         sampler: Of all searches.
         reference: The method that others are compared with, or None.
         amp: One of :data:`AMP`.
+        method_space: Method -> what is searched for it, in place of the task's ``space``.
     """
 
     path: str
@@ -105,6 +106,7 @@ class Suite:
     sampler: str = 'tpe'
     reference: str | None = None
     amp: str = 'auto'
+    method_space: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _data_marks: dict[tuple[Path, ...], str | None] = field(default_factory=dict)
     _made: dict[tuple, runs.Comparison] = field(default_factory=dict)
 
@@ -154,6 +156,9 @@ class Suite:
             return about.trials
         return min(about.trials, len(grid_of(read_space(about.space))))
 
+    def _space(self, cell: Cell) -> Sequence[str]:
+        return self.method_space.get(cell.method, self.tasks[cell.task].space)
+
     def search(
         self, cell: Cell, amp: bool, threads: int = 1, check: bool = True
     ) -> Search | None:
@@ -170,7 +175,8 @@ class Suite:
             return None
         return Search(
             self.comparison(cell.task, False, amp, threads), cell.method,
-            self.folder / cell.task / 'search' / cell.method, task.trials, read_space(task.space),
+            self.folder / cell.task / 'search' / cell.method, task.trials,
+            read_space(self._space(cell)),
             self.pruner, sampler=self.sampler, alone=True, check=check)
 
     def check(self) -> None:
@@ -186,7 +192,7 @@ class Suite:
                 self.comparison(cell.task, True, False).config(cell.method)
                 # Where data are does not change what a config takes.
                 own = tuple(each for each in task.options if not each.startswith('dataset.'))
-                key = (task.recipe, own, task.space, cell.method)
+                key = (task.recipe, own, tuple(self._space(cell)), cell.method)
                 search = self.search(cell, False, check=key not in tried)
                 tried.add(key)
             except Exception as error:
@@ -298,12 +304,13 @@ def read(path: str, folder: Path | None = None) -> Suite:
     """Read the file of a suite.
 
     Args:
-        path: A config in Python, YAML or JSON.
+        path: A config in Python, YAML or JSON; or one that comes along, ``vpt_dense::vtab-1k``.
         folder: Where its runs are; None: ``work_dirs/suites/`` and the file's name.
 
     Raises:
         UserError: Names the key, what was found there, and the way out.
     """
+    path = str(installed.config(path)) if '::' in path else path
     cfg = config_files.parse(path)
     said = {key: value for key, value in _plain(cfg._to_lazy_dict()).items()
             if not key.startswith('_')}  # fmt: skip
@@ -368,7 +375,23 @@ def _suite(path: str, said: dict[str, Any], folder: Path) -> Suite:
             f'{suggest(str(reference), methods)}')
     return Suite(
         path, folder, tasks, methods, list(seeds), values['pruner'], values['sampler'], reference,
-        values['amp'])
+        values['amp'], _method_space(values['method_space'], methods))
+
+
+def _method_space(found: Any, methods: Sequence[str]) -> dict[str, list[str]]:
+    if not isinstance(found, Mapping):
+        raise UserError(f'method_space must be a dict, METHOD=[KEY=RANGE, ...], found {found!r}')
+    for method, space in found.items():
+        if method not in methods:
+            raise UserError(
+                f'method_space.{method}: the methods are {", ".join(methods)}'
+                f'{suggest(str(method), methods)}')
+        _check_values(dict(space=space), f'method_space.{method}.')
+        try:
+            read_space(space)
+        except UserError as error:
+            raise UserError(str(error).replace('--space ', f'method_space.{method}: ')) from error
+    return dict(found)
 
 
 def _task(name: str, own: Mapping[str, Any], suite: Mapping[str, Any]) -> Task:
