@@ -94,6 +94,8 @@ STUDIES = {
     'textiles-16': Study(_TEXTILES, _CLASSIFICATION, ('subset.per_class=16',)),
     'textiles': Study(_TEXTILES, _CLASSIFICATION),
 }
+#: Suites of configs/suites, each with a record and a table of its own.
+SUITES = ('small-sets_dinov2-s',)
 #: Of the short table: columns, and methods of those that have run.
 SHORT = ('method', 'mIoU (test)', 'trained in the backbone', '% of all', 'MB')
 SHORT_ROWS = ('head', 'bias', 'layernorm', 'deep', 'lora', 'full')
@@ -137,6 +139,16 @@ def run(
     if measured:
         measure(record)
     safe_files.write_text(RECORDS / f'{name}.json', json.dumps(record, indent=1) + '\n')
+
+
+def run_suite(name: str, jobs: int | None) -> None:
+    """Carry out a suite, or what is left of it, and keep its table."""
+    command = [sys.executable, '-m', 'vpt_dense', 'suite', f'configs/suites/{name}.py',
+               '--work-dir', f'work_dirs/results/{name}', *(['--jobs', str(jobs)] if jobs else [])]
+    if code := subprocess.run(command, cwd=ROOT).returncode:
+        raise UserError(f'the suite has ended with {code}; the same command goes on')
+    made = (ROOT / 'work_dirs/results' / name / 'table.json').read_text(encoding='utf-8')
+    safe_files.write_text(RECORDS / f'{name}.json', made)
 
 
 def measure(record: dict) -> None:
@@ -363,6 +375,11 @@ def _content(name: str, short: bool) -> str:
     if name == OPEN:
         return open_table()
     record = read(name)
+    if 'cells' in record:
+        from vpt_dense.comparison import suite, suite_table
+
+        plan = suite.read(str(ROOT / f'configs/suites/{name}.py'))
+        return tables.markdown(*suite_table.lay_out(record, plan))
     if 'results' in record:
         return peer_table(record, read(PEER_OF[0]))
     if len(record['rows']) >= DRAWN and not short:
@@ -375,7 +392,7 @@ def command_line() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
     new = commands.add_parser('run', help='carry out studies, and write their records')
-    new.add_argument('studies', nargs='+', choices=STUDIES)
+    new.add_argument('studies', nargs='+', choices=[*STUDIES, *SUITES])
     new.add_argument('--methods', nargs='+', help='these alone; the record keeps its other rows')
     new.add_argument('--jobs', type=int, help='runs at a time')
     new.add_argument('--no-measure', action='store_true',
@@ -392,7 +409,10 @@ def command_line() -> None:
         check(args.study, args.method)
     else:
         for name in args.studies:
-            run(name, args.methods, args.jobs, not args.no_measure)
+            if name in SUITES:
+                run_suite(name, args.jobs)
+            else:
+                run(name, args.methods, args.jobs, not args.no_measure)
 
 
 if __name__ == '__main__':
