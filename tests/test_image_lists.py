@@ -95,6 +95,15 @@ def test_a_fine_grained_set(tmp_path):
         ('5.jpg', 0)]
 
 
+def test_lists_of_other_systems(tmp_path):
+    picture(tmp_path / 'ä b/1.png'), picture(tmp_path / '2.png')
+    (tmp_path / 'l.txt').write_bytes('\ufeffä b\\1.png\t1\r\n\r\n2.png   0\r\n'.encode())
+    (tmp_path / 'l.json').write_text(json.dumps({'ä b\\1.png': 1, '2.png': 0}))
+    for name in ('l.txt', 'l.json'):
+        assert samples(build(type='vpt_dense.ImageList', data_root=str(tmp_path), ann_file=name,
+                             num_classes=2)) == [('1.png', 1), ('2.png', 0)]
+
+
 def write(root: Path, name: str, text: str) -> None:
     (root / name).write_text(text)
 

@@ -254,9 +254,9 @@ def read_text(path: str | os.PathLike, classes: int) -> dict[str, int]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(' ')
-        name = name.strip()
-        if not name or not label.isdigit():
+        name, label = [*line.rsplit(maxsplit=1), ''][:2]
+        name = name.strip().replace('\\', '/')
+        if not label.isdecimal():
             raise UserError(f'list {path}, line {number}: PATH LABEL was expected, found {line!r}')
         if int(label) >= classes:
             raise UserError(
@@ -297,7 +297,8 @@ def read_list(
                 raise UserError(
                     f'list {file}: {wrong[0]!r} is of class {wrong[1]!r}, which is none of the '
                     f'{len(classes)} classes of the training')
-            labels = {name: numbers[str(label)] for name, label in content.items()}
+            labels = {name.replace('\\', '/'): numbers[str(label)]
+                      for name, label in content.items()}
         else:
             labels = read_text(file, len(classes))
         both = next((name for name in labels if name in found), None)
