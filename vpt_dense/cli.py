@@ -16,6 +16,7 @@ COMMANDS = {
     'search': ('search', "search a method's rates and other settings, with equal trials"),
     'suite': ('benchmark_suite', 'many tasks x methods x seeds, here or on a cluster'),
     'analyse': ('analyse', 'attention, features, errors, curves, cost: pictures and numbers'),
+    'continual': ('continual', 'classes that come in steps: train, test, forgetting'),
     'report': ('report', 'write report.html of runs or of a comparison'),
     'count': ('count_params', 'count parameters, or estimate memory'),
     'config': ('print_config', 'print a config as a run uses it'),

@@ -21,6 +21,7 @@ from vpt_dense import (
     run_settings,
     tasks,
 )
+from vpt_dense.continual import stream
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, get, heads, kind_of, leaf_datasets, walk
@@ -37,7 +38,7 @@ KEYS = frozenset(
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
     'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks '
-    'feature_cache subset'.split()
+    'feature_cache subset continual'.split()
 ) | frozenset((*run_settings.KEYS, *preprocessing.KEYS))
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
@@ -284,6 +285,8 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - ``feature_cache`` becomes a :class:`vpt_dense.hooks.FeatureCacheHook`.
     - ``subset`` of the training data, see :class:`vpt_dense.datasets.subset.Subset`, goes around
       them.
+    - ``continual`` makes it a step of a stream of classes, see
+      :func:`vpt_dense.continual.stream.place`.
     - ``ensemble``: see :func:`vpt_dense.ensemble.settings.place`.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
@@ -320,6 +323,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
         cfg.custom_hooks = [*hooks[0], *hooks[1]]
     _place_feature_cache(cfg)
     _place_subset(cfg)
+    stream.place(cfg, classes)
     settings.place(cfg)
     _adapt_to_machine(cfg)
 

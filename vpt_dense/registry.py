@@ -66,6 +66,7 @@ MODELS = _child(
             'UPerHead',
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
+        'vpt_dense.continual.head': ['StepHead'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
     },
 )
@@ -73,6 +74,7 @@ DATASETS = _child(
     'DATASETS',
     **{
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
+        'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
         'vpt_dense.datasets.image_list': ['FGVC', 'ImageList', 'VTAB'],
         'vpt_dense.datasets.subset': ['Subset'],
@@ -89,6 +91,7 @@ DATA_SAMPLERS = _child('DATA_SAMPLERS', 'vpt_dense.ensemble.sampler')
 HOOKS = _child(
     'HOOKS', 'vpt_dense.hooks',
     **{
+        'vpt_dense.continual.null_space': ['NullSpaceHook'],
         'vpt_dense.demo.vit_start_hook': ['ViTStartHook'],
         'vpt_dense.hooks.seg_visualization_hook': ['SegVisualizationHook'],
         'vpt_dense.hooks.visualization_hook': ['VisualizationHook'],

@@ -1,0 +1,1 @@
+"""Class-incremental learning: classes that come in steps, on one frozen backbone."""
