@@ -645,7 +645,7 @@ def test_two_hundred_runs_and_ten_kills(tmp_path):
         process = subprocess.Popen(
             list(map(str, command(path, out, '--jobs', 2))), cwd=ROOT, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=environment(FAKE_SECONDS='0.2'))
+            env=environment(FAKE_SECONDS='0.5'))
         there = number('run.json')
         until(lambda there=there: number('run.json') > there + 2)
         time.sleep(rng.uniform(0, 2))
@@ -658,7 +658,7 @@ def test_two_hundred_runs_and_ten_kills(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         process.wait()
-    done = call(path, out, '--jobs', 2, FAKE_SECONDS='0.2')
+    done = call(path, out, '--jobs', 2, FAKE_SECONDS='0.5')
     assert done.returncode == 0, done.stderr + done.stdout
     check_books(path, out)
     assert number('run.json') == 208
