@@ -693,13 +693,15 @@ def test_ray_when_a_worker_is_killed(tmp_path, orphans):
 
 
 @pytest.mark.slow
-def test_a_ray_head_that_is_not_there(tmp_path):
+@pytest.mark.parametrize('address', ['127.0.0.1:1', 'ray://127.0.0.1:1', 'auto', 'nonsense'])
+def test_a_ray_head_that_is_not_there(tmp_path, capfd, monkeypatch, address):
     pytest.importorskip('ray')
-    path, out = plan(tmp_path), tmp_path / 'out'
-    done = call(path, out, '--executor', 'ray', '--ray-address', '127.0.0.1:1')
-    assert done.returncode == 2, done.stderr
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith('error: --ray-address 127.0.0.1:1: ') and 'ray start --head' in line
+    monkeypatch.delenv('RAY_ADDRESS', raising=False)
+    outcome = run_tool(capfd, 'benchmark_suite', plan(tmp_path), '--work-dir', tmp_path / 'out',
+                       '--executor', 'ray', '--ray-address', address)
+    assert outcome.code == 2, outcome.err
+    line, = outcome.err.splitlines()
+    assert line.startswith(f'error: --ray-address {address}: ') and 'ray start --head' in line
 
 
 # --- end to end ----------------------------------------------------------------------------------
