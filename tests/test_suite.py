@@ -455,6 +455,13 @@ def test_shards_make_one_table(tmp_path):
     check_books(path, out)
 
 
+def test_each_slot_has_a_gpu(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,6')
+    assert [executors._gpu(slot, 2) for slot in range(3)] == ['4', '6', '4']
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    assert [executors._gpu(slot, 2) for slot in range(3)] == ['0', '1', '0']
+
+
 # --- Slurm
 
 
