@@ -456,6 +456,13 @@ def test_shards_make_one_table(tmp_path):
     check_books(path, out)
 
 
+def test_each_slot_has_a_gpu(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,6')
+    assert [executors._gpu(slot, 2) for slot in range(3)] == ['4', '6', '4']
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    assert [executors._gpu(slot, 2) for slot in range(3)] == ['0', '1', '0']
+
+
 # --- Slurm
 
 
@@ -646,7 +653,7 @@ def test_two_hundred_runs_and_ten_kills(tmp_path):
         process = subprocess.Popen(
             list(map(str, command(path, out, '--jobs', 2))), cwd=ROOT, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=environment(FAKE_SECONDS='0.2'))
+            env=environment(FAKE_SECONDS='0.5'))
         there = number('run.json')
         until(lambda there=there: number('run.json') > there + 2)
         time.sleep(rng.uniform(0, 2))
@@ -659,7 +666,7 @@ def test_two_hundred_runs_and_ten_kills(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         process.wait()
-    done = call(path, out, '--jobs', 2, FAKE_SECONDS='0.2')
+    done = call(path, out, '--jobs', 2, FAKE_SECONDS='0.5')
     assert done.returncode == 0, done.stderr + done.stdout
     check_books(path, out)
     assert number('run.json') == 208
@@ -694,13 +701,15 @@ def test_ray_when_a_worker_is_killed(tmp_path, orphans):
 
 
 @pytest.mark.slow
-def test_a_ray_head_that_is_not_there(tmp_path):
+@pytest.mark.parametrize('address', ['127.0.0.1:1', 'ray://127.0.0.1:1', 'auto', 'nonsense'])
+def test_a_ray_head_that_is_not_there(tmp_path, capfd, monkeypatch, address):
     pytest.importorskip('ray')
-    path, out = plan(tmp_path), tmp_path / 'out'
-    done = call(path, out, '--executor', 'ray', '--ray-address', '127.0.0.1:1')
-    assert done.returncode == 2, done.stderr
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith('error: --ray-address 127.0.0.1:1: ') and 'ray start --head' in line
+    monkeypatch.delenv('RAY_ADDRESS', raising=False)
+    outcome = run_tool(capfd, 'benchmark_suite', plan(tmp_path), '--work-dir', tmp_path / 'out',
+                       '--executor', 'ray', '--ray-address', address)
+    assert outcome.code == 2, outcome.err
+    line, = outcome.err.splitlines()
+    assert line.startswith(f'error: --ray-address {address}: ') and 'ray start --head' in line
 
 
 # --- end to end ----------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ are the same, and a cell that was lost goes on where it was.
 import contextlib
 import importlib
 import os
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,8 @@ Say = Callable[[str], object]
 PAUSE = 1.0
 #: How often Ray starts a cell again whose worker has died.
 _RETRIES = 3
+#: Seconds in which the head of a cluster must answer.
+_PATIENCE = 10
 #: What a worker elsewhere takes over from here.
 _VARIABLES = ('PYTHONPATH', 'HF_HOME', 'HF_HUB_OFFLINE')
 
@@ -311,13 +315,19 @@ def ray(jobs: Sequence[Job], address: str | None, say: Say) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _connected(cluster: ModuleType, address: str | None) -> Iterator[None]:
+    way_out = 'start a cluster with `ray start --head`, or leave --ray-address out'
+    found = re.fullmatch(r'(?:ray://)?(.+):(\d+)', address or '')
+    if found:  # Ray itself tries for minutes
+        try:
+            socket.create_connection((found[1], int(found[2])), _PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f'--ray-address {address}: {_line(error)}; {way_out}') from error
     try:
         cluster.init(address=address, log_to_driver=False, logging_level='ERROR',
                      **({} if address else dict(include_dashboard=False)))
     except Exception as error:
-        raise UserError(
-            f'{f"--ray-address {address}" if address else "Ray"}: {_line(error)[:300]}; start a '
-            'cluster with `ray start --head`, or leave --ray-address out') from error
+        raise UserError(f'{f"--ray-address {address}" if address else "Ray"}: '
+                        f'{_line(error)[:300]}; {way_out}') from error
     try:
         yield
     finally:
