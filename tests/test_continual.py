@@ -288,11 +288,11 @@ def test_wrong_streams(capfd, tmp_path, data, calls, arguments, message):
 
 @pytest.mark.slow
 def test_a_killed_stream_goes_on_to_the_same_end(tmp_path, data):
-    """SIGKILL of the whole group, three times, while a later step trains."""
+    """SIGKILL of the whole group, twice, while the second step trains."""
     def start(out):
         command = [sys.executable, '-m', 'vpt_dense', 'continual', RECIPE, '--method', 'deep',
-                   '--steps', '3', '--strategies', 'nsp2', '--work-dir', str(out), '--amp', 'off',
-                   '--cfg-options', f'dataset.data_root={data}', *TINY, 'epochs=30',
+                   '--steps', '2', '--strategies', 'nsp2', '--work-dir', str(out), '--amp', 'off',
+                   '--cfg-options', f'dataset.data_root={data}', *TINY, 'epochs=16',
                    'val_dataloader=None', 'val_cfg=None', 'val_evaluator=None',
                    'default_hooks.checkpoint.save_best=None']
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True,
@@ -303,7 +303,7 @@ def test_a_killed_stream_goes_on_to_the_same_end(tmp_path, data):
     printed, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, printed.decode()
     kills = 0
-    for moment in ('step_1/epoch_3.pth', 'step_1/epoch_20.pth', 'step_2/epoch_1.pth'):
+    for moment in ('step_1/epoch_3.pth', 'step_1/epoch_10.pth'):
         process = start(tmp_path / 'cut')
         while process.poll() is None:
             if (tmp_path / 'cut/nsp2_seed0' / moment).is_file():
@@ -316,12 +316,12 @@ def test_a_killed_stream_goes_on_to_the_same_end(tmp_path, data):
             time.sleep(0.02)
     last = start(tmp_path / 'cut')
     printed, _ = last.communicate(timeout=300)
-    assert last.returncode == 0 and kills >= 2, printed.decode()
+    assert last.returncode == 0 and kills >= 1, printed.decode()
     one, other = (json.loads((tmp_path / name / 'table.json').read_text())['matrices']
                   for name in ('whole', 'cut'))
     assert one == other
     first, second = (null_space._read(
-        str(tmp_path / name / 'nsp2_seed0/step_2/null_space.safetensors'))
+        str(tmp_path / name / 'nsp2_seed0/step_1/null_space.safetensors'))
         for name in ('whole', 'cut'))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
