@@ -658,7 +658,10 @@ def test_two_hundred_runs_and_ten_kills(tmp_path):
         until(lambda there=there: number('run.json') > there + 2)
         time.sleep(rng.uniform(0, 2))
         if kill % 2:
-            until(lambda: number('begun') > number('summary.json'))
+            until(lambda process=process: any(
+                b'\0train\0' in read_bytes(Path(f'/proc/{child}/cmdline'))
+                for child in children(process.pid)))
+            time.sleep(0.2)
         below = children(process.pid)
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
