@@ -632,13 +632,14 @@ def children(process):
     return found
 
 
-@pytest.mark.slow
-def test_two_hundred_runs_and_ten_kills(tmp_path):
+@pytest.mark.parametrize(('seeds', 'kills'), [
+    pytest.param(3, 3, marks=pytest.mark.slow), pytest.param(13, 10, marks=pytest.mark.long)])
+def test_kills_lose_and_double_nothing(tmp_path, seeds, kills):
     """Half of the kills leave the processes of the killed one behind, half hit a training too."""
     rng = random.Random(0)
     tasks = {f't{i}': dict(options=[f'dataset.data_root=data/{i}']) for i in range(4)}
     path, out = plan(tmp_path, tasks=tasks, methods=['full', 'head', 'lora', 'deep'],
-                     seeds=list(range(13))), tmp_path / 'out'
+                     seeds=list(range(seeds))), tmp_path / 'out'
 
     def number(name):
         return len(list(out.glob(f'*/*/{name}')))
@@ -649,7 +650,7 @@ def test_two_hundred_runs_and_ten_kills(tmp_path):
             assert time.monotonic() < limit
             time.sleep(0.02)
 
-    for kill in range(10):
+    for kill in range(kills):
         process = subprocess.Popen(
             list(map(str, command(path, out, '--jobs', 2))), cwd=ROOT, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -672,8 +673,8 @@ def test_two_hundred_runs_and_ten_kills(tmp_path):
     done = call(path, out, '--jobs', 2, FAKE_SECONDS='0.5')
     assert done.returncode == 0, done.stderr + done.stdout
     check_books(path, out)
-    assert number('run.json') == 208
-    assert sum(len(file.read_text().split()) for file in out.glob('*/*/begun')) > 208
+    assert number('run.json') == 16 * seeds
+    assert sum(len(file.read_text().split()) for file in out.glob('*/*/begun')) > 16 * seeds
     assert json.loads((out / 'table.json').read_text())['missing'] == []
 
 
