@@ -632,12 +632,12 @@ def children(process):
     return found
 
 
-@pytest.mark.parametrize(('seeds', 'kills'), [
-    pytest.param(3, 3, marks=pytest.mark.slow), pytest.param(13, 10, marks=pytest.mark.long)])
-def test_kills_lose_and_double_nothing(tmp_path, seeds, kills):
+@pytest.mark.parametrize(('number_of_tasks', 'seeds', 'kills'), [
+    pytest.param(1, 3, 2, marks=pytest.mark.slow), pytest.param(4, 13, 10, marks=pytest.mark.long)])
+def test_kills_lose_and_double_nothing(tmp_path, number_of_tasks, seeds, kills):
     """Half of the kills leave the processes of the killed one behind, half hit a training too."""
     rng = random.Random(0)
-    tasks = {f't{i}': dict(options=[f'dataset.data_root=data/{i}']) for i in range(4)}
+    tasks = {f't{i}': dict(options=[f'dataset.data_root=data/{i}']) for i in range(number_of_tasks)}
     path, out = plan(tmp_path, tasks=tasks, methods=['full', 'head', 'lora', 'deep'],
                      seeds=list(range(seeds))), tmp_path / 'out'
 
@@ -673,8 +673,9 @@ def test_kills_lose_and_double_nothing(tmp_path, seeds, kills):
     done = call(path, out, '--jobs', 2, FAKE_SECONDS='0.5')
     assert done.returncode == 0, done.stderr + done.stdout
     check_books(path, out)
-    assert number('run.json') == 16 * seeds
-    assert sum(len(file.read_text().split()) for file in out.glob('*/*/begun')) > 16 * seeds
+    whole = 4 * number_of_tasks * seeds
+    assert number('run.json') == whole
+    assert sum(len(file.read_text().split()) for file in out.glob('*/*/begun')) > whole
     assert json.loads((out / 'table.json').read_text())['missing'] == []
 
 
