@@ -125,6 +125,7 @@ def overrides(tmp_path, **more) -> dict:
 
 def run(tmp_path, **more):
     """Train; the runner and what it logged about the mapping."""
+    forget_runs()  # a run of the same second would log into the other's file
     cfg = config.load(str(LEAF), overrides(tmp_path, **more))
     runner = Runner.from_cfg(cfg)
     runner.train()

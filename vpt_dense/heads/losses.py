@@ -175,11 +175,13 @@ class _Separable:
 
     def forward(self, scores: Tensor) -> Tensor:
         """Scores (1, C, h, w) to (1, C, H, W)."""
-        return self.rows @ scores @ self.columns.T
+        with torch.autocast('cpu', enabled=False):  # which interpolates exactly too
+            return self.rows @ scores @ self.columns.T
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Their gradient, (1, C, H, W), to that of the small scores."""
-        return self.rows.T @ gradient @ self.columns
+        with torch.autocast('cpu', enabled=False):
+            return self.rows.T @ gradient @ self.columns
 
 
 #: Sides of small scores up to which products of matrices took less time, forward and backward.
@@ -209,7 +211,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         upsampling = _upsampling(logits, labels.shape[1:], align_corners, dtype)
         for i, (scores, label, counts) in enumerate(zip(logits, labels, valid, strict=True)):
             target = label.where(counts, 0)[None, None]  # (1, 1, H, W)
-            with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            with torch.no_grad():
                 full = upsampling.forward(scores.detach().to(dtype).unsqueeze(0))
                 if count_correct:
                     # A maximum is found in a tenth of the time of its place (CPU).
