@@ -675,7 +675,8 @@ def test_kills_lose_and_double_nothing(tmp_path, number_of_tasks, seeds, kills):
     check_books(path, out)
     whole = 4 * number_of_tasks * seeds
     assert number('run.json') == whole
-    assert sum(len(file.read_text().split()) for file in out.glob('*/*/begun')) > whole
+    begun = sum(len(file.read_text().split()) for file in out.glob('*/*/begun'))
+    assert begun >= whole + (kills == 10)  # of so many one at least hits a training
     assert json.loads((out / 'table.json').read_text())['missing'] == []
 
 

@@ -92,15 +92,16 @@ class IVPTLikePrompt(TokenPrompt):
         """See :meth:`Prompt.before_block`: the salient patches get prompts added."""
         if not self.start <= layer < self.stop:
             return x
-        prompts = self._linked(layer).to(x.dtype)  # (1, P, C)
+        prompts = self._linked(layer)[0].to(x.dtype)  # (P, C)
         patches = layout.patches(x)  # (B, N, C)
-        cosines = F.normalize(patches, dim=-1) @ F.normalize(prompts, dim=-1).transpose(1, 2)
+        cosines = F.normalize(patches, dim=-1) @ F.normalize(prompts, dim=-1).T  # (B, N, P)
         number = math.ceil(self.salient * patches.shape[1])
-        chosen = cosines.detach().amax(-1).topk(number, dim=1).indices[..., None]  # (B, n, 1)
-        found = patches.take_along_dim(chosen, 1)  # (B, n, C)
-        shares = (found @ prompts.transpose(1, 2) / math.sqrt(found.shape[-1])).softmax(-1)
+        chosen = cosines.detach().amax(-1).topk(number, dim=1).indices  # (B, n)
+        chosen = chosen.unsqueeze(-1).expand(-1, -1, patches.shape[-1])  # (B, n, C)
+        found = patches.gather(1, chosen)
+        shares = (found @ prompts.T / math.sqrt(found.shape[-1])).softmax(-1)
         added = self.boosts[layer - self.start] * (shares @ prompts)  # (B, n, C)
-        patches = patches.scatter_add(1, chosen.expand_as(added), added.to(patches.dtype))
+        patches = patches.scatter_add(1, chosen, added.to(patches.dtype))
         return torch.cat([x[:, : x.shape[1] - patches.shape[1]], patches], dim=1)
 
     def forward(
