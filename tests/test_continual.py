@@ -63,6 +63,8 @@ def test_classes_come_in_steps():
     (dict(steps=2, strategy='replay'), 'continual.strategy'), (dict(steps=2, x=1), 'a dict of'),
     (dict(steps=2, eta=0.9), 'eta is of strategy nsp2'), (dict(steps=2, seed='a'), 'seed'),
     (dict(steps=2, step=1, strategy='nsp2'), 'needs the file'),
+    (dict(steps=4), 'step 1 has one class alone'),
+    (dict(steps=[[0], [1, 2, 3, 4]], strategy='joint'), 'step 0 has one class alone'),
     (dict(steps=2, temperature=0), 'temperature'),
 ])
 def test_what_cannot_be_is_refused(data, given, message):
@@ -72,17 +74,18 @@ def test_what_cannot_be_is_refused(data, given, message):
 
 def test_a_step_of_a_config(data, tmp_path):
     options = {'dataset.data_root': str(data), 'continual': dict(
-        steps=[[4, 0], [1], [2, 3]], step=1, temperature=25)}
+        steps=[[4, 0], [1, 2, 3]], step=1, temperature=25)}
     cfg = config.load(RECIPE, options, 'deep')
     assert 'continual' not in cfg
     assert [cfg[f'{name}_dataloader'].dataset.labels for name in ('train', 'val', 'test')] == [
-        [1], [0, 1, 4], [0, 1, 4]]
+        [1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
     assert (cfg.model.head.type, cfg.model.head.num_classes) == ('vpt_dense.StepHead', 5)
     finished = tmp_path / 'finished.py'
     cfg.dump(str(finished))
     assert config.load(str(finished)).model == cfg.model
     options['continual']['strategy'] = 'joint'
-    assert config.load(RECIPE, options, 'deep').train_dataloader.dataset.labels == [0, 1, 4]
+    assert config.load(RECIPE, options, 'deep').train_dataloader.dataset.labels == [
+        0, 1, 2, 3, 4]
     options['continual']['strategy'] = 'frozen'
     assert config.load(RECIPE, options, 'deep').model.backbone.trainable == []
     with pytest.raises(UserError, match='for classification'):

@@ -70,7 +70,8 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
         classes: Their names; None: not known yet, as the data are not there.
 
     Raises:
-        UserError: If a value is none of its kind, or the config is not of classification.
+        UserError: If a value is none of its kind, a step has one class, or the config is not of
+            classification.
     """
     given = cfg.pop('continual', None)
     if given is None:
@@ -93,6 +94,11 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
     steps = classes_of_steps(given['steps'], len(classes), seed)
     if not is_int(step, 0) or step >= len(steps):
         raise UserError(f'continual.step must be one of 0 to {len(steps) - 1}, found {step!r}')
+    lonely = [i for i, labels in enumerate(steps) if len(labels) == 1]
+    if lonely and (strategy != 'joint' or lonely[0] == 0):
+        raise UserError(
+            f'continual.steps: step {lonely[0]} has one class alone, among which nothing is to be '
+            'learnt: its loss would be 0; take fewer steps')
     temperature = check_number(
         given.get('temperature', 1.0), 'continual.temperature', positive=True)
     seen = [label for each in steps[: step + 1] for label in each]
