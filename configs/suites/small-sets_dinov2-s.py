@@ -1,6 +1,6 @@
 # Seven small sets of real images, at most 100 a class for training, on DINOv2 ViT-S/14 at 112
-# pixels, 100 iterations of 16. tools/dev/make_patches.py and make_textiles.py make cells, membranes,
-# streets, digits and textiles; flowers and CIFAR-10 are image folders.
+# pixels, 100 iterations of 16. tools/dev/make_patches.py and make_textiles.py make cells,
+# membranes, streets, digits and textiles; flowers and CIFAR-10 are image folders.
 recipe = 'vpt_dense::flowers_dinov2-s'
 options = ['preprocessing=resize112']
 tasks = {

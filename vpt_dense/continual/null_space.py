@@ -24,7 +24,7 @@ def projection(covariance: Tensor, eta: float) -> Tensor:
     """The projection that keeps updates out of what a covariance holds.
 
     With its singular values in falling order, those from the largest second difference on count as
-    zero, and U are their R vectors: eta U U^T / |U U^T| + (1 - eta) I (NSP2,
+    zero, and U are their R vectors: ``eta U U^T / norm(U U^T) + (1 - eta) I`` (NSP2,
     https://arxiv.org/abs/2406.05658, section 4 and appendix). Nothing is smoothed before, as the
     authors' code does with many values.
 
