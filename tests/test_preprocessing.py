@@ -93,3 +93,13 @@ def test_segmentation_has_its_own(tmp_path):
     for option in ('preprocessing=resize224', 'normalize=half'):
         with pytest.raises(UserError, match='it is for classification'):
             config.load(path, [option])
+
+
+def test_pipelines_that_cannot_be_made():
+    read = [dict(type='vpt_dense.LoadBands', mean=[0.0] * 3, std=[1.0] * 3), dict(type='PackInputs')]
+    for options, message in (
+            ({'normalize': 'half', 'val_dataloader.dataset.pipeline': read}, 'LoadBands'),
+            ({'preprocessing': 'resize224', 'val_dataloader.dataset.pipeline': read[:1]},
+             'val_dataloader.dataset.pipeline has no PackInputs')):
+        with pytest.raises(UserError, match=message):
+            config.load(RECIPES['vit-b_imagefolder'], options, 'deep')
