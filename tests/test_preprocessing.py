@@ -96,7 +96,8 @@ def test_segmentation_has_its_own(tmp_path):
 
 
 def test_pipelines_that_cannot_be_made():
-    read = [dict(type='vpt_dense.LoadBands', mean=[0.0] * 3, std=[1.0] * 3), dict(type='PackInputs')]
+    load = dict(type='vpt_dense.LoadBands', mean=[0.0] * 3, std=[1.0] * 3)
+    read = [load, dict(type='PackInputs')]
     for options, message in (
             ({'normalize': 'half', 'val_dataloader.dataset.pipeline': read}, 'LoadBands'),
             ({'preprocessing': 'resize224', 'val_dataloader.dataset.pipeline': read[:1]},
