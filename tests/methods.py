@@ -269,6 +269,20 @@ ROWS = {
     'ivpt_like': Row(
         dict(prompt=dict(type='vpt_dense.IVPTLikePrompt', num_tokens=5)), _PLAIN,
         files=('ivpt_like',)),
+    # --- prompts that are chosen by what the frozen backbone makes of an image
+    'l2p': Row(
+        dict(prompt=dict(type='vpt_dense.L2PPrompt', num_tokens=3, pool_size=4, chosen=4),
+             out_type='avg_tokens', pool='prompts'),
+        _OURS, tasks=('cls',), files=('l2p',)),
+    'dualprompt': Row(
+        dict(prompt=dict(type='vpt_dense.DualPrompt', num_general=3, num_expert=5,
+                         general_layers=(0, 1), expert_layers=(1, 2))),
+        _OURS, tasks=('cls',), files=('dualprompt',),
+        formula='(2 * num_general + 2 * num_expert + 1) * d[0]'),
+    'coda-prompt': Row(
+        dict(prompt=dict(type='vpt_dense.CODAPrompt', num_tokens=2, components=3, layers=(0, 2))),
+        _OURS, tasks=('cls',), files=('coda-prompt',),
+        formula='2 * components * (2 * num_tokens + 2) * d[0]'),
     # --- options of theirs
     'deep, dropout': Row(
         dict(prompt=dict(DEEP, dropout=0.5)), ('vit', 'swin'), formula=formula_of('deep')),

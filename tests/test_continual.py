@@ -48,20 +48,58 @@ def data(tmp_path_factory):
 
 
 def test_classes_come_in_steps():
-    assert stream.classes_of_steps(2, 5, None) == [[0, 1, 2], [3, 4]]
-    drawn = stream.classes_of_steps(3, 7, 1)
+    of = stream.classes_of_steps
+    assert of(2, CLASSES, None) == [[0, 1, 2], [3, 4]]
+    drawn = of(3, 'abcdefg', 1)
     assert [len(step) for step in drawn] == [3, 2, 2]
     assert sorted(label for step in drawn for label in step) == list(range(7))
-    assert drawn == stream.classes_of_steps(3, 7, 1) != stream.classes_of_steps(3, 7, 2)
-    assert stream.classes_of_steps([[2], [0, 1]], 3, 5) == [[2], [0, 1]]
+    assert drawn == of(3, 'abcdefg', 1) != of(3, 'abcdefg', 2)
+    assert of([[2], [0, 1]], 'abc', 5) == of([['c'], ['a', 1]], 'abc', 5) == [[2], [0, 1]]
+    # 15-1 and 19-1 of PASCAL VOC, whose first of 21 classes is the background; 100-50 of ADE20K.
+    for steps, sizes in (('15-1', [15, 1, 1, 1, 1, 1]), ('19-1', [19, 1])):
+        parts = of(steps, [str(label) for label in range(21)], None, 0)
+        assert [len(part) for part in parts] == sizes
+        assert [label for part in parts for label in part] == list(range(1, 21))
+    assert list(map(len, of('100-50', ['a'] * 150, None))) == [100, 50]
+
+
+def test_steps_of_a_file(tmp_path):
+    path = tmp_path / 'steps.json'
+    for text in ('[["c"], ["a", "b"]]', '{"steps": [[2], [0, 1]], "classes": 3, "seed": 7}'):
+        path.write_text(text)
+        assert stream.classes_of_steps(str(path), 'abc', 0) == [[2], [0, 1]]
+    with pytest.raises(UserError, match='is of 3 classes, the data have 4'):
+        stream.classes_of_steps(str(path), 'abcd', 0)
+    with pytest.raises(UserError, match='neither a number, nor FIRST-EACH'):
+        stream.classes_of_steps(str(tmp_path / 'other.json'), 'abc', 0)
+
+
+def test_streams_that_come_along():
+    sizes = {'cifar-100_10': (100, [10] * 10), 'imagenet-r_10': (200, [20] * 10),
+             'imagenet-r_20': (200, [10] * 20), 'cub-200_10': (200, [20] * 10)}
+    assert sizes.keys() == stream.ready().keys()
+    for name, (classes, lengths) in sizes.items():
+        said = json.loads(stream.ready()[name].read_text())
+        parts = stream.classes_of_steps(name, ['x'] * classes, 0)
+        assert list(map(len, parts)) == lengths and said['classes'] == classes
+        order = np.random.RandomState(said['seed']).permutation(classes).tolist()
+        assert [label for part in parts for label in part] == order
 
 
 @pytest.mark.parametrize(('given', 'message'), [
     (dict(steps=6), 'steps is 6, but there are 5 classes'), (dict(steps=0), 'at least'),
-    (dict(steps=[[0, 1], [1, 2, 3, 4]]), 'must be in one step'), (dict(steps='5'), 'a number'),
+    (dict(steps=[[0, 1], [1, 2, 3, 4]]), 'must be in one step, but one is in two'),
+    (dict(steps=[[0, 1], [2, 3]]), 'but e is in none'), (dict(steps='5'), 'a number'),
+    (dict(steps=[[0, 1], [2, 3, 'x']]), "but 'x' is none of them"), (dict(steps='3-3'), 'left over'),
+    (dict(steps=2, domains=['a', 'b']), 'either steps or domains'),
+    (dict(domains=['a']), 'two data roots'), (dict(domains=['a', 'b'], seed=1), 'seed does nothing'),
+    (dict(domains=['a', 'b'], test_on=2), 'test_on must be one of 0 to 1'),
+    (dict(domains=['a', 'b'], temperature=2), 'temperature does nothing'),
+    (dict(steps=2, test_on=1), 'continual.test_on'), (dict(steps=2, background='a'), 'background'),
+    (dict(steps=2, strategy='eclipse_like'), 'eclipse_like is for steps of a segmentation'),
     (dict(step=1), 'a dict of'), (dict(steps=2, step=2), 'one of 0 to 1'), (5, 'a dict of'),
     (dict(steps=2, strategy='replay'), 'continual.strategy'), (dict(steps=2, x=1), 'a dict of'),
-    (dict(steps=2, eta=0.9), 'eta is of strategy nsp2'), (dict(steps=2, seed='a'), 'seed'),
+    (dict(steps=2, eta=0.9), 'eta does nothing'), (dict(steps=2, seed='a'), 'seed'),
     (dict(steps=2, step=1, strategy='nsp2'), 'needs the file'),
     (dict(steps=4), 'step 1 has one class alone'),
     (dict(steps=[[0], [1, 2, 3, 4]], strategy='joint'), 'step 0 has one class alone'),
@@ -88,8 +126,6 @@ def test_a_step_of_a_config(data, tmp_path):
         0, 1, 2, 3, 4]
     options['continual']['strategy'] = 'frozen'
     assert config.load(RECIPE, options, 'deep').model.backbone.trainable == []
-    with pytest.raises(UserError, match='for classification'):
-        config.load(str(CONFIGS / 'vpt/setr_vit-l_ade20k.py'), {'continual': dict(steps=2)}, 'deep')
     with pytest.raises(UserError, match='classes are not known'):
         config.load(RECIPE, {'continual': dict(steps=2)}, 'deep')
 

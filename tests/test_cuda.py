@@ -59,7 +59,7 @@ def test_half_precision_trains(name, family, task, dtype):
     with torch.autocast(DEVICE, dtype=dtype):
         outs = model.train()(x)
     if any(out.requires_grad for out in outs):
-        total([out.float() for out in outs]).backward()
+        (total([out.float() for out in outs]) + penalty(model)).backward()
         for parameter in gradients(model).values():
             assert parameter.isfinite().all()
 

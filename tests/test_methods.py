@@ -81,6 +81,12 @@ def total(outs: tuple[torch.Tensor, ...], seed: int = 5) -> torch.Tensor:
     )
 
 
+def penalty(model: nn.Module) -> torch.Tensor | float:
+    """What the prompt of a model adds to its loss."""
+    prompt = getattr(model, 'prompt', None)
+    return 0.0 if prompt is None else sum(prompt.penalties().values())
+
+
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
@@ -103,7 +109,7 @@ def test_gradients_are_exactly_on_what_trainable_names(built):
     outs = model(batch(family, dtype=torch.float64))
     assert all(out.isfinite().all() for out in outs)
     if wanted:
-        total(outs).backward()
+        (total(outs) + penalty(model)).backward()
     else:
         assert not any(out.requires_grad for out in outs)
     assert {n for n, p in model.named_parameters() if p.grad is not None} == wanted
@@ -162,7 +168,7 @@ def test_one_step_lowers_the_loss(name, family, task):
 
     def loss() -> torch.Tensor:
         torch.manual_seed(3)  # the same dropout masks
-        return total(model(x))
+        return total(model(x)) + penalty(model)
 
     before = loss()
     before.backward()

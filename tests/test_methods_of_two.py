@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from methods import COLUMNS_ARE_SLOW, ROWS, build
 from processes import run_two
-from test_methods import TRAINED, batch, parameters, total
+from test_methods import TRAINED, batch, parameters, penalty, total
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,10 +24,12 @@ def step_of_two(rank: int, cases: list, failures: list) -> None:
             wrapped = DistributedDataParallel(copy.deepcopy(model))
             for _ in range(2):
                 wrapped.zero_grad()
-                halved(wrapped(x[2 * rank : 2 * rank + 2]), rank).backward()
+                (halved(wrapped(x[2 * rank : 2 * rank + 2]), rank)
+                 + penalty(wrapped.module)).backward()
             gradients = {n: p.grad for n, p in parameters(wrapped.module).items()}
-            (sum(halved([out[2 * half : 2 * half + 2] for out in model(x)], half)
-                 for half in (0, 1)) / 2).backward()
+            outs = model(x)
+            (sum(halved([out[2 * half : 2 * half + 2] for out in outs], half)
+                 for half in (0, 1)) / 2 + penalty(model)).backward()
             for n, parameter in parameters(model).items():
                 error = (parameter.grad - gradients[n]).abs().max()
                 if not error <= 1e-9 * parameter.grad.abs().max().clamp(min=1e-3):

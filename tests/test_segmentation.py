@@ -17,7 +17,8 @@ from vpt_dense import method_files
 #: SETR with every method.
 ALL = [f'setr_vit-l_ade20k {method}' for method in method_files.names()
        if method not in ('pool-both', 'pool-image', 'pool-prompts', 'prototypes',
-                         'partial-1_resnet-50', 'partial-1_convnext-b')]
+                         'partial-1_resnet-50', 'partial-1_convnext-b', 'l2p', 'dualprompt',
+                         'coda-prompt')]
 PUBLISHED = [f'setr_vit-l_{method}_ade20k' for method in (
     'full', 'head', 'bias', 'shallow', 'deep', 'deep-bias')]
 

@@ -67,6 +67,7 @@ MODELS = _child(
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
+        'vpt_dense.continual.segmentor': ['StepEncoderDecoder'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
     },
 )
@@ -83,6 +84,7 @@ DATASETS = _child(
 TRANSFORMS = _child(
     'TRANSFORMS', 'vpt_dense.datasets.loading',
     **{
+        'vpt_dense.continual.keep_labels': ['KeepLabels'],
         'vpt_dense.datasets.augment': ['RandomCrop'],
         'vpt_dense.demo.stride_labels': ['StrideLabels'],
     },

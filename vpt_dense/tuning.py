@@ -26,6 +26,7 @@ OFFERS = {
     'patches': 'a patch embedding that is one convolution',
     'parts': 'blocks with a norm, attention and an MLP one after the other',
     'keys and values': 'attention that takes keys and values from outside',
+    'query': 'a pass without prompts in front of its own',
 }
 
 #: 'last:K', the last K blocks; 'partial:K', these and the norms behind the blocks.

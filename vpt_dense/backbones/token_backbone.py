@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import vpt_dense.weights.guard  # noqa: F401  checkpoints for our backbones are read safely
@@ -105,7 +106,12 @@ class TokenBackbone(TokenTuning):
         kept = None if self.feature_cache is None else self.feature_cache.open(images)
         x = images if self.image_prompt is None else self.image_prompt(images)
         x, layout = self.embed(x)  # (B, F + N, C)
-        prepared = None if prompt is None else prompt.prepare(self.embed_patches)
+        if prompt is None:
+            prepared = None
+        elif 'query' in prompt.needs:
+            prepared = prompt.prepare_for(self.query(x, layout))
+        else:
+            prepared = prompt.prepare(self.embed_patches)
         outs: list[Tensor] = []
         grid = None
         for i, (_, block) in enumerate(self.named_blocks()):
@@ -120,6 +126,22 @@ class TokenBackbone(TokenTuning):
         for change in changes:
             features = change.after_backbone(features, images)
         return features
+
+    @torch.no_grad()
+    def query(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """What the blocks make of tokens without prompts: the first token behind them.
+
+        Args:
+            x: The tokens that enter the first block, (B, F + N, C).
+            layout: What they are.
+
+        Returns:
+            (B, C), behind the last block and norm; the mean of the patches if no token is first.
+        """
+        needed = self.block_arguments(layout.grid)
+        for i, (_, block) in enumerate(self.named_blocks()):
+            x, layout = self.leave_block(block(x, *needed), i, layout, [])
+        return x[:, 0] if layout.num_first else layout.patches(x).mean(dim=1)
 
     def _through(
         self, block: TunedBlock, i: int, layout: TokenLayout, needed: tuple, arguments: dict,

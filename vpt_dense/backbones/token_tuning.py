@@ -155,7 +155,7 @@ class TokenTuning(TunedBackbone):
         if self.prompt is None:
             return x, layout, arguments
         tokens = self.prompt(x, i, prepared, layout)  # (B or 1, P, C)
-        further = self.prompt.keys_values(i)
+        further = self.prompt.keys_values(i, prepared)
         if further is not None:
             arguments['keys_values'] = further
         if i in self.keys_values_layers:

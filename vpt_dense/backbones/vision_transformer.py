@@ -79,6 +79,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
             parameter; the message names it.
     """
 
+    offers = TokenBackbone.offers | {'query'}
     weights_family = 'vit'  # which formats of pretrained weights it takes
     stem = ('register_tokens', 'pre_norm')
     block_class = PromptedEncoderLayer

@@ -2,16 +2,18 @@
 
 import functools
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import safe_files, tables
+from vpt_dense import safe_files, tables, tasks
 from vpt_dense.comparison import runs
 from vpt_dense.continual import scores
 from vpt_dense.errors import UserError
+from vpt_dense.tree import leaf_datasets
 
 #: What is known of a finished step, in its folder.
 STEP = 'step.json'
@@ -22,69 +24,99 @@ class Stream:
     """The steps of a stream with one method.
 
     Attributes:
-        comparison: Its config, precision, threads and options, ``continual.steps`` among them.
+        comparison: Its config, precision, threads and options, ``continual.steps`` or
+            ``continual.domains`` among them.
         method: Name of the method; empty: the config says what trains.
-        number: Of steps.
+        domains: What each domain is called; empty: steps are of classes.
         eta: Of ``nsp2``; None: its usual one.
     """
 
     comparison: runs.Comparison
     method: str
-    number: int
+    domains: Sequence[str] = ()
     eta: float | None = None
 
     def __post_init__(self) -> None:
         """Read the classes."""
         cfg = self.comparison.config(self.method)
-        self.steps: list[list[int]] = cfg.model.head.steps
-        classes = cfg.train_dataloader.dataset.dataset
+        self.dense = tasks.is_dense(cfg.model)
+        if self.domains:
+            self.steps, self.names = [], list(self.domains)
+            self.number = len(self.domains)
+            return
+        found = cfg.model.continual if self.dense else cfg.model.head
+        self.steps: list[list[int]] = found.steps
+        self.number = len(self.steps)
+        (classes, *_) = leaf_datasets(cfg.train_dataloader)
         names = (classes.get('metainfo') or {}).get('classes')
-        self.names = names or [str(label) for label in range(cfg.model.head.num_classes)]
+        self.names = names or [str(label) for label in range(sum(map(len, self.steps)))]
+
+    def check(self, strategies: Sequence[str]) -> None:
+        """Refuse what a config would refuse before anything trains.
+
+        Raises:
+            UserError: If a strategy is not for this stream.
+        """
+        for strategy in strategies:
+            self.comparison.config(self.method, [f'continual.strategy={strategy}'])
 
     def folder(self, strategy: str, seed: int) -> Path:
         """The folder of a run."""
         return self.comparison.folder / f'{strategy}_seed{seed}'
 
-    def run(self, strategy: str, seed: int) -> list[list[float]]:
+    def run(self, strategy: str, seed: int, own: bool = False) -> dict[str, list]:
         """Train and test all steps, or what is left of them.
 
         Args:
             strategy: One of :data:`vpt_dense.continual.stream.STRATEGIES`.
             seed: Of the trainings.
+            own: Whether each step is tested among its own classes too, as forward transfer asks.
 
         Returns:
-            The accuracies, see :func:`vpt_dense.continual.scores.average_accuracy`.
+            ``matrix``: the accuracies, see :func:`vpt_dense.continual.scores.average_accuracy`; of
+            ``alone`` none. ``own``: of each step just behind it, where it is known.
 
         Raises:
             UserError: If a training or a test fails, or a step's folder is of other settings.
         """
-        matrix: list[list[float]] = []
+        found: dict[str, list] = dict(matrix=[], own=[])
         before: Path | None = None
+        own |= strategy == 'alone'
         for step in range(self.number):
             place = self.folder(strategy, seed) / f'step_{step}'
             options = [f'continual.step={step}', f'continual.strategy={strategy}']
             if strategy == 'nsp2' and self.eta is not None:
                 options.append(f'continual.eta={self.eta:g}')
-            if before is not None and strategy != 'joint':
+            if before is not None and strategy not in ('joint', 'alone'):
                 options.append(f'load_from={self._last(before)}')
                 if strategy == 'nsp2':
                     options.append(f'continual.null_space={before / "null_space.safetensors"}')
             mark = self._mark(seed, options)
             known = runs.read(place / STEP)
             if known is None:
+                known = mark
                 safe_files.write_text(place / STEP, json.dumps(mark) + '\n')
             elif any(known.get(key) != value for key, value in mark.items()):
                 raise UserError(
                     f'{place} is a step of other settings or data: move {self.comparison.folder} '
                     'away, or take another --work-dir')
-            if not known or 'accuracies' not in known:
+            if not known.get('trained'):
                 print(f'{strategy}, seed {seed}: step {step + 1} of {self.number}', flush=True)
                 self.comparison.train(self.method, place, options, seed=seed)
-                known = dict(mark, accuracies=self._test(place, options, step))
+                known = dict(known, trained=True)
                 safe_files.write_text(place / STEP, json.dumps(known, indent=1) + '\n')
-            matrix.append(known['accuracies'])
+            if strategy != 'alone' and 'accuracies' not in known:
+                known = dict(known, accuracies=self._accuracies(place, options, step))
+            if own and 'own' not in known:
+                known = dict(known, own=known['accuracies'][step] if self.domains and (
+                    'accuracies' in known) else self._own(place, options, step))
+            safe_files.write_text(place / STEP, json.dumps(known, indent=1) + '\n')
+            if strategy != 'alone':
+                found['matrix'].append(known['accuracies'])
+            if 'own' in known:
+                found['own'].append(known['own'])
             before = place
-        return matrix
+        return found
 
     def _mark(self, seed: int, options: Sequence[str]) -> dict[str, Any]:
         """What a step must be of to count; what it begins with is that of the step before."""
@@ -101,52 +133,101 @@ class Stream:
             raise UserError(f'{place} has no checkpoint that the next step could begin with')
         return Path(found)
 
-    def _test(self, place: Path, options: Sequence[str], step: int) -> list[float]:
-        """The accuracies of all steps so far, in percent, among the classes so far."""
+    def _accuracies(self, place: Path, options: Sequence[str], step: int) -> list[float]:
+        """The accuracies of all steps so far among the classes so far; of domains those of all."""
+        if self.domains:
+            return [self._mean(
+                self._test(place, [*options, f'continual.test_on={domain}'])['per_class'])
+                    for domain in range(self.number)]
+        test = self._test(place, options)
+        return [self._of(test, labels) for labels in self.steps[: step + 1]]
+
+    def _own(self, place: Path, options: Sequence[str], step: int) -> float:
+        """The accuracy of a step among its own classes, or on its own domain."""
+        if self.domains:
+            return self._mean(
+                self._test(place, [*options, f'continual.test_on={step}'])['per_class'])
+        test = self._test(place, [*options, "continual.test_on='step'"])
+        return self._of(test, self.steps[step])
+
+    def _of(self, test: dict[str, Any], labels: Sequence[int]) -> float:
+        """The accuracy of some classes in percent, or their mean IoU."""
+        by_name = {each['class']: each for each in test['per_class']}
+        return self._mean([by_name[self.names[label]] for label in labels])
+
+    def _mean(self, rows: Sequence[dict[str, Any]]) -> float:
+        """The accuracy of classes, weighted by their images, or their mean IoU, in percent."""
+        if not self.dense:
+            images = sum(row['support'] for row in rows)
+            right = sum(row['accuracy'] * row['support'] for row in rows if row['support'])
+            return right / images
+        known = [row['IoU'] for row in rows if not math.isnan(row['IoU'])]
+        if not known:
+            raise UserError(
+                f'{self.comparison.pattern}: the test has no pixel of '
+                f'{", ".join(row["class"] for row in rows)}')
+        return statistics.fmean(known)
+
+    def _test(self, place: Path, options: Sequence[str]) -> dict[str, Any]:
+        """What a test of a step's last checkpoint finds."""
         call_tool = functools.partial(
             runs.call, log=place / 'output.log', threads=self.comparison.threads)
         call_tool([
             *runs.TOOL, 'test', self.comparison.config_path(self.method), place,
             *self.comparison.method_option(self.method), '--work-dir', place, '--cfg-options',
             *self.comparison.options_of(self.method, options)])
-        test = json.loads((place / 'test.json').read_text(encoding='utf-8'))
-        by_name = {each['class']: each for each in test['per_class']}
-        accuracies = []
-        for labels in self.steps[: step + 1]:
-            own = [by_name[self.names[label]] for label in labels]
-            images = sum(each['support'] for each in own)
-            right = sum(each['accuracy'] * each['support'] for each in own if each['support'])
-            accuracies.append(right / images)
-        return accuracies
+        return json.loads((place / 'test.json').read_text(encoding='utf-8'))
 
     # --- results ---------------------------------------------------------------------------------
 
     def write(self, strategies: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Write ``table.md``, ``table.json``, ``stream.json``, ``matrix.svg``."""
-        matrices = {strategy: [self.run(strategy, seed) for seed in seeds]
-                    for strategy in strategies}
+        own = 'alone' in strategies
+        found = {strategy: [self.run(strategy, seed, own) for seed in seeds]
+                 for strategy in strategies}
+        matrices = {strategy: [each['matrix'] for each in runs_]
+                    for strategy, runs_ in found.items() if strategy != 'alone'}
+        measure = 'mIoU' if self.dense else 'accuracy'
+        header = ['strategy', f'average {measure}', 'forgetting',
+                  *(['forward transfer'] if own else []),
+                  *(name if self.domains else f'step {step + 1}'
+                    for step, name in enumerate(self.domains or range(self.number)))]
         rows = []
-        for strategy, found in matrices.items():
-            lost = [scores.forgetting(matrix) for matrix in found]
-            rows.append([
-                strategy, _spread([scores.average_accuracy(matrix) for matrix in found]),
-                '-' if None in lost or strategy == 'joint' else _spread(lost),
-                *(_spread([matrix[-1][step] for matrix in found]) for step in range(self.number))])
-        header = ['strategy', 'average accuracy', 'forgetting',
-                  *(f'step {step + 1}' for step in range(self.number))]
+        for strategy, each in found.items():
+            if strategy == 'alone':
+                last = [run['own'] for run in each]
+                figures = ['-', '-', '-']
+            else:
+                last = [matrix[-1] for matrix in matrices[strategy]]
+                lost = [scores.forgetting(matrix) for matrix in matrices[strategy]]
+                figures = [
+                    _spread([scores.average_accuracy(matrix) for matrix in matrices[strategy]]),
+                    '-' if None in lost or strategy == 'joint' else _spread(lost)]
+                if own:
+                    gains = [scores.forward_transfer(run['own'], alone['own'])
+                             for run, alone in zip(each, found['alone'], strict=True)]
+                    figures.append(
+                        '-' if None in gains or strategy == 'joint' else _spread(gains))
+            rows.append([strategy, *figures,
+                         *(_spread([run[step] for run in last]) for step in range(self.number))])
         folder = self.comparison.folder
         content = dict(
-            method=self.method, steps=self.steps, seeds=list(seeds), matrices=matrices,
+            method=self.method, steps=self.steps, domains=list(self.domains), seeds=list(seeds),
+            measure=measure, matrices=matrices,
+            own={strategy: [run['own'] for run in each] for strategy, each in found.items()},
             amp=self.comparison.amp, config=str(self.comparison.pattern),
             options=list(self.comparison.options))
+        stream = list(self.domains) or [
+            [self.names[label] for label in step] for step in self.steps]
         written = {
             'table.md': tables.markdown(header, rows) + '\n',
             'table.json': json.dumps(content, indent=1) + '\n',
-            'stream.json': json.dumps(
-                [[self.names[label] for label in step] for step in self.steps], indent=1) + '\n'}
+            'stream.json': json.dumps(stream, indent=1) + '\n'}
         for name, text in written.items():
             safe_files.write_text(folder / name, text)
-        draw(matrices, folder / 'matrix.svg')
+        if not matrices:
+            return [folder / name for name in written]
+        draw(matrices, folder / 'matrix.svg', self.domains)
         return [folder / name for name in (*written, 'matrix.svg')]
 
 
@@ -155,7 +236,9 @@ def _spread(values: Sequence[float]) -> str:
     return f'{statistics.fmean(values):.1f}{spread}'
 
 
-def draw(matrices: dict[str, list[list[list[float]]]], out: Path) -> None:
+def draw(
+    matrices: dict[str, list[list[list[float]]]], out: Path, names: Sequence[str] = ()
+) -> None:
     """Draw the accuracies of each step behind each step, means over seeds, a square a strategy."""
     import matplotlib
 
@@ -167,17 +250,19 @@ def draw(matrices: dict[str, list[list[list[float]]]], out: Path) -> None:
         1, len(matrices), figsize=(3.2 * len(matrices), 3.2), squeeze=False, layout='constrained')
     for axes, (strategy, found) in zip(places[0], matrices.items(), strict=True):
         size = len(found[0])
-        square = [[statistics.fmean(matrix[t][j] for matrix in found) if j <= t else float('nan')
-                   for j in range(size)] for t in range(size)]
+        square = [[statistics.fmean(matrix[t][j] for matrix in found)
+                   if j < len(found[0][t]) else math.nan for j in range(size)]
+                  for t in range(size)]
         axes.imshow(square, vmin=0, vmax=100, cmap='viridis')
         for t in range(size):
-            for j in range(t + 1):
+            for j in range(len(found[0][t])):
                 axes.text(j, t, f'{square[t][j]:.0f}', ha='center', va='center', fontsize=8,
                           color='white' if square[t][j] < 60 else 'black')
-        ticks = range(size), [str(step + 1) for step in range(size)]
+        ticks = range(size), list(names) or [str(step + 1) for step in range(size)]
         axes.set_xticks(*ticks)
         axes.set_yticks(*ticks)
-        axes.set(title=strategy, xlabel='classes of step', ylabel='behind step')
+        axes.set(title=strategy, xlabel='domain' if names else 'classes of step',
+                 ylabel='behind step')
     with safe_files.atomic(out) as unfinished:
         figure.savefig(unfinished, format='svg', metadata={'Date': None})
     pyplot.close(figure)

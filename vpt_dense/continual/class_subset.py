@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from vpt_dense.datasets import checks
 from vpt_dense.errors import UserError
 from vpt_dense.registry import DATASETS
 from vpt_dense.seeding import DatasetAround
@@ -14,21 +15,31 @@ from vpt_dense.seeding import DatasetAround
 class ClassSubset(DatasetAround):
     """A data set of which the images of some classes are taken; classes and labels stay.
 
+    Of a segmentation set these are the images that hold a pixel of the classes: every mask is read
+    once when the data set is built.
+
     Args:
-        dataset: Config of the data set, of classification.
+        dataset: Config of the data set, of classification or segmentation.
         labels: Of the classes.
 
     Raises:
-        UserError: If the data set has no classes of images, or none of these.
+        UserError: If the data set has no classes of images or pixels, or none of these.
     """
 
     def __init__(self, dataset: dict | BaseDataset, labels: Sequence[int]) -> None:
         inner = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         inner.full_init()
-        if not hasattr(inner, 'get_gt_labels'):
+        if hasattr(inner, 'get_gt_labels'):
+            held = np.isin(inner.get_gt_labels(), list(labels))
+        elif hasattr(inner, 'reduce_zero_label'):
+            table = checks.label_table(inner.reduce_zero_label, inner.label_map)
+            infos = (inner.get_data_info(i) for i in range(len(inner)))
+            held = [bool(np.isin(table[checks.read_mask(info['seg_map_path'])], labels).any())
+                    for info in infos]
+        else:
             raise UserError(
-                f'continual: images of a {type(inner).__name__} are not of one class each')
-        chosen = np.flatnonzero(np.isin(inner.get_gt_labels(), list(labels)))
+                f'continual: a {type(inner).__name__} is of no classes of images or pixels')
+        chosen = np.flatnonzero(held)
         if not len(chosen):
             names = inner.metainfo['classes']
             raise UserError(

@@ -21,6 +21,7 @@ class StepHead(LinearClsHead):
         steps: The labels of each step; every label is in one.
         step: The step that trains, from 0.
         joint: Whether the layers of all steps so far train, with all their classes.
+        own_alone: Whether predictions are among the classes of the step alone.
         temperature: What the scores are divided by in the loss.
         **kwargs: As in :class:`mmpretrain.LinearClsHead`.
 
@@ -35,6 +36,7 @@ class StepHead(LinearClsHead):
         steps: Sequence[Sequence[int]],
         step: int = 0,
         joint: bool = False,
+        own_alone: bool = False,
         temperature: float = 1.0,
         **kwargs,
     ) -> None:
@@ -53,7 +55,8 @@ class StepHead(LinearClsHead):
         sizes = [len(part) for part in steps]
         #: Columns that train, and those so far.
         self.own = slice(sum(sizes[:first]), sum(sizes[: step + 1]))
-        self.seen = sum(sizes[: step + 1])
+        first = sum(sizes[:step]) if own_alone else 0
+        self.seen = slice(first, sum(sizes[: step + 1]))
 
     def _columns(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Scores in the order of the steps, (B, classes)."""
@@ -63,7 +66,8 @@ class StepHead(LinearClsHead):
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Scores in the order of the labels, (B, classes)."""
         scores = self._columns(feats)
-        scores[:, self.seen :] = -torch.inf
+        scores[:, : self.seen.start] = -torch.inf
+        scores[:, self.seen.stop :] = -torch.inf
         return scores[:, self.places]
 
     def loss(self, feats: tuple[Tensor, ...], data_samples: list, **kwargs) -> dict:

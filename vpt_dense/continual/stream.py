@@ -1,99 +1,277 @@
-"""The classes of each step of a stream, and what a config of one step becomes."""
+"""The classes, or domains, of each step of a stream, and what a config of one step becomes."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import tasks
+from vpt_dense import shipped, tasks
 from vpt_dense.argument_checks import check_choice, check_number, is_int, is_list
-from vpt_dense.errors import UserError
-from vpt_dense.tree import DATALOADERS, get, kind_of
+from vpt_dense.errors import UserError, suggest
+from vpt_dense.tree import DATALOADERS, get, kind_of, leaf_datasets
 
 #: What a step trains on, and what it leaves as it is.
-STRATEGIES = ('sequential', 'frozen', 'joint', 'nsp2')
-_KEYS = ('steps', 'step', 'seed', 'strategy', 'null_space', 'eta', 'invariance', 'temperature')
+STRATEGIES = ('sequential', 'frozen', 'alone', 'joint', 'nsp2', 'eclipse_like')
+_KEYS = ('steps', 'domains', 'step', 'seed', 'strategy', 'test_on', 'background', 'null_space',
+         'eta', 'invariance', 'temperature')
 #: What only ``nsp2`` has.
 _OF_NSP2 = ('null_space', 'eta', 'invariance')
+#: Prompts with a part for each step.
+_STEPPED = ('DualPrompt', 'CODAPrompt')
+_FIRST_EACH = re.compile(r'(\d+)-(\d+)')
+
+
+def ready() -> dict[str, Path]:
+    """Name -> file of the streams that come along (configs/streams)."""
+    return {path.stem: path for path in sorted(shipped.folder('configs').glob('streams/*.json'))}
 
 
 def classes_of_steps(
-    steps: int | Sequence[Sequence[int]], classes: int, seed: int | None
+    steps: int | str | Sequence[Sequence[int | str]],
+    names: Sequence[str],
+    seed: int | None,
+    background: int | None = None,
 ) -> list[list[int]]:
     """The labels of each step.
 
     Args:
         steps: How many steps, of as many classes each as can be (the first ones have one more where
-            they do not divide); or the labels themselves.
-        classes: How many there are.
+            they do not divide). Or ``'15-1'``: 15 classes, then one a step. Or the labels or names
+            themselves; or a JSON file of them, alone or as ``steps`` of a dict; or the name of a
+            stream that comes along.
+        names: Of all classes.
         seed: Of the order in which they come; None: that of the labels.
+        background: A label that is of no step.
 
     Raises:
-        UserError: If there are more steps than classes, or labels are in no step or in two.
+        UserError: If there are more steps than classes, or classes are in no step or in two.
     """
-    if is_int(steps):
-        if not 1 <= steps <= classes:
+    labels = [label for label in range(len(names)) if label != background]
+    number = len(labels)
+    parts: Any = steps
+    if is_int(steps) or isinstance(steps, str) and _FIRST_EACH.fullmatch(steps):
+        if is_int(steps):
+            sizes = [len(part) for part in np.array_split(labels, max(steps, 1))]
+            fits = 1 <= steps <= number
+        else:
+            first, each = map(int, _FIRST_EACH.fullmatch(steps).groups())
+            fits = 0 < first <= number and each > 0 and (number - first) % each == 0
+            sizes = [first, *[each] * ((number - first) // each)] if fits else []
+        if not fits:
             raise UserError(
-                f'continual.steps is {steps}, but there are {classes} classes: every step needs '
-                'one at least')
-        order = np.arange(classes) if seed is None else np.random.default_rng(seed).permutation(
-            classes)
-        return [part.tolist() for part in np.array_split(order, steps)]
-    if not (is_list(steps) and steps and all(
-            is_list(step) and step and all(is_int(label, 0) for label in step) for step in steps)):
+                f'continual.steps is {steps}, but there are {number} classes: every step needs '
+                'one at least, and none may be left over')
+        order = labels if seed is None else [
+            labels[i] for i in np.random.default_rng(seed).permutation(number)]
+        ends = np.cumsum(sizes).tolist()
+        return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    if isinstance(steps, str):
+        parts = _read(steps, len(names))
+    if not (is_list(parts) and parts and all(is_list(part) and part for part in parts)):
         raise UserError(
-            f'continual.steps must be a number, or a list of labels for each step, found {steps!r}')
-    labels = sorted(label for step in steps for label in step)
-    if labels != list(range(classes)):
+            "continual.steps must be a number, 'FIRST-EACH', a file, or a list of classes for each "
+            f'step, found {steps!r}')
+    by_name = {name: label for label, name in enumerate(names)}
+    found = [[entry if is_int(entry, 0) else by_name.get(entry, entry) for entry in part]
+             for part in parts]
+    every = [entry for part in found for entry in part]
+    if not all(map(is_int, every)) or sorted(every) != labels:
+        strange = next((entry for entry in every if entry not in labels), None)
+        lacking = next((names[label] for label in labels if label not in every), None)
+        what = (f'{strange!r} is none of them' if strange is not None
+                else f'{lacking} is in none' if lacking is not None else 'one is in two')
         raise UserError(
-            f'continual.steps: each of the labels 0 to {classes - 1} must be in one step, found '
-            f'{labels}')
-    return [list(step) for step in steps]
+            f'continual.steps: each of the {number} classes must be in one step, but {what}')
+    return found
+
+
+def _read(path: str, classes: int) -> Any:
+    """The steps that a file says."""
+    known = ready()
+    place = known.get(path) or Path(path).expanduser()
+    try:
+        said = json.loads(place.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f'continual.steps: {path} is neither a number, nor FIRST-EACH, nor a stream that comes '
+            f'along ({", ".join(known)}), nor a JSON file of steps{suggest(path, known)} ({error})'
+        ) from error
+    if not isinstance(said, Mapping):
+        return said
+    if said.get('classes', classes) != classes:
+        raise UserError(
+            f'continual.steps: {path} is of {said["classes"]} classes, the data have {classes}')
+    return said.get('steps')
 
 
 def place(cfg: Config, classes: Sequence[str] | None) -> None:
-    """Make a config one step of a stream of classes, in place, where it has ``continual``.
+    """Make a config one step of a stream, in place, where it has ``continual``.
 
     ``continual = dict(steps=5, step=0)``: the classes come in ``steps`` (:func:`classes_of_steps`,
-    with ``seed``, 0 if it is left out), and the run is of step ``step``, from 0. It trains on the
-    images of the step's classes, and validates and tests on those of all classes so far. The head
-    becomes :class:`vpt_dense.continual.head.StepHead`. ``strategy``:
+    with ``seed``, 0 if it is left out, but for 'FIRST-EACH'), and the run is of step ``step``, from
+    0. It trains on the images of the step's classes, and validates and tests on all classes so
+    far. A head of classification becomes :class:`vpt_dense.continual.head.StepHead`; a segmentor
+    :class:`vpt_dense.continual.segmentor.StepEncoderDecoder`, with the class ``background``, if
+    there is one. ``domains=[DATA_ROOT, dict(...), ...]`` instead: each step has the same classes
+    in other data, for which ``dataset`` says so. ``strategy``:
 
     - ``sequential``: what the method says, whatever comes of earlier steps.
-    - ``frozen``: from step 1 on the head alone.
-    - ``joint``: on the images of all classes so far, the upper bound.
+    - ``frozen``: from step 1 on the head alone; of a segmentor the step's own layer.
+    - ``alone``: what the method says, from the start.
+    - ``joint``: on the images of all steps so far, the upper bound.
     - ``nsp2``: :class:`vpt_dense.continual.null_space.NullSpaceHook`, with ``null_space`` (the file
       that the step before has left), ``eta``, ``invariance``; ``temperature`` is of the loss.
+    - ``eclipse_like``: of a segmentor, prompts and a last layer for each step; all else is frozen
+      from step 1 on.
+
+    ``test_on``: ``'step'`` tells the step's own classes apart, on their data; of domains, the
+    number of the one that is tested.
 
     Args:
         cfg: A config whose data sets are merged.
         classes: Their names; None: not known yet, as the data are not there.
 
     Raises:
-        UserError: If a value is none of its kind, a step has one class, or the config is not of
-            classification.
+        UserError: If a value is none of its kind, or the config is of another task.
     """
     given = cfg.pop('continual', None)
     if given is None:
         return
-    if not isinstance(given, Mapping) or set(given) - set(_KEYS) or 'steps' not in given:
-        raise UserError(f'continual: a dict of {", ".join(_KEYS)} was expected, found {given!r}')
+    by_domain = isinstance(given, Mapping) and 'domains' in given
+    if (not isinstance(given, Mapping) or set(given) - set(_KEYS)
+            or ('steps' in given) == by_domain):
+        raise UserError(
+            f'continual: a dict of {", ".join(_KEYS)} with either steps or domains was expected, '
+            f'found {given!r}')
     task = tasks.of(cfg.get('model') or {})
-    if task is None or task.name != 'classification':
-        raise UserError('continual: it is for classification')
+    if task is None or task.name not in ('classification', 'segmentation'):
+        raise UserError('continual: it is for classification and segmentation')
+    strategy = check_choice(given.get('strategy', 'sequential'), 'continual.strategy', STRATEGIES)
+    if strategy == 'nsp2' and task.dense:
+        raise UserError('continual.strategy: nsp2 is for classification')
+    if strategy == 'eclipse_like' and (not task.dense or by_domain):
+        raise UserError('continual.strategy: eclipse_like is for steps of a segmentation')
+    for key, fits in (
+            *((key, strategy == 'nsp2') for key in _OF_NSP2),
+            ('background', task.dense and not by_domain), ('seed', not by_domain),
+            ('temperature', not task.dense and not by_domain)):
+        if key in given and not fits:
+            raise UserError(
+                f'continual.{key} does nothing in {task.name} by '
+                f'{"domains" if by_domain else "steps"} with strategy {strategy}')
+    step = given.get('step', 0)
+    number = _place_domains(cfg, given, strategy) if by_domain else (
+        _place_classes(cfg, given, strategy, classes, task))
+    later = step > 0
+    anew = strategy in ('alone', 'joint')
+    _place_prompt(cfg.model.backbone, number, step, strategy, anew)
+    if strategy == 'frozen' and later:
+        cfg.model.backbone.trainable = []
+    if strategy == 'nsp2':
+        settings = {key: given[key] for key in _OF_NSP2 if key in given}
+        if later and not settings.get('null_space'):
+            raise UserError(
+                'continual.null_space: from step 1 on nsp2 needs the file that the step before has '
+                'left, WORK_DIR/null_space.safetensors')
+        kind = 'vpt_dense.NullSpaceHook'
+        others = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != kind]
+        cfg.custom_hooks = [*others, ConfigDict(settings, type=kind)]
+
+
+def _check_step(step: Any, number: int) -> None:
+    if not is_int(step, 0) or step >= number:
+        raise UserError(f'continual.step must be one of 0 to {number - 1}, found {step!r}')
+
+
+def _place_domains(cfg: Config, given: Mapping[str, Any], strategy: str) -> int:
+    """Give each split the data of its domains.
+
+    Returns:
+        The number of domains.
+    """
+    domains, step = given['domains'], given.get('step', 0)
+    if not is_list(domains) or len(domains) < 2 or not all(
+            isinstance(each, (str, Mapping)) and each for each in domains):
+        raise UserError(
+            'continual.domains must be a list of two data roots at least, or of what dataset says '
+            f'of each, found {domains!r}')
+    _check_step(step, len(domains))
+    tested = given.get('test_on', step)
+    if not is_int(tested, 0) or tested >= len(domains):
+        raise UserError(
+            f'continual.test_on must be one of 0 to {len(domains) - 1}, found {tested!r}')
+    own = [ConfigDict(dict(data_root=each) if isinstance(each, str) else each)
+           for each in domains]
+    for name in DATALOADERS:
+        loader = cfg.get(name)
+        if not get(cfg, f'{name}.dataset'):
+            continue
+        if len(leaf_datasets(loader)) != 1 or kind_of(loader.dataset) == 'ConcatDataset':
+            raise UserError(f'continual.domains: {name}.dataset must be one data set')
+        first = name == DATALOADERS[0]
+        chosen = own[: step + 1] if first and strategy == 'joint' else [
+            own[step if first else tested]]
+        parts = []
+        for domain in chosen:
+            part = ConfigDict(loader.dataset.copy())
+            part = _over(part, domain)
+            parts.append(part)
+        loader['dataset'] = parts[0] if len(parts) == 1 else ConfigDict(
+            type='ConcatDataset', datasets=parts)
+    return len(domains)
+
+
+def _over(dataset: ConfigDict, domain: Mapping[str, Any]) -> ConfigDict:
+    """What a domain says of a data set, put over it or over the one that it is around."""
+    if isinstance(dataset.get('dataset'), Mapping):
+        return ConfigDict(dataset, dataset=_over(ConfigDict(dataset['dataset']), domain))
+    return ConfigDict(dataset, **domain)
+
+
+def _place_classes(
+    cfg: Config, given: Mapping[str, Any], strategy: str, classes: Sequence[str] | None,
+    task: tasks.Task,
+) -> int:  # fmt: skip
+    """Give each split the images of its classes, and the model its last layers.
+
+    Returns:
+        The number of steps.
+    """
     if classes is None:
         raise UserError('continual: the classes are not known; set dataset.classes, or put the '
                         'data where the config says')
-    strategy = check_choice(given.get('strategy', 'sequential'), 'continual.strategy', STRATEGIES)
-    beside = [key for key in _OF_NSP2 if key in given and strategy != 'nsp2']
-    if beside:
-        raise UserError(f'continual.{beside[0]} is of strategy nsp2, found {strategy}')
-    seed, step = given.get('seed', 0), given.get('step', 0)
+    background = given.get('background')
+    if background is not None:
+        if background not in classes:
+            raise UserError(f'continual.background: {background!r} is none of the classes')
+        background = list(classes).index(background)
+    in_order = isinstance(given['steps'], str) and _FIRST_EACH.fullmatch(given['steps'])
+    seed = given.get('seed', None if in_order else 0)
     if seed is not None and not is_int(seed, 0):
         raise UserError(f'continual.seed must be a whole number or None, found {seed!r}')
-    steps = classes_of_steps(given['steps'], len(classes), seed)
-    if not is_int(step, 0) or step >= len(steps):
-        raise UserError(f'continual.step must be one of 0 to {len(steps) - 1}, found {step!r}')
+    steps = classes_of_steps(given['steps'], classes, seed, background)
+    step = given.get('step', 0)
+    _check_step(step, len(steps))
+    test_on = check_choice(given.get('test_on', 'seen'), 'continual.test_on', ('seen', 'step'))
+    seen = [label for each in steps[: step + 1] for label in each]
+    tested = steps[step] if test_on == 'step' else seen
+    trained = seen if strategy == 'joint' else steps[step]
+    train, *tests = (name for name in DATALOADERS if get(cfg, f'{name}.dataset'))
+    _wrap(cfg[train], trained)
+    if task.dense:
+        _place_segmentor(cfg, steps, step, strategy, background, test_on)
+        other = background if background is not None else cfg.model.decode_head.get(
+            'ignore_index', 255)
+        for name in tests:
+            for dataset in leaf_datasets(cfg[name]):
+                _keep(dataset, [*tested, *([] if background is None else [background])], other)
+        return len(steps)
+    for name in tests:
+        _wrap(cfg[name], tested)
     lonely = [i for i, labels in enumerate(steps) if len(labels) == 1]
     if lonely and (strategy != 'joint' or lonely[0] == 0):
         raise UserError(
@@ -101,27 +279,55 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
             'learnt: its loss would be 0; take fewer steps')
     temperature = check_number(
         given.get('temperature', 1.0), 'continual.temperature', positive=True)
-    seen = [label for each in steps[: step + 1] for label in each]
-    for name in DATALOADERS:
-        if get(cfg, f'{name}.dataset'):
-            own = steps[step] if name == DATALOADERS[0] and strategy != 'joint' else seen
-            _wrap(cfg[name], own)
     head = cfg.model.head
     if not str(head.get('type')).endswith(('LinearClsHead', 'StepHead')):
         raise UserError(f'continual: the head must be a LinearClsHead, found {head.get("type")}')
     head.update(type='vpt_dense.StepHead', steps=steps, step=step, joint=strategy == 'joint',
-                temperature=temperature)  # fmt: skip
-    if strategy == 'frozen' and step > 0:
-        cfg.model.backbone.trainable = []
-    if strategy == 'nsp2':
-        settings = {key: given[key] for key in _OF_NSP2 if key in given}
-        if step > 0 and not settings.get('null_space'):
+                own_alone=test_on == 'step', temperature=temperature)  # fmt: skip
+    return len(steps)
+
+
+def _place_segmentor(
+    cfg: Config, steps: list[list[int]], step: int, strategy: str, background: int | None,
+    test_on: str,
+) -> None:  # fmt: skip
+    """Give a segmentor a last layer for each step; all seen classes are one where they train."""
+    model = cfg.model
+    if kind_of(model) not in ('EncoderDecoder', 'StepEncoderDecoder'):
+        raise UserError(
+            f'continual: the model must be an EncoderDecoder, found {model.get("type")}')
+    if strategy == 'joint':
+        steps = [[label for each in steps[: step + 1] for label in each], *steps[step + 1 :]]
+        step = 0
+    model.update(type='vpt_dense.StepEncoderDecoder', continual=ConfigDict(
+        steps=steps, step=step, background=background,
+        among=[step] if test_on == 'step' else list(range(step + 1)),
+        frozen_head=step > 0 and strategy in ('frozen', 'eclipse_like')))
+
+
+def _place_prompt(
+    backbone: ConfigDict, number: int, step: int, strategy: str, anew: bool
+) -> None:
+    """Tell prompts of steps which is theirs, and let its part alone train."""
+    prompt = backbone.get('prompt')
+    if strategy == 'eclipse_like':
+        if not isinstance(prompt, Mapping):
             raise UserError(
-                'continual.null_space: from step 1 on nsp2 needs the file that the step before has '
-                'left, WORK_DIR/null_space.safetensors')
-        kind = 'vpt_dense.NullSpaceHook'
-        others = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != kind]
-        cfg.custom_hooks = [*others, ConfigDict(settings, type=kind)]
+                'continual.strategy: eclipse_like gives each step prompts of its own, but the '
+                'backbone has none; take a method with prompts (--method deep)')
+        if kind_of(prompt) != 'StepPrompts':
+            prompt = dict(type='vpt_dense.StepPrompts', prompt=prompt)
+        backbone.prompt = ConfigDict(prompt, steps=number, step=step)
+    elif isinstance(prompt, Mapping) and kind_of(prompt) in _STEPPED:
+        number, step = (1, 0) if anew else (number, step)
+        backbone.prompt = ConfigDict(prompt, steps=number, step=step)
+    else:
+        return
+    own = rf'^prompt\.(?!steps\.(?!{step}\.))'
+    known = backbone.get('trainable')
+    later = strategy == 'eclipse_like' and step > 0
+    backbone.trainable = [own] if known is None or later else [
+        own if pattern.startswith(r'^prompt\.') else pattern for pattern in known]
 
 
 def _wrap(loader: dict, labels: Sequence[int]) -> None:
@@ -131,3 +337,16 @@ def _wrap(loader: dict, labels: Sequence[int]) -> None:
         inner = inner['dataset']
     loader['dataset'] = ConfigDict(
         type='vpt_dense.ClassSubset', dataset=inner, labels=sorted(labels))
+
+
+def _keep(dataset: dict, labels: Sequence[int], other: int) -> None:
+    """Keep some labels of a data set, in place of those that a finished config keeps."""
+    pipeline = [step for step in dataset.get('pipeline') or () if kind_of(step) != 'KeepLabels']
+    kinds = [kind_of(step) for step in pipeline]
+    places = [i for i, kind in enumerate(kinds) if kind in ('LoadAnnotations', 'LoadMask')]
+    if not places:
+        raise UserError(
+            'continual: a pipeline of validation and test must load masks (LoadAnnotations), '
+            f'found {", ".join(kinds)}')
+    keep = ConfigDict(type='vpt_dense.KeepLabels', labels=sorted(labels), other=other)
+    dataset['pipeline'] = [*pipeline[: places[0] + 1], keep, *pipeline[places[0] + 1 :]]

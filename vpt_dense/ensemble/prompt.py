@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vpt_dense.ensemble.members import Members
 from vpt_dense.parts import register
 from vpt_dense.prompts import Prompt, Site, TokenLayout
+from vpt_dense.tuning import OFFERS
 
 
 @register
@@ -43,6 +44,7 @@ class PromptEnsemble(Members, Prompt):
         if not isinstance(member, Prompt) or isinstance(member, PromptEnsemble):
             raise ValueError(f'prompt.prompt must be a prompt, found {type(member).__name__}')
         self.depends_on_input = member.depends_on_input
+        self.needs = self.needs | member.needs
         self.first_layer = member.first_layer
 
     def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
@@ -97,6 +99,12 @@ class PromptEnsemble(Members, Prompt):
                 f'trainable={backbone.trainable} also trains {shared[0]}, which the members of an '
                 r"ensemble share; take trainable=[r'^prompt\.']"
             )
+        lacking = self.needs - backbone.offers
+        if lacking:
+            raise ValueError(
+                f'prompt.prompt: {type(self.members[0]).__name__} needs '
+                f'{" and ".join(OFFERS[need] for need in sorted(lacking))}, '
+                f'{type(backbone).__name__} has none')
         self.members[0].check(backbone)
 
     def start_from(self, backbone: nn.Module) -> None:
@@ -108,6 +116,16 @@ class PromptEnsemble(Members, Prompt):
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> list:
         """The result of ``prepare`` of each member."""
         return [member.prepare(embed) for member in self.members]
+
+    def prepare_for(self, query: Tensor) -> list:
+        """See :meth:`Prompt.prepare_for`: each member its images' queries."""
+        parts = self.split(query) if self.training else [query] * len(self.members)
+        return [member.prepare_for(part) for member, part in zip(self.members, parts, strict=True)]
+
+    def penalties(self) -> dict[str, Tensor]:
+        """See :meth:`Prompt.penalties`: those of each member."""
+        return {f'm{i}.{name}': value for i, member in enumerate(self.members)
+                for name, value in member.penalties().items()}
 
     def forward(
         self,
@@ -133,9 +151,13 @@ class PromptEnsemble(Members, Prompt):
         ]
         return None if tokens[0] is None else torch.cat(tokens)
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`Prompt.keys_values`; each (k, heads, P, C / heads)."""
-        found = [member.keys_values(layer) for member in self.members]
+    def keys_values(
+        self, layer: int, prepared: list | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`Prompt.keys_values`; each (k or k * B, heads, P, C / heads)."""
+        states = [None] * len(self.members) if prepared is None else prepared
+        found = [member.keys_values(layer, state)
+                 for member, state in zip(self.members, states, strict=True)]
         if found[0] is None:
             return None
         keys, values = (torch.cat(same) for same in zip(*found, strict=True))

@@ -14,6 +14,7 @@ from vpt_dense.hooks.plateau_hook import PlateauHook
 from vpt_dense.hooks.predictions_hook import PredictionsHook
 from vpt_dense.hooks.preemption_hook import PreemptionHook
 from vpt_dense.hooks.progress_hook import ProgressHook
+from vpt_dense.hooks.prompt_loss_hook import PromptLossHook
 from vpt_dense.hooks.prompt_start_hook import PromptStartHook
 from vpt_dense.hooks.report_hook import ReportHook
 from vpt_dense.hooks.seed_hook import SeedHook
@@ -33,6 +34,7 @@ __all__ = [
     'PredictionsHook',
     'PreemptionHook',
     'ProgressHook',
+    'PromptLossHook',
     'PromptStartHook',
     'ReportHook',
     'SeedHook',

@@ -150,6 +150,25 @@ class Prompt(Part):
         """
         return None
 
+    def prepare_for(self, query: Tensor) -> object:
+        """Take the place of :meth:`prepare` in prompts that need a 'query'.
+
+        Args:
+            query: What the backbone makes of each image without any prompt, (B, C), without
+                gradients: the first token behind the last block and norm.
+
+        Returns:
+            What :meth:`forward` and :meth:`keys_values` get as ``prepared``.
+        """
+        raise TypeError(f'{type(self).__name__} asks for no query')
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Terms that the last pass in training mode adds to the loss, by their names.
+
+        :class:`vpt_dense.hooks.PromptLossHook` adds them. They are handed out once.
+        """
+        return {}
+
     @abstractmethod
     def forward(
         self,
@@ -173,14 +192,16 @@ class Prompt(Part):
             whatever prompts ``x`` holds flow on as ordinary tokens.
         """
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def keys_values(self, layer: int, prepared: object = None) -> tuple[Tensor, Tensor] | None:
         """Return keys and values that all tokens of a block attend to, beside its tokens.
 
         Args:
             layer: Index of the block.
+            prepared: As :meth:`forward` gets it.
 
         Returns:
-            Two tensors (1, heads, P, C / heads); None: there are none beside those of the tokens.
+            Two tensors (1, heads, P, C / heads), or (B, ...) where they depend on the images; None:
+            there are none beside those of the tokens.
         """
         return None
 

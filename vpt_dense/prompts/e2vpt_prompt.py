@@ -59,7 +59,7 @@ class E2VPTPrompt(TokenPrompt):
                 for layer in parameter:
                     nn.init.kaiming_uniform_(layer)
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def keys_values(self, layer: int, prepared: object = None) -> tuple[Tensor, Tensor] | None:
         """See :meth:`Prompt.keys_values`."""
         if layer not in self.own:
             return None

@@ -65,7 +65,7 @@ class FoldedPrompt(Prompt):
     ) -> None:
         """See :meth:`Prompt.forward`: there are no tokens any more."""
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def keys_values(self, layer: int, prepared: object = None) -> tuple[Tensor, Tensor] | None:
         """See :meth:`Prompt.keys_values`."""
         if layer not in self.layers:
             return None

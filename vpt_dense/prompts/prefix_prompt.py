@@ -100,7 +100,7 @@ class PrefixPrompt(Prompt):
     ) -> None:
         """See :meth:`Prompt.forward`: there are no tokens."""
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def keys_values(self, layer: int, prepared: object = None) -> tuple[Tensor, Tensor] | None:
         """See :meth:`Prompt.keys_values`."""
         if layer not in self.own:
             return None

@@ -66,9 +66,12 @@ class StagePrompts(Prompt):
         stage, prompt = self._of(layer)
         return prompt(x, layer, None if prepared is None else prepared[stage], layout)
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def keys_values(
+        self, layer: int, prepared: dict[str, object] | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """See :meth:`Prompt.keys_values`."""
-        return self._of(layer)[1].keys_values(layer)
+        stage, prompt = self._of(layer)
+        return prompt.keys_values(layer, None if prepared is None else prepared[stage])
 
     def is_discarded(self, layer: int) -> bool:
         """See :meth:`Prompt.is_discarded`."""
