@@ -90,9 +90,11 @@ def test_streams_that_come_along():
     (dict(steps=6), 'steps is 6, but there are 5 classes'), (dict(steps=0), 'at least'),
     (dict(steps=[[0, 1], [1, 2, 3, 4]]), 'must be in one step, but one is in two'),
     (dict(steps=[[0, 1], [2, 3]]), 'but e is in none'), (dict(steps='5'), 'a number'),
-    (dict(steps=[[0, 1], [2, 3, 'x']]), "but 'x' is none of them"), (dict(steps='3-3'), 'left over'),
+    (dict(steps=[[0, 1], [2, 3, 'x']]), "but 'x' is none of them"),
+    (dict(steps='3-3'), 'left over'),
     (dict(steps=2, domains=['a', 'b']), 'either steps or domains'),
-    (dict(domains=['a']), 'two data roots'), (dict(domains=['a', 'b'], seed=1), 'seed does nothing'),
+    (dict(domains=['a']), 'two data roots'),
+    (dict(domains=['a', 'b'], seed=1), 'seed does nothing'),
     (dict(domains=['a', 'b'], test_on=2), 'test_on must be one of 0 to 1'),
     (dict(domains=['a', 'b'], temperature=2), 'temperature does nothing'),
     (dict(steps=2, test_on=1), 'continual.test_on'), (dict(steps=2, background='a'), 'background'),
@@ -375,3 +377,418 @@ def groups_below(pid: int) -> set[int]:
                     found.add(os.getpgid(child))
                 todo.append(child)
     return found
+
+
+# --- prompts that the frozen backbone chooses --------------------------------------------------
+
+
+def queried(kind, **kwargs):
+    """A tiny ViT in float64, and what it makes of images without prompts."""
+    model = randomise(tiny_vit(
+        prompt=dict(type=f'vpt_dense.{kind}', **kwargs), out_type='raw')).double()
+    plain = tiny_vit(out_type='raw').double().eval()
+    plain.load_state_dict({n: t for n, t in model.state_dict().items()
+                           if not n.startswith('prompt.')})
+    x = images(3, 3, 32, 40, dtype=torch.float64)
+    return model, plain, x, plain(x)[0][:, 0]
+
+
+def cosine(one, other):
+    return float(one @ other / one.norm() / other.norm())
+
+
+def with_keys(plain, x, further):
+    """The blocks with further keys and values of each image, {layer: (keys, values)} (B, h, P, d).
+
+    Attention a head at a time, as test_token_methods.py has it.
+    """
+    x = plain.embed(x)[0]
+    for i, layer in enumerate(plain.layers):
+        normed, width = layer.ln1(x), x.shape[-1]
+        heads, size, outs = 4, x.shape[-1] // 4, []
+        for head in range(heads):
+            rows = [slice(part * width + head * size, part * width + (head + 1) * size)
+                    for part in range(3)]
+            q, k, v = (normed @ layer.attn.qkv.weight[r].T + layer.attn.qkv.bias[r] for r in rows)
+            if i in further:
+                k, v = (torch.cat([own, more[:, head]], 1)
+                        for own, more in zip((k, v), further[i], strict=True))
+            outs.append((q @ k.transpose(1, 2) / size**0.5).softmax(-1) @ v)
+        x = x + torch.cat(outs, -1) @ layer.attn.proj.weight.T + layer.attn.proj.bias
+        x = layer.ffn(layer.ln2(x), identity=x)
+    return plain.ln1(x)
+
+
+def test_l2p_takes_the_prompts_with_the_nearest_keys():
+    model, plain, x, queries = queried(
+        'L2PPrompt', num_tokens=2, pool_size=5, chosen=3, match=0.25)
+    part, rows, distances = model.prompt, [], []
+    for query in queries:
+        ranks = sorted(range(5), key=lambda m: -cosine(query, part.keys[m]))[:3]
+        rows.append(torch.cat([part.tokens[m] for m in ranks]))
+        distances.append(sum(1 - cosine(query, part.keys[m]) for m in ranks))
+    entering = plain.embed(x)[0]
+    tokens = torch.cat([entering[:, :1], torch.stack(rows), entering[:, 1:]], 1)
+    for layer in plain.layers:
+        tokens = layer(tokens)
+    tokens = plain.ln1(tokens)
+    model.eval()
+    out = model(x)[0]
+    torch.testing.assert_close(
+        out, torch.cat([tokens[:, :1], tokens[:, 7:]], 1), rtol=1e-10, atol=1e-10)
+    assert part.penalties() == {}
+    model.train()(x)
+    (term,) = part.penalties().items()
+    assert term[0] == 'loss_match' and part.penalties() == {}
+    assert float(term[1]) == pytest.approx(0.25 * sum(distances) / 3, rel=1e-10)
+    pooled = randomise(tiny_vit(
+        prompt=dict(type='vpt_dense.L2PPrompt', num_tokens=2, pool_size=5, chosen=3),
+        out_type='avg_tokens', pool='prompts')).double().eval()
+    pooled.load_state_dict(model.state_dict())
+    torch.testing.assert_close(pooled(x)[0], tokens[:, 1:7].mean(1), rtol=1e-10, atol=1e-10)
+
+
+def test_dualprompt_has_prompts_of_all_steps_and_of_each():
+    model, plain, x, queries = queried(
+        'DualPrompt', num_general=2, num_expert=3, general_layers=(0, 1), expert_layers=(2, 4),
+        steps=3, step=1, match=0.5)
+    part = model.prompt
+    nearest = [max((0, 1), key=lambda t: cosine(query, part.steps[t].key)) for query in queries]
+    assert len(set(nearest)) == 2  # else nothing is told apart
+    for training, chosen in ((False, nearest), (True, [1] * 3)):
+        further = {0: [part.general[0, side].expand(3, -1, -1, -1) for side in (0, 1)]}
+        for row, layer in enumerate((2, 3)):
+            further[layer] = [torch.stack([part.steps[t].tokens[row, side] for t in chosen])
+                              for side in (0, 1)]
+        torch.testing.assert_close(
+            model.train(training)(x)[0], with_keys(plain, x, further), rtol=1e-10, atol=1e-10)
+    wanted = sum(1 - cosine(query, part.steps[1].key) for query in queries) / 3
+    assert float(part.penalties()['loss_match']) == pytest.approx(0.5 * wanted, rel=1e-10)
+
+
+def test_coda_prompt_weighs_components():
+    model, plain, x, queries = queried(
+        'CODAPrompt', num_tokens=2, components=3, layers=(1, 3), steps=3, step=1, ortho=0.3)
+    part, further, ortho = model.prompt, {}, 0.0
+    for row, layer in enumerate((1, 2)):
+        tokens, keys, attention = (
+            torch.cat([part.steps[t].get_parameter(name)[row] for t in (0, 1)])
+            for name in ('tokens', 'keys', 'attention'))
+        for rows in (tokens, keys, attention):
+            products = rows @ rows.T - torch.eye(6, dtype=torch.float64)
+            ortho += float((products**2).mean())
+        sums = torch.stack([
+            sum(cosine(query * a, k) * p for a, k, p in zip(attention, keys, tokens, strict=True))
+            for query in queries])
+        further[layer] = sums.view(3, 2, 4, 2, 16).unbind(1)
+    for training in (False, True):
+        torch.testing.assert_close(
+            model.train(training)(x)[0], with_keys(plain, x, further), rtol=1e-10, atol=1e-10)
+    assert float(part.penalties()['loss_ortho']) == pytest.approx(0.3 * ortho, rel=1e-10)
+    before = [parameter.clone() for parameter in part.steps[0].parameters()]
+    part.begin_step()
+    assert all(map(torch.equal, before, part.steps[0].parameters()))
+    for name, own in part.steps[1].named_parameters():
+        first = part.steps[0].get_parameter(name)
+        for layer in (0, 1):
+            one = torch.eye(3, dtype=torch.float64)
+            torch.testing.assert_close(own[layer] @ own[layer].T, one)
+            assert (own[layer] @ first[layer].T).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize(('prompt', 'message'), [
+    (dict(type='L2PPrompt', chosen=11), 'chosen must be at most prompt.pool_size=10'),
+    (dict(type='L2PPrompt', match=-1), 'match must not be negative'),
+    (dict(type='DualPrompt', expert_layers=(1, 3)), 'must not share a layer'),
+    (dict(type='DualPrompt', expert_layers=(2, 5)), '2 to 5 are no layers of 4'),
+    (dict(type='DualPrompt', expert_layers=3), 'a pair'),
+    (dict(type='CODAPrompt', layers=(0, 2), steps=2, step=2), 'step must be one of 0 to 1'),
+    (dict(type='CODAPrompt', layers=(0, 2), steps=0), 'steps must be a whole number'),
+    (dict(type='StepPrompts', prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=1), steps=2,
+          step=2), 'step must be one of 0 to 1')])  # fmt: skip
+def test_wrong_prompts(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_vit(prompt=dict(prompt, type=f'vpt_dense.{prompt["type"]}'))
+
+
+def test_a_query_is_of_a_frozen_backbone():
+    prompt = dict(type='vpt_dense.L2PPrompt')
+    with pytest.raises(ValueError, match='adapters: L2PPrompt asks the frozen backbone'):
+        tiny_vit(prompt=prompt, adapters=[dict(type='vpt_dense.LoRA', rank=2)])
+    with pytest.raises(ValueError, match=r'layers\.0\.ln1\.bias trains'):
+        tiny_vit(prompt=prompt, trainable=[r'^prompt\.', r'^layers\.0\.ln1\.bias'])
+    with pytest.raises(ValueError, match='L2PPrompt needs a pass without prompts'):
+        MODELS.build(dict(
+            type='vpt_dense.TimmVisionTransformer', model='vit_tiny_patch16_224', prompt=prompt))
+
+
+def test_members_of_an_ensemble_have_queries_of_their_own():
+    prompt = dict(type='vpt_dense.DualPrompt', num_general=2, num_expert=3,
+                  general_layers=(0, 1), expert_layers=(1, 2), steps=2, step=1)
+    model = randomise(tiny_vit(prompt=dict(
+        type='vpt_dense.PromptEnsemble', seeds=[3, 4], prompt=prompt))).double()
+    x = images(4, 3, 32, 40, dtype=torch.float64)
+    for training, batch in ((False, x[:2]), (True, x)):
+        outs = model.train(training)(batch)[0]
+        for k, member in enumerate(model.prompt.members):
+            single = tiny_vit(prompt=prompt).double()
+            single.load_state_dict({n: t for n, t in model.state_dict().items()
+                                    if not n.startswith('prompt.')}, strict=False)
+            single.prompt.load_state_dict(member.state_dict())
+            own = batch[2 * k : 2 * k + 2] if training else batch
+            torch.testing.assert_close(
+                outs[2 * k : 2 * k + 2], single.train(training)(own)[0], rtol=1e-10, atol=1e-10)
+    assert set(model.prompt.penalties()) == {'m0.loss_match', 'm1.loss_match'}
+
+
+STEPPED = {
+    'dualprompt': ['model.backbone.prompt.general_layers=(0, 1)',
+                   'model.backbone.prompt.expert_layers=(1, 2)'],
+    'coda-prompt': ['model.backbone.prompt.layers=(0, 2)'],
+    'l2p': [],
+}
+
+
+@pytest.mark.parametrize('method', STEPPED)
+def test_a_stream_with_prompts_of_steps(capfd, tmp_path, data, calls, method):
+    out = tmp_path / 'out'
+    outcome = run_tool(capfd, 'continual', RECIPE, '--method', method, '--steps', '2',
+                       '--work-dir', out, '--amp', 'off', '--cfg-options',
+                       f'dataset.data_root={data}', *TINY, *STEPPED[method])
+    assert outcome.code == 0, outcome.err
+    first, second = (torch.load(
+        out / f'sequential_seed0/step_{step}/epoch_1.pth', weights_only=False)['state_dict']
+        for step in (0, 1))
+    moved = {name for name, tensor in second.items() if 'prompt' in name
+             and not torch.equal(tensor, first[name])}
+    own = {name for name in second if 'prompt.' in name and 'prompt.steps.0' not in name}
+    # CODA's components of a step begin where those before leave room, general prompts go on.
+    assert moved == own if method != 'l2p' else moved
+    log = (out / 'sequential_seed0/step_1/output.log').read_text()
+    assert ('loss_ortho' if method == 'coda-prompt' else 'loss_match') in log
+
+
+# --- forward transfer, domains ----------------------------------------------------------------
+
+
+def test_forward_transfer(capfd, tmp_path, data, calls):
+    assert scores.forward_transfer([90.0, 70.0, 50.0], [80.0, 60.0, 55.0]) == pytest.approx(2.5)
+    assert scores.forward_transfer([90.0], [80.0]) is None
+    out = tmp_path / 'out'
+    assert run(capfd, out, data).code == 0
+    assert calls == ['train', 'test'] * 2
+    calls.clear()
+    assert run(capfd, out, data, '--strategies', 'sequential', 'alone').code == 0
+    assert calls == ['test'] * 2 + ['train', 'test'] * 2  # what is trained is only tested
+    table = json.loads((out / 'table.json').read_text())
+    assert list(table['matrices']) == ['sequential']
+    own = table['own']
+    assert len(own['sequential'][0]) == len(own['alone'][0]) == 2
+    assert own['sequential'][0][0] == own['alone'][0][0]  # the first step is the same
+    header, _, sequential, alone = (out / 'table.md').read_text().splitlines()
+    assert 'forward transfer' in header
+    gain = own['sequential'][0][1] - own['alone'][0][1]
+    assert sequential.split('|')[4].strip() == f'{gain:.1f}'
+    assert alone.split('|')[2:5] == [' - '] * 3
+
+
+@pytest.fixture(scope='module')
+def other_data(tmp_path_factory, data):
+    """The same classes, darker."""
+    root = tmp_path_factory.mktemp('night')
+    for path in data.rglob('*.png'):
+        place = root / path.relative_to(data)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(place), cv2.imread(str(path)) // 4)
+    return root
+
+
+def test_a_stream_of_domains(capfd, tmp_path, data, other_data, calls):
+    out = tmp_path / 'out'
+    outcome = run_tool(
+        capfd, 'continual', RECIPE, '--method', 'deep', '--domains', data, other_data,
+        '--strategies', 'sequential', 'joint', 'alone', '--work-dir', out, '--amp', 'off',
+        '--cfg-options', *TINY)
+    assert outcome.code == 0, outcome.err
+    assert calls == ['train', 'test', 'test'] * 4 + ['train', 'test'] * 2
+    table = json.loads((out / 'table.json').read_text())
+    for strategy in ('sequential', 'joint'):
+        assert [list(map(len, matrix)) for matrix in table['matrices'][strategy]] == [[2, 2]]
+        (matrix,) = table['matrices'][strategy]
+        assert table['own'][strategy] == [[matrix[0][0], matrix[1][1]]]
+    assert table['domains'] == [str(data), str(other_data)]
+    assert str(other_data) in (out / 'table.md').read_text()
+
+
+def test_the_data_of_domains(data, other_data):
+    def load(**continual):
+        return config.load(RECIPE, {'dataset.data_root': str(data), 'continual': dict(
+            domains=[str(data), dict(data_root=str(other_data), with_label=True)],
+            **continual)}, 'deep')  # fmt: skip
+
+    cfg = load(step=1, test_on=0)
+    assert [cfg[f'{name}_dataloader'].dataset.data_root for name in ('train', 'val', 'test')] == [
+        str(other_data), str(data), str(data)]
+    assert cfg.train_dataloader.dataset.with_label is True
+    assert cfg.model.head.type == 'LinearClsHead'
+    joint = load(step=1, strategy='joint').train_dataloader.dataset
+    assert joint.type == 'ConcatDataset'
+    assert [each.data_root for each in joint.datasets] == [str(data), str(other_data)]
+    assert load(step=1, strategy='frozen').model.backbone.trainable == []
+    assert load(step=0, strategy='frozen').model.backbone.trainable != []
+
+
+# --- segmentation ------------------------------------------------------------------------------
+
+MASKS = str(CONFIGS / 'vpt/linear_vit-s_dinov2_segfolder.py')
+THINGS = ['ground', 'red', 'green', 'blue', 'white']
+TINY_MASKS = [
+    "model.backbone.arch={'embed_dims': 32, 'num_layers': 2, 'num_heads': 2, "
+    "'feedforward_channels': 32}", 'model.backbone.init_cfg=None', 'img_size=28',
+    'model.decode_head.in_channels=32', 'model.backbone.out_indices=[1]', 'batch_size=2', 'iters=2',
+    'warmup=0', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
+    'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
+    'test_dataloader.num_workers=0', f'dataset.classes={THINGS}', 'lr=0.1']  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def masks(tmp_path_factory):
+    """Ground with one coloured square an image; the last class is in no image of training."""
+    root, draw = tmp_path_factory.mktemp('masks'), np.random.default_rng(0)
+    for split in ('training', 'validation'):
+        for kind in ('images', 'annotations'):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(8):
+            label = 1 + i % 4
+            picture = draw.integers(0, 60, (28, 28, 3), dtype=np.uint8)
+            mask = np.zeros((28, 28), np.uint8)
+            y, x = draw.integers(0, 14, 2)
+            mask[y : y + 14, x : x + 14] = label
+            picture[mask > 0] = [255 * (label in (each, 4)) for each in (3, 2, 1)]
+            cv2.imwrite(str(root / f'images/{split}/{i}.png'), picture)
+            cv2.imwrite(str(root / f'annotations/{split}/{i}.png'), mask)
+    return root
+
+
+def load_masks(masks, method='deep', **continual):
+    options = dict(option.split('=', 1) for option in TINY_MASKS)
+    return config.load(MASKS, [f'{key}={value}' for key, value in options.items()] + [
+        f'dataset.data_root={masks}', f'continual={continual!r}'], method)
+
+
+def test_a_step_of_a_segmentation(masks):
+    cfg = load_masks(masks, steps='2-1', step=1, background='ground')
+    assert cfg.model.type == 'vpt_dense.StepEncoderDecoder'
+    assert cfg.model.continual == dict(
+        steps=[[1, 2], [3], [4]], step=1, background=0, among=[0, 1], frozen_head=False)
+    in_scope('mmseg')
+    train = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(train) == 2  # images that hold class 3
+    for name in ('val', 'test'):
+        data = DATASETS.build(cfg[f'{name}_dataloader'].dataset)
+        labels = [int(data[i]['data_samples'].gt_sem_seg.data.max()) for i in range(len(data))]
+        assert labels == [1, 2, 3, 0] * 2  # what has not come is background
+    cfg = load_masks(masks, steps=[['red', 'ground'], ['blue', 'green', 'white']], test_on='step')
+    data = DATASETS.build(cfg.test_dataloader.dataset)
+    assert int(data[1]['data_samples'].gt_sem_seg.data.max()) == 255  # without one: left out
+    assert load_masks(masks, steps='2-1', step=1, strategy='joint', background='ground'
+                      ).model.continual.steps == [[1, 2, 3], [4]]
+    later = load_masks(masks, steps='2-1', step=1, strategy='eclipse_like', background='ground')
+    assert later.model.backbone.prompt.type == 'vpt_dense.StepPrompts'
+    assert later.model.continual.frozen_head
+    with pytest.raises(UserError, match='eclipse_like gives each step prompts of its own'):
+        load_masks(masks, 'head', steps='2-1', strategy='eclipse_like', background='ground')
+    with pytest.raises(UserError, match='nsp2 is for classification'):
+        load_masks(masks, steps='2-1', strategy='nsp2', background='ground')
+    with pytest.raises(UserError, match="'sky' is none of the classes"):
+        load_masks(masks, steps='2-1', background='sky')
+
+
+def build_masks(masks, **continual):
+    from vpt_dense import building
+
+    return randomise(building.build_model(load_masks(
+        masks, steps='2-1', background='ground', **continual)))
+
+
+def test_scores_of_a_segmentation(masks):
+    model = build_masks(masks, step=1).double().eval()
+    head = model.decode_head
+    features = images(2, 32, 3, 4, dtype=torch.float64)
+    scores = head.conv_seg(features)
+    assert scores.shape == (2, 5, 3, 4)
+    for step, labels in enumerate(model.decode_head.conv_seg.steps[:2]):
+        own = head.conv_seg.layers[step](features)
+        for channel, label in enumerate(labels):
+            torch.testing.assert_close(scores[:, label], own[:, 1 + channel] - own[:, 0])
+    assert not scores[:, 0].any() and (scores[:, 4] == -1e4).all()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad
+               and name.startswith('decode_head.conv_seg')}
+    assert {name.split('.')[3] for name in trained} == {'1'}
+    # In training: none of mine, and class 3.
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    labels = torch.tensor([0, 1, 2, 3, 4, 255, 3]).repeat(4, 1)[None]
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+    x = images(1, 3, 28, 28, dtype=torch.float64)
+    seen = []
+    head.loss = lambda feats, samples, cfg: seen.append(samples[0].gt_sem_seg.data) or {}
+    model.train().loss(x, [sample])
+    assert seen[0][0, 0].tolist() == [0, 0, 0, 1, 0, 255, 1]
+    assert torch.equal(sample.gt_sem_seg.data, labels)
+    assert head.conv_seg(features).shape[1] == 2
+
+
+def test_prompts_of_each_step_look_at_an_image(masks):
+    model = build_masks(masks, step=1, strategy='eclipse_like').double().eval()
+    x, metas = images(2, 3, 28, 28, dtype=torch.float64), [dict(img_shape=(28, 28))] * 2
+    got = model.encode_decode(x, metas)
+    last, prompts = model.decode_head.conv_seg, model.backbone.prompt
+    assert (prompts.active, last.active) == (1, None)
+    for step in (0, 1):
+        prompts.active = step
+        whole = type(model).__mro__[1].encode_decode
+        steps, last.among = last.among, [step]
+        plain, model.backbone.prompt = prompts, prompts.steps[step]
+        own = whole(model, x, metas)
+        model.backbone.prompt, last.among = plain, steps
+        for label in last.steps[step]:
+            torch.testing.assert_close(got[:, label], own[:, label])
+    assert not got[:, 0].any() and (got[:, 4] + 1e4).abs().max() < 1e-6
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(name.startswith(('backbone.prompt.steps.1.', 'decode_head.conv_seg.layers.1.'))
+               for name in trained)
+    model.train()
+    assert not model.decode_head.norm.training and model.decode_head.conv_seg.training
+
+
+def test_a_stream_of_segmentation(capfd, tmp_path, masks, calls):
+    out = tmp_path / 'out'
+    arguments = (
+        'continual', MASKS, '--method', 'deep', '--steps', '2-1', '--background', 'ground',
+        '--strategies', 'eclipse_like', 'sequential', 'frozen', 'joint', '--work-dir', out,
+        '--amp', 'off', '--cfg-options', f'dataset.data_root={masks}', *TINY_MASKS)
+    outcome = run_tool(capfd, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert calls == ['train', 'test'] * 12
+    table = json.loads((out / 'table.json').read_text())
+    assert (table['measure'], table['steps']) == ('mIoU', [[1, 2], [3], [4]])
+    for matrices in table['matrices'].values():
+        assert [list(map(len, matrix)) for matrix in matrices] == [[1, 2, 3]]
+
+    def state(strategy, step):
+        return torch.load(out / f'{strategy}_seed0/step_{step}/iter_2.pth',
+                          weights_only=False)['state_dict']
+
+    def moved(strategy):
+        first, second = state(strategy, 0), state(strategy, 1)
+        return {name for name in second if not torch.equal(first[name], second[name])}
+
+    assert {name.rsplit('.', 1)[0] for name in moved('eclipse_like')} == {
+        'backbone.prompt.steps.1', 'decode_head.conv_seg.layers.1'}
+    assert {name.rsplit('.', 1)[0] for name in moved('frozen')} == {'decode_head.conv_seg.layers.1'}
+    assert {'backbone.prompt.tokens', 'decode_head.norm.weight'} <= moved('sequential')
+    calls.clear()
+    again = run_tool(capfd, *arguments[:4], '--steps', out / 'stream.json', *arguments[6:])
+    assert again.code == 0 and not calls, again.err  # its own file says the same steps

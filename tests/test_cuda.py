@@ -9,6 +9,7 @@ import pytest
 import torch
 from methods import BACKBONES, CASES, ROWS, build, build_at_start
 from mmengine.registry import MODELS
+from test_methods import penalty
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT, TINY_ARCH, images, in_scope, randomise, tiny_setr_overrides
 

@@ -94,6 +94,35 @@ STUDIES = {
     'textiles-16': Study(_TEXTILES, _CLASSIFICATION, ('subset.per_class=16',)),
     'textiles': Study(_TEXTILES, _CLASSIFICATION),
 }
+
+
+class Stream(NamedTuple):
+    """Classes that come in steps, with several methods.
+
+    Attributes:
+        recipe: In configs.
+        arguments: Of ``vpt-dense continual``.
+        methods: Each with its strategies.
+        options: Overrides.
+    """
+
+    recipe: str
+    arguments: tuple[str, ...]
+    methods: dict[str, tuple[str, ...]]
+    options: tuple[str, ...] = ()
+
+
+STREAMS = {
+    'stream-digits': Stream(
+        _FLOWERS, ('--steps', '5'),
+        {'deep': ('sequential', 'frozen', 'nsp2', 'joint', 'alone'), 'l2p': ('sequential',),
+         'dualprompt': ('sequential',), 'coda-prompt': ('sequential',)},
+        ('dataset.data_root=data/digits-8x8', 'preprocessing=resize56')),
+    'stream-camvid': Stream(
+        _CAMVID, ('--steps', '5-3'),
+        {'deep': ('sequential', 'frozen', 'eclipse_like', 'joint')},
+        ('iters=100', 'train_cfg.val_interval=100', 'default_hooks.checkpoint.interval=100')),
+}
 #: Suites of configs/suites, each with a record and a table of its own.
 SUITES = ('small-sets_dinov2-s',)
 #: Of the short table: columns, and methods of those that have run.
@@ -149,6 +178,37 @@ def run_suite(name: str, jobs: int | None) -> None:
         raise UserError(f'the suite has ended with {code}; the same command goes on')
     made = (ROOT / 'work_dirs/results' / name / 'table.json').read_text(encoding='utf-8')
     safe_files.write_text(RECORDS / f'{name}.json', made)
+
+
+def run_stream(name: str) -> None:
+    """Carry out a stream, or what is left of it, and keep its tables."""
+    stream, found = STREAMS[name], {}
+    for method, strategies in stream.methods.items():
+        folder = f'work_dirs/results/{name}/{method}'
+        command = [
+            sys.executable, '-m', 'vpt_dense', 'continual', f'configs/{stream.recipe}.py',
+            '--method', method, *stream.arguments, '--strategies', *strategies, '--seeds', *SEEDS,
+            '--work-dir', folder, '--cfg-options', *stream.options]
+        if code := subprocess.run(command, cwd=ROOT).returncode:
+            raise UserError(f'the stream has ended with {code}; the same command goes on')
+        table = json.loads((ROOT / folder / 'table.json').read_text(encoding='utf-8'))
+        found[method] = {key: value for key, value in table.items() if key != 'config'}
+    safe_files.write_text(RECORDS / f'{name}.json', json.dumps(
+        dict(stream=name, recipe=stream.recipe, methods=found), indent=1) + '\n')
+
+
+def stream_table(record: dict) -> str:
+    """The tables of a stream's methods in one."""
+    from vpt_dense.comparison import streams
+
+    laid = {method: streams.lay_out(content) for method, content in record['methods'].items()}
+    header = max((header for header, _ in laid.values()), key=len)
+    rows = []
+    for method, (own, lines) in laid.items():
+        for line in lines:
+            named_ = dict(zip(own, line, strict=True))
+            rows.append([method, *(named_.get(key, '-') for key in header)])
+    return tables.markdown(['method', *header], rows, text_columns=2)
 
 
 def measure(record: dict) -> None:
@@ -375,6 +435,8 @@ def _content(name: str, short: bool) -> str:
     if name == OPEN:
         return open_table()
     record = read(name)
+    if 'stream' in record:
+        return stream_table(record)
     if 'cells' in record:
         from vpt_dense.comparison import suite, suite_table
 
@@ -392,7 +454,7 @@ def command_line() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
     new = commands.add_parser('run', help='carry out studies, and write their records')
-    new.add_argument('studies', nargs='+', choices=[*STUDIES, *SUITES])
+    new.add_argument('studies', nargs='+', choices=[*STUDIES, *SUITES, *STREAMS])
     new.add_argument('--methods', nargs='+', help='these alone; the record keeps its other rows')
     new.add_argument('--jobs', type=int, help='runs at a time')
     new.add_argument('--no-measure', action='store_true',
@@ -411,6 +473,8 @@ def command_line() -> None:
         for name in args.studies:
             if name in SUITES:
                 run_suite(name, args.jobs)
+            elif name in STREAMS:
+                run_stream(name)
             else:
                 run(name, args.methods, args.jobs, not args.no_measure)
 

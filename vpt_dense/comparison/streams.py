@@ -182,53 +182,60 @@ class Stream:
 
     def write(self, strategies: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Write ``table.md``, ``table.json``, ``stream.json``, ``matrix.svg``."""
-        own = 'alone' in strategies
-        found = {strategy: [self.run(strategy, seed, own) for seed in seeds]
+        found = {strategy: [self.run(strategy, seed, 'alone' in strategies) for seed in seeds]
                  for strategy in strategies}
-        matrices = {strategy: [each['matrix'] for each in runs_]
-                    for strategy, runs_ in found.items() if strategy != 'alone'}
-        measure = 'mIoU' if self.dense else 'accuracy'
-        header = ['strategy', f'average {measure}', 'forgetting',
-                  *(['forward transfer'] if own else []),
-                  *(name if self.domains else f'step {step + 1}'
-                    for step, name in enumerate(self.domains or range(self.number)))]
-        rows = []
-        for strategy, each in found.items():
-            if strategy == 'alone':
-                last = [run['own'] for run in each]
-                figures = ['-', '-', '-']
-            else:
-                last = [matrix[-1] for matrix in matrices[strategy]]
-                lost = [scores.forgetting(matrix) for matrix in matrices[strategy]]
-                figures = [
-                    _spread([scores.average_accuracy(matrix) for matrix in matrices[strategy]]),
-                    '-' if None in lost or strategy == 'joint' else _spread(lost)]
-                if own:
-                    gains = [scores.forward_transfer(run['own'], alone['own'])
-                             for run, alone in zip(each, found['alone'], strict=True)]
-                    figures.append(
-                        '-' if None in gains or strategy == 'joint' else _spread(gains))
-            rows.append([strategy, *figures,
-                         *(_spread([run[step] for run in last]) for step in range(self.number))])
-        folder = self.comparison.folder
         content = dict(
             method=self.method, steps=self.steps, domains=list(self.domains), seeds=list(seeds),
-            measure=measure, matrices=matrices,
+            measure='mIoU' if self.dense else 'accuracy',
+            matrices={strategy: [run['matrix'] for run in each]
+                      for strategy, each in found.items() if strategy != 'alone'},
             own={strategy: [run['own'] for run in each] for strategy, each in found.items()},
             amp=self.comparison.amp, config=str(self.comparison.pattern),
             options=list(self.comparison.options))
         stream = list(self.domains) or [
             [self.names[label] for label in step] for step in self.steps]
         written = {
-            'table.md': tables.markdown(header, rows) + '\n',
+            'table.md': tables.markdown(*lay_out(content)) + '\n',
             'table.json': json.dumps(content, indent=1) + '\n',
             'stream.json': json.dumps(stream, indent=1) + '\n'}
+        folder = self.comparison.folder
         for name, text in written.items():
             safe_files.write_text(folder / name, text)
-        if not matrices:
+        if not content['matrices']:
             return [folder / name for name in written]
-        draw(matrices, folder / 'matrix.svg', self.domains)
+        draw(content['matrices'], folder / 'matrix.svg', self.domains)
         return [folder / name for name in (*written, 'matrix.svg')]
+
+
+def lay_out(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table of a stream.
+
+    Args:
+        content: Of its ``table.json``.
+    """
+    own, matrices = content['own'], content['matrices']
+    names = content['domains'] or [f'step {step + 1}' for step in range(len(content['steps']))]
+    transfer = 'alone' in own
+    header = ['strategy', f'average {content["measure"]}', 'forgetting',
+              *(['forward transfer'] if transfer else []), *names]
+    rows = []
+    for strategy, each in own.items():
+        if strategy == 'alone':
+            figures, last = ['-', '-', '-'], each
+        else:
+            own_matrices = matrices[strategy]
+            last = [matrix[-1] for matrix in own_matrices]
+            lost = [scores.forgetting(matrix) for matrix in own_matrices]
+            known = strategy != 'joint' and None not in lost
+            figures = [_spread([scores.average_accuracy(matrix) for matrix in own_matrices]),
+                       _spread(lost) if known else '-']
+            if transfer:
+                gains = [scores.forward_transfer(*pair)
+                         for pair in zip(each, own['alone'], strict=True)]
+                figures.append(_spread(gains) if known else '-')
+        rows.append([strategy, *figures, *(_spread([run[step] for run in last])
+                                           for step in range(len(names)))])
+    return header, rows
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -18,6 +18,8 @@ class PromptLossHook(Hook):
     step start too.
     """
 
+    needs = frozenset({'tokens', 'query'})  # of a backbone, as prompts say it
+
     def __init__(self) -> None:
         self._handle = None
 
