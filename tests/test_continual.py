@@ -696,6 +696,10 @@ def test_a_step_of_a_segmentation(masks):
     later = load_masks(masks, steps='2-1', step=1, strategy='eclipse_like', background='ground')
     assert later.model.backbone.prompt.type == 'vpt_dense.StepPrompts'
     assert later.model.continual.frozen_head
+    ade = config.load(str(CONFIGS / 'vpt/setr_vit-l_ade20k.py'), {'continual': dict(
+        steps='100-50', step=1)}, 'deep')  # of a data set that knows its classes
+    assert [len(step) for step in ade.model.continual.steps] == [100, 50]
+    assert ade.test_dataloader.dataset.pipeline[-2].other == 255
     with pytest.raises(UserError, match='eclipse_like gives each step prompts of its own'):
         load_masks(masks, 'head', steps='2-1', strategy='eclipse_like', background='ground')
     with pytest.raises(UserError, match='nsp2 is for classification'):

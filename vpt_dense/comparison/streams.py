@@ -12,8 +12,8 @@ from typing import Any
 from vpt_dense import safe_files, tables, tasks
 from vpt_dense.comparison import runs
 from vpt_dense.continual import scores
+from vpt_dense.continual.stream import names_of
 from vpt_dense.errors import UserError
-from vpt_dense.tree import leaf_datasets
 
 #: What is known of a finished step, in its folder.
 STEP = 'step.json'
@@ -47,9 +47,7 @@ class Stream:
         found = cfg.model.continual if self.dense else cfg.model.head
         self.steps: list[list[int]] = found.steps
         self.number = len(self.steps)
-        (classes, *_) = leaf_datasets(cfg.train_dataloader)
-        names = (classes.get('metainfo') or {}).get('classes')
-        self.names = names or [str(label) for label in range(sum(map(len, self.steps)))]
+        self.names = names_of(cfg)
 
     def check(self, strategies: Sequence[str]) -> None:
         """Refuse what a config would refuse before anything trains.

@@ -108,6 +108,21 @@ def _read(path: str, classes: int) -> Any:
     return said.get('steps')
 
 
+def names_of(cfg: Config) -> list[str] | None:
+    """The names of the classes of a config's training data, as it or the data set's class says."""
+    from mmengine.registry import DATASETS  # which the task's own fill
+
+    task = tasks.of(cfg.get('model') or {})
+    (first, *_) = leaf_datasets(cfg.get('train_dataloader')) or [{}]
+    found = (first.get('metainfo') or {}).get('classes')
+    if found is None and task is not None and first.get('type'):
+        tasks.import_packages(task.scope)
+        with DATASETS.switch_scope_and_registry(task.scope) as registry:
+            kind = registry.get(first['type']) if isinstance(first['type'], str) else first['type']
+        found = (getattr(kind, 'METAINFO', None) or {}).get('classes')
+    return None if found is None else list(found)
+
+
 def place(cfg: Config, classes: Sequence[str] | None) -> None:
     """Make a config one step of a stream, in place, where it has ``continual``.
 
@@ -241,6 +256,7 @@ def _place_classes(
     Returns:
         The number of steps.
     """
+    classes = names_of(cfg) if classes is None else classes
     if classes is None:
         raise UserError('continual: the classes are not known; set dataset.classes, or put the '
                         'data where the config says')
