@@ -117,7 +117,7 @@ STREAMS = {
         _FLOWERS, ('--steps', '5'),
         {'deep': ('sequential', 'frozen', 'nsp2', 'joint', 'alone'), 'l2p': ('sequential',),
          'dualprompt': ('sequential',), 'coda-prompt': ('sequential',)},
-        ('dataset.data_root=data/digits-8x8', 'preprocessing=resize56')),
+        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56')),
     'stream-camvid': Stream(
         _CAMVID, ('--steps', '5-3'),
         {'deep': ('sequential', 'frozen', 'eclipse_like', 'joint')},
