@@ -134,19 +134,22 @@ class Stream:
     def _accuracies(self, place: Path, options: Sequence[str], step: int) -> list[float]:
         """The accuracies of all steps so far among the classes so far; of domains those of all."""
         if self.domains:
-            return [self._mean(
-                self._test(place, [*options, f'continual.test_on={domain}'])['per_class'])
-                    for domain in range(self.number)]
+            return [self._on(place, options, domain) for domain in range(self.number)]
         test = self._test(place, options)
         return [self._of(test, labels) for labels in self.steps[: step + 1]]
 
     def _own(self, place: Path, options: Sequence[str], step: int) -> float:
         """The accuracy of a step among its own classes, or on its own domain."""
         if self.domains:
-            return self._mean(
-                self._test(place, [*options, f'continual.test_on={step}'])['per_class'])
-        test = self._test(place, [*options, "continual.test_on='step'"])
+            return self._on(place, options, step)
+        test = self._test(place, [*options, "continual.test_on='step'"], 'step')
         return self._of(test, self.steps[step])
+
+    def _on(self, place: Path, options: Sequence[str], domain: int) -> float:
+        """The accuracy on a domain."""
+        test = self._test(
+            place, [*options, f'continual.test_on={domain}'], f'domain_{domain}')
+        return self._mean(test['per_class'])
 
     def _of(self, test: dict[str, Any], labels: Sequence[int]) -> float:
         """The accuracy of some classes in percent, or their mean IoU."""
@@ -166,15 +169,16 @@ class Stream:
                 f'{", ".join(row["class"] for row in rows)}')
         return statistics.fmean(known)
 
-    def _test(self, place: Path, options: Sequence[str]) -> dict[str, Any]:
-        """What a test of a step's last checkpoint finds."""
+    def _test(self, place: Path, options: Sequence[str], name: str = 'seen') -> dict[str, Any]:
+        """What a test of a step's last checkpoint finds; it has a folder of its own."""
+        folder = place / f'test_{name}'
         call_tool = functools.partial(
             runs.call, log=place / 'output.log', threads=self.comparison.threads)
         call_tool([
             *runs.TOOL, 'test', self.comparison.config_path(self.method), place,
-            *self.comparison.method_option(self.method), '--work-dir', place, '--cfg-options',
+            *self.comparison.method_option(self.method), '--work-dir', folder, '--cfg-options',
             *self.comparison.options_of(self.method, options)])
-        return json.loads((place / 'test.json').read_text(encoding='utf-8'))
+        return json.loads((folder / 'test.json').read_text(encoding='utf-8'))
 
     # --- results ---------------------------------------------------------------------------------
 
