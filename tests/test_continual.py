@@ -620,7 +620,7 @@ def test_a_stream_of_domains(capfd, tmp_path, data, other_data, calls):
     assert str(other_data) in (out / 'table.md').read_text()
 
 
-def test_the_data_of_domains(data, other_data):
+def test_the_data_of_domains(tmp_path, data, other_data):
     def load(**continual):
         return config.load(RECIPE, {'dataset.data_root': str(data), 'continual': dict(
             domains=[str(data), dict(data_root=str(other_data), with_label=True)],
@@ -631,6 +631,14 @@ def test_the_data_of_domains(data, other_data):
         str(other_data), str(data), str(data)]
     assert cfg.train_dataloader.dataset.with_label is True
     assert cfg.model.head.type == 'LinearClsHead'
+    # The classes are those of the first, whatever dataset.data_root says.
+    alone = config.load(RECIPE, {'continual': dict(
+        domains=[str(data), 'no/such/place'], step=1)}, 'deep')
+    assert alone.model.head.num_classes == 5
+    assert alone.train_dataloader.dataset.metainfo.classes == CLASSES
+    finished = tmp_path / 'finished.py'
+    alone.dump(str(finished))
+    assert config.load(str(finished)).train_dataloader == alone.train_dataloader
     joint = load(step=1, strategy='joint').train_dataloader.dataset
     assert joint.type == 'ConcatDataset'
     assert [each.data_root for each in joint.datasets] == [str(data), str(other_data)]

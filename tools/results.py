@@ -104,24 +104,28 @@ class Stream(NamedTuple):
         arguments: Of ``vpt-dense continual``.
         methods: Each with its strategies.
         options: Overrides.
+        seeds: Of the trainings.
     """
 
     recipe: str
     arguments: tuple[str, ...]
     methods: dict[str, tuple[str, ...]]
     options: tuple[str, ...] = ()
+    seeds: tuple[str, ...] = SEEDS
 
 
 STREAMS = {
     'stream-digits': Stream(
         _FLOWERS, ('--steps', '5'),
-        {'deep': ('sequential', 'frozen', 'nsp2', 'joint', 'alone'), 'l2p': ('sequential',),
+        {'deep': ('sequential', 'nsp2', 'joint'), 'l2p': ('sequential',),
          'dualprompt': ('sequential',), 'coda-prompt': ('sequential',)},
-        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56')),
+        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56'),
+        SEEDS[:2]),
     'stream-camvid': Stream(
         _CAMVID, ('--steps', '5-3'),
-        {'deep': ('sequential', 'frozen', 'eclipse_like', 'joint')},
-        ('iters=100', 'train_cfg.val_interval=100', 'default_hooks.checkpoint.interval=100')),
+        {'deep': ('sequential', 'eclipse_like', 'joint')},
+        ('img_size=112,154', 'iters=100', 'train_cfg.val_interval=100',
+         'default_hooks.checkpoint.interval=100'), SEEDS[:2]),
 }
 #: Suites of configs/suites, each with a record and a table of its own.
 SUITES = ('small-sets_dinov2-s',)
@@ -187,8 +191,8 @@ def run_stream(name: str) -> None:
         folder = f'work_dirs/results/{name}/{method}'
         command = [
             sys.executable, '-m', 'vpt_dense', 'continual', f'configs/{stream.recipe}.py',
-            '--method', method, *stream.arguments, '--strategies', *strategies, '--seeds', *SEEDS,
-            '--work-dir', folder, '--cfg-options', *stream.options]
+            '--method', method, *stream.arguments, '--strategies', *strategies,
+            '--seeds', *stream.seeds, '--work-dir', folder, '--cfg-options', *stream.options]
         if code := subprocess.run(command, cwd=ROOT).returncode:
             raise UserError(f'the stream has ended with {code}; the same command goes on')
         table = json.loads((ROOT / folder / 'table.json').read_text(encoding='utf-8'))

@@ -301,6 +301,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
             contradicts another.
     """
     place_pretrained(cfg)
+    stream.place_first_root(cfg)
     classes = data_config.place(cfg)
     wanted = preprocessing.take(cfg)
     run_settings.place(cfg, cfg_options)

@@ -108,6 +108,16 @@ def _read(path: str, classes: int) -> Any:
     return said.get('steps')
 
 
+def place_first_root(cfg: Config) -> None:
+    """Let the first domain be ``dataset.data_root``, in place: its classes are those of all."""
+    given = cfg.get('continual')
+    domains = given.get('domains') if isinstance(given, Mapping) else None
+    if is_list(domains) and domains:
+        first = domains[0].get('data_root') if isinstance(domains[0], Mapping) else domains[0]
+        if isinstance(first, str):
+            cfg.dataset = ConfigDict(cfg.get('dataset') or {}, data_root=first)
+
+
 def names_of(cfg: Config) -> list[str] | None:
     """The names of the classes of a config's training data, as it or the data set's class says."""
     from mmengine.registry import DATASETS  # which the task's own fill
@@ -237,6 +247,8 @@ def _place_domains(cfg: Config, given: Mapping[str, Any], strategy: str) -> int:
             parts.append(part)
         loader['dataset'] = parts[0] if len(parts) == 1 else ConfigDict(
             type='ConcatDataset', datasets=parts)
+    for key in {key for domain in own for key in domain}:
+        (cfg.get('dataset') or {}).pop(key, None)  # which would be of no split any more
     return len(domains)
 
 
