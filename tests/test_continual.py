@@ -156,6 +156,9 @@ def test_the_head_of_a_step(joint):
         type='vpt_dense.StepHead', num_classes=5, in_channels=8, steps=steps, step=1, joint=joint,
         temperature=4.0, loss=dict(type='CrossEntropyLoss'))))
     trained = {name.split('.')[1] for name, p in head.named_parameters() if p.requires_grad}
+    start = MODELS.build(dict(type='vpt_dense.StepHead', num_classes=5, in_channels=8, steps=steps))
+    start.init_weights()
+    assert not any(parameter.any() for parameter in start.parameters())
     assert trained == ({'0', '1'} if joint else {'1'})
     features = images(3, 8)
     out = head((features,))

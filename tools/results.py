@@ -116,11 +116,10 @@ class Stream(NamedTuple):
 
 STREAMS = {
     'stream-digits': Stream(
-        _FLOWERS, ('--steps', '5'),
-        {'deep': ('sequential', 'nsp2', 'joint'), 'l2p': ('sequential',),
+        _FLOWERS, ('--steps', '3'),
+        {'deep': ('sequential', 'frozen', 'nsp2', 'joint'), 'l2p': ('sequential',),
          'dualprompt': ('sequential',), 'coda-prompt': ('sequential',)},
-        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56'),
-        SEEDS[:2]),
+        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56')),
     'stream-camvid': Stream(
         _CAMVID, ('--steps', '5-3'),
         {'deep': ('sequential', 'eclipse_like', 'joint')},

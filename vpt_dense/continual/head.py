@@ -13,7 +13,8 @@ from vpt_dense.registry import MODELS
 class StepHead(LinearClsHead):
     """A linear layer for each step; that of the step trains, with its own classes alone.
 
-    Predictions are among the classes so far: later ones have a score of minus infinity.
+    Predictions are among the classes so far: later ones have a score of minus infinity. All layers
+    start at zero: with random weights the scores of a step would hide those of others.
 
     Args:
         num_classes: Of all steps.
@@ -23,7 +24,7 @@ class StepHead(LinearClsHead):
         joint: Whether the layers of all steps so far train, with all their classes.
         own_alone: Whether predictions are among the classes of the step alone.
         temperature: What the scores are divided by in the loss.
-        **kwargs: As in :class:`mmpretrain.LinearClsHead`.
+        **kwargs: As in :class:`mmpretrain.LinearClsHead`, without ``init_cfg``.
 
     Attributes:
         steps: A ``ModuleList`` of the layers.
@@ -40,7 +41,8 @@ class StepHead(LinearClsHead):
         temperature: float = 1.0,
         **kwargs,
     ) -> None:
-        super().__init__(num_classes, in_channels, **kwargs)
+        start = dict(type='Constant', layer='Linear', val=0)
+        super().__init__(num_classes, in_channels, init_cfg=start, **kwargs)
         del self.fc
         self.steps = nn.ModuleList(nn.Linear(in_channels, len(labels)) for labels in steps)
         self.step, self.temperature = step, temperature

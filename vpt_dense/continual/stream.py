@@ -310,6 +310,7 @@ def _place_classes(
     head = cfg.model.head
     if not str(head.get('type')).endswith(('LinearClsHead', 'StepHead')):
         raise UserError(f'continual: the head must be a LinearClsHead, found {head.get("type")}')
+    head.pop('init_cfg', None)  # of a layer for all classes: the steps' layers start at zero
     head.update(type='vpt_dense.StepHead', steps=steps, step=step, joint=strategy == 'joint',
                 own_alone=test_on == 'step', temperature=temperature)  # fmt: skip
     return len(steps)
