@@ -1,6 +1,8 @@
 """Prompts: objects that yield tokens for the blocks of a transformer. They know no backbone."""
 
 from vpt_dense.prompts.base import Part, Prompt, Site, TokenLayout
+from vpt_dense.prompts.context_prompt import ConditionalContext, ContextPrompt
+from vpt_dense.prompts.coupled_prompt import CoupledPrompt
 from vpt_dense.prompts.e2vpt_prompt import E2VPTPrompt
 from vpt_dense.prompts.folded_prompt import FoldedPrompt
 from vpt_dense.prompts.gated_prompt import GatedPrompt
@@ -9,12 +11,14 @@ from vpt_dense.prompts.lspt_like_prompt import LSPTLikePrompt
 from vpt_dense.prompts.pixel_prompt import PixelPrompt
 from vpt_dense.prompts.prefix_prompt import PrefixPrompt
 from vpt_dense.prompts.residual_prompt import ResidualPrompt
+from vpt_dense.prompts.self_enhanced_prompt import SelfEnhancedPrompt
 from vpt_dense.prompts.stage_prompts import StagePrompts
 from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.prompts.vapt_prompt import VAPTPrompt
 
 __all__ = [
-    'E2VPTPrompt', 'FoldedPrompt', 'GatedPrompt', 'IVPTLikePrompt', 'LSPTLikePrompt', 'Part',
-    'PixelPrompt', 'PrefixPrompt', 'Prompt', 'ResidualPrompt', 'Site', 'StagePrompts',
-    'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
+    'ConditionalContext', 'ContextPrompt', 'CoupledPrompt', 'E2VPTPrompt', 'FoldedPrompt',
+    'GatedPrompt', 'IVPTLikePrompt', 'LSPTLikePrompt', 'Part', 'PixelPrompt', 'PrefixPrompt',
+    'Prompt', 'ResidualPrompt', 'SelfEnhancedPrompt', 'Site', 'StagePrompts', 'TokenLayout',
+    'TokenPrompt', 'VAPTPrompt',
 ]
