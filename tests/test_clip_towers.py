@@ -1,4 +1,4 @@
-"""CLIP's towers on our blocks: equal to open_clip's and transformers', in every layout of weights."""
+"""CLIP's towers on our blocks: equal to open_clip's and transformers', in each layout."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ NORM = dict(type='LN', eps=1e-5)
 
 
 def activation(quick_gelu: bool) -> dict[str, str]:
-    """x sigmoid(1.702 x) of OpenAI's models, or the GELU of most of LAION's."""
+    """X sigmoid(1.702 x) of OpenAI's models, or the GELU of most of LAION's."""
     check_flag(quick_gelu, 'quick_gelu')
     return dict(type='mmpretrain.QuickGELU' if quick_gelu else 'GELU')
 

@@ -17,22 +17,26 @@ class ClassSubset(DatasetAround):
     Args:
         dataset: Config of the data set, of classification.
         labels: Of the classes.
+        key: What asks for them, for messages.
 
     Raises:
         UserError: If the data set has no classes of images, or none of these.
     """
 
-    def __init__(self, dataset: dict | BaseDataset, labels: Sequence[int]) -> None:
+    def __init__(
+        self, dataset: dict | BaseDataset, labels: Sequence[int],
+        key: str = 'continual',
+    ) -> None:
         inner = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         inner.full_init()
         if not hasattr(inner, 'get_gt_labels'):
             raise UserError(
-                f'continual: images of a {type(inner).__name__} are not of one class each')
+                f'{key}: images of a {type(inner).__name__} are not of one class each')
         chosen = np.flatnonzero(np.isin(inner.get_gt_labels(), list(labels)))
         if not len(chosen):
             names = inner.metainfo['classes']
             raise UserError(
-                f'continual: no image of {", ".join(str(names[label]) for label in labels[:5])}'
+                f'{key}: no image of {", ".join(str(names[label]) for label in labels[:5])}'
                 f'{", ..." if len(labels) > 5 else ""}')
         inner.get_subset_(chosen.tolist())
         super().__init__(inner)

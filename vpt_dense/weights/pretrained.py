@@ -132,8 +132,8 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
 
     Args:
         backbone: A backbone with ``weights_family``: 'vit', 'eva02', 'swin', 'resnet',
-            'convnext' or 'clip_text', with mmpretrain's names; or 'timm', with those of timm. Of its
-            ``init_cfg``, if that is a ``dict(type='Pretrained', ...)`` with this checkpoint,
+            'convnext' or 'clip_text', with mmpretrain's names; or 'timm', with those of timm. Of
+            its ``init_cfg``, if that is a ``dict(type='Pretrained', ...)`` with this checkpoint,
             further keys are read:
             ``allow_missing``, regular expressions of tensors that may stay at their random start;
             ``source_grid``, the (rows, columns) of the file's position embedding where it is not

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vpt_dense.weights.layouts.base import Layout
 
-
 _BLOCKS = (
     ('transformer.resblocks.*.attn.in_proj_weight', 'layers.*.attn.qkv.weight'),
     ('transformer.resblocks.*.attn.in_proj_bias', 'layers.*.attn.qkv.bias'),
@@ -84,7 +83,8 @@ CLIP_VISUAL = Layout(
 
 _TEXT = dict(transforms=_TRANSFORMS, family='clip_text', own_family_alone=True)
 #: What is of no text tower; SigLIP's `logit_bias` is: its texts are scored another way.
-_NOT_OF_TEXTS = (r'^visual\.', r'(^|\.)attn_mask$', r'^(input_resolution|context_length|vocab_size)$')
+_NOT_OF_TEXTS = (
+    r'^visual\.', r'(^|\.)attn_mask$', r'^(input_resolution|context_length|vocab_size)$')
 
 #: A whole CLIP whose text tower is a module of its own (open_clip's ``custom_text``).
 CUSTOM_TEXT = Layout(
