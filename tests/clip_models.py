@@ -12,7 +12,7 @@ WORDS = ('a', 'photo', 'of', 'red', 'green', 'blue', 'dog', 'cat', 'road', 'sky'
 LETTERS = 'abcdefghijklmnopqrstuvwxyz.'
 VISION = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256)
 TEXT = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=128)
-CONTEXT, WIDTH, SIZE, PATCH = 20, 24, 32, 8
+CONTEXT, WIDTH, SIZE, PATCH = 28, 24, 32, 8
 
 
 def write_tokenizer(folder: Path) -> Path:

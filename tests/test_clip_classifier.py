@@ -132,7 +132,8 @@ METHODS = {
     'coop, per class': dict(text=dict(prompt=dict(CONTEXT_3, per_class=True))),
     'coop, middle': dict(text=dict(prompt=dict(CONTEXT_3, position='middle'))),
     'coop, front': dict(text=dict(prompt=dict(CONTEXT_3, position='front'))),
-    'cocoop': dict(text=dict(prompt=dict(type='vpt_dense.ConditionalContext', num_tokens=4))),
+    'cocoop': dict(text=dict(prompt=dict(type='vpt_dense.ConditionalContext', num_tokens=4,
+                                            reduction=4))),
     'maple': dict(
         backbone=dict(prompt=dict(type='vpt_dense.CoupledPrompt'), trainable=[r'^prompt\.'],
                       norm_prompts=True),
