@@ -83,7 +83,7 @@ def load(
                   'config', file=sys.stderr, flush=True)
         model = deltas.load(cfg, content, path, os.fspath(base) if base else None)
         if classes is not None:
-            info = _take_classes(model, classes)
+            info = _take_classes(model, classes, os.fspath(base) if base else None)
         pipeline = cfg.get('test_pipeline')
         if not pipeline:
             raise UserError(
@@ -158,7 +158,9 @@ def _metainfo(cfg: Config, meta: dict, stored: bool) -> dict[str, Any]:
     return trained if isinstance(trained, dict) else {}
 
 
-def _take_classes(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+def _take_classes(
+    model: nn.Module, classes: Sequence[str], base: str | None
+) -> dict[str, Any]:
     """Have a model tell other classes apart; ``metainfo`` of such data."""
     head = dict(model.named_children()).get(tasks.need(
         dict(model.named_children()), '--classes').head)
@@ -167,11 +169,12 @@ def _take_classes(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
             f'--classes: a {type(head).__name__} knows its classes by their numbers; other classes '
             'are for models that know them by their names (docs/clip.md)')
     try:
-        head.set_classes(list(classes))
+        head.set_classes(list(classes), base)
     except ValueError as error:
         raise UserError(f'--{error}') from error
-    if hasattr(model, 'num_classes'):
-        model.num_classes = len(classes)
+    for key in ('num_classes', 'out_channels'):  # mmseg's models have the head's
+        if hasattr(model, key):
+            setattr(model, key, len(classes))
     return dict(classes=tuple(classes))
 
 
@@ -493,6 +496,9 @@ class ModelPredictor:
         scores = scores.float()
         if len(scores) == 1:  # a sigmoid has been applied
             return torch.cat([1 - scores, scores])
+        head = getattr(self._inner, 'decode_head', None)
+        if not averaged and getattr(head, 'scores_are_shares', False):
+            return scores / scores.sum(dim=0, keepdim=True)
         return scores if averaged else scores.softmax(dim=0)
 
     # --- large images ------------------------------------------------------------------------

@@ -132,8 +132,12 @@ class ClassTexts:
     def _texts(self, template: str) -> list[str]:
         return [template.replace('{}', name.replace('_', ' ')) for name in self.classes]
 
-    def set_classes(self, classes: Sequence[str]) -> None:
+    def set_classes(self, classes: Sequence[str], checkpoint: str | None = None) -> None:
         """Tell other classes apart, by their names.
+
+        Args:
+            classes: The names.
+            checkpoint: The file of the text tower's weights; None: that of its ``init_cfg``.
 
         Raises:
             UserError: If the prompts are those of the classes of training.
@@ -145,6 +149,8 @@ class ClassTexts:
                 f'{self._key}.text.prompt.per_class: the words that were learnt are those of the '
                 f'{len(self.classes)} classes of training; other classes have none')
         self.classes, self.num_classes = classes, len(classes)
+        if checkpoint is not None:
+            self._config['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
         self.start_texts()
 
     def scale(self) -> Tensor:
@@ -195,6 +201,16 @@ class ClassTexts:
         behind = 0 if prompt is None else prompt.least_words
         return F.normalize(
             self.text(ids[:, : 1 + max(last, behind)], ends, image), dim=-1)
+
+
+def share_weights(backbone: Any, head: Any) -> Any:
+    """The config of a head whose text tower has the weights of the backbone if it names none."""
+    weights = backbone.get('init_cfg') if isinstance(backbone, dict) else None
+    text = head.get('text') if isinstance(head, dict) else None
+    if not (isinstance(weights, dict) and isinstance(text, dict)) or 'init_cfg' in text:
+        return head
+    start = dict(type='Pretrained', checkpoint=weights.get('checkpoint'))
+    return {**head, 'text': {**text, 'init_cfg': start}}
 
 
 @contextlib.contextmanager

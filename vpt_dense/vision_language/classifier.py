@@ -10,7 +10,7 @@ from torch import Tensor
 from vpt_dense.parts import find
 from vpt_dense.prompts import CoupledPrompt
 from vpt_dense.registry import MODELS
-from vpt_dense.vision_language.class_texts import without_prompt
+from vpt_dense.vision_language.class_texts import share_weights, without_prompt
 from vpt_dense.vision_language.text_head import TextHead
 
 
@@ -33,11 +33,7 @@ class CLIPClassifier(ImageClassifier):
 
     def __init__(self, backbone: dict, head: dict, **kwargs: Any) -> None:
         backbone, head = copy.deepcopy(dict(backbone)), copy.deepcopy(dict(head))
-        weights = backbone.get('init_cfg')
-        text = head.get('text')
-        if weights and isinstance(text, dict) and 'init_cfg' not in text:
-            head['text'] = dict(text, init_cfg=dict(
-                type='Pretrained', checkpoint=weights.get('checkpoint')))
+        head = share_weights(backbone, head)
         built = MODELS.build(head)
         if not isinstance(built, TextHead):
             raise ValueError(

@@ -73,9 +73,9 @@ class TextHead(ClassTexts, ClsHead):
                 'classes, head.among leaves some out')
         return list(among)
 
-    def set_classes(self, classes: Sequence[str]) -> None:
+    def set_classes(self, classes: Sequence[str], checkpoint: str | None = None) -> None:
         """See :meth:`.ClassTexts.set_classes`."""
-        super().set_classes(classes)
+        super().set_classes(classes, checkpoint)
         self.among = None
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
