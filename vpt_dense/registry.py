@@ -69,6 +69,7 @@ MODELS = _child(
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
         'vpt_dense.vision_language.classifier': ['CLIPClassifier'],
+        'vpt_dense.vision_language.cost_head': ['CostHead'],
         'vpt_dense.vision_language.segmentor': ['CLIPSegmentor'],
         'vpt_dense.vision_language.text_head': ['SEPHead', 'TextHead'],
         'vpt_dense.vision_language.zegclip_head': ['ZegCLIPHead'],

@@ -37,7 +37,7 @@ class ClassTexts:
 
     def hold_texts(
         self, text: dict, classes: Sequence[str] | None, num_classes: int,
-        templates: str | Sequence[str] | None, key: str,
+        templates: str | Sequence[str] | None, key: str, each_template: bool = False,
     ) -> None:
         """Take the arguments of the head, at the end of its ``__init__``.
 
@@ -48,6 +48,8 @@ class ClassTexts:
             templates: One, or several whose embeddings are averaged; None: :data:`WITH_CONTEXT`
                 for a tower with a prompt, :data:`PLAIN` for others.
             key: The head's, for messages: 'head'.
+            each_template: Whether the embeddings of the templates are kept one by one,
+                (classes, templates, D), in place of their mean.
 
         Raises:
             ValueError: If the names are not as many, or a template has no place for the name.
@@ -66,7 +68,7 @@ class ClassTexts:
         if templates is None:
             templates = WITH_CONTEXT if prompt else PLAIN
         self.templates = check_templates(templates, f'{key}.templates')
-        self._config, self._kept = text, None
+        self._config, self._kept, self._each = text, None, each_template
         if prompt or text.get('adapters') or text.get('trainable'):
             self.text = MODELS.build(self._typed())
             if len(self.templates) > 1:
@@ -85,7 +87,8 @@ class ClassTexts:
         else:
             self.text = None
             width = text.get('project_dims', 512)
-            self.register_buffer('class_vectors', torch.full((num_classes, width), torch.nan))
+            shape = (num_classes, *[len(self.templates)] * each_template, width)
+            self.register_buffer('class_vectors', torch.full(shape, torch.nan))
             self.register_buffer('text_scale', torch.tensor(torch.nan))
 
     def _typed(self) -> dict[str, Any]:
@@ -119,15 +122,19 @@ class ClassTexts:
         return tower.to(device).eval()
 
     def embed_texts(self, tower: nn.Module, templates: Sequence[str]) -> Tensor:
-        """The embeddings of the classes, (classes, D), normalised: of means over templates."""
+        """The embeddings of the classes, normalised: (classes, D), those of the means over templates.
+
+        (classes, templates, D) where they are kept one by one.
+        """
         with torch.no_grad():
-            total = 0
+            found = []
             for template in templates:
                 device = tower.pos_embed.device
                 ids, ends = (each.to(device) for each in tower.tokenize(self._texts(template)))
                 parts = zip(ids.split(256), ends.split(256), strict=True)
-                total += torch.cat([F.normalize(tower(*part), dim=-1) for part in parts])
-            return F.normalize(total, dim=-1)
+                found.append(torch.cat([F.normalize(tower(*part), dim=-1) for part in parts]))
+            stacked = torch.stack(found, dim=1)
+            return stacked if self._each else F.normalize(stacked.sum(1), dim=-1)
 
     def _texts(self, template: str) -> list[str]:
         return [template.replace('{}', name.replace('_', ' ')) for name in self.classes]
@@ -199,8 +206,8 @@ class ClassTexts:
                 'checkpoint, or call init_weights()')
         prompt = self.text.prompt
         behind = 0 if prompt is None else prompt.least_words
-        return F.normalize(
-            self.text(ids[:, : 1 + max(last, behind)], ends, image), dim=-1)
+        found = F.normalize(self.text(ids[:, : 1 + max(last, behind)], ends, image), dim=-1)
+        return found[:, None] if self._each else found
 
 
 def share_weights(backbone: Any, head: Any) -> Any:
