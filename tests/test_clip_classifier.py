@@ -458,7 +458,6 @@ def test_salient_tokens_of_a_batch(tokenizer, checkpoint):
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
-    (dict(classes=None), 'head.classes: the names of the classes are needed'),
     (dict(classes=['a', 'b']), 'head.classes are 2 names, the data have 4'),
     (dict(classes=['a', 'b', 'c', 'a']), "head.classes: 'a' is there twice"),
     (dict(classes=['a', 'b', 'c', '']), 'head.classes must be a list of names'),
@@ -505,3 +504,15 @@ def test_a_missing_tokenizer_and_texts_that_were_never_made(tokenizer, checkpoin
     cfg['head']['text']['tokenizer'] = str(tmp_path)
     with pytest.raises(UserError, match='has neither tokenizer.json'):
         MODELS.build(cfg).init_weights()
+
+
+def test_names_that_are_not_known(tokenizer, checkpoint):
+    """A model can be built and counted without them; nothing is computed."""
+    for name in ('zero-shot', 'coop', 'sep'):
+        cfg = _with_head(classifier_config(tokenizer, checkpoint, CLASSES, **METHODS[name]),
+                         classes=None)
+        model = MODELS.build(cfg)
+        with pytest.raises(UserError, match='model.head.classes: the names of the classes are'):
+            model.init_weights()
+        model.head.set_classes(CLASSES)
+        assert model.head.classes == CLASSES

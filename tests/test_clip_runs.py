@@ -1,6 +1,7 @@
 """Whole runs of CLIP on folders of images: training, deltas, predicting, base to new classes."""
 
 import json
+
 import numpy as np
 import pytest
 from clip_models import (
@@ -68,8 +69,9 @@ def root(tmp_path_factory):
     vocabulary = vocab_size(root / 'tokenizer')
     save_file(open_clip_model(vocabulary).state_dict(), root / 'clip.safetensors')
     (root / 'recipe.py').write_text(LEAF.format(
-        base=CONFIGS / 'clip/vit-b_imagefolder.py', root=root, vision=with_delete(VISION),
-        text=with_delete(TEXT), size=SIZE, patch=PATCH, width=WIDTH, vocabulary=vocabulary, context=CONTEXT))
+        base=CONFIGS / 'clip/clip_vit-b_imagefolder.py', root=root, vision=with_delete(VISION),
+        text=with_delete(TEXT), size=SIZE, patch=PATCH, width=WIDTH, vocabulary=vocabulary,
+        context=CONTEXT))
     return root
 
 
@@ -190,7 +192,7 @@ def test_harmonic_mean(base, new, expected):
 @pytest.mark.parametrize(('options', 'method', 'message'), [
     (["class_split.part='old'"], 'coop', r"class_split.part must be 'base' or 'new'"),
     (["class_split=3"], 'coop', r"class_split: 'base', 'new' or a dict"),
-    (["class_split.part=base", "class_split.new=['pink']"], 'coop', "the data have no class 'pink'"),
+    (["class_split.part=base", "class_split.new=['pink']"], 'coop', "have no class 'pink'"),
     (["model.head.text.prompt.nr=3"], 'coop', None),
 ])  # fmt: skip
 def test_bad_settings(root, options, method, message):
@@ -223,7 +225,8 @@ COUNTS = {'coop': 16 * 512, 'cocoop': 35_360, 'vpt': 12 * 8 * 768,
 def test_leaves_are_the_recipe_with_a_method(method):
     from vpt_dense import building, params
 
-    recipe, leaf = (str(CONFIGS / f'clip/vit-b_{name}imagefolder.py') for name in ('', f'{method}_'))
+    recipe, leaf = (str(CONFIGS / f'clip/clip_vit-b_{name}imagefolder.py')
+                    for name in ('', f'{method}_'))
     names = "dataset.classes=['a','b','c','d','e','f','g','h','i','j','k']"
     cfg = config.load(recipe, [names], method)
     assert cfg.to_dict() == config.load(leaf, [names]).to_dict()

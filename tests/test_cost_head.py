@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from clip_models import (
-
     WIDTH,
     open_clip_model,
     text_config,

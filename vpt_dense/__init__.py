@@ -81,7 +81,8 @@ def load(
     if safe_files.is_plain_delta(checkpoint):
         from vpt_dense.plain import files
 
-        files.check_arguments(config=config, cfg_options=cfg_options, tta=tta, method=method, classes=classes)
+        files.check_arguments(
+            config=config, cfg_options=cfg_options, tta=tta, method=method, classes=classes)
         return files.load(checkpoint, base, device)
     if importlib.util.find_spec('mmengine') is None:
         file = safe_files.check(checkpoint)

@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
 from vpt_dense import (
+    building,
     config_files,
     data_config,
     ignore_index,
@@ -312,12 +313,11 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     if classes is not None:
         for head in heads(cfg.get('model')):
             head['num_classes'] = len(classes)
-            if isinstance(head.get('text'), dict) and head.get('classes') is None:
-                head['classes'] = list(classes)
         preprocessor = cfg.get('model', {}).get('data_preprocessor') or {}
         for node in (preprocessor, cfg.get('data_preprocessor') or {}):
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
+    _place_class_names(cfg, classes)
     _place_classes_of_mixing(cfg)
     ignore_index.place(cfg)
     _place_statistics(cfg)
@@ -370,6 +370,25 @@ def _place_subset(cfg: Config) -> None:
     loader = cfg.train_dataloader
     whole = loader.dataset.dataset if kind_of(loader.dataset) == 'Subset' else loader.dataset
     loader.dataset = ConfigDict(type='vpt_dense.Subset', dataset=whole, **given)
+
+
+def _place_class_names(cfg: Config, classes: list[str] | None) -> None:
+    """Tell heads that know classes by texts their names: those of the config or the data set."""
+    parts = [head for head in heads(cfg.get('model'))
+             if isinstance(head.get('text'), dict) and head.get('classes') is None]
+    if not parts:
+        return
+    if classes is None:
+        from mmengine.registry import DATASETS
+
+        building.import_packages(cfg)
+        for dataset in leaf_datasets(cfg.get('train_dataloader')):
+            with building.scope(cfg):
+                found = DATASETS.get(dataset['type'])
+            names = (getattr(found, 'METAINFO', None) or {}).get('classes')
+            classes = list(names) if names else None
+    for head in parts if classes else ():
+        head['classes'] = list(classes)
 
 
 def _place_classes_of_mixing(cfg: Config) -> None:

@@ -1,4 +1,5 @@
-# ZegCLIP on CLIP ViT-B/16, a folder of images and masks in crops of 512x512: a recipe, meant for --method deep.
+# ZegCLIP on CLIP ViT-B/16, a folder of images and masks in crops of 512x512: a recipe,
+# meant for --method deep.
 _base_ = [
     '../_base_/models/zegclip_vit-b.py',
     '../_base_/datasets/segfolder_512.py',

@@ -1,6 +1,6 @@
 """From base to new classes: trains on half of the classes, tests both halves, harmonic mean.
 
-``vpt-dense base-to-new configs/clip/vit-b_imagefolder.py --methods coop maple --shots 16``
+``vpt-dense base-to-new configs/clip/clip_vit-b_imagefolder.py --methods coop maple --shots 16``
 """
 
 from pathlib import Path

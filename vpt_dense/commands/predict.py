@@ -89,8 +89,8 @@ def load(args: argparse.Namespace):
     if args.checkpoint.lower().endswith('.onnx'):
         from vpt_dense.deploy import onnx_model
 
-        said = dict(CONFIG=args.config, method=args.method, classes=args.classes, tta=args.tta, base=args.base,
-                    cfg_options=args.cfg_options)
+        said = dict(CONFIG=args.config, method=args.method, classes=args.classes, tta=args.tta,
+                    base=args.base, cfg_options=args.cfg_options)
         for name, value in said.items():
             if value:
                 name = name if name.isupper() else f'--{name.replace("_", "-")}'

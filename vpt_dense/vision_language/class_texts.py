@@ -43,7 +43,8 @@ class ClassTexts:
 
         Args:
             text: Config of the text tower.
-            classes: Names of the classes.
+            classes: Names of the classes. None: not known yet; nothing can be computed before
+                they are.
             num_classes: How many there are.
             templates: One, or several whose embeddings are averaged; None: :data:`WITH_CONTEXT`
                 for a tower with a prompt, :data:`PLAIN` for others.
@@ -57,7 +58,8 @@ class ClassTexts:
         if not isinstance(text, dict):
             raise ValueError(f'{key}.text must be the config of a text tower, found {text!r}')
         self._key = key
-        self.classes = check_classes(classes, num_classes, f'{key}.classes')
+        self.classes = (
+            None if classes is None else check_classes(classes, num_classes, f'{key}.classes'))
         text = dict(text)
         prompt = text.get('prompt')
         if prompt:
@@ -100,7 +102,15 @@ class ClassTexts:
         self.start_texts()
 
     def start_texts(self) -> None:
-        """Fill the buffers for the classes as they are named."""
+        """Fill the buffers for the classes as they are named.
+
+        Raises:
+            UserError: If they are not, or the text tower's weights cannot be had.
+        """
+        if self.classes is None:
+            raise UserError(
+                f'model.{self._key}.classes: the names of the classes are needed; say them there '
+                'or in dataset.classes, or put the data where the config says')
         self._kept = None
         if self.text is not None:
             ids, ends = self.text.tokenize(self._texts(self.templates[0]))
@@ -122,7 +132,7 @@ class ClassTexts:
         return tower.to(device).eval()
 
     def embed_texts(self, tower: nn.Module, templates: Sequence[str]) -> Tensor:
-        """The embeddings of the classes, normalised: (classes, D), those of the means over templates.
+        """The embeddings of the classes, normalised: (classes, D), of the means over templates.
 
         (classes, templates, D) where they are kept one by one.
         """
@@ -154,7 +164,7 @@ class ClassTexts:
         if self.text is not None and getattr(self.text.prompt, 'per_class', False):
             raise UserError(
                 f'{self._key}.text.prompt.per_class: the words that were learnt are those of the '
-                f'{len(self.classes)} classes of training; other classes have none')
+                f'{self.num_classes} classes of training; other classes have none')
         self.classes, self.num_classes = classes, len(classes)
         if checkpoint is not None:
             self._config['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
@@ -234,11 +244,8 @@ def check_classes(classes: Any, number: int, key: str) -> list[str]:
     """Names of classes.
 
     Raises:
-        ValueError: If they are not as many as ``number``, or one is empty or there twice.
+        ValueError: If they are no names, not as many as ``number``, or one is empty or there twice.
     """
-    if classes is None:
-        raise ValueError(
-            f'{key}: the names of the classes are needed; name them there or in dataset.classes')
     if not is_list(classes) or not all(isinstance(name, str) and name.strip() for name in classes):
         raise ValueError(f'{key} must be a list of names, found {classes!r}')
     if len(classes) != number:

@@ -168,12 +168,12 @@ class CostHead(ClassTexts, BaseDecodeHead):
     cos(patch, text of class and template) goes through a convolution, and then through
     ``num_layers`` pairs of :class:`WindowAggregation` (a window, and shifted ones) of the map of
     each class, guided by the patches' embeddings, and :class:`ClassAggregation` of the classes of
-    each place, guided by the texts. Two :class:`Upsampling` with maps of earlier blocks lead to four
-    times the resolution, a convolution to one logit a class. The loss is the binary cross-entropy
+    each place, guided by the texts. Two :class:`Upsampling` with maps of earlier blocks lead to
+    four times the resolution, a convolution to one logit a class. The loss is the binary cross-entropy
     of every pixel and class. Sizes are the authors'; it was not compared with their code.
 
     It reads ``out_type='embeddings'`` of a :class:`.CLIPVisionTransformer` with two blocks in
-    ``out_indices`` before the last ([3, 7, 11]), and ``dense_from='values'`` as the authors have it.
+    ``out_indices`` before the last ([3, 7, 11]), and ``dense_from='values'``, the authors' way.
 
     Args:
         in_channels: Width D of the embeddings.

@@ -133,8 +133,8 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
             raise ValueError(
                 f'decode_head.text.project_dims is {width}, decode_head.in_channels is '
                 f'{in_channels}: patches and texts are compared in one space')
-        strange = [name for name in unseen if name not in self.classes] if is_list(unseen) else True
-        if strange:
+        known = self.classes or ()
+        if not is_list(unseen) or any(name not in known for name in unseen):
             raise ValueError(
                 f'decode_head.unseen must be names among the classes, found {unseen!r}')
         if len(set(unseen)) == num_classes:
@@ -143,7 +143,7 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
 
     def set_classes(self, classes: Sequence[str], checkpoint: str | None = None) -> None:
         """See :meth:`.ClassTexts.set_classes`: what was not seen in training is unseen."""
-        known = set(self.classes) - self.unseen
+        known = set(self.classes or ()) - self.unseen
         super().set_classes(classes, checkpoint)
         self.out_channels = len(classes)
         self.unseen = frozenset(name for name in classes if name not in known)

@@ -1,5 +1,5 @@
-# A head after CAT-Seg (https://arxiv.org/abs/2303.11797) on CLIP ViT-B/16: the cosines of patches and
-# names of classes, aggregated. Crops of 384 pixels and 24x24 patches, as the authors have it.
+# A head after CAT-Seg (https://arxiv.org/abs/2303.11797) on CLIP ViT-B/16: the cosines of patches
+# and names of classes, aggregated. Crops of 384 pixels and 24x24 patches, as the authors have it.
 _base_ = './zegclip_vit-b.py'
 model = dict(
     data_preprocessor=dict(size=(384, 384)),

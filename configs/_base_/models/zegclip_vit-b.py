@@ -1,5 +1,5 @@
-# ZegCLIP on CLIP ViT-B/16 (https://arxiv.org/abs/2212.03588): masks of classes that are known by their
-# names. OpenAI's weights, as open_clip has them.
+# ZegCLIP on CLIP ViT-B/16 (https://arxiv.org/abs/2212.03588): masks of classes that are known by
+# their names. OpenAI's weights, as open_clip has them.
 model = dict(
     type='vpt_dense.CLIPSegmentor',
     data_preprocessor=dict(

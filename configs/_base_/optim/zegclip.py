@@ -1,5 +1,5 @@
-# AdamW at 2e-5, ten times that for the head and for what is added to the backbone, as the authors of
-# ZegCLIP have it (https://github.com/ZiqinZhou66/ZegCLIP).
+# AdamW at 2e-5, ten times that for the head and for what is added to the backbone, as the authors
+# of ZegCLIP have it (https://github.com/ZiqinZhou66/ZegCLIP).
 _adamw = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-5, weight_decay=0.01),

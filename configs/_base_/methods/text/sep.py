@@ -1,8 +1,8 @@
 # SEP (https://arxiv.org/abs/2405.15549): prompts of both towers that are renewed before every block
 # from tokens of the input. Adam, its epsilon and 50 epochs of 32 images a step are the authors'.
 # Task: classification by text
-# Trainable: of each tower num_tokens * width + (blocks - 1) * (the module that fuses), and classes *
-# embedding
+# Trainable: of each tower num_tokens * width + (blocks - 1) * (the module that fuses), and of
+# the classes 512 each
 method = dict(
     prompt=dict(type='vpt_dense.SelfEnhancedPrompt', num_tokens=4, select='salient'),
     trainable=[r'^prompt\.'],

@@ -1,5 +1,5 @@
-# CLIP ViT-B/16 and the names of the classes, a folder of images: a recipe for --method coop, cocoop,
-# vpt, maple, sep, and for the methods of an image tower (deep, lora, ...).
+# CLIP ViT-B/16 and the names of the classes, a folder of images: a recipe for --method coop,
+# cocoop, vpt, maple, sep, and for the methods of an image tower (deep, lora, ...).
 _base_ = [
     '../_base_/models/clip-text_vit-b_cls.py',
     '../_base_/datasets/imagefolder.py',
