@@ -516,3 +516,42 @@ def test_names_that_are_not_known(tokenizer, checkpoint):
             model.init_weights()
         model.head.set_classes(CLASSES)
         assert model.head.classes == CLASSES
+
+
+def test_weights_of_other_texts_are_refused(tokenizer, checkpoint):
+    """Their classes would be those of the training under other names."""
+    for name in ('vpt', 'coop'):
+        state = build(name, tokenizer, checkpoint).state_dict()
+        for change in (dict(classes=CLASSES[::-1]), dict(templates='a red {}.')):
+            cfg = _with_head(classifier_config(tokenizer, checkpoint, CLASSES, **METHODS[name]),
+                             **change)
+            with pytest.raises(UserError, match='of other texts than model.head.classes and temp'):
+                MODELS.build(cfg).load_state_dict(state)
+        unknown = MODELS.build(_with_head(classifier_config(
+            tokenizer, checkpoint, CLASSES, **METHODS[name]), classes=None))
+        unknown.load_state_dict(state)
+
+
+def test_a_copy_is_coupled_with_its_own_text_tower(tokenizer, checkpoint):
+    import copy
+
+    model = build('maple', tokenizer, checkpoint)
+    other = copy.deepcopy(model)
+    assert other.backbone.prompt._source[0] is other.head.text.prompt
+    with torch.no_grad():
+        model.head.text.prompt.tokens.add_(images(3, 32)[:, :])
+        x = images(1, 3, SIZE, SIZE)
+        assert not torch.allclose(model.backbone(x)[0], other.backbone(x)[0])
+
+
+@pytest.mark.parametrize('name', ['vpt', 'coop', 'cocoop', 'maple', 'sep'])
+def test_half_precision_leaves_the_scores_whole(name, tokenizer, checkpoint):
+    """Under autocast cosines are float32: near those without."""
+    model = build(name, tokenizer, checkpoint)
+    x = images(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        plain = model.head(model.extract_feat(x))
+        with torch.autocast('cpu', torch.bfloat16):
+            half = model.head(model.extract_feat(x))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, plain, rtol=0.05, atol=0.1)

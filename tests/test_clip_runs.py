@@ -131,11 +131,11 @@ def test_base_and_new(root, tmp_path, capfd, monkeypatch):
     """The tables are those of the tests, which are of the classes of each half."""
     calls = []
     monkeypatch.setattr(runs, 'call', in_process(capfd, calls))
-    arguments = [root / 'recipe.py', '--methods', 'coop', 'vpt', '--shots', 2, '--seeds', 5, 6,
-                 '--work-dir', tmp_path, '--amp', 'off', '--cfg-options', 'epochs=1']
+    arguments = [root / 'recipe.py', '--methods', 'zero-shot', 'coop', 'vpt', '--shots', 2,
+                 '--seeds', 5, 6, '--work-dir', tmp_path, '--amp', 'off', '--cfg-options', 'epochs=1']
     out = run_tool(capfd, 'base_to_new', *arguments)
     assert out.code == 0, out.err
-    assert calls.count('train') == 4 and calls.count('test') == 8
+    assert calls.count('train') == 4 and calls.count('test') == 12
     table = json.loads((tmp_path / 'table.json').read_text())
     for method, found in table['results'].items():
         for seed, run in zip((5, 6), found, strict=True):
@@ -149,6 +149,8 @@ def test_base_and_new(root, tmp_path, capfd, monkeypatch):
                 parts[part] = test['metrics']['accuracy/top1']
             base, new = parts['base'], parts['new']
             assert run['H'] == pytest.approx(2 / (1 / base + 1 / new) if base and new else 0)
+    plain = table['results']['zero-shot']
+    assert list(table['results']) == ['zero-shot', 'coop', 'vpt'] and plain[0] == plain[1]
     assert 'harmonic mean' in (tmp_path / 'table.md').read_text()
     calls.clear()
     assert run_tool(capfd, 'base_to_new', *arguments).code == 0 and not calls

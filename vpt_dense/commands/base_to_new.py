@@ -17,7 +17,8 @@ def parse_args(argv=None):
         'not repeated. In the end: table.md, table.json. See docs/clip.md.')
     add = parser.add_argument
     add('config', help='a recipe that knows classes by their names: configs/clip/*.py')
-    add('--methods', nargs='+', required=True, help='coop, cocoop, vpt, maple, sep, deep, ...')
+    add('--methods', nargs='+', required=True,
+        help='zero-shot, coop, cocoop, vpt, maple, sep, deep, ...')
     add('--shots', type=count, help='images of each base class that train (default: all)')
     add('--seeds', type=int, nargs='+', default=[1, 2, 3],
         help='of the trainings and of the images that are drawn (default: 1 2 3)')
@@ -42,7 +43,10 @@ def main(argv=None):
     path = str(installed.config(args.config)) if '::' in args.config else args.config
     folder = args.work_dir or Path('work_dirs/base_to_new', Path(path).stem)
     _, threads, amp = compare.share(1, 1, args.amp)
-    methods = runs.find_methods(path, args.methods)
+    named = runs.find_methods(path, [m for m in args.methods if m != base_to_new.ZERO_SHOT] or [
+        'head'])
+    methods = {m: m for m in args.methods if m == base_to_new.ZERO_SHOT} | (
+        named if args.methods != [base_to_new.ZERO_SHOT] else {})
     comparison = runs.Comparison(
         path, folder.absolute(), amp, threads, list(args.cfg_options or []), sources=methods)
     protocol = base_to_new.BaseToNew(comparison, args.shots)

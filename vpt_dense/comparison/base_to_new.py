@@ -16,6 +16,8 @@ from vpt_dense.errors import UserError
 #: What is known of a finished run, in its folder.
 RESULT = 'base_to_new.json'
 METRIC = 'accuracy/top1'
+#: CLIP as it is, in place of a method.
+ZERO_SHOT = 'zero-shot'
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -49,7 +51,7 @@ class BaseToNew:
         """Train on base classes and test both, or what is left of it.
 
         Args:
-            method: Name of the method.
+            method: Name of the method; or :data:`ZERO_SHOT`.
             seed: Of the training, and of the images that are drawn.
 
         Returns:
@@ -60,7 +62,8 @@ class BaseToNew:
         """
         place = self.comparison.folder / f'{method}_seed{seed}'
         options = self.options('base', seed)
-        mark: dict[str, Any] = dict(self.comparison.fingerprint(method, seed), options=options)
+        mark: dict[str, Any] = dict(
+            self.comparison.fingerprint(_trained(method), seed), options=options)
         known = runs.read(place / RESULT)
         if known is not None and any(known.get(key) != value for key, value in mark.items()):
             raise UserError(
@@ -69,11 +72,29 @@ class BaseToNew:
         if known is None:
             safe_files.write_text(place / RESULT, json.dumps(mark) + '\n')
         if not known or 'H' not in known:
-            self.comparison.train(method, place, options, seed=seed)
+            if method == ZERO_SHOT:
+                self._start(place)
+            else:
+                self.comparison.train(method, place, options, seed=seed)
             found = {part: self._test(method, place, part, seed) for part in PARTS}
             known = {**mark, **found, 'H': harmonic_mean(**found)}
             safe_files.write_text(place / RESULT, json.dumps(known, indent=1) + '\n')
         return {key: known[key] for key in (*PARTS, 'H')}
+
+    def _start(self, place: Path) -> None:
+        """Write a checkpoint of CLIP as it is."""
+        import torch
+
+        from vpt_dense import building
+        from vpt_dense.checkpoints import deltas
+
+        cfg = self.comparison.config(_trained(ZERO_SHOT))
+        model = building.build_model(cfg)
+        model.init_weights()
+        checkpoint = dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text))
+        deltas.reduce(model, checkpoint)
+        with safe_files.atomic(place / 'iter_0.pth') as unfinished:
+            torch.save(checkpoint, unfinished)
 
     def _test(self, method: str, place: Path, part: str, seed: int) -> float:
         """The accuracy among the classes of one part, in percent."""
@@ -83,7 +104,7 @@ class BaseToNew:
             runs.call, log=place / 'output.log', threads=self.comparison.threads)
         call_tool([
             *runs.TOOL, 'test', self.comparison.config_path(method), place,
-            *self.comparison.method_option(method), '--work-dir', folder, '--cfg-options',
+            *self.comparison.method_option(_trained(method)), '--work-dir', folder, '--cfg-options',
             *self.comparison.options_of(method, self.options(part, seed))])
         test = json.loads((folder / 'test.json').read_text(encoding='utf-8'))
         return float(test['metrics'][METRIC])
@@ -104,6 +125,11 @@ class BaseToNew:
         for name, text in written.items():
             safe_files.write_text(folder / name, text)
         return [folder / name for name in written]
+
+
+def _trained(method: str) -> str:
+    """The method of a recipe with which nothing trains, or the method itself."""
+    return 'head' if method == ZERO_SHOT else method
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,12 +1,15 @@
 """What heads have in common that know their classes by texts."""
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vpt_dense.argument_checks import is_list
 from vpt_dense.errors import UserError
@@ -33,7 +36,11 @@ class ClassTexts:
         class_vectors: Buffer (classes, D), normalised, mean over the templates; NaN until they are
             computed. None where the tower trains.
         text_scale: Buffer (), the tower's ``logit_scale``; likewise.
+        text_mark: Buffer (32,), uint8: SHA-256 of the texts that the other buffers are of.
     """
+
+    #: End of the longest text, as it is known outside of the buffers; None: there are none yet.
+    _longest: int | None = None
 
     def hold_texts(
         self, text: dict, classes: Sequence[str] | None, num_classes: int,
@@ -71,6 +78,7 @@ class ClassTexts:
             templates = WITH_CONTEXT if prompt else PLAIN
         self.templates = check_templates(templates, f'{key}.templates')
         self._config, self._kept, self._each = text, None, each_template
+        self.register_buffer('text_mark', torch.zeros(32, dtype=torch.uint8))
         if prompt or text.get('adapters') or text.get('trainable'):
             self.text = MODELS.build(self._typed())
             if len(self.templates) > 1:
@@ -112,8 +120,10 @@ class ClassTexts:
                 f'model.{self._key}.classes: the names of the classes are needed; say them there '
                 'or in dataset.classes, or put the data where the config says')
         self._kept = None
+        self.text_mark = torch.tensor(list(self._mark()), dtype=torch.uint8).to(self.text_mark)
         if self.text is not None:
             ids, ends = self.text.tokenize(self._texts(self.templates[0]))
+            self._longest = int(ends.max())
             place = self.text_ids.device
             self.text_ids = torch.zeros(
                 len(ids), self.text.context_length, dtype=torch.int64, device=place)
@@ -123,6 +133,27 @@ class ClassTexts:
         tower = self.build_tower()
         self.class_vectors = self.embed_texts(tower, self.templates).to(self.class_vectors)
         self.text_scale = tower.logit_scale.detach().to(self.text_scale)
+
+    def _mark(self) -> bytes:
+        texts = [self._texts(template) for template in self.templates]
+        return hashlib.sha256(json.dumps(texts).encode()).digest()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Refuse what was computed for other texts; torch calls this.
+
+        Raises:
+            UserError: If it was.
+        """
+        mark, ends = (state_dict.get(prefix + name) for name in ('text_mark', 'text_ends'))
+        if mark is not None and mark.any() and self.classes is not None:
+            if bytes(mark.tolist()) != self._mark():
+                raise UserError(
+                    f'the weights are of other texts than model.{self._key}.classes and templates '
+                    f'say ({self._texts(self.templates[0])[0]!r}, ...): use those of the training; '
+                    'predict --classes NAMES asks for others')
+        if ends is not None:
+            self._longest, self._kept = int(ends.max()) or None, None
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def build_tower(self) -> nn.Module:
         """The text tower with its weights, frozen, on the head's device."""
@@ -209,14 +240,17 @@ class ClassTexts:
         ids, ends = self.text_ids, self.text_ends
         if labels is not None:
             ids, ends = ids[list(labels)], ends[list(labels)]
-        last = int(ends.max())
-        if not last:
-            raise UserError(
-                f'{self._key}: the texts of the classes are not known: train the model, load a '
-                'checkpoint, or call init_weights()')
-        prompt = self.text.prompt
+        prompt, last = self.text.prompt, self._longest
+        if last is None:
+            if not isinstance(ends, FakeTensor):  # of an estimate, which has no numbers
+                raise UserError(
+                    f'{self._key}: the texts of the classes are not known: train the model, load '
+                    'a checkpoint, or call init_weights()')
+            last = self.text.tokenize(self._texts(self.templates[0]))[0].shape[1] - 1
         behind = 0 if prompt is None else prompt.least_words
-        found = F.normalize(self.text(ids[:, : 1 + max(last, behind)], ends, image), dim=-1)
+        found = self.text(ids[:, : 1 + max(last, behind)], ends, image)
+        half = found.dtype in (torch.float16, torch.bfloat16)
+        found = F.normalize(found.float() if half else found, dim=-1)
         return found[:, None] if self._each else found
 
 

@@ -169,8 +169,9 @@ class CostHead(ClassTexts, BaseDecodeHead):
     ``num_layers`` pairs of :class:`WindowAggregation` (a window, and shifted ones) of the map of
     each class, guided by the patches' embeddings, and :class:`ClassAggregation` of the classes of
     each place, guided by the texts. Two :class:`Upsampling` with maps of earlier blocks lead to
-    four times the resolution, a convolution to one logit a class. The loss is the binary cross-entropy
-    of every pixel and class. Sizes are the authors'; it was not compared with their code.
+    four times the resolution, a convolution to one logit a class. The loss is the binary
+    cross-entropy of every pixel and class. Sizes are the authors'; it was not compared with their
+    code.
 
     It reads ``out_type='embeddings'`` of a :class:`.CLIPVisionTransformer` with two blocks in
     ``out_indices`` before the last ([3, 7, 11]), and ``dense_from='values'``, the authors' way.

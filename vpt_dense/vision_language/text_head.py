@@ -80,7 +80,7 @@ class TextHead(ClassTexts, ClsHead):
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Turn features, the last of them the embeddings (B, D), into scores (B, classes)."""
-        images = F.normalize(self.pre_logits(feats), dim=-1)
+        images = unit(self.pre_logits(feats))
         return self._spread(self.scale() * compare(images, self.embeddings(self.among, images)))
 
     def _spread(self, scores: Tensor) -> Tensor:
@@ -92,11 +92,19 @@ class TextHead(ClassTexts, ClsHead):
         return whole
 
 
+def unit(embeddings: Tensor) -> Tensor:
+    """Normalised (..., D), in float32 at least: scores are a hundred times their products."""
+    half = embeddings.dtype in (torch.float16, torch.bfloat16)
+    return F.normalize(embeddings.float() if half else embeddings, dim=-1)
+
+
 def compare(images: Tensor, texts: Tensor) -> Tensor:
     """Cosines of normalised (B, D) with (classes, D) or (B, classes, D): (B, classes)."""
-    if texts.ndim == 2:
-        return images @ texts.T.to(images.dtype)
-    return torch.einsum('bd,bcd->bc', images, texts.to(images.dtype))
+    with torch.autocast(images.device.type, enabled=False):
+        texts = texts.to(images.dtype)
+        if texts.ndim == 2:
+            return images @ texts.T
+        return torch.einsum('bd,bcd->bc', images, texts)
 
 
 @MODELS.register_module()
@@ -158,7 +166,7 @@ class SEPHead(TextHead):
 
     def _embeddings(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """f, f0, t, t0."""
-        images, plain = (F.normalize(feats[i], dim=-1) for i in (-1, -2))
+        images, plain = (unit(feats[i]) for i in (-1, -2))
         texts = self.embeddings(self.among)
         frozen = self.frozen_vectors
         return images, plain, texts, frozen if self.among is None else frozen[self.among]
@@ -168,7 +176,7 @@ class SEPHead(TextHead):
         return self._scores(*self._embeddings(feats))
 
     def _scores(self, images: Tensor, plain: Tensor, texts: Tensor, frozen: Tensor) -> Tensor:
-        images, texts = F.normalize(images + plain, dim=-1), F.normalize(texts + frozen, dim=-1)
+        images, texts = unit(images + plain), unit(texts + frozen)
         return self._spread(self.scale() * compare(images, texts))
 
     def loss(self, feats: tuple[Tensor, ...], data_samples: list, **kwargs) -> dict[str, Tensor]:
@@ -178,7 +186,7 @@ class SEPHead(TextHead):
         losses['loss_text'] = self.text_weight * (1 - (texts * frozen).sum(-1)).mean()
         losses['loss_image'] = self.image_weight * (1 - (images * plain).sum(-1)).mean()
         if self.prototypes is not None:
-            prototypes = F.normalize(self.prototypes, dim=-1)
+            prototypes = unit(self.prototypes)
             if self.among is not None:
                 prototypes = prototypes[self.among]
             losses['loss_prototypes'] = self.prototype_weight * sum(
