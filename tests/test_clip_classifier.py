@@ -303,6 +303,8 @@ def test_what_trains(name, tokenizer, checkpoint):
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if name == 'zero-shot':
         assert not trained
+        with pytest.raises(UserError, match='nothing of the model trains: neither model.backbone'):
+            model.loss(images(1, 3, SIZE, SIZE), samples(0))
         return
     assert all('prompt' in n or n == 'head.prototypes' for n in trained)
     x, labels = images(4, 3, SIZE, SIZE), samples(0, 1, 2, 3)

@@ -7,6 +7,7 @@ import torch
 from mmpretrain.models import ImageClassifier
 from torch import Tensor
 
+from vpt_dense.errors import UserError
 from vpt_dense.parts import find
 from vpt_dense.prompts import CoupledPrompt
 from vpt_dense.registry import MODELS
@@ -65,6 +66,20 @@ class CLIPClassifier(ImageClassifier):
             raise ValueError(
                 f'model.backbone.adapters: {type(built).__name__} compares with the backbone '
                 'without its prompt, and adapters would change that too')
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """As upstream.
+
+        Raises:
+            UserError: If nothing trains.
+        """
+        losses = super().loss(inputs, data_samples)
+        if torch.is_grad_enabled() and not any(loss.requires_grad for loss in losses.values()):
+            raise UserError(
+                'nothing of the model trains: neither model.backbone nor model.head.text has '
+                'something to learn; take a method, or test CLIP as it is (vpt-dense base-to-new '
+                '--methods zero-shot)')
+        return losses
 
     def extract_feat(self, inputs: Tensor, stage: str = 'neck') -> Any:
         """As upstream; in front of the embedding that without prompts, for heads that read it."""
