@@ -20,10 +20,14 @@ RECIPES = sorted(
     for path in (CONFIGS / folder).glob('*.py')
     if folder == 'results' or '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
 )
+#: Those whose classes are known by texts.
+OF_TEXTS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'clip').glob('*.py')
+                  if '/optim/' in path.read_text())
 #: The configs that a run takes as they are.
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
-    if str(path.relative_to(CONFIGS)) not in RECIPES and path.parent.name != 'suites'
+    if str(path.relative_to(CONFIGS)) not in [*RECIPES, *OF_TEXTS]
+    and path.parent.name != 'suites'
 )
 
 #: The architecture of the reference vectors: width 64, 4 blocks, patches of 8, images of 32.

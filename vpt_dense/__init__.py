@@ -14,6 +14,8 @@ from vpt_dense import imports  # noqa: F401 - before anything imports the stack
 from vpt_dense.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from vpt_dense.predicting.model import ModelPredictor
@@ -45,6 +47,7 @@ def __dir__() -> list[str]:
 def load(
     checkpoint: Any, config: Any = None, device: str = 'cpu', *, base: Any = None,
     cfg_options: Any = None, tta: bool = False, method: str | None = None,
+    classes: 'Sequence[str] | None' = None,
 ) -> 'ModelPredictor | nn.Module':
     """Load a model to predict with.
 
@@ -63,6 +66,8 @@ def load(
         cfg_options: Settings that go over the config's: dotted key -> value.
         tta: Test-time augmentation, by the config's ``tta_model`` and ``tta_pipeline``.
         method: What trained, if the config is a recipe: ``deep``, ``lora``, ...
+        classes: Names of other classes than those of training, for a model that knows them by
+            their names (docs/clip.md).
 
     Returns:
         A predictor; see :meth:`vpt_dense.predicting.model.ModelPredictor.predict`. Or the model.
@@ -76,7 +81,8 @@ def load(
     if safe_files.is_plain_delta(checkpoint):
         from vpt_dense.plain import files
 
-        files.check_arguments(config=config, cfg_options=cfg_options, tta=tta, method=method)
+        files.check_arguments(
+            config=config, cfg_options=cfg_options, tta=tta, method=method, classes=classes)
         return files.load(checkpoint, base, device)
     if importlib.util.find_spec('mmengine') is None:
         file = safe_files.check(checkpoint)
@@ -87,4 +93,5 @@ def load(
     from vpt_dense.predicting import model
 
     return model.load(
-        checkpoint, config, device, base=base, cfg_options=cfg_options, tta=tta, method=method)
+        checkpoint, config, device, base=base, cfg_options=cfg_options, tta=tta, method=method,
+        classes=classes)

@@ -17,6 +17,7 @@ COMMANDS = {
     'suite': ('benchmark_suite', 'many tasks x methods x seeds, here or on a cluster'),
     'analyse': ('analyse', 'attention, features, errors, curves, cost: pictures and numbers'),
     'continual': ('continual', 'classes that come in steps: train, test, forgetting'),
+    'base-to-new': ('base_to_new', 'half of the classes trains, both are tested (CLIP)'),
     'report': ('report', 'write report.html of runs or of a comparison'),
     'count': ('count_params', 'count parameters, or estimate memory'),
     'config': ('print_config', 'print a config as a run uses it'),
@@ -38,7 +39,7 @@ def usage() -> str:
     lines = [f'  {name:{width}}  {text}' for name, (_, text) in COMMANDS.items()]
     return '\n'.join([
         'usage: vpt-dense COMMAND [ARGUMENT ...]    (vpt-dense COMMAND --help tells more)', '',
-        *lines, '', 'A config is a file, or one that comes along: vpt_dense::setr_vit-l_ade20k'])
+        *lines, 'A config is a file, or one that comes along: vpt_dense::setr_vit-l_ade20k'])
 
 
 def main() -> None:

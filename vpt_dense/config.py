@@ -21,7 +21,7 @@ from vpt_dense import (
     run_settings,
     tasks,
 )
-from vpt_dense.continual import stream
+from vpt_dense.continual import class_split, stream
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, get, heads, kind_of, leaf_datasets, walk
@@ -38,7 +38,7 @@ KEYS = frozenset(
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
     'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks '
-    'feature_cache subset continual'.split()
+    'feature_cache subset continual class_split'.split()
 ) | frozenset((*run_settings.KEYS, *preprocessing.KEYS))
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
@@ -285,6 +285,9 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - ``feature_cache`` becomes a :class:`vpt_dense.hooks.FeatureCacheHook`.
     - ``subset`` of the training data, see :class:`vpt_dense.datasets.subset.Subset`, goes around
       them.
+    - Heads that know the classes by texts get their names, unless they say them themselves.
+    - ``class_split`` takes half of the classes, see
+      :func:`vpt_dense.continual.class_split.place`.
     - ``continual`` makes it a step of a stream of classes, see
       :func:`vpt_dense.continual.stream.place`.
     - ``ensemble``: see :func:`vpt_dense.ensemble.settings.place`.
@@ -314,6 +317,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
         for node in (preprocessor, cfg.get('data_preprocessor') or {}):
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
+    _place_class_names(cfg, classes)
     _place_classes_of_mixing(cfg)
     ignore_index.place(cfg)
     _place_statistics(cfg)
@@ -324,6 +328,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
         cfg.custom_hooks = [*hooks[0], *hooks[1]]
     _place_feature_cache(cfg)
     _place_subset(cfg)
+    class_split.place(cfg, classes)
     stream.place(cfg, classes)
     settings.place(cfg)
     _adapt_to_machine(cfg)
@@ -365,6 +370,17 @@ def _place_subset(cfg: Config) -> None:
     loader = cfg.train_dataloader
     whole = loader.dataset.dataset if kind_of(loader.dataset) == 'Subset' else loader.dataset
     loader.dataset = ConfigDict(type='vpt_dense.Subset', dataset=whole, **given)
+
+
+def _place_class_names(cfg: Config, classes: list[str] | None) -> None:
+    """Tell heads that know classes by texts their names: those of the config or the data set."""
+    parts = [head for head in heads(cfg.get('model'))
+             if isinstance(head.get('text'), dict) and head.get('classes') is None]
+    if not parts:
+        return
+    classes = stream.names_of(cfg) if classes is None else classes
+    for head in parts if classes else ():
+        head['classes'] = list(classes)
 
 
 def _place_classes_of_mixing(cfg: Config) -> None:

@@ -24,9 +24,11 @@ from vpt_dense.tree import get
 
 #: Where the method files are.
 FOLDER = shipped.folder('configs') / '_base_/methods'
+#: Those for classes that are known by their names: they set parts of the head too.
+OF_TEXTS = FOLDER / 'text'
 
 #: Variables of method files ...
-_OF_METHODS = ('method', 'optim_group', 'method_optim')
+_OF_METHODS = ('method', 'method_head', 'optim_group', 'method_optim')
 #: ... and of recipes, which nothing reads but leaves and :func:`apply`.
 _OF_RECIPES = ('optim', 'also_trainable')
 VARIABLES = frozenset(_OF_METHODS + _OF_RECIPES)
@@ -52,10 +54,14 @@ def find(name: str, task: tasks.Task | None = None) -> Path:
         if not Path(name).is_file():
             raise UserError(f'--method {name}: no such file')
         return Path(name)
+    of_texts = sorted(file.stem for file in OF_TEXTS.glob('*.py'))
+    if name.removeprefix('text/') in of_texts:
+        return OF_TEXTS / f'{name.removeprefix("text/")}.py'
     if name not in names():
         raise UserError(
-            f'--method {name} is not known{suggest(name, names())}; the methods are '
-            f'{", ".join(names())}, or a method file of your own (*.py)')
+            f'--method {name} is not known{suggest(name, [*names(), *of_texts])}; the methods are '
+            f'{", ".join(names())}, on CLIP {", ".join(of_texts)} too, or a method file of your '
+            'own (*.py)')
     special = FOLDER / f'{name}_{task.short}.py' if task and task.short else FOLDER
     return special if special.is_file() else FOLDER / f'{name}.py'
 
@@ -103,6 +109,18 @@ def apply(cfg: Config, name: str, path: str) -> None:
                 f'leave it out, and change the method by --cfg-options model.backbone.{key}...')
     cfg.model.backbone = _merged(
         backbone, found.method, dict(trainable=_trainable(found.method.trainable, cfg)))
+    if 'method_head' in found:
+        head = cfg.model.get('head') or {}
+        if 'text' not in head:
+            raise UserError(
+                f'--method {name}: it is for classes that are known by their names, and the '
+                f'model.head of {path} has no text; take a recipe of configs/clip')
+        for key in _PARTS:
+            if key in head.text:
+                raise UserError(
+                    f'--method {name}: config {path} sets model.head.text.{key}, which a method '
+                    'sets; leave it out')
+        cfg.model.head = _merged(head, found.method_head)
     optimizer = (cfg.optim or {}).get(found.optim_group)
     if optimizer is None:
         raise UserError(

@@ -14,6 +14,7 @@ _OF_BACKBONE = {
     'backbone.adapters.': 'adapters',
     'backbone.': 'backbone',
 }
+TEXTS = 'text tower'
 NOT_DEPLOYED = 'auxiliary heads'
 DEPLOYED_NOTE = 'without the auxiliary heads, which are used in training only'
 
@@ -38,7 +39,9 @@ def part_of(name: str) -> str:
     for prefix, part in _OF_BACKBONE.items():
         if name.startswith(prefix):
             return part
-    first = name.split('.')[0]
+    first, *rest = name.split('.')
+    if rest[:1] == ['text'] and first in tasks.heads():  # of a head that knows classes by texts
+        return TEXTS
     return _heads().get(first, first)
 
 
@@ -50,7 +53,7 @@ def _heads() -> dict[str, str]:
 
 def order() -> list[str]:
     """The order in which parts are reported: the way a signal takes through the model."""
-    return ['backbone', 'prompt', 'image prompt', 'adapters', 'neck', *_heads().values()]
+    return ['backbone', 'prompt', 'image prompt', 'adapters', 'neck', TEXTS, *_heads().values()]
 
 
 def count(model: nn.Module) -> Counts:

@@ -289,6 +289,13 @@ def _check_vit(model: dict, backbone: dict) -> None:
                     f'in_index of the {head.get("type")} is {index}, but '
                     f'model.backbone.out_indices gives {outputs} outputs'
                 )
+        if isinstance(head.get('text'), dict):  # it reads what the backbone projects
+            projected, wanted = backbone.get('project_dims', 512), head.get('in_channels')
+            if projected != wanted:
+                raise UserError(
+                    f'in_channels of the {head.get("type")} is {wanted}, but '
+                    f'model.backbone.project_dims is {projected}')
+            continue
         for channels in as_list(head.get('in_channels')) if not model.get('neck') else ():
             if shape and isinstance(channels, int) and channels != shape[0]:
                 raise UserError(

@@ -56,6 +56,7 @@ MODELS = _child(
         **{
             f'vpt_dense.backbones.{module}': names
             for module, names in dict(
+                clip_text=['CLIPTextTransformer'], clip_vision=['CLIPVisionTransformer'],
                 convnext=['ConvNeXt'], eva02=['EVA02VisionTransformer'], resnet=['ResNet'],
                 swin=['SwinTransformer'], timm_vision_transformer=['TimmVisionTransformer'],
                 vision_transformer=['VisionTransformer', 'PromptedVisionTransformer'],
@@ -68,6 +69,11 @@ MODELS = _child(
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
         'vpt_dense.continual.segmentor': ['StepEncoderDecoder'],
+        'vpt_dense.vision_language.classifier': ['CLIPClassifier'],
+        'vpt_dense.vision_language.cost_head': ['CostHead'],
+        'vpt_dense.vision_language.segmentor': ['CLIPSegmentor'],
+        'vpt_dense.vision_language.text_head': ['SEPHead', 'TextHead'],
+        'vpt_dense.vision_language.zegclip_head': ['ZegCLIPHead'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
     },
 )

@@ -22,6 +22,7 @@ OFFERS = {
     'tokens': 'transformer blocks',
     'one width': 'blocks that are all of one width',
     'open sizes': 'graphs that take images of any size',
+    'texts': 'words in place of patches',
     'outputs': 'maps or vectors of its own to put out',
     'patches': 'a patch embedding that is one convolution',
     'parts': 'blocks with a norm, attention and an MLP one after the other',

@@ -109,7 +109,7 @@ class TokenBackbone(TokenTuning):
         if prompt is None:
             prepared = None
         elif 'query' in prompt.needs:
-            prepared = prompt.prepare_for(self.query(x, layout))
+            prepared = prompt.prepare_query(self.query(x, layout))
         else:
             prepared = prompt.prepare(self.embed_patches)
         outs: list[Tensor] = []

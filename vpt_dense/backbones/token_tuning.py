@@ -154,7 +154,7 @@ class TokenTuning(TunedBackbone):
         arguments: dict[str, Any] = {}
         if self.prompt is None:
             return x, layout, arguments
-        tokens = self.prompt(x, i, prepared, layout)  # (B or 1, P, C)
+        tokens = self.prompt_tokens(x, i, prepared, layout)  # (B or 1, P, C)
         further = self.prompt.keys_values(i, prepared)
         if further is not None:
             arguments['keys_values'] = further
@@ -170,6 +170,12 @@ class TokenTuning(TunedBackbone):
             x, layout = layout.replace(x, tokens)  # (B, F + P + N, C)
         return x, layout, arguments
 
+    def prompt_tokens(
+        self, x: Tensor, i: int, prepared: object = None, layout: TokenLayout | None = None
+    ) -> Tensor | None:
+        """The prompt's tokens as they enter block i; see :meth:`.Prompt.forward`."""
+        return self.prompt(x, i, prepared, layout)
+
     def embed_patches(self, images: Tensor) -> Tensor:
         """Images (b, 3, h, w) to patch tokens (b, n, C), without positions."""
         return self.patch_embed(images)[0]
@@ -184,7 +190,7 @@ class TokenTuning(TunedBackbone):
         Returns:
             Two tensors (1, heads, P, C / heads).
         """
-        tokens, own = self.prompt(x, i), self.prompt.keys_values(i)
+        tokens, own = self.prompt_tokens(x, i), self.prompt.keys_values(i)
         parts = [] if own is None else [own]
         if tokens is not None:
             block = self.block_list()[i]

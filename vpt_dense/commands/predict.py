@@ -28,6 +28,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--probabilities', choices=('npz', 'tiff'), help='write those of every pixel')
     add('--dtype', choices=('float16', 'float32'), default='float16',
         help='of the probabilities (default: float16)')
+    add('--classes', metavar='NAMES',
+        help='other classes than those of training, for a model that knows them by their names '
+        "(CLIP): 'road, car, sky', or a text file with a name a line")
     add('--top-k', type=errors.count, default=5, metavar='K',
         help='classes of an image whose scores are written (classification; default: 5)')
     add('--batch-size', type=errors.count, metavar='N',
@@ -86,8 +89,8 @@ def load(args: argparse.Namespace):
     if args.checkpoint.lower().endswith('.onnx'):
         from vpt_dense.deploy import onnx_model
 
-        said = dict(CONFIG=args.config, method=args.method, tta=args.tta, base=args.base,
-                    cfg_options=args.cfg_options)
+        said = dict(CONFIG=args.config, method=args.method, classes=args.classes, tta=args.tta,
+                    base=args.base, cfg_options=args.cfg_options)
         for name, value in said.items():
             if value:
                 name = name if name.isupper() else f'--{name.replace("_", "-")}'
@@ -104,5 +107,25 @@ def load(args: argparse.Namespace):
 
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     return vpt_dense.load(args.checkpoint, args.config, device, base=args.base, tta=args.tta,
-                          cfg_options=args.cfg_options, method=args.method)
+                          cfg_options=args.cfg_options, method=args.method,
+                          **(dict(classes=read_classes(args.classes)) if args.classes else {}))
+
+
+def read_classes(given: str) -> list[str]:
+    """Names of classes: between commas, or in the lines of a text file.
+
+    Raises:
+        UserError: If there is none, or the file cannot be read.
+    """
+    if given.lower().endswith('.txt'):
+        try:
+            names = Path(given).read_text(encoding='utf-8-sig').splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.UserError(f'--classes {given}: {error}') from error
+    else:
+        names = given.split(',')
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise errors.UserError(f'--classes {given!r} names no class')
+    return names
 

@@ -21,12 +21,16 @@ class ClassSubset(DatasetAround):
     Args:
         dataset: Config of the data set, of classification or segmentation.
         labels: Of the classes.
+        key: What asks for them, for messages.
 
     Raises:
         UserError: If the data set has no classes of images or pixels, or none of these.
     """
 
-    def __init__(self, dataset: dict | BaseDataset, labels: Sequence[int]) -> None:
+    def __init__(
+        self, dataset: dict | BaseDataset, labels: Sequence[int],
+        key: str = 'continual',
+    ) -> None:
         inner = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         inner.full_init()
         if hasattr(inner, 'get_gt_labels'):
@@ -38,12 +42,12 @@ class ClassSubset(DatasetAround):
                     for info in infos]
         else:
             raise UserError(
-                f'continual: a {type(inner).__name__} is of no classes of images or pixels')
+                f'{key}: a {type(inner).__name__} is of no classes of images or pixels')
         chosen = np.flatnonzero(held)
         if not len(chosen):
             names = inner.metainfo['classes']
             raise UserError(
-                f'continual: no image of {", ".join(str(names[label]) for label in labels[:5])}'
+                f'{key}: no image of {", ".join(str(names[label]) for label in labels[:5])}'
                 f'{", ..." if len(labels) > 5 else ""}')
         inner.get_subset_(chosen.tolist())
         super().__init__(inner)

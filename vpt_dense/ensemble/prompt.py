@@ -117,10 +117,11 @@ class PromptEnsemble(Members, Prompt):
         """The result of ``prepare`` of each member."""
         return [member.prepare(embed) for member in self.members]
 
-    def prepare_for(self, query: Tensor) -> list:
-        """See :meth:`Prompt.prepare_for`: each member its images' queries."""
+    def prepare_query(self, query: Tensor) -> list:
+        """See :meth:`Prompt.prepare_query`: each member its images' queries."""
         parts = self.split(query) if self.training else [query] * len(self.members)
-        return [member.prepare_for(part) for member, part in zip(self.members, parts, strict=True)]
+        return [
+            member.prepare_query(part) for member, part in zip(self.members, parts, strict=True)]
 
     def penalties(self) -> dict[str, Tensor]:
         """See :meth:`Prompt.penalties`: those of each member."""

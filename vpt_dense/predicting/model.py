@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -54,6 +54,7 @@ def load(
     cfg_options: Any = None,
     tta: bool = False,
     method: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> 'ModelPredictor':
     """Load a model to predict with; see :func:`vpt_dense.load`."""
     logging.filter_warnings()
@@ -81,6 +82,8 @@ def load(
             print(f'warning: {path} was trained with another {other}; predicting with that of this '
                   'config', file=sys.stderr, flush=True)
         model = deltas.load(cfg, content, path, os.fspath(base) if base else None)
+        if classes is not None:
+            info = _take_classes(model, classes, os.fspath(base) if base else None)
         pipeline = cfg.get('test_pipeline')
         if not pipeline:
             raise UserError(
@@ -92,6 +95,7 @@ def load(
             checkpoint=path, sha256=_sha256(path),
             config=os.path.abspath(cfg.filename) if cfg.filename else None,
             tta=bool(tta or cfg.get('tta')), cfg_options=_as_texts(cfg_options),
+            **({} if classes is None else dict(classes=list(classes))),
             **{key: meta[key] for key in ('iter', 'epoch', 'metric') if meta.get(key) is not None})
         return ModelPredictor(model.to(device).eval(), cfg, pipeline, info, origin)
 
@@ -152,6 +156,26 @@ def _metainfo(cfg: Config, meta: dict, stored: bool) -> dict[str, Any]:
                 info[key] = getattr(built, key, None)
             return info
     return trained if isinstance(trained, dict) else {}
+
+
+def _take_classes(
+    model: nn.Module, classes: Sequence[str], base: str | None
+) -> dict[str, Any]:
+    """Have a model tell other classes apart; ``metainfo`` of such data."""
+    head = dict(model.named_children()).get(tasks.need(
+        dict(model.named_children()), '--classes').head)
+    if not hasattr(head, 'set_classes'):
+        raise UserError(
+            f'--classes: a {type(head).__name__} knows its classes by their numbers; other classes '
+            'are for models that know them by their names (docs/clip.md)')
+    try:
+        head.set_classes(list(classes), base)
+    except ValueError as error:
+        raise UserError(f'--{error}') from error
+    for key in ('num_classes', 'out_channels'):  # mmseg's models have the head's
+        if hasattr(model, key):
+            setattr(model, key, len(classes))
+    return dict(classes=tuple(classes))
 
 
 def _check_classes(info: dict, meta: dict, path: str, config: Any) -> None:
@@ -472,6 +496,9 @@ class ModelPredictor:
         scores = scores.float()
         if len(scores) == 1:  # a sigmoid has been applied
             return torch.cat([1 - scores, scores])
+        head = getattr(self._inner, 'decode_head', None)
+        if not averaged and getattr(head, 'scores_are_shares', False):
+            return scores / scores.sum(dim=0, keepdim=True)
         return scores if averaged else scores.softmax(dim=0)
 
     # --- large images ------------------------------------------------------------------------

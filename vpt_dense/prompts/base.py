@@ -121,10 +121,18 @@ class Prompt(Part):
         depends_on_input: Whether the tokens depend on ``x`` in eval mode. Those that do not have
             keys and values that can be stored in their place (``tools/delta.py fold``).
         first_layer: The first block that prompts may enter.
+        num_tokens: P, how many enter a block.
+        least_words: Tokens of a text that it reads behind its own.
+        reads_image: Whether it needs :meth:`prepare_for` in place of :meth:`prepare`.
+        fills: Arguments that a model of two towers fills in.
     """
 
     depends_on_input = True
     first_layer = 0
+    num_tokens = 0
+    least_words = 0
+    reads_image = False
+    fills: frozenset[str] = frozenset()
 
     def check(self, backbone: nn.Module) -> None:
         """Refuse a backbone whose other settings do not go with this prompt.
@@ -150,7 +158,7 @@ class Prompt(Part):
         """
         return None
 
-    def prepare_for(self, query: Tensor) -> object:
+    def prepare_query(self, query: Tensor) -> object:
         """Take the place of :meth:`prepare` in prompts that need a 'query'.
 
         Args:
@@ -168,6 +176,26 @@ class Prompt(Part):
         :class:`vpt_dense.hooks.PromptLossHook` adds them. They are handed out once.
         """
         return {}
+
+    def prepare_for(self, image: Tensor) -> object:
+        """As :meth:`prepare`, for texts that are compared with one image.
+
+        Args:
+            image: Its embedding, (D,).
+        """
+        raise TypeError(f'{type(self).__name__} does not depend on an image')
+
+    def order(self, length: int, ends: Tensor) -> Tensor | None:
+        """The order of a text's tokens where it is not [start | prompts | words . end].
+
+        Args:
+            length: 1 + P + N of the tokens.
+            ends: Where the end of each of T texts is without prompts, (T,).
+
+        Returns:
+            Of each place the token that comes there, (T, 1 + P + N), int64; None: as they are.
+        """
+        return None
 
     @abstractmethod
     def forward(

@@ -33,7 +33,7 @@ class CODAPrompt(SteppedPrompt):
 
         p = sum over m of cos(q * A_m, K_m) P_m
 
-    with the query q of :meth:`Prompt.prepare_for`, an attention A_m and a key K_m for each
+    with the query q of :meth:`Prompt.prepare_query`, an attention A_m and a key K_m for each
     component (equations 4 to 6). Every step brings M components for each block; those before are
     frozen and stay in the sum. The loss gets ``ortho`` times the sum over blocks and over P, K and
     A of
@@ -99,7 +99,7 @@ class CODAPrompt(SteppedPrompt):
         return torch.cat(
             [each.get_parameter(name) for each in self.steps[: self.step + 1]], dim=1)
 
-    def prepare_for(self, query: Tensor) -> Tensor:
+    def prepare_query(self, query: Tensor) -> Tensor:
         """Keys and values of each image, (layers, B, 2, heads, P, d)."""
         parts = {name: self._so_far(name) for name in ('tokens', 'keys', 'attention')}
         if self.training:

@@ -29,7 +29,7 @@ class DualPrompt(SteppedPrompt):
 
         match * mean over images of 1 - cos(q, k_t)
 
-    with the query q of :meth:`Prompt.prepare_for`. Otherwise an image gets the expert with the
+    with the query q of :meth:`Prompt.prepare_query`. Otherwise an image gets the expert with the
     highest cosine among the steps so far. The paper splits a prompt in halves, which are keys and
     values in front of their linear layers; here, as in its code, they stand behind these layers,
     and their number is that of keys, and of values.
@@ -82,7 +82,7 @@ class DualPrompt(SteppedPrompt):
             _Expert(self.uniform(len(self.of_experts), 2, *rest), self.uniform(site.dims))
             for _ in range(steps))
 
-    def prepare_for(self, query: Tensor) -> Tensor:
+    def prepare_query(self, query: Tensor) -> Tensor:
         """Experts of the images, (1 or B, layers, 2, heads, P, d)."""
         keys = torch.stack([each.key for each in self.steps[: self.step + 1]])
         found = cosines(query, keys.to(query.dtype))  # (B, steps so far)

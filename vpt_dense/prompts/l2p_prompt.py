@@ -13,7 +13,7 @@ class L2PPrompt(QueriedPrompt):
     """Learning to prompt (L2P; Wang et al., CVPR 2022, https://arxiv.org/abs/2112.08654).
 
     A pool holds M prompts of P tokens, each with a key k_m. Of an image with the query q
-    (:meth:`Prompt.prepare_for`) the N prompts with the highest cos(q, k_m) enter the first block,
+    (:meth:`Prompt.prepare_query`) the N prompts with the highest cos(q, k_m) enter the first block,
     in this order, and flow on; section 4.1, equations 2 to 4. The loss gets
 
         match * mean over images of the sum over its N of 1 - cos(q, k_m)
@@ -57,7 +57,7 @@ class L2PPrompt(QueriedPrompt):
         self.tokens = self.uniform(pool_size, num_tokens, site.dims)
         self.keys = self.uniform(pool_size, site.dims)
 
-    def prepare_for(self, query: Tensor) -> Tensor:
+    def prepare_query(self, query: Tensor) -> Tensor:
         """Tokens of each image, (B, N * P, C)."""
         found, chosen = cosines(query, self.keys.to(query.dtype)).topk(self.chosen, dim=1)  # (B, N)
         if self.training:

@@ -12,7 +12,7 @@ from vpt_dense.prompts.base import Prompt, Site, TokenLayout
 
 
 class QueriedPrompt(Prompt):
-    """Prompts of which each image gets its own by the query q, see :meth:`Prompt.prepare_for`.
+    """Prompts of which each image gets its own by the query q, see :meth:`Prompt.prepare_query`.
 
     Their loss has a term beside the head's, see :meth:`Prompt.penalties`.
 

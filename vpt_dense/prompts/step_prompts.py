@@ -77,9 +77,9 @@ class StepPrompts(Prompt):
         """See :meth:`Prompt.prepare`."""
         return self.own.prepare(embed)
 
-    def prepare_for(self, query: Tensor) -> object:
-        """See :meth:`Prompt.prepare_for`."""
-        return self.own.prepare_for(query)
+    def prepare_query(self, query: Tensor) -> object:
+        """See :meth:`Prompt.prepare_query`."""
+        return self.own.prepare_query(query)
 
     def penalties(self) -> dict[str, Tensor]:
         """See :meth:`Prompt.penalties`."""

@@ -31,7 +31,7 @@ _PREFERRED = ('base_encoder', 'teacher', 'backbone', 'encoder', 'visual', 'model
 #: stages that are no output.
 _STAGE_NORMS = tuple(f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias'))
 _OPTIONAL = {
-    'vit': ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'cls_token'),
+    'vit': ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'cls_token', 'proj.weight'),
     'eva02': ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'cls_token'),
     'swin': _STAGE_NORMS,
     'convnext': _STAGE_NORMS,
@@ -70,6 +70,7 @@ _KERNELS = (
 #: What to set where the weights are those of another size.
 _SIZES = {
     'vit': 'model.backbone.arch, patch_size and final_norm',
+    'clip_text': 'model.head.text.arch, project_dims and context_length',
     'eva02': 'model.backbone.arch, patch_size and final_norm',
     'swin': 'model.backbone.arch and patch_size',
     'resnet': 'model.backbone.depth, stem_channels and base_channels',
@@ -130,9 +131,9 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     same on every machine.
 
     Args:
-        backbone: A backbone with ``weights_family``: 'vit', 'eva02', 'swin', 'resnet' or
-            'convnext', with mmpretrain's names; or 'timm', with those of timm. Of its
-            ``init_cfg``, if that is a ``dict(type='Pretrained', ...)`` with this checkpoint,
+        backbone: A backbone with ``weights_family``: 'vit', 'eva02', 'swin', 'resnet',
+            'convnext' or 'clip_text', with mmpretrain's names; or 'timm', with those of timm. Of
+            its ``init_cfg``, if that is a ``dict(type='Pretrained', ...)`` with this checkpoint,
             further keys are read:
             ``allow_missing``, regular expressions of tensors that may stay at their random start;
             ``source_grid``, the (rows, columns) of the file's position embedding where it is not
@@ -622,6 +623,7 @@ _FITS = {
     'vit': (_fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
     'eva02': (_fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
     'timm': (timm_fits.fit_positions, _fit_bands, _fit_patches, _fit_prompted_channels),
+    'clip_text': (),
     'swin': (_fit_windows, _fit_bands, _fit_patches, _fit_prompted_channels),
     'resnet': (_fit_bands, _fit_prompted_channels),
     'convnext': (_fit_bands, _fit_patches, _fit_prompted_channels),

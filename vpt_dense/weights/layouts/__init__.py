@@ -23,6 +23,8 @@ from vpt_dense.weights.layouts.timm_models import TIMM_LAYOUTS
 #: All formats in the order in which they are tried: those with more marks come before those that
 #: share their signature.
 LAYOUTS: tuple[Layout, ...] = (
+    *clip.TEXT_LAYOUTS,
+    *huggingface.TEXT_LAYOUTS,
     *swin.LAYOUTS,
     *vpt.LAYOUTS,
     *clip.LAYOUTS,

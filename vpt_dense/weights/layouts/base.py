@@ -43,8 +43,8 @@ class Layout(NamedTuple):
             pairs, for another order of axes or another shape. Applied before parts are joined.
         zeros: Names of the target that are zero in the format's own model where the file lacks
             them (no patch bias, say).
-        family: Which backbones take it: 'vit', 'eva02', 'swin', 'resnet', 'convnext' or 'timm'
-            (their ``weights_family``).
+        family: Which backbones take it: 'vit', 'clip_text', 'eva02', 'swin', 'resnet', 'convnext'
+            or 'timm' (their ``weights_family``).
         own_family_alone: Whether it is looked for where the backbone is of its family alone, as
             another family has the same names.
         refused: Why this format cannot be loaded; empty: it can.

@@ -1,11 +1,11 @@
-"""The vision transformers of Hugging Face transformers: ViT, DINOv2 and CLIP's image tower.
+"""The vision transformers of Hugging Face transformers: ViT, DINOv2 and CLIP's towers.
 
 Query, key and value are layers of their own there. Poolers, classifiers and the mask token of
-DINOv2 are left out; in CLIP the tower of texts and both projections.
+DINOv2 are left out.
 """
 
 from vpt_dense.weights.layouts.base import Layout
-from vpt_dense.weights.layouts.clip import _add_batch
+from vpt_dense.weights.layouts.clip import _TEXT, _add_batch
 
 
 def _attention(block: str, query: str, key: str, value: str) -> tuple[tuple[str, str], ...]:
@@ -63,20 +63,25 @@ DINOV2 = Layout(
 )
 
 
+_BLOCK = 'encoder.layers.*.'
+_CLIP_BLOCKS = (
+    *_attention(f'{_BLOCK}self_attn.', 'q_proj', 'k_proj', 'v_proj'),
+    (f'{_BLOCK}self_attn.out_proj.', 'layers.*.attn.proj.'),
+    (f'{_BLOCK}layer_norm1.', 'layers.*.ln1.'),
+    (f'{_BLOCK}layer_norm2.', 'layers.*.ln2.'),
+    (f'{_BLOCK}mlp.fc1.', 'layers.*.ffn.layers.0.0.'),
+    (f'{_BLOCK}mlp.fc2.', 'layers.*.ffn.layers.1.'),
+)
+
+
 def _clip(prefix: str) -> tuple[tuple[str, str], ...]:
-    block = 'encoder.layers.*.'
     rules = (
         ('embeddings.class_embedding', 'cls_token'),
         ('embeddings.position_embedding.weight', 'pos_embed'),
         ('embeddings.patch_embedding.', 'patch_embed.projection.'),
         ('pre_layrnorm.', 'pre_norm.'),  # sic
         ('post_layernorm.', 'ln1.'),
-        *_attention(f'{block}self_attn.', 'q_proj', 'k_proj', 'v_proj'),
-        (f'{block}self_attn.out_proj.', 'layers.*.attn.proj.'),
-        (f'{block}layer_norm1.', 'layers.*.ln1.'),
-        (f'{block}layer_norm2.', 'layers.*.ln2.'),
-        (f'{block}mlp.fc1.', 'layers.*.ffn.layers.0.0.'),
-        (f'{block}mlp.fc2.', 'layers.*.ffn.layers.1.'),
+        *_CLIP_BLOCKS,
     )
     return tuple((prefix + left, right) for left, right in rules)
 
@@ -89,9 +94,10 @@ CLIP = Layout(
     name='Hugging Face CLIP',
     signature='vision_model.encoder.layers.*.self_attn.q_proj.weight',
     marks=(_MARK,),
-    rules=_clip('vision_model.'),
+    rules=(*_clip('vision_model.'), ('visual_projection.', 'proj.')),
     # Older files hold the row numbers of the position embedding as a tensor.
-    ignored=(r'^(?!vision_model\.)', r'^vision_model\.embeddings\.position_ids$'),
+    ignored=(
+        r'^(?!vision_model\.|visual_projection\.)', r'^vision_model\.embeddings\.position_ids$'),
     transforms=_TRANSFORMS,
 )
 
@@ -104,4 +110,23 @@ CLIP_VISION = Layout(
     transforms=_TRANSFORMS,
 )
 
+#: The text tower of a whole CLIP, or one saved with its projection.
+CLIP_TEXT = Layout(
+    name='Hugging Face CLIP text tower',
+    signature='text_model.encoder.layers.*.self_attn.q_proj.weight',
+    rules=(
+        *((f'text_model.{left}', right) for left, right in (
+            ('embeddings.token_embedding.', 'token_embedding.'),
+            ('embeddings.position_embedding.weight', 'pos_embed'),
+            ('final_layer_norm.', 'ln1.'),
+            *_CLIP_BLOCKS)),
+        ('text_projection.', 'proj.'),
+        ('logit_scale', 'logit_scale'),
+    ),
+    ignored=(
+        r'^(vision_model|visual_projection)\.', r'^text_model\.embeddings\.position_ids$'),
+    **{**_TEXT, 'transforms': _TRANSFORMS},
+)
+
+TEXT_LAYOUTS = (CLIP_TEXT,)
 LAYOUTS = (VIT, DINOV2, CLIP, CLIP_VISION)
