@@ -17,6 +17,7 @@ COMMANDS = {
     'suite': ('benchmark_suite', 'many tasks x methods x seeds, here or on a cluster'),
     'analyse': ('analyse', 'attention, features, errors, curves, cost: pictures and numbers'),
     'continual': ('continual', 'classes that come in steps: train, test, forgetting'),
+    'federated': ('federated', 'deal images to clients, an app for Flower: deltas move'),
     'report': ('report', 'write report.html of runs or of a comparison'),
     'count': ('count_params', 'count parameters, or estimate memory'),
     'config': ('print_config', 'print a config as a run uses it'),

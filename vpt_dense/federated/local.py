@@ -367,6 +367,29 @@ class Global:
         return test(self.job.load(), file, folder)
 
 
+def test_on_list(cfg: 'Config', file: str | Path) -> int:
+    """Make a config test on some of its training images, by the pipeline of its tests.
+
+    Args:
+        cfg: A whole config, in place.
+        file: A list of them.
+
+    Returns:
+        How many they are.
+    """
+    sides = [tree.leaf_datasets(cfg.get(f'{split}_dataloader')) for split in ('train', 'test')]
+    if [len(side) for side in sides] != [1, 1]:
+        raise UserError('train_dataloader, test_dataloader: one data set each was expected')
+    (train,), (test,) = sides
+    for key in ('type', 'data_root', 'data_prefix', 'split', 'indices'):
+        if key in train:
+            test[key] = train[key]
+        else:
+            test.pop(key, None)
+    test['ann_file'] = str(Path(file).resolve())
+    return len(safe_files.check(file).read_text(encoding='utf-8').split('\n')) - 1
+
+
 def test(cfg: 'Config', file: Path, folder: Path) -> dict[str, float]:
     """Test a checkpoint.
 

@@ -190,8 +190,9 @@ def deal(training: 'Training', way: str, seed: int = 0, **settings: Any) -> dict
 
 
 def write(
-    training: 'Training', parts: Mapping[str, Sequence[int]], folder: Path, told: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+    training: 'Training', parts: Mapping[str, Sequence[int]], folder: Path,
+    told: Mapping[str, Any], holdout: float = 0.0, seed: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Write a list of the images of each client, and :data:`RECORD`.
 
     Args:
@@ -199,16 +200,34 @@ def write(
         parts: As :func:`deal` returns them.
         folder: It is made if it is absent.
         told: Further entries of the record: how they were dealt.
+        holdout: Share of a client's images that it keeps for tests, in a list of its own.
+        seed: Of the images that are held out.
 
     Returns:
-        The clients of the record: ``name``, ``list`` (a file in ``folder``), ``images``, and in
-        classification ``per_class``, how many of each class.
+        The clients of the record: ``name``, ``list`` (a file in ``folder``), ``images``, in
+        classification ``per_class``, how many of each class; and ``test``, the list of what is
+        held out.
+
+    Raises:
+        UserError: If a client would have no image left, or none to test on.
     """
+    if not 0 <= check_number(holdout, '--holdout') < 1:
+        raise UserError(f'--holdout must be at least 0 and below 1, found {holdout:g}')
     clients = []
+    draw = np.random.default_rng(seed)
     for name, chosen in parts.items():
-        file = f'{name}.txt'
+        file, number = f'{name}.txt', round(holdout * len(chosen))
+        if holdout and not 0 < number < len(chosen):
+            raise UserError(
+                f'--holdout {holdout:g} of the {len(chosen)} images of {name} leaves no image to '
+                'test on or to train on; deal more to each')
+        client: dict[str, Any] = dict(name=name, list=file, images=len(chosen) - number)
+        if number:
+            order = draw.permutation(np.asarray(chosen)).tolist()
+            client['test'] = f'{name}_test.txt'
+            safe_files.write_text(folder / client['test'], training.text(sorted(order[:number])))
+            chosen = sorted(order[number:])
         safe_files.write_text(folder / file, training.text(chosen))
-        client: dict[str, Any] = dict(name=name, list=file, images=len(chosen))
         if not training.dense:
             counts = Counter(training.labels[i] for i in chosen)
             client['per_class'] = [counts[label] for label in range(len(training.classes))]
