@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the lists and the app."""
     args = parse_args(argv)
-    from vpt_dense import installed, logging
+    from vpt_dense import logging
     from vpt_dense.datasets import few_images
     from vpt_dense.federated import partitions
     from vpt_dense.federated.settings import Settings

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
@@ -23,10 +22,15 @@ from vpt_dense import building, config, params, run_setup, safe_files, seeding, 
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.federated import moved
+from vpt_dense.weights.base import frozen_bases
 
 if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.runner import Runner
+
+
+#: Hooks that have nothing to do in a round: a report of a run, a checkpoint when it is asked to go.
+_OF_WHOLE_RUNS = ('ReportHook', 'PreemptionHook')
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Round(Hook):
     ) -> None:
         """Note the loss; end where the round does."""
         if outputs and 'loss' in outputs:
-            self.losses.append(float(outputs['loss']))
+            self.losses.append(float(outputs['loss'].detach()))
         if not self.by_epoch and runner.iter + 1 >= self.end:
             runner.train_loop.stop_training = True
 
@@ -246,6 +250,8 @@ def client_config(
     cfg.launcher, cfg.load_from, cfg.resume = 'none', None, False
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.default_hooks['checkpoint'] = None
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or []
+                        if str(hook.get('type')).rpartition('.')[2] not in _OF_WHOLE_RUNS]
     return cfg
 
 
@@ -308,11 +314,15 @@ class Global:
 
     Args:
         job: Of the federation.
+        classes: Names of its classes.
 
     Attributes:
         cfg: Its config.
         model: With its pretrained weights, its start drawn with the job's seed.
         kind: What all members must be.
+
+    Raises:
+        UserError: If something is frozen and there are no pretrained weights.
     """
 
     def __init__(self, job: Job, classes: Sequence[str]) -> None:
@@ -324,6 +334,12 @@ class Global:
         set_random_seed(job.seed)
         self.model = building.build_model(self.cfg)
         self.model.init_weights()
+        for prefix, backbone in frozen_bases(self.model):
+            if backbone.frozen_names and backbone.base is None:
+                raise UserError(
+                    f'model.{prefix}init_cfg names no pretrained weights, so every client would '
+                    'have other frozen tensors, drawn at random; name some, or train all '
+                    '(--method full)')
         self.kind = moved.kind(self.model, classes)
 
     def bytes(self) -> int:
