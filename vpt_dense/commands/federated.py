@@ -49,9 +49,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--strategy', default='FedAvg', help="by Flower's name (default: FedAvg)")
     add('--work-dir', type=Path, metavar='FOLDER',
         help='default: work_dirs/federated/ and the name of the config, and of the method')
+    add('--run', action='store_true', help='train at once, with clients on this machine')
+    add('--jobs', type=int, default=1, help='clients that train at a time (default: 1)')
+    add('--gpus', type=float, default=0.0, help='share of a GPU for each of these (default: 0)')
     outputs.add_force_option(parser)
     parser.add_config_options('override settings of all trainings')
     args = parser.parse_args(argv)
+    if args.jobs < 1 or args.gpus < 0:
+        raise UserError('--jobs must be at least 1, --gpus not negative')
     known = _OF_WAYS[args.by]
     for key in ('clients', 'alpha', 'least', 'shards', 'pattern'):
         if getattr(args, key) is not None and key not in known:
@@ -95,8 +100,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     _tell(clients, training.classes)
     write_app(app, settings, len(clients))
     print(f'{app}: {len(clients)} clients, {args.rounds} rounds')
-    print(f'flwr run {shlex.quote(str(folder))} --stream --federation-config '
-          f'"num-supernodes={len(clients)}"')
+    if args.run:
+        from vpt_dense.federated import simulation
+
+        with simulation.link() as env:
+            simulation.run(folder, len(clients), env, args.jobs, args.gpus)
+        outcome = folder / 'run/history.json'
+        if not outcome.is_file():
+            raise UserError('no round was finished; what Flower printed above says why')
+        print(outcome)
+    else:
+        print(f'flwr run {shlex.quote(str(folder))} --stream --federation-config '
+              f'"num-supernodes={len(clients)}"')
 
 
 def _tell(clients: Sequence[dict], classes: Sequence[str]) -> None:

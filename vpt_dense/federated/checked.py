@@ -84,6 +84,7 @@ class Checked(Strategy):
             else:
                 passed.append((self.name(node), node, reply))
         refused |= dict.fromkeys(silent.values(), 'it did not answer in time')
+        refused = dict(sorted(refused.items()))
         for name, reason in refused.items():
             log(WARNING, 'round %d: %s is left out: %s', server_round + self.done, name, reason)
         passed.sort(key=lambda each: each[:2])
@@ -98,6 +99,8 @@ class Checked(Strategy):
         if not kept:
             log(WARNING, 'round %d: no client is left, nothing changes', server_round + self.done)
             return None, None
+        if hasattr(self.strategy, 'num_sampled_clients'):  # noise is for a mean of those that came
+            self.strategy.num_sampled_clients = len(kept)
         arrays, metrics = self.strategy.aggregate_train(server_round, kept)
         return (None if arrays is None else self._whole(arrays, server_round)), metrics
 

@@ -77,8 +77,8 @@ def _train(message: Message, settings: Settings, client: Client, context: Contex
     sent = {name: _array(t) for name, t in trained.tensors.items() if name not in kept}
     return RecordDict({
         'arrays': ArrayRecord(sent),
-        'metrics': MetricRecord({'num-examples': trained.images, 'loss': trained.loss,
-                                 'seconds': trained.seconds}),
+        'metrics': MetricRecord({'num-examples': trained.images, 'clients': 1,
+                                 'loss': trained.loss, 'seconds': trained.seconds}),
         'member': ConfigRecord({'kind': trained.kind.to_text()})})
 
 
@@ -99,7 +99,7 @@ def _test(message: Message, settings: Settings, client: Client, context: Context
     images = local.test_on_list(cfg, client.test)
     metrics = local.test(cfg, file, Path(folder, 'test'))
     return RecordDict({'metrics': MetricRecord({
-        'num-examples': images, 'score': metrics[local.headline(cfg)]})})
+        'num-examples': images, 'clients': 1, 'score': metrics[local.headline(cfg)]})})
 
 
 def _received(

@@ -41,6 +41,8 @@ def build(settings: Settings, personal: bool, statistics: list[str]) -> 'Strateg
         numbers(settings.strategy_options, 'strategy-options'), 'strategy-options',
         fraction_train=settings.fraction, min_train_nodes=1, min_available_nodes=least,
         fraction_evaluate=1.0 if personal else 0.0, min_evaluate_nodes=1 if personal else 0,
+        # Noise is made for a mean in which each client counts the same.
+        **(dict(weighted_by_key='clients') if settings.privacy else {}),
         **(dict(train_loss_key='loss') if settings.strategy == 'QFedAvg' else {}))
     if settings.privacy:
         name = PRIVACY[settings.privacy]
