@@ -5,6 +5,7 @@ Most run the real apps with a grid that hands messages over in this process.
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import federated_data
@@ -391,24 +392,32 @@ def test_options_that_are_none_are_refused(given, statistics, message):
 def test_flwr_run(app, tmp_path, monkeypatch):
     """`flwr run` with processes of its own; one client's process is killed in the first round."""
     folder = Path(app['partition']).parent
-    (folder / 'deadly.py').write_text(
-        'import os\n'
-        'from vpt_dense.federated import client, local\n'
-        'app = client.app\n'
-        'train = local.train\n'
-        'def deadly(job, number, tensors, name, *args, **kwargs):\n'
-        '    if name == "y" and number == 1:\n'
-        '        os._exit(9)\n'
-        '    return train(job, number, tensors, name, *args, **kwargs)\n'
-        'local.train = deadly\n')
-    file = folder / 'pyproject.toml'
-    file.write_text(file.read_text().replace('vpt_dense.federated.client:app', 'deadly:app'))
-    monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    (tmp_path / 'deadly_hook.py').write_text(
+        'import os, pathlib\n'
+        'from mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n'
+        '@HOOKS.register_module()\n'
+        'class DeadlyHook(Hook):\n'
+        '    def before_train_iter(self, runner, batch_idx, data_batch=None):\n'
+        '        mark = pathlib.Path(runner.work_dir, "died")\n'
+        '        if runner.work_dir.endswith("/y") and not mark.exists():\n'
+        '            mark.write_text("")\n'
+        '            os._exit(9)\n')
+    more = ["custom_imports.imports=['deadly_hook']", "custom_hooks=[{'type': 'DeadlyHook'}]"]
+    text = (folder / 'pyproject.toml').read_text()
+    old = f'options = {json.dumps(app["options"])}'
+    assert old in text
+    new = f'options = {json.dumps(shlex.join([*shlex.split(app["options"]), *more]))}'
+    (folder / 'pyproject.toml').write_text(text.replace(old, new))
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
+        [str(ROOT), str(tmp_path), os.environ.get('PYTHONPATH', '')]))
     log = tmp_path / 'log'
     with simulation.link() as env:
         simulation.run(folder, 3, env, jobs=2, log=log)
     told = log.read_text()
     history = json.loads((Path(app['out']) / server.HISTORY).read_text())
-    first, second = history['rounds']
-    assert 'y' in first['refused'] and 'y' not in first['trained'], told
-    assert second['trained'] == NAMES, told
+    assert [entry['round'] for entry in history['rounds']] == [1, 2], told
+    for entry in history['rounds']:  # Flower's simulation does not replace the process that died
+        assert 'y' in entry['refused'] and entry['trained'], told
+        assert sorted([*entry['trained'], *entry['refused']]) == NAMES, told
+    assert 'died' in history['rounds'][0]['refused']['y'], told

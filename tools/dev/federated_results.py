@@ -95,8 +95,8 @@ def main_of(argv=None):
                     found.setdefault((method, row), {})[seed] = last['metrics']['accuracy/top1']
                     moved_bytes[method] = [told['bytes_moved'], told['bytes_model']]
                 job = local.Job(RECIPE, method, options, 1, seed)
-                alone = [_alone(job, name, lists / f'{name}.txt', out / f'{method}_local_seed{seed}')
-                         for name in parts]
+                place = out / f'{method}_local_seed{seed}'
+                alone = [_alone(job, name, lists / f'{name}.txt', place) for name in parts]
                 found.setdefault((method, 'local'), {})[seed] = statistics.fmean(alone)
                 found.setdefault((method, 'central'), {})[seed] = _alone(
                     job, 'central', None, out / f'{method}_central_seed{seed}')
