@@ -12,7 +12,7 @@ from federated_data import CLASSES, RECIPE
 from tool_helpers import run_tool, write_leaf
 from utils import make_ade_folder
 
-from vpt_dense import config
+from vpt_dense import building, config
 from vpt_dense.datasets import few_images
 from vpt_dense.errors import UserError
 from vpt_dense.federated import local, moved, partitions
@@ -300,6 +300,37 @@ def test_the_model_of_a_server_is_a_checkpoint(whole, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in changed.items())
     metrics = whole.test(tmp_path / 'global.pth', tmp_path / 'test')
     assert 0 <= metrics['accuracy/top1'] <= 100
+
+
+def test_dense_clients_train_and_their_statistics_move(tmp_path):
+    """Two sequences of a video as clients; batch norm of the heads is averaged too."""
+    root = make_ade_folder(tmp_path / 'data', size=(32, 32))
+    for split in ('training', 'validation'):
+        for folder in ('images', 'annotations'):
+            for i, file in enumerate(sorted((root / folder / split).iterdir())):
+                file.rename(file.with_name(f'{"ab"[i % 2]}_{file.name}'))
+    leaf = write_leaf(tmp_path, root)
+    model = building.build_model(config.load(str(leaf)))
+    torch.save(dict(state_dict={name: tensor for name, tensor in model.backbone.state_dict().items()
+                                if not name.startswith('prompt')}), tmp_path / 'weights.pth')
+    options = ["model.backbone.init_cfg={'type': 'Pretrained', 'checkpoint': '%s'}"
+               % (tmp_path / 'weights.pth')]
+    job = local.Job(str(leaf), '', options, rounds=2)
+    training = few_images.Training(job.load())
+    parts = partitions.deal(training, 'name')
+    assert list(parts) == ['a', 'b']
+    clients = partitions.write(training, parts, tmp_path / 'lists', {})
+    whole = local.Global(job, training.classes)
+    assert any('running_var' in name for name in moved.statistics(whole.model))
+    start = moved.take(whole.model)
+    sent = [local.train(job, 1, start, each['name'], tmp_path / 'out' / each['name'],
+                        tmp_path / 'lists' / each['list'], wanted=whole.kind) for each in clients]
+    assert [each.images for each in sent] == [1, 1]
+    assert all(not torch.equal(sent[0].tensors[n], sent[1].tensors[n])
+               for n in moved.statistics(whole.model))
+    mean = {n: (sent[0].tensors[n] + sent[1].tensors[n]) / 2 for n in start}
+    whole.write(mean, tmp_path / 'global.pth', 1)
+    assert 0 <= whole.test(tmp_path / 'global.pth', tmp_path / 'test')['mIoU'] <= 100
 
 
 # --- settings and the command ----------------------------------------------------------------

@@ -19,6 +19,7 @@ from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 from vpt_dense import building, config, params, run_setup, safe_files, seeding, tasks, tree
+from vpt_dense.argument_checks import is_number
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
 from vpt_dense.federated import moved
@@ -422,7 +423,7 @@ def test(cfg: 'Config', file: Path, folder: Path) -> dict[str, float]:
     with _forgotten(cfg, 'test'):
         metrics = run_setup.start(cfg, 'test', str(file)).test()
     return {name: float(value) for name, value in metrics.items()
-            if isinstance(value, (int, float)) and not name.endswith('time')}
+            if is_number(value, finite=False) and not name.endswith('time')}
 
 
 def headline(cfg: 'Config') -> str:
