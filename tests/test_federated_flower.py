@@ -15,7 +15,7 @@ import tomllib
 import torch
 from federated_data import CLASSES, RECIPE
 from tool_helpers import run_tool
-from utils import ROOT
+from utils import CONFIGS, ROOT
 
 from vpt_dense.errors import UserError
 from vpt_dense.federated import local, moved
@@ -34,7 +34,13 @@ from flwr.app import (  # noqa: E402
 from flwr.serverapp import Grid  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
-from vpt_dense.federated import client, server, simulation, strategies  # noqa: E402
+from vpt_dense.federated import (  # noqa: E402
+    client,
+    server,
+    sgpt_like,
+    simulation,
+    strategies,
+)
 
 NAMES = ['x', 'y', 'z']
 TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1  # as Flower's processes
@@ -368,6 +374,59 @@ def test_privacy_clips_and_adds_noise(app, privacy, said, noise):
         assert abs(rest.std() / (noise / 2) - 1) < 0.1 and abs(rest.mean()) < noise / 8
     else:
         assert np.abs(rest).max() < 1e-6
+
+
+@pytest.fixture
+def grouped(app):
+    more = ['model.backbone.prompt.shared_layers=(0,1)', 'model.backbone.prompt.group_layers=(1,2)']
+    return app | {
+        'method': str(CONFIGS / 'federated/methods/sgpt_like.py'), 'strategy': 'SGPTLike',
+        'strategy-options': 'momentum=0.25',
+        'options': shlex.join([*shlex.split(app['options']), *more])}
+
+
+def test_shared_and_group_prompts(grouped):
+    history, grid = run({**grouped, 'rounds': 1})
+    assert history['rounds'][0]['trained'] == NAMES
+    sent = {n: [grid.sent[name]['arrays'][n].numpy() for name in NAMES] for n in start_of(grouped)}
+    start, found = start_of(grouped), result(grouped)
+    images = np.array([6, 6, 4]) / 16
+    for name, tensor in found.items():
+        if name == sgpt_like.KEYS:  # fewer than 50 images of a group
+            mean = np.mean(sent[name], axis=0)
+        else:
+            mean = sum(each * share for each, share in zip(sent[name], images, strict=True))
+        if name in (sgpt_like.KEYS, sgpt_like.GROUP):
+            mean = 0.25 * start[name].numpy() + 0.75 * mean
+        assert np.allclose(tensor.numpy(), mean, atol=1e-6), name
+        assert not torch.equal(tensor, start[name]), name
+    history, _ = run({**grouped, 'out': grouped['out'] + '_two'})  # pi of the first round goes out
+    assert [entry['trained'] for entry in history['rounds']] == [NAMES, NAMES]
+
+
+def test_keys_are_means_of_the_images_of_their_group():
+    keys = np.arange(12.0).reshape(2, 3, 2)
+    counts = np.array([[60, 10, 0], [20, 20, 0]])
+    found = sgpt_like.mean_keys(keys, counts)
+    wanted = [keys[0, 0] * 0.75 + keys[1, 0] * 0.25, keys[:, 1].mean(0), keys[:, 2].mean(0)]
+    assert np.allclose(found, wanted)
+
+
+def test_groups_that_are_none_are_refused(grouped, app):
+    def odd(reply):
+        reply.content['metrics']['group-counts'] = [1.0, 2.0]
+        return reply
+
+    history, _ = run({**grouped, 'rounds': 1}, change={'y': odd})
+    assert 'not of 4' in history['rounds'][0]['refused']['y']
+    for given, message in (
+            ({**grouped, 'method': 'deep', 'options': app['options'], 'out': app['out'] + '2'},
+             'trains a SharedGroupPrompt'),
+            ({**grouped, 'strategy': 'FedAvg', 'strategy-options': '', 'out': app['out'] + '3'},
+             'take SGPTLike'),
+            ({**grouped, 'privacy': 'server-fixed'}, 'of each group')):
+        with pytest.raises(UserError, match=message):
+            run(given)
 
 
 @pytest.mark.parametrize(('given', 'statistics', 'message'), [

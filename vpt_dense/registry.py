@@ -67,6 +67,7 @@ MODELS = _child(
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
+        'vpt_dense.federated.shared_group_prompt': ['SharedGroupPrompt'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
     },
 )

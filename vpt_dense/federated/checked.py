@@ -120,6 +120,8 @@ class Checked(Strategy):
             images = content['metrics']['num-examples']
             if not (isinstance(images, int) and images > 0):
                 raise UserError(f'it says that it has {images!r} images')
+            if hasattr(self.strategy, 'check'):
+                self.strategy.check(content['metrics'])
         except UserError as error:
             return str(error)
         except (KeyError, TypeError, ValueError) as error:

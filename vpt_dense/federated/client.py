@@ -70,15 +70,19 @@ def _train(message: Message, settings: Settings, client: Client, context: Contex
     number = int(config['server-round']) + int(config['done'])
     trained = local.train(
         settings.job, number, tensors, client.name, _folder(settings, client), client.list,
-        client.options, wanted, float(config.get('proximal-mu', 0.0)))
+        client.options, wanted, float(config.get('proximal-mu', 0.0)),
+        list(config.get('group-share', ())))
     kept = moved.own(settings.personal, list(wanted.shapes))
     if kept:
         context.state[PERSONAL] = ArrayRecord({n: _array(trained.tensors[n]) for n in kept})
     sent = {name: _array(t) for name, t in trained.tensors.items() if name not in kept}
+    metrics = MetricRecord({'num-examples': trained.images, 'clients': 1, 'loss': trained.loss,
+                            'seconds': trained.seconds})
+    if trained.counts:
+        metrics['group-counts'] = list(trained.counts)
     return RecordDict({
         'arrays': ArrayRecord(sent),
-        'metrics': MetricRecord({'num-examples': trained.images, 'clients': 1,
-                                 'loss': trained.loss, 'seconds': trained.seconds}),
+        'metrics': metrics,
         'member': ConfigRecord({'kind': trained.kind.to_text()})})
 
 

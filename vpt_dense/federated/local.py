@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
@@ -91,6 +92,7 @@ class Trained:
         images: Of the client.
         loss: Mean over the iterations of the round.
         seconds: Of the training alone.
+        counts: Images of each group, with :class:`Stages`; else empty.
     """
 
     tensors: dict[str, Tensor]
@@ -98,6 +100,7 @@ class Trained:
     images: int
     loss: float
     seconds: float
+    counts: tuple[float, ...] = ()
 
 
 class Round(Hook):
@@ -161,6 +164,84 @@ class Round(Hook):
     def after_train(self, runner: 'Runner') -> None:
         """Note the time."""
         self.seconds = time.perf_counter() - self._began
+
+
+class Stages(Hook):
+    """Block coordinate descent of a round of SGPT (https://arxiv.org/abs/2310.18285).
+
+    In the first half of the round's iterations shared prompts and head train, without groups; in
+    the second half group prompts, keys and head do, and the losses get ``loss_keys``, minus the
+    mean similarity of queries and chosen keys.
+
+    Args:
+        round_: Says where the round begins and ends; it has been asked before.
+        share: pi, of each group.
+    """
+
+    priority = 'HIGH'  # behind Round
+
+    def __init__(self, round_: Round, share: Sequence[float]) -> None:
+        self.round, self.share = round_, share
+        self.counts: tuple[float, ...] = ()
+
+    def before_train(self, runner: 'Runner') -> None:
+        """Find the prompt, and the iteration between the stages."""
+        model = params.unwrap(runner.model)
+        self.prompt = shared_group_prompt(model)
+        if len(self.share) != len(self.prompt.keys):
+            raise UserError(
+                f'the server knows {len(self.share)} groups, the prompt {len(self.prompt.keys)}')
+        loop = runner.train_loop
+        each = len(loop.dataloader) if self.round.by_epoch else 1
+        steps = self.round.end * each - loop.iter
+        if steps < 2:
+            raise UserError(
+                f'a round of {steps} iteration has no two stages; take fewer rounds')
+        self.middle = loop.iter + steps // 2
+        self.prompt.share.copy_(torch.tensor(self.share))
+        self.prompt.counts.zero_()
+        prompt = self.prompt
+
+        def add(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            if kwargs.get('mode') == 'loss' and prompt.similarity is not None:
+                output = {**output, 'loss_keys': -prompt.similarity}
+            return output
+
+        model.register_forward_hook(add, with_kwargs=True)
+
+    def before_train_iter(
+        self, runner: 'Runner', batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Choose what trains."""
+        second = runner.iter >= self.middle
+        self.prompt.selects = second
+        self.prompt.shared.requires_grad_(not second)
+        self.prompt.group.requires_grad_(second)
+        self.prompt.keys.requires_grad_(second)
+
+    def after_train(self, runner: 'Runner') -> None:
+        """All is as before; note the groups."""
+        self.prompt.selects = True
+        for parameter in self.prompt.parameters():
+            parameter.requires_grad_(True)
+        self.counts = tuple(self.prompt.counts.tolist())
+
+
+def shared_group_prompt(model: nn.Module) -> nn.Module:
+    """The prompt of a model that strategy ``SGPTLike`` trains.
+
+    Raises:
+        UserError: If it has another one, or none.
+    """
+    from vpt_dense.federated.shared_group_prompt import SharedGroupPrompt
+
+    prompt = getattr(getattr(model, 'backbone', None), 'prompt', None)
+    if not isinstance(prompt, SharedGroupPrompt):
+        raise UserError(
+            'strategy SGPTLike trains a SharedGroupPrompt, and this model has '
+            f'{"no prompt" if prompt is None else f"a {type(prompt).__name__}"}: --method '
+            'configs/federated/methods/sgpt_like.py')
+    return prompt
 
 
 def _step_schedules(runner: 'Runner', iterations: int, epoch: int | None) -> None:
@@ -260,6 +341,7 @@ def train(
     job: Job, number: int, tensors: Mapping[str, Tensor], name: str, folder: str | Path,
     file: str | Path | None = None, further: Sequence[str] = (),
     wanted: moved.Kind | None = None, proximal_mu: float = 0.0,
+    share: Sequence[float] = (),
 ) -> Trained:  # fmt: skip
     """Train a round of a client.
 
@@ -273,6 +355,7 @@ def train(
         further: Overrides of this client's own.
         wanted: What it must be.
         proximal_mu: Weight of FedProx' term.
+        share: Of each group, for :class:`Stages`; empty: the round has no stages.
 
     Raises:
         UserError: If it is something else, or the training fails.
@@ -282,10 +365,14 @@ def train(
     with _forgotten(cfg, f'{name}_{number}'):
         runner = run_setup.start(cfg, 'train', None)
         runner.register_hook(hook, hook.priority)
+        stages = Stages(hook, share) if share else None
+        if stages:
+            runner.register_hook(stages, stages.priority)
         model = runner.train()
         images = len(runner.train_dataloader.dataset)
     loss = sum(hook.losses) / max(1, len(hook.losses))
-    return Trained(moved.take(model), hook.kind, images, loss, hook.seconds)
+    return Trained(moved.take(model), hook.kind, images, loss, hook.seconds,
+                   stages.counts if stages else ())
 
 
 @contextlib.contextmanager

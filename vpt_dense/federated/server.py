@@ -69,7 +69,8 @@ def run(grid: Grid, settings: Settings) -> dict[str, Any]:
         return history
     strategy = strategies.build(
         settings, bool(kept) and settings.test_every > 0,
-        [name for name in moved.statistics(whole.model) if name in shapes])
+        [name for name in moved.statistics(whole.model) if name in shapes],
+        _groups(settings, whole, kept))
     checked = Checked(strategy, whole.kind._replace(shapes=shapes), done,
                       settings.test_every if kept else 0)
     began = time.perf_counter()
@@ -103,6 +104,19 @@ def run(grid: Grid, settings: Settings) -> dict[str, Any]:
     return history
 
 
+def _groups(settings: Settings, whole: local.Global, kept: list[str]) -> int:
+    """Groups of the model's prompt; 0: the strategy knows none."""
+    if settings.strategy == 'SGPTLike':
+        if any('.prompt.' in name for name in kept):
+            raise UserError('personal: the prompts of SGPTLike move')
+        return len(local.shared_group_prompt(whole.model).keys)
+    if hasattr(getattr(getattr(whole.model, 'backbone', None), 'prompt', None), 'selects'):
+        raise UserError(
+            f'strategy {settings.strategy} does not train the keys of a SharedGroupPrompt; take '
+            'SGPTLike')
+    return 0
+
+
 def _earlier(settings: Settings, out: Path, said: dict[str, Any]) -> dict[str, Any] | None:
     """The history of a run that goes on.
 
@@ -126,7 +140,8 @@ def _earlier(settings: Settings, out: Path, said: dict[str, Any]) -> dict[str, A
             f'{out}: {odd[0]} was {before.get(odd[0])!r} in the run that is there and is '
             f'{said[odd[0]]!r} now; set it back, or name another folder, out')
     if len(rounds) < settings.rounds and (
-            settings.strategy in STEPPING or 'adaptive' in settings.privacy or settings.personal):
+            settings.strategy in (*STEPPING, 'SGPTLike') or 'adaptive' in settings.privacy
+            or settings.personal):
         what = 'personal tensors' if settings.personal else settings.strategy
         raise UserError(
             f'{out}: a run cannot go on, as what {what} keep between rounds is not stored; name '

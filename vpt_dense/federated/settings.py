@@ -19,10 +19,10 @@ PRIVACY = {
     'client-adaptive': 'DifferentialPrivacyClientSideAdaptiveClipping',
 }
 
-#: Strategies, by Flower's names.
+#: Strategies, by Flower's names, and ours.
 STRATEGIES = (
     'FedAvg', 'FedProx', 'FedAvgM', 'FedAdam', 'FedAdagrad', 'FedYogi', 'FedMedian',
-    'FedTrimmedAvg', 'Krum', 'MultiKrum', 'Bulyan', 'QFedAvg',
+    'FedTrimmedAvg', 'Krum', 'MultiKrum', 'Bulyan', 'QFedAvg', 'SGPTLike',
 )  # fmt: skip
 #: Those that take steps along the mean change, as an optimizer does.
 STEPPING = ('FedAvgM', 'FedAdam', 'FedAdagrad', 'FedYogi', 'QFedAvg')
@@ -123,6 +123,8 @@ class Settings:
         check_choice(self.strategy, 'strategy', STRATEGIES)
         if self.privacy:
             check_choice(self.privacy, 'privacy', PRIVACY)
+            if self.strategy == 'SGPTLike':
+                raise UserError('privacy: SGPTLike sends how many images are of each group')
         elif self.privacy_options:
             raise UserError('privacy-options do nothing without privacy')
         for key in ('strategy_options', 'privacy_options'):

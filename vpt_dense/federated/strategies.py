@@ -12,17 +12,20 @@ if TYPE_CHECKING:
 #: What the settings say by keys of their own, or the server fills in.
 _TAKEN = (
     'fraction_train', 'fraction_evaluate', 'min_train_nodes', 'min_evaluate_nodes',
-    'min_available_nodes', 'num_sampled_clients',
+    'min_available_nodes', 'num_sampled_clients', 'groups',
 )  # fmt: skip
 
 
-def build(settings: Settings, personal: bool, statistics: list[str]) -> 'Strategy':
+def build(
+    settings: Settings, personal: bool, statistics: list[str], groups: int = 0
+) -> 'Strategy':
     """Build the strategy of a federation.
 
     Args:
         settings: Of the federation.
         personal: Whether clients are asked to test what they keep.
         statistics: Names of running statistics among what moves.
+        groups: Of a :class:`vpt_dense.federated.shared_group_prompt.SharedGroupPrompt`.
 
     Raises:
         UserError: If an option is none of the strategy's, or it does not fit what moves.
@@ -36,13 +39,18 @@ def build(settings: Settings, personal: bool, statistics: list[str]) -> 'Strateg
             'negative: take a head without batch norm, or FedAvg without privacy')
     least = settings.min_clients or settings.clients() or 2
     sampled = max(1, int(least * settings.fraction))
+    if settings.strategy == 'SGPTLike':
+        from vpt_dense.federated.sgpt_like import SGPTLike as kind
+    else:
+        kind = getattr(strategy, settings.strategy)
     found = _make(
-        getattr(strategy, settings.strategy), settings.strategy,
+        kind, settings.strategy,
         numbers(settings.strategy_options, 'strategy-options'), 'strategy-options',
         fraction_train=settings.fraction, min_train_nodes=1, min_available_nodes=least,
         fraction_evaluate=1.0 if personal else 0.0, min_evaluate_nodes=1 if personal else 0,
         # Noise is made for a mean in which each client counts the same.
         **(dict(weighted_by_key='clients') if settings.privacy else {}),
+        **(dict(groups=groups) if settings.strategy == 'SGPTLike' else {}),
         **(dict(train_loss_key='loss') if settings.strategy == 'QFedAvg' else {}))
     if settings.privacy:
         name = PRIVACY[settings.privacy]
