@@ -17,6 +17,7 @@ from federated_data import CLASSES, RECIPE
 from tool_helpers import run_tool
 from utils import CONFIGS, ROOT
 
+from vpt_dense import safe_files
 from vpt_dense.errors import UserError
 from vpt_dense.federated import local, moved
 from vpt_dense.federated.settings import Settings
@@ -36,6 +37,7 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 from vpt_dense.federated import (  # noqa: E402
     client,
+    pfedpg_like,
     server,
     sgpt_like,
     simulation,
@@ -424,9 +426,55 @@ def test_groups_that_are_none_are_refused(grouped, app):
              'trains a SharedGroupPrompt'),
             ({**grouped, 'strategy': 'FedAvg', 'strategy-options': '', 'out': app['out'] + '3'},
              'take SGPTLike'),
-            ({**grouped, 'privacy': 'server-fixed'}, 'of each group')):
+            ({**grouped, 'privacy': 'server-fixed'}, 'more of each client')):
         with pytest.raises(UserError, match=message):
             run(given)
+
+
+def test_prompts_of_each_client_are_generated(app):
+    app |= {'strategy': 'PFedPGLike', 'personal': '^head', 'test-every': 2, 'rounds': 2}
+    history, _ = run(app)
+    assert [entry['trained'] for entry in history['rounds']] == [NAMES, NAMES]
+    assert sorted(history['rounds'][1]['scores']) == NAMES
+    file = Path(app['out']) / pfedpg_like.FILE
+    own = safe_files.read(file)['state_dict']
+    assert sorted(own) == [f'{name}.{pfedpg_like.PROMPT}' for name in NAMES]
+    x, y, _ = own.values()
+    assert x.shape == start_of(app)[pfedpg_like.PROMPT].shape and not torch.allclose(x, y)
+    with pytest.raises(UserError, match='none move'):
+        run({**app, 'personal': 'prompt', 'out': app['out'] + '2'})
+
+
+def test_a_generator_begins_as_fedavg(app):
+    app |= {'rounds': 1, 'strategy': 'PFedPGLike'}
+    _, grid = run(app)
+    for name, tensor in result(app).items():
+        shares = zip(NAMES, (6 / 16, 6 / 16, 4 / 16), strict=True)
+        mean = sum(grid.sent[n]['arrays'][name].numpy() * share for n, share in shares)
+        assert np.allclose(tensor.numpy(), mean, atol=1e-6), name
+
+
+def test_a_generator_learns_what_clients_need():
+    torch.manual_seed(0)
+    generator = pfedpg_like.Generator(torch.randn(3, 2, 4), seed=1)
+    assert torch.equal(generator('x'), generator('y'))
+    wanted = {name: torch.randn(3, 2, 4) for name in NAMES}
+    weights = dict(x=0.5, y=0.25, z=0.25)
+
+    @torch.no_grad()
+    def gap():
+        return sum(float((generator(n) - wanted[n]).pow(2).sum()) * weights[n] for n in NAMES)
+
+    mean = sum(wanted[n] * weights[n] for n in NAMES)
+    best_of_one = sum(float((mean - wanted[n]).pow(2).sum()) * weights[n] for n in NAMES)
+    before = gap()
+    for _ in range(1500):
+        generator.learn(wanted, weights, 0.03)
+    assert gap() < 0.6 * best_of_one < before
+    again = pfedpg_like.Generator(torch.zeros(3, 2, 4), seed=1)
+    other = pfedpg_like.Generator(torch.zeros(3, 2, 4), seed=2)
+    assert torch.equal(again.query, pfedpg_like.Generator(torch.zeros(3, 2, 4), seed=1).query)
+    assert not torch.equal(again.query, other.query)
 
 
 @pytest.mark.parametrize(('given', 'statistics', 'message'), [

@@ -61,8 +61,11 @@ class Checked(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the strategy's."""
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self.greet(grid)
+        if hasattr(self.strategy, 'names'):
+            self.strategy.names = self._names
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self.greet(grid)  # those that the strategy has waited for
         self._asked = {message.metadata.dst_node_id: self.name(message.metadata.dst_node_id)
                        for message in messages}
         self._down = sum(_bytes(message) for message in messages)

@@ -15,7 +15,7 @@ from vpt_dense import safe_files
 from vpt_dense.errors import UserError
 from vpt_dense.federated import local, moved, strategies
 from vpt_dense.federated.checked import Checked
-from vpt_dense.federated.settings import STEPPING, Settings
+from vpt_dense.federated.settings import OURS, STEPPING, Settings
 
 #: What a run leaves in its folder: what happened, and the model, a checkpoint as of a run.
 HISTORY, MODEL = 'history.json', 'global.pth'
@@ -87,6 +87,8 @@ def run(grid: Grid, settings: Settings) -> dict[str, Any]:
         metrics = None
         if settings.test_every and not kept and (number + done) % settings.test_every == 0:
             metrics = entry['metrics'] = whole.test(file, out / 'test')
+        if hasattr(strategy, 'save'):
+            strategy.save(out)
         history['rounds'] = [*history['rounds'], entry]
         safe_files.write_text(out / HISTORY, json.dumps(history, indent=1) + '\n')
         return MetricRecord(metrics) if metrics else None
@@ -110,6 +112,12 @@ def _groups(settings: Settings, whole: local.Global, kept: list[str]) -> int:
         if any('.prompt.' in name for name in kept):
             raise UserError('personal: the prompts of SGPTLike move')
         return len(local.shared_group_prompt(whole.model).keys)
+    if settings.strategy == 'PFedPGLike':
+        place = 'backbone.prompt.tokens'
+        if place not in whole.kind.shapes or place in kept:
+            raise UserError(
+                "strategy PFedPGLike generates VPT's prompts, and none move: --method deep, and a "
+                'head as personal alone')
     if hasattr(getattr(getattr(whole.model, 'backbone', None), 'prompt', None), 'selects'):
         raise UserError(
             f'strategy {settings.strategy} does not train the keys of a SharedGroupPrompt; take '
@@ -140,7 +148,7 @@ def _earlier(settings: Settings, out: Path, said: dict[str, Any]) -> dict[str, A
             f'{out}: {odd[0]} was {before.get(odd[0])!r} in the run that is there and is '
             f'{said[odd[0]]!r} now; set it back, or name another folder, out')
     if len(rounds) < settings.rounds and (
-            settings.strategy in (*STEPPING, 'SGPTLike') or 'adaptive' in settings.privacy
+            settings.strategy in (*STEPPING, *OURS) or 'adaptive' in settings.privacy
             or settings.personal):
         what = 'personal tensors' if settings.personal else settings.strategy
         raise UserError(

@@ -23,7 +23,10 @@ PRIVACY = {
 STRATEGIES = (
     'FedAvg', 'FedProx', 'FedAvgM', 'FedAdam', 'FedAdagrad', 'FedYogi', 'FedMedian',
     'FedTrimmedAvg', 'Krum', 'MultiKrum', 'Bulyan', 'QFedAvg', 'SGPTLike',
+    'PFedPGLike',
 )  # fmt: skip
+#: Ours among them, which keep something between rounds.
+OURS = ('SGPTLike', 'PFedPGLike')
 #: Those that take steps along the mean change, as an optimizer does.
 STEPPING = ('FedAvgM', 'FedAdam', 'FedAdagrad', 'FedYogi', 'QFedAvg')
 
@@ -123,8 +126,10 @@ class Settings:
         check_choice(self.strategy, 'strategy', STRATEGIES)
         if self.privacy:
             check_choice(self.privacy, 'privacy', PRIVACY)
-            if self.strategy == 'SGPTLike':
-                raise UserError('privacy: SGPTLike sends how many images are of each group')
+            if self.strategy in OURS:
+                raise UserError(
+                    f'privacy: {self.strategy} uses more of each client than a mean; take another '
+                    'strategy')
         elif self.privacy_options:
             raise UserError('privacy-options do nothing without privacy')
         for key in ('strategy_options', 'privacy_options'):

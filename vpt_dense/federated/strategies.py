@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 #: What the settings say by keys of their own, or the server fills in.
 _TAKEN = (
     'fraction_train', 'fraction_evaluate', 'min_train_nodes', 'min_evaluate_nodes',
-    'min_available_nodes', 'num_sampled_clients', 'groups',
+    'min_available_nodes', 'num_sampled_clients', 'groups', 'seed',
 )  # fmt: skip
 
 
@@ -41,6 +41,8 @@ def build(
     sampled = max(1, int(least * settings.fraction))
     if settings.strategy == 'SGPTLike':
         from vpt_dense.federated.sgpt_like import SGPTLike as kind
+    elif settings.strategy == 'PFedPGLike':
+        from vpt_dense.federated.pfedpg_like import PFedPGLike as kind
     else:
         kind = getattr(strategy, settings.strategy)
     found = _make(
@@ -51,6 +53,7 @@ def build(
         # Noise is made for a mean in which each client counts the same.
         **(dict(weighted_by_key='clients') if settings.privacy else {}),
         **(dict(groups=groups) if settings.strategy == 'SGPTLike' else {}),
+        **(dict(seed=settings.seed) if settings.strategy == 'PFedPGLike' else {}),
         **(dict(train_loss_key='loss') if settings.strategy == 'QFedAvg' else {}))
     if settings.privacy:
         name = PRIVACY[settings.privacy]
