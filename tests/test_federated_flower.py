@@ -528,3 +528,14 @@ def test_flwr_run(app, tmp_path, monkeypatch):
         assert 'y' in entry['refused'] and entry['trained'], told
         assert sorted([*entry['trained'], *entry['refused']]) == NAMES, told
     assert 'died' in history['rounds'][0]['refused']['y'], told
+
+
+@pytest.mark.slow
+def test_one_command_does_it_all(options, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    arguments = ['federated', RECIPE, '--method', 'deep', '--by', 'iid', '--clients', 2, '--run',
+                 '--rounds', 1, '--work-dir', tmp_path / 'app', '--cfg-options', *options]  # fmt: skip
+    code, out, err = run_tool(capfd, *arguments)
+    assert code == 0, err
+    history = json.loads((tmp_path / 'app/run/history.json').read_text())
+    assert history['rounds'][0]['trained'] == ['client_0', 'client_1'], out

@@ -27,7 +27,6 @@ CLIENTS, ALPHA, ROUNDS, ITERS = 5, 0.3, 10, 100
 STRATEGIES = {
     'FedAvg': ('FedAvg', ''),
     'FedProx, mu 0.1': ('FedProx', 'proximal_mu=0.1'),
-    'FedAdam, eta 0.01': ('FedAdam', 'eta=0.01'),
 }
 
 
