@@ -533,8 +533,9 @@ def test_flwr_run(app, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_one_command_does_it_all(options, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
-    arguments = ['federated', RECIPE, '--method', 'deep', '--by', 'iid', '--clients', 2, '--run',
-                 '--rounds', 1, '--work-dir', tmp_path / 'app', '--cfg-options', *options]  # fmt: skip
+    arguments = ['federated', RECIPE, '--method', 'deep', '--by', 'iid', '--clients', 2,
+                 '--run', '--rounds', 1, '--work-dir', tmp_path / 'app', '--cfg-options',
+                 *options]  # fmt: skip
     code, out, err = run_tool(capfd, *arguments)
     assert code == 0, err
     history = json.loads((tmp_path / 'app/run/history.json').read_text())
