@@ -132,7 +132,8 @@ def test_base_and_new(root, tmp_path, capfd, monkeypatch):
     calls = []
     monkeypatch.setattr(runs, 'call', in_process(capfd, calls))
     arguments = [root / 'recipe.py', '--methods', 'zero-shot', 'coop', 'vpt', '--shots', 2,
-                 '--seeds', 5, 6, '--work-dir', tmp_path, '--amp', 'off', '--cfg-options', 'epochs=1']
+                 '--seeds', 5, 6, '--work-dir', tmp_path, '--amp', 'off', '--cfg-options',
+                 'epochs=1']
     out = run_tool(capfd, 'base_to_new', *arguments)
     assert out.code == 0, out.err
     assert calls.count('train') == 4 and calls.count('test') == 12

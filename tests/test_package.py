@@ -172,7 +172,7 @@ def test_requirements_reach_the_metadata():
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
     for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis', 'slurm',
-                  'ray', 'clip'):
+                  'ray', 'clip', 'federated'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -191,7 +191,7 @@ def test_imports_are_declared():
     """Whatever the package and its tools import is the standard library's, ours, or required."""
     distributions = importlib.metadata.packages_distributions()
     # Imported where they are needed.
-    extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray', 'clip')
+    extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray', 'clip', 'federated')
     required = [r for n in ('runtime', 'mminstall', *extras) for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
     # Those that are not installed here have the names of their packages.

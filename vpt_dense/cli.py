@@ -18,6 +18,7 @@ COMMANDS = {
     'analyse': ('analyse', 'attention, features, errors, curves, cost: pictures and numbers'),
     'continual': ('continual', 'classes that come in steps: train, test, forgetting'),
     'base-to-new': ('base_to_new', 'half of the classes trains, both are tested (CLIP)'),
+    'federated': ('federated', 'deal images to clients, an app for Flower: deltas move'),
     'report': ('report', 'write report.html of runs or of a comparison'),
     'count': ('count_params', 'count parameters, or estimate memory'),
     'config': ('print_config', 'print a config as a run uses it'),

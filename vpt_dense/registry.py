@@ -74,6 +74,7 @@ MODELS = _child(
         'vpt_dense.vision_language.segmentor': ['CLIPSegmentor'],
         'vpt_dense.vision_language.text_head': ['SEPHead', 'TextHead'],
         'vpt_dense.vision_language.zegclip_head': ['ZegCLIPHead'],
+        'vpt_dense.federated.shared_group_prompt': ['SharedGroupPrompt'],
         'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
     },
 )

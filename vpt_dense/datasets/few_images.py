@@ -18,6 +18,11 @@ _TAKE_LISTS = ('ImageFolder', 'CustomDataset', 'ImageNet', *list_files.KINDS)
 class Training:
     """The training images of a config, of which some are drawn.
 
+    Attributes:
+        classes: Their names.
+        labels: Of each image; of images with masks each 0.
+        names: Of the images, relative to their folder, with ``/``.
+
     Args:
         cfg: A resolved config.
 
@@ -59,6 +64,7 @@ class Training:
             raise UserError(
                 f'train_dataloader.dataset: {names[0]} and others hold several images each, which '
                 'a list takes as a whole; subset of a config draws some of them')
+        self.names = names
         if self._masks:
             self._lines = [os.path.splitext(name)[0] for name in names]
         elif kind == 'ImageFolder':
@@ -70,6 +76,11 @@ class Training:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._lines)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the images have masks."""
+        return self._masks
 
     @property
     def usage(self) -> str:

@@ -1,0 +1,153 @@
+"""Runs what docs/federated.md compares: federated, local and central training, three seeds each.
+
+``python tools/dev/federated_results.py run digits --data data/digits-8x8 --out DIR``, with Flower;
+``python tools/dev/federated_results.py page`` writes the tables of docs/federated.md.
+
+Of a seed: the images are dealt to clients (Dirichlet, by that seed); FedAvg and others train in
+rounds by ``flwr run``; ``local`` trains each client alone for as long; ``central`` trains once on
+all images for as long. All are tested on the test images. What is finished is not repeated.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+from vpt_dense import safe_files, tables
+from vpt_dense.errors import ArgumentParser, UserError, main
+from vpt_dense.federated.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / 'docs/federated.md'
+MARK = re.compile(
+    r'(<!-- (\w+): python tools/dev/federated_results.py page -->\n).*?(?=<!-- end -->)', re.DOTALL)
+RECIPE = 'vpt_dense::flowers_dinov2-s'
+CLIENTS, ALPHA, ROUNDS, ITERS = 5, 0.3, 10, 100
+#: Row of the table -> strategy and its options.
+STRATEGIES = {
+    'FedAvg': ('FedAvg', ''),
+    'FedProx, mu 0.1': ('FedProx', 'proximal_mu=0.1'),
+}
+
+
+def parse_args(argv=None):
+    """Reads the command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    add = actions.add_parser('run', help='train').add_argument
+    add('name', help='of the record, docs/results/federated-NAME.json')
+    add('--data', type=Path, required=True, help='folder of images')
+    add('--base', required=True, help='weights of DINOv2 ViT-S/14')
+    add('--out', type=Path, required=True, help='folder of the runs')
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    add('--methods', nargs='+', default=['deep'])
+    add('--jobs', type=int, default=2)
+    actions.add_parser('page', help='write the tables')
+    return parser.parse_args(argv)
+
+
+def options_of(args):
+    """Overrides of the recipe: images of 56 pixels, no worker processes."""
+    loaders = [f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
+               for key in ('num_workers=0', 'persistent_workers=False')]
+    return [f'dataset.data_root={args.data.resolve()}', 'preprocessing=resize', 'img_size=56',
+            f'iters={ITERS}', 'warmup=10', 'lr=0.003', 'train_cfg.val_interval=1000', *loaders,
+            f'model.backbone.init_cfg.checkpoint={Path(args.base).resolve()}']
+
+
+def main_of(argv=None):
+    """Command line."""
+    args = parse_args(argv)
+    if args.action == 'page':
+        return page()
+    from vpt_dense import config, logging
+    from vpt_dense.commands.federated import write_app
+    from vpt_dense.datasets import few_images
+    from vpt_dense.federated import local, partitions, simulation
+
+    logging.filter_warnings()
+    options = options_of(args)
+    training = few_images.Training(config.load(RECIPE, options, args.methods[0]))
+    out = args.out.resolve()
+    found, moved_bytes, spread = {}, {}, {}
+    with simulation.link() as env:
+        for method in args.methods:
+            for seed in args.seeds:
+                lists = out / f'seed{seed}'
+                parts = partitions.deal(training, 'dirichlet', seed, clients=CLIENTS, alpha=ALPHA)
+                clients = partitions.write(training, parts, lists, dict(seed=seed))
+                spread[seed] = [each['images'] for each in clients]
+                for row, (strategy, said) in STRATEGIES.items():
+                    folder = out / f'{method}_{strategy.lower()}_seed{seed}'
+                    history = folder / 'run/history.json'
+                    settings = Settings(
+                        RECIPE, method, ' '.join(options), str(lists), rounds=ROUNDS, seed=seed,
+                        out=str(folder / 'run'), strategy=strategy, strategy_options=said,
+                        test_every=ROUNDS)
+                    write_app(folder / 'pyproject.toml', settings, CLIENTS)
+                    if not history.exists():
+                        simulation.run(folder, CLIENTS, env, args.jobs, log=folder / 'flower.log')
+                    told = json.loads(history.read_text())
+                    last = told['rounds'][-1]
+                    if last['round'] != ROUNDS or any(each['refused'] for each in told['rounds']):
+                        raise UserError(f'{history}: not all rounds and clients are there')
+                    found.setdefault((method, row), {})[seed] = last['metrics']['accuracy/top1']
+                    moved_bytes[method] = [told['bytes_moved'], told['bytes_model']]
+                job = local.Job(RECIPE, method, options, 1, seed)
+                place = out / f'{method}_local_seed{seed}'
+                alone = [_alone(job, name, lists / f'{name}.txt', place) for name in parts]
+                found.setdefault((method, 'local'), {})[seed] = statistics.fmean(alone)
+                found.setdefault((method, 'central'), {})[seed] = _alone(
+                    job, 'central', None, out / f'{method}_central_seed{seed}')
+                print(method, seed, {row: each[seed] for (m, row), each in found.items()
+                                     if m == method and seed in each}, flush=True)
+                record = dict(
+                    name=args.name, classes=len(training.classes), images=len(training),
+                    clients=CLIENTS, alpha=ALPHA, rounds=ROUNDS, iterations=ITERS,
+                    seeds=args.seeds, spread=spread, bytes=moved_bytes,
+                    rows=[dict(method=m, row=row, scores=[each.get(s) for s in args.seeds])
+                          for (m, row), each in found.items()])
+                safe_files.write_text(ROOT / f'docs/results/federated-{args.name}.json',
+                                      json.dumps(record, indent=1) + '\n')
+
+
+def _alone(job, name, images, folder):
+    """Train for the whole length without a federation; the accuracy on the test images."""
+    from vpt_dense.federated import local, moved
+
+    place = folder / name / 'result.json'
+    if place.exists():
+        return json.loads(place.read_text())['accuracy']
+    whole = local.Global(job, [])
+    trained = local.train(job, 1, moved.take(whole.model), name, folder / name, images)
+    whole.write(trained.tensors, folder / name / 'last.pth', 1)
+    accuracy = whole.test(folder / name / 'last.pth', folder / name / 'test')['accuracy/top1']
+    safe_files.write_text(place, json.dumps(dict(accuracy=accuracy)) + '\n')
+    return accuracy
+
+
+def table(record):
+    """A record as Markdown."""
+    rows = []
+    for each in record['rows']:
+        scores = [score for score in each['scores'] if score is not None]
+        spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
+        moved, model = record['bytes'][each['method']]
+        clients = record['clients']
+        told = '-' if each['row'] in ('local', 'central') else (
+            f'{2 * clients * moved / 1e6:,.1f} MB of {2 * clients * model / 1e6:,.0f} MB')
+        rows.append([each['method'], each['row'], f'{statistics.fmean(scores):.1f}{spread}', told])
+    return tables.markdown(['method', 'training', 'accuracy', 'moved a round'], rows)
+
+
+def page():
+    """Write the tables between their marks."""
+    def fill(match):
+        record = json.loads((ROOT / f'docs/results/federated-{match[2]}.json').read_text())
+        return f'{match[1]}{table(record)}\n'
+
+    safe_files.write_text(PAGE, MARK.sub(fill, PAGE.read_text(encoding='utf-8')))
+
+
+if __name__ == '__main__':
+    main(main_of)

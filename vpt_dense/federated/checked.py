@@ -1,0 +1,179 @@
+"""A strategy of Flower behind checks: who is refused is named, and the round goes on."""
+
+from collections.abc import Iterable
+from logging import INFO, WARNING
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore import log
+
+from vpt_dense.errors import UserError
+from vpt_dense.federated import moved
+
+#: Seconds that clients have to say who they are.
+_PATIENCE = 300.0
+
+
+class Checked(Strategy):
+    """Hands to a strategy what may come into a mean, in the order of the clients' names.
+
+    So the same clients give the same sum to the bit, whoever answered first.
+
+    Args:
+        strategy: Flower's.
+        kind: What all clients must be.
+        done: Rounds of an earlier run.
+        test_every: Rounds between the tests of what clients keep; 0: they do not test.
+
+    Attributes:
+        rounds: What happened, an entry a round: ``round``, ``trained`` (clients), ``refused``
+            (client -> why), ``images``, ``loss`` (their mean by images), ``bytes_down``,
+            ``bytes_up`` (of all clients together).
+    """
+
+    def __init__(
+        self, strategy: Strategy, kind: moved.Kind, done: int = 0, test_every: int = 0
+    ) -> None:
+        self.strategy, self.kind, self.done, self.test_every = strategy, kind, done, test_every
+        self.rounds: list[dict[str, Any]] = []
+        self._names: dict[int, str] = {}
+        self._asked: dict[int, str] = {}
+        self._down = 0
+
+    def name(self, node: int) -> str:
+        """The client that a node is, as far as it has said it."""
+        return self._names.get(node, f'node {node}')
+
+    def greet(self, grid: Grid) -> None:
+        """Ask nodes that are not known yet who they are."""
+        unknown = [node for node in grid.get_node_ids() if node not in self._names]
+        if not unknown:
+            return
+        messages = [Message(content=RecordDict(), message_type=MessageType.QUERY, dst_node_id=node)
+                    for node in unknown]
+        for reply in grid.send_and_receive(messages, timeout=_PATIENCE):
+            if not reply.has_error() and 'who' in reply.content:
+                self._names[reply.metadata.src_node_id] = str(reply.content['who']['name'])
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy's."""
+        self.greet(grid)
+        if hasattr(self.strategy, 'names'):
+            self.strategy.names = self._names
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self.greet(grid)  # those that the strategy has waited for
+        self._asked = {message.metadata.dst_node_id: self.name(message.metadata.dst_node_id)
+                       for message in messages}
+        self._down = sum(_bytes(message) for message in messages)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As the strategy's, of those replies that pass."""
+        passed, refused = [], {}
+        silent = dict(self._asked)
+        replies = list(replies)
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            silent.pop(node, None)
+            reason = self._fault(reply)
+            if reason:
+                refused[self.name(node)] = reason
+            else:
+                passed.append((self.name(node), node, reply))
+        refused |= dict.fromkeys(silent.values(), 'it did not answer in time')
+        refused = dict(sorted(refused.items()))
+        for name, reason in refused.items():
+            log(WARNING, 'round %d: %s is left out: %s', server_round + self.done, name, reason)
+        passed.sort(key=lambda each: each[:2])
+        names, kept = [each[0] for each in passed], [each[2] for each in passed]
+        images = [int(reply.content['metrics']['num-examples']) for reply in kept]
+        losses = [float(reply.content['metrics']['loss']) for reply in kept]
+        up = sum(_bytes(reply) for reply in replies if not reply.has_error())
+        self.rounds.append(dict(
+            round=server_round + self.done, trained=names, refused=refused, images=sum(images),
+            loss=sum(a * b for a, b in zip(images, losses, strict=True)) / max(1, sum(images)),
+            bytes_down=self._down, bytes_up=up))
+        if not kept:
+            log(WARNING, 'round %d: no client is left, nothing changes', server_round + self.done)
+            return None, None
+        if hasattr(self.strategy, 'num_sampled_clients'):  # noise is for a mean of those that came
+            self.strategy.num_sampled_clients = len(kept)
+        arrays, metrics = self.strategy.aggregate_train(server_round, kept)
+        return (None if arrays is None else self._whole(arrays, server_round)), metrics
+
+    def _fault(self, reply: Message) -> str:
+        """Why a reply must not come into a mean; empty: it may."""
+        if reply.has_error():
+            lines = str(reply.error.reason or f'error {reply.error.code}').strip().splitlines()
+            return lines[-1] if lines else f'error {reply.error.code}'
+        content = reply.content
+        try:
+            kind = moved.Kind.from_text(str(content['member']['kind']))
+            moved.compare(kind._replace(shapes=self.kind.shapes), self.kind)
+            arrays = {name: array.numpy() for name, array in content['arrays'].items()}
+            moved.check(arrays, self.kind.shapes)
+            if list(arrays) != list(self.kind.shapes):
+                raise UserError('its tensors come in another order')
+            images = content['metrics']['num-examples']
+            if not (isinstance(images, int) and images > 0):
+                raise UserError(f'it says that it has {images!r} images')
+            if hasattr(self.strategy, 'check'):
+                self.strategy.check(content['metrics'])
+        except UserError as error:
+            return str(error)
+        except (KeyError, TypeError, ValueError) as error:
+            return f'its message cannot be read ({type(error).__name__}: {error})'
+        return ''
+
+    def _whole(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
+        """What a strategy made must be as finite as what it was made of."""
+        try:
+            moved.check({name: array.numpy().astype('float32', copy=False)
+                         for name, array in arrays.items()}, self.kind.shapes)
+        except UserError as error:
+            raise UserError(
+                f'round {server_round + self.done}: what {type(self.strategy).__name__} made of '
+                f'the clients is not whole: {error}; what was done before is kept') from error
+        return arrays
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy's, in the rounds that are tested."""
+        if not self.test_every or (server_round + self.done) % self.test_every:
+            return []
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """As the strategy's, of those that did not fail; the scores of each are noted."""
+        passed, scores = [], {}
+        for reply in replies:
+            name = self.name(reply.metadata.src_node_id)
+            if reply.has_error():
+                log(WARNING, 'round %d: %s did not test: %s', server_round + self.done, name,
+                    reply.error.reason)
+                continue
+            passed.append(reply)
+            scores[name] = float(reply.content['metrics']['score'])
+        if scores:
+            self.rounds[-1]['scores'] = dict(sorted(scores.items()))
+        return self.strategy.aggregate_evaluate(server_round, passed) if passed else None
+
+    def summary(self) -> None:
+        """Log what it is."""
+        log(INFO, '\t├──> Replies are checked: names, shapes, NaN, classes, base')
+        self.strategy.summary()
+
+
+def _bytes(message: Message) -> int:
+    """Bytes of the arrays of a message, without what packs them."""
+    return sum(len(array.data) for record in message.content.array_records.values()
+               for array in record.values())
