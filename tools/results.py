@@ -117,9 +117,10 @@ class Stream(NamedTuple):
 STREAMS = {
     'stream-digits': Stream(
         _FLOWERS, ('--steps', '3'),
-        {'deep': ('sequential', 'frozen', 'nsp2', 'joint'), 'l2p': ('sequential',),
+        {'deep': ('sequential', 'nsp2', 'joint'), 'l2p': ('sequential',),
          'dualprompt': ('sequential',), 'coda-prompt': ('sequential',)},
-        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56')),
+        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56'),
+        SEEDS[:2]),
     'stream-camvid': Stream(
         _CAMVID, ('--steps', '5-3'),
         {'deep': ('sequential', 'eclipse_like', 'joint')},

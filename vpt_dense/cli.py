@@ -39,7 +39,7 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f'  {name:{width}}  {text}' for name, (_, text) in COMMANDS.items()]
     return '\n'.join([
-        'usage: vpt-dense COMMAND [ARGUMENT ...]    (vpt-dense COMMAND --help tells more)', '',
+        'usage: vpt-dense COMMAND [ARGUMENT ...]    (vpt-dense COMMAND --help tells more)',
         *lines, 'A config is a file, or one that comes along: vpt_dense::setr_vit-l_ade20k'])
 
 
