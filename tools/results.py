@@ -119,7 +119,8 @@ STREAMS = {
         _FLOWERS, ('--steps', '3'),
         {'deep': ('sequential', 'nsp2', 'joint'), 'l2p': ('sequential',),
          'dualprompt': ('sequential',), 'coda-prompt': ('sequential',)},
-        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56'),
+        ('dataset.data_root=data/digits-8x8', 'img_size=56', 'preprocessing=resize56', 'lr=0.003',
+         'head_lr=0.01'),
         SEEDS[:2]),
     'stream-camvid': Stream(
         _CAMVID, ('--steps', '5-3'),
