@@ -145,8 +145,8 @@ def table(record):
             f'{2 * clients * moved / 1e6:,.1f} MB of {2 * clients * model / 1e6:,.0f} MB')
         few = len(scores) - len(each['scores'])
         note = f' ({len(scores)} seed{"s" if len(scores) > 1 else ""})' if few else ''
-        rows.append(
-            [each['method'], f'{each["row"]}{note}', f'{statistics.fmean(scores):.1f}{spread}', told])
+        mean = f'{statistics.fmean(scores):.1f}{spread}'
+        rows.append([each['method'], f'{each["row"]}{note}', mean, told])
     return tables.markdown(['method', 'training', 'accuracy', 'moved a round'], rows)
 
 
