@@ -158,6 +158,13 @@ def test_what_a_client_sends_is_a_round_of_its_own(app, tmp_path):
         assert np.array_equal(grid.sent['y']['arrays'][name].numpy(), tensor.numpy()), name
 
 
+def test_a_part_of_the_clients(app):
+    history, grid = run({**app, 'fraction': 0.7})
+    for entry in history['rounds']:
+        assert len(entry['trained']) == 2 and not entry['refused']
+    assert len(grid.sent) in (2, 3)
+
+
 # --- who is refused --------------------------------------------------------------------------
 
 
@@ -194,16 +201,26 @@ def _garbage(reply):
     return reply
 
 
-def _no_images(reply):
-    reply.content['metrics']['num-examples'] = -3
+def _metric(name, value):
+    def change(reply):
+        reply.content['metrics'][name] = value
+        return reply
+    return change
+
+
+def _two_records(reply):
+    reply.content['more'] = ArrayRecord({'a': Array(np.zeros(2))})
     return reply
 
 
 @pytest.mark.parametrize(('change', 'message'), [
     (_nan, '1 of 4 numbers that are NaN'), (_shape, r'shape (7,) in place of (4,)'),
     (_base, 'f' * 64), (_died, 'ActorDiedError'), (lambda reply: None, 'did not answer in time'),
-    (_garbage, 'cannot be read'), (_no_images, 'says that it has -3 images'),
-], ids=['nan', 'shape', 'base', 'died', 'silent', 'garbage', 'images'])
+    (_garbage, 'cannot be read'), (_metric('num-examples', -3), '1 clients with -3 images'),
+    (_metric('clients', 9), '9 clients'), (_metric('loss', float('nan')), 'its loss is nan'),
+    (_metric('more', 1), 'its metrics lack more'), (_two_records, 'more than one record'),
+], ids=['nan', 'shape', 'base', 'died', 'silent', 'garbage', 'images', 'clients', 'loss', 'metric',
+        'records'])
 def test_who_is_refused_is_named_and_the_round_goes_on(app, change, message):
     app |= {'rounds': 1}
     history, grid = run(app, change={'y': change})

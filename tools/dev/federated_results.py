@@ -27,6 +27,7 @@ CLIENTS, ALPHA, ROUNDS, ITERS = 5, 0.3, 10, 100
 STRATEGIES = {
     'FedAvg': ('FedAvg', ''),
     'FedProx, mu 0.1': ('FedProx', 'proximal_mu=0.1'),
+    'FedAdam, eta 0.01': ('FedAdam', 'eta=0.01'),
 }
 
 
@@ -41,6 +42,8 @@ def parse_args(argv=None):
     add('--out', type=Path, required=True, help='folder of the runs')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--methods', nargs='+', default=['deep'])
+    add('--strategies', nargs='+', default=[name for name, _ in STRATEGIES.values()],
+        help='that are trained; what others have finished is in the table too')
     add('--jobs', type=int, default=2)
     actions.add_parser('page', help='write the tables')
     return parser.parse_args(argv)
@@ -61,11 +64,13 @@ def main_of(argv=None):
     if args.action == 'page':
         return page()
     from vpt_dense import config, logging
+    from vpt_dense.commands.compare import stop_politely
     from vpt_dense.commands.federated import write_app
     from vpt_dense.datasets import few_images
     from vpt_dense.federated import local, partitions, simulation
 
     logging.filter_warnings()
+    stop_politely()  # so that Flower's server ends too
     options = options_of(args)
     training = few_images.Training(config.load(RECIPE, options, args.methods[0]))
     out = args.out.resolve()
@@ -80,6 +85,8 @@ def main_of(argv=None):
                 for row, (strategy, said) in STRATEGIES.items():
                     folder = out / f'{method}_{strategy.lower()}_seed{seed}'
                     history = folder / 'run/history.json'
+                    if not history.exists() and strategy not in args.strategies:
+                        continue
                     settings = Settings(
                         RECIPE, method, ' '.join(options), str(lists), rounds=ROUNDS, seed=seed,
                         out=str(folder / 'run'), strategy=strategy, strategy_options=said,
@@ -136,7 +143,10 @@ def table(record):
         clients = record['clients']
         told = '-' if each['row'] in ('local', 'central') else (
             f'{2 * clients * moved / 1e6:,.1f} MB of {2 * clients * model / 1e6:,.0f} MB')
-        rows.append([each['method'], each['row'], f'{statistics.fmean(scores):.1f}{spread}', told])
+        few = len(scores) - len(each['scores'])
+        note = f' ({len(scores)} seed{"s" if len(scores) > 1 else ""})' if few else ''
+        mean = f'{statistics.fmean(scores):.1f}{spread}'
+        rows.append([each['method'], f'{each["row"]}{note}', mean, told])
     return tables.markdown(['method', 'training', 'accuracy', 'moved a round'], rows)
 
 

@@ -101,8 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_app(app, settings, len(clients))
     print(f'{app}: {len(clients)} clients, {args.rounds} rounds')
     if args.run:
+        from vpt_dense.commands import compare
         from vpt_dense.federated import simulation
 
+        compare.stop_politely()  # so that Flower's server ends too
         with simulation.link() as env:
             simulation.run(folder, len(clients), env, args.jobs, args.gpus)
         outcome = folder / 'run/history.json'

@@ -6,14 +6,18 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from flwr.supercore import log
+from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
+from vpt_dense.argument_checks import is_int, is_number
 from vpt_dense.errors import UserError
 from vpt_dense.federated import moved
 
 #: Seconds that clients have to say who they are.
 _PATIENCE = 300.0
+#: What every client sends beside its tensors.
+_METRICS = ('num-examples', 'clients', 'loss', 'seconds')
 
 
 class Checked(Strategy):
@@ -120,16 +124,31 @@ class Checked(Strategy):
             moved.check(arrays, self.kind.shapes)
             if list(arrays) != list(self.kind.shapes):
                 raise UserError('its tensors come in another order')
-            images = content['metrics']['num-examples']
-            if not (isinstance(images, int) and images > 0):
-                raise UserError(f'it says that it has {images!r} images')
-            if hasattr(self.strategy, 'check'):
-                self.strategy.check(content['metrics'])
+            if (len(content.array_records), len(content.metric_records)) != (1, 1):
+                raise UserError('it sends more than one record of tensors or of metrics')
+            self._check_metrics(content['metrics'])
         except UserError as error:
             return str(error)
         except (KeyError, TypeError, ValueError) as error:
             return f'its message cannot be read ({type(error).__name__}: {error})'
         return ''
+
+    def _check_metrics(self, metrics: MetricRecord) -> None:
+        """Refuse metrics that a strategy could not put beside those of others."""
+        wanted = set(_METRICS)
+        if hasattr(self.strategy, 'check'):
+            self.strategy.check(metrics)
+            wanted.add('group-counts')
+        if isinstance(self.strategy, DifferentialPrivacyClientSideAdaptiveClipping):
+            wanted.add(KEY_NORM_BIT)
+        odd = sorted(wanted ^ set(metrics))
+        if odd:
+            raise UserError(f'its metrics lack {odd[0]}, or have it in addition')
+        images, clients = metrics['num-examples'], metrics['clients']
+        if not (is_int(images, 1) and is_int(clients, 1) and clients == 1):
+            raise UserError(f'it says that it is {clients!r} clients with {images!r} images')
+        if not (is_number(metrics['loss']) and is_number(metrics['seconds'])):
+            raise UserError(f'its loss is {metrics["loss"]!r}')
 
     def _whole(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
         """What a strategy made must be as finite as what it was made of."""
