@@ -139,6 +139,10 @@ VARIANTS: dict[str, Backbone] = {
         pre_norm=True,
     )._replace(unmergeable={'add': 'without the pre_norm', 'add-1': 'without the pre_norm',
                             'ssf': 'patch_embed.projection has no bias'}),
+    'CLIP, prompts through the norm': _variant(
+        dict(type='vpt_dense.CLIPVisionTransformer', norm_prompts=True), pre_norm=True,
+    )._replace(unmergeable={'add': 'without the pre_norm', 'add-1': 'without the pre_norm',
+                            'ssf': 'patch_embed.projection has no bias'}),
     'average pool': _variant(dict(out_type='avg_featmap'), norms=2, reads_patches=True),
     'average pool of MAE': _variant(
         dict(out_type='avg_featmap', final_norm=False), reads_patches=True),

@@ -132,8 +132,8 @@ def test_base_and_new(root, tmp_path, capfd, monkeypatch):
     calls = []
     monkeypatch.setattr(runs, 'call', in_process(capfd, calls))
     arguments = [root / 'recipe.py', '--methods', 'zero-shot', 'coop', 'vpt', '--shots', 2,
-                 '--seeds', 5, 6, '--work-dir', tmp_path, '--amp', 'off', '--cfg-options',
-                 'epochs=1']
+                 '--seeds', 5, 6, '--work-dir', tmp_path, '--amp', 'off',
+                 '--cfg-options', 'epochs=1']
     out = run_tool(capfd, 'base_to_new', *arguments)
     assert out.code == 0, out.err
     assert calls.count('train') == 4 and calls.count('test') == 12
@@ -276,3 +276,27 @@ def test_bad_classes(names, message, root, trained, tmp_path, capfd):
     out = run_tool(capfd, 'predict', trained('coop', capfd) / 'epoch_2.pth',
                    root / 'data/val/red/0.png', '--out', tmp_path / 'a', '--classes', names)
     assert out.code == 2 and message in out.err and len(out.err.splitlines()) < 3
+
+
+@pytest.mark.parametrize('method', ['coop', 'cocoop', 'vpt', 'maple', 'sep'])
+def test_folding_and_exporting(method, root, trained, tmp_path, capfd):
+    """Trained texts become constants; nothing of the text tower is left."""
+    checkpoint, image = trained(method, capfd) / 'epoch_2.pth', str(root / 'data/val/red/0.png')
+    expected = vpt_dense.load(str(checkpoint)).predict(image).probabilities
+    out = run_tool(capfd, 'export', checkpoint, '--out', tmp_path / 'a.pt2')
+    told = {'cocoop': 'texts kept as they are: they depend on the image', 'vpt': ''}
+    assert told.get(method, 'texts of the classes made constants') in out.out
+    if method == 'cocoop':  # image after image, of a number that the graph would fix
+        assert out.code == 2 and len(out.err.splitlines()) == 1
+    else:
+        assert out.code == 0, out.err
+    out = run_tool(capfd, 'delta', 'fold', checkpoint, tmp_path / 'folded.pth')
+    if method in ('cocoop', 'maple', 'sep'):
+        refused = 'makes texts for each image' if method == 'cocoop' else 'use tools/delta.py merge'
+        assert out.code == 2 and refused in out.err, out.err
+        return
+    assert out.code == 0, out.err
+    state = safe_files.read(str(tmp_path / 'folded.pth'))['state_dict']
+    assert 'head.class_vectors' in state and not any('head.text.' in name for name in state)
+    found = vpt_dense.load(str(tmp_path / 'folded.pth')).predict(image).probabilities
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

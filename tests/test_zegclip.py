@@ -172,9 +172,10 @@ def test_unseen_classes_get_a_bonus(root):
     with torch.no_grad():
         one, other = (each.predict(feats, metas, {}) for each in (plain, split))
     mask = torch.nn.functional.interpolate(plain(feats), (12, 12), mode='bilinear').sigmoid()
-    torch.testing.assert_close(one, mask)
+    torch.testing.assert_close(one.exp(), mask)
+    torch.testing.assert_close(one.softmax(1), mask / mask.sum(1, keepdim=True))
     bonus = torch.tensor([0, 0.3, 0, 0.3])[:, None, None]
-    torch.testing.assert_close(other, mask + bonus)
+    torch.testing.assert_close(other.exp(), mask + bonus)
     # The authors subtract it from the seen ones: the same labels.
     assert torch.equal(other.argmax(1), (mask - (0.3 - bonus)).argmax(1))
 
@@ -194,6 +195,7 @@ def test_other_classes(root):
     (dict(in_channels=26), 'decode_head.text.project_dims is 24'),
     (dict(num_heads=7), 'decode_head.num_heads is 7, which does not divide'),
     (dict(num_layers=0), 'decode_head.num_layers must be an integer of at least 1'),
+    (dict(unseen_bonus=-0.1), 'decode_head.unseen_bonus must not be negative'),
     (dict(focal_weight='much'), 'decode_head.focal_weight must be a'),
 ])  # fmt: skip
 def test_bad_options(root, kwargs, message):
@@ -266,11 +268,13 @@ def test_a_run_its_delta_and_other_classes(root, tmp_path, capfd):
     assert set(np.unique(found.labels)) <= {0, 1} and found.classes == ('road', 'green sky')
     same = vpt_dense.load(str(delta), classes=CLASSES).predict(image)
     np.testing.assert_array_equal(same.labels, one.labels)
+    out = run_tool(capfd, 'export', run / 'iter_3.pth', '--out', tmp_path / 'a.pt2')
+    assert out.code == 0 and 'largest difference from the model' in out.out, out.err
     metrics = json.loads((run / 'evaluations.json').read_text())
     assert 'mIoU' in metrics[-1]['metrics']
 
 
-def test_windows_are_averaged_as_sigmoids(root):
+def test_windows_average_logarithms_of_scores(root):
     """Two windows of one image by hand."""
     cfg = config.load(str(write_recipe(root)), method='deep')
     model = MODELS.build(cfg.model)
@@ -284,7 +288,7 @@ def test_windows_are_averaged_as_sigmoids(root):
             part = x[..., start : start + 32]
             mask = model.decode_head(model.extract_feat(part))
             total[..., start : start + 32] += torch.nn.functional.interpolate(
-                mask, (32, 32), mode='bilinear').sigmoid()
+                mask, (32, 32), mode='bilinear').sigmoid().log()
             count[start : start + 32] += 1
         torch.testing.assert_close(model.slide_inference(x, metas), total / count)
 
@@ -294,6 +298,13 @@ def test_the_leaf_is_the_recipe_with_a_method():
     cfg = config.load(recipe, method='deep')
     assert cfg.to_dict() == config.load(leaf).to_dict()
     assert cfg.optim_wrapper.optimizer.lr == 2e-5
+
+
+def test_another_head_is_refused(root):
+    cfg = config.load(str(write_recipe(root)), method='deep').model
+    cfg.decode_head = dict(type='FCNHead', in_channels=WIDTH, channels=8, num_classes=4, in_index=0)
+    with pytest.raises(ValueError, match='needs a head that knows classes by texts, found a FCN'):
+        MODELS.build(cfg)
 
 
 def test_another_backbone_is_refused(root):

@@ -629,8 +629,9 @@ def fold(
     Exact for adapters that are linear maps of one layer
     (:attr:`vpt_dense.adapters.Adapter.mergeable`), and for prompts where their outputs are thrown
     away, that is, where they act on the other tokens through their keys and values alone.
-    Everything else is refused. Merged weights are float32, also those of a run with
-    ``frozen_dtype``, whose rounding would lose small changes.
+    Texts of classes, whose tower was trained, become constants. Everything else is refused. Merged
+    weights are float32, also those of a run with ``frozen_dtype``, whose rounding would lose small
+    changes.
 
     Args:
         path: A delta, a checkpoint of a run or a whole one.
@@ -655,7 +656,9 @@ def fold(
     backbone = getattr(model, 'backbone', None)
     prompt = getattr(backbone, 'prompt', None)
     adapters = getattr(backbone, 'adapters', None)
-    if prompt is None and not adapters:
+    texts = [(key, head) for key, head in model.named_children()
+             if getattr(head, 'text', None) is not None and hasattr(head, 'fold_texts')]
+    if prompt is None and not adapters and not texts:
         raise UserError(
             f'{path} has no prompt to fold and no adapters to merge; tools/delta.py merge '
             'completes it'
@@ -666,9 +669,15 @@ def fold(
         except ValueError as error:
             raise UserError(f'{path}: {error}; tools/delta.py merge keeps them all') from error
         cfg.model.backbone.pop('adapters')
+    folded = None if prompt is None else fold_prompt(backbone, path)  # it may read the texts'
+    for key, head in texts:
+        head.fold_texts()
+        cfg.model[key].templates = list(head.templates)
+        for part in ('prompt', 'adapters', 'trainable'):
+            cfg.model[key].text.pop(part, None)
     state = model.state_dict()
-    if prompt is not None:
-        keys, values, layers = fold_prompt(backbone, path)
+    if folded is not None:
+        keys, values, layers = folded
         place = 'backbone.prompt.'
         state = {n: t for n, t in state.items() if not n.startswith(place)}
         state |= {f'{place}keys': keys, f'{place}values': values}

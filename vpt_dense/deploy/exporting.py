@@ -246,6 +246,12 @@ def fold(model: nn.Module) -> list[str]:
         else:
             deltas.put_folded(backbone, *keys_values)
             lines.append(f'{name} made constants, keys and values')
+    for head in model.children():
+        if hasattr(head, 'fold_texts'):
+            try:
+                lines += ['texts of the classes made constants'] * head.fold_texts()
+            except UserError:
+                lines.append('texts kept as they are: they depend on the image')
     return lines
 
 

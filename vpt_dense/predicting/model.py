@@ -496,9 +496,6 @@ class ModelPredictor:
         scores = scores.float()
         if len(scores) == 1:  # a sigmoid has been applied
             return torch.cat([1 - scores, scores])
-        head = getattr(self._inner, 'decode_head', None)
-        if not averaged and getattr(head, 'scores_are_shares', False):
-            return scores / scores.sum(dim=0, keepdim=True)
         return scores if averaged else scores.softmax(dim=0)
 
     # --- large images ------------------------------------------------------------------------

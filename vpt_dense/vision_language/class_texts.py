@@ -201,6 +201,30 @@ class ClassTexts:
             self._config['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
         self.start_texts()
 
+    def fold_texts(self) -> bool:
+        """Make constants of what a text tower that was trained gives, and let the tower go.
+
+        Returns:
+            Whether there was one. What a frozen one gives is a constant already.
+
+        Raises:
+            UserError: If the embeddings depend on the image.
+        """
+        if self.text is None:
+            return False
+        if self.text.prompt is not None and self.text.prompt.reads_image:
+            raise UserError(
+                f'{self._key}.text.prompt: {type(self.text.prompt).__name__} makes texts for each '
+                'image, there is nothing that could be stored')
+        with torch.no_grad():
+            vectors, scale = self._encode(None), self.text.logit_scale.detach().clone()
+        for name in ('class_vectors', 'text_scale', 'text_ids', 'text_ends'):
+            delattr(self, name)
+        self.register_buffer('class_vectors', vectors.clone())
+        self.register_buffer('text_scale', scale)
+        self.text, self._kept = None, None
+        return True
+
     def scale(self) -> Tensor:
         """What cosines are multiplied by, ()."""
         return (self.text_scale if self.text is None else self.text.logit_scale).exp()

@@ -170,8 +170,8 @@ class CostHead(ClassTexts, BaseDecodeHead):
     each class, guided by the patches' embeddings, and :class:`ClassAggregation` of the classes of
     each place, guided by the texts. Two :class:`Upsampling` with maps of earlier blocks lead to
     four times the resolution, a convolution to one logit a class. The loss is the binary
-    cross-entropy of every pixel and class. Sizes are the authors'; it was not compared with their
-    code.
+    cross-entropy of every pixel and class; scores are as in :class:`.ZegCLIPHead`. Sizes are the
+    authors'; it was not compared with their code.
 
     It reads ``out_type='embeddings'`` of a :class:`.CLIPVisionTransformer` with two blocks in
     ``out_indices`` before the last ([3, 7, 11]), and ``dense_from='values'``, the authors' way.
@@ -195,9 +195,6 @@ class CostHead(ClassTexts, BaseDecodeHead):
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
-
-    #: See :class:`.ZegCLIPHead`.
-    scores_are_shares = True
 
     def __init__(
         self,
@@ -285,8 +282,8 @@ class CostHead(ClassTexts, BaseDecodeHead):
         return self.classify(x).squeeze(1).unflatten(0, (-1, count))
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Logits at the size of the input become sigmoids, (B, classes, H, W)."""
-        return super().predict_by_feat(seg_logits, batch_img_metas).sigmoid()
+        """Logits at the size of the input become logarithms of sigmoids, (B, classes, H, W)."""
+        return F.logsigmoid(super().predict_by_feat(seg_logits, batch_img_metas))
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
         """The binary cross-entropy, a mean over classes and pixels that count."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from vpt_dense.registry import MODELS
 from vpt_dense.segmentors import EncoderDecoder
-from vpt_dense.vision_language.class_texts import share_weights
+from vpt_dense.vision_language.class_texts import ClassTexts, share_weights
 
 
 @MODELS.register_module()
@@ -26,6 +26,10 @@ class CLIPSegmentor(EncoderDecoder):
         backbone, decode_head = copy.deepcopy(backbone), copy.deepcopy(decode_head)
         super().__init__(
             backbone=backbone, decode_head=share_weights(backbone, decode_head), **kwargs)
+        if not isinstance(self.decode_head, ClassTexts):
+            raise ValueError(
+                'model.decode_head: a CLIPSegmentor needs a head that knows classes by texts, '
+                f'found a {type(self.decode_head).__name__}')
         if getattr(self.backbone, 'out_type', None) != 'embeddings':
             raise ValueError(
                 "model.backbone: a CLIPSegmentor needs a CLIPVisionTransformer with out_type="

@@ -64,11 +64,13 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
         ``focal_weight`` focal(alpha 0.25, gamma 2) + ``dice_weight`` dice,
 
     each pixel and class a binary decision, the mean over them; dice is the mean over images and
-    classes, with 1 added above and below. A score is a sigmoid.
+    classes, with 1 added above and below. A score is a sigmoid; what is handed on is its logarithm,
+    whose softmax is the share of a class in the sum of the scores.
 
     Classes that are ``unseen`` do not train: their pixels count as ignored, and their texts take no
     part in training. In a test they get ``unseen_bonus`` on their scores, which says the same as
-    the authors' subtracting it from all others.
+    the authors' subtracting it from all others. Windows average logarithms, where the authors
+    average scores.
 
     It reads ``out_type='embeddings'`` of a :class:`.CLIPVisionTransformer`.
 
@@ -91,9 +93,6 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
-
-    #: Scores are no logits: a class's share in their sum is its probability.
-    scores_are_shares = True
 
     def __init__(
         self,
@@ -122,6 +121,9 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
                 f'{in_channels}')
         for key in ('unseen_bonus', 'focal_weight', 'dice_weight'):
             setattr(self, key, check_number(locals()[key], f'decode_head.{key}'))
+        if unseen_bonus < 0:
+            raise ValueError(
+                f'decode_head.unseen_bonus must not be negative, found {unseen_bonus!r}')
         self.describe = nn.Linear(2 * in_channels, in_channels)
         self.project = nn.Linear(in_channels, in_channels)
         self.norm = nn.LayerNorm(in_channels)
@@ -169,7 +171,8 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
         grid = maps.shape[2:]
         patches = F.normalize(maps.flatten(2).transpose(1, 2), dim=-1)  # (B, N, D)
         patches = self.norm(self.project(patches))
-        texts = self.embeddings(labels).to(image.dtype).expand(len(image), -1, -1)  # (B, K, D)
+        texts = self.embeddings(labels).to(image.dtype)
+        texts = texts.expand(image.shape[0], -1, -1)  # (B, K, D)
         classes = self.describe(torch.cat((image[:, None] * texts, texts), dim=-1))
         found = []
         for layer in self.layers:
@@ -182,10 +185,14 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
         return self.masks(inputs)[-1]
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Masks at the size of the input become scores, (B, num_classes, H, W), above 0."""
-        scores = super().predict_by_feat(seg_logits, batch_img_metas).sigmoid()
-        bonus = [self.unseen_bonus * (name in self.unseen) for name in self.classes]
-        return scores + scores.new_tensor(bonus)[:, None, None] if any(bonus) else scores
+        """Masks at the size of the input become logarithms of scores, (B, num_classes, H, W)."""
+        masks = super().predict_by_feat(seg_logits, batch_img_metas)
+        unseen = torch.tensor([name in self.unseen for name in self.classes], device=masks.device)
+        scores = F.logsigmoid(masks)
+        if not self.unseen or not self.unseen_bonus:
+            return scores
+        raised = (masks.sigmoid() + self.unseen_bonus).log()
+        return torch.where(unseen[:, None, None], raised, scores)
 
     def loss(self, inputs: tuple[Tensor, ...], batch_data_samples: list, train_cfg: dict) -> dict:
         """The losses of all layers, see the class."""
