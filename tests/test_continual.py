@@ -256,10 +256,10 @@ def calls(monkeypatch, capfd):
     return found
 
 
-def run(capfd, out, data, *arguments):
+def run(capfd, out, data, *arguments, options=()):
     return run_tool(capfd, 'continual', RECIPE, '--method', 'deep', '--steps', '2', '--work-dir',
                     str(out), '--amp', 'off', *arguments, '--cfg-options',
-                    f'dataset.data_root={data}', *TINY)
+                    f'dataset.data_root={data}', *TINY, *options)
 
 
 def test_a_stream(capfd, tmp_path, data, calls):
@@ -308,9 +308,11 @@ def test_a_stream(capfd, tmp_path, data, calls):
 
 def test_strict_projection_moves_prompts_in_the_null_space_alone(capfd, tmp_path, data, calls):
     out = tmp_path / 'out'
-    assert run(capfd, out, data, '--strategies', 'nsp2', '--eta', '1').code == 0
+    # Behind one epoch, which begins with a head of zeros, rounding would be seen.
+    assert run(capfd, out, data, '--strategies', 'nsp2', '--eta', '1',
+               options=['epochs=4']).code == 0
     left = null_space._read(str(out / 'nsp2_seed0/step_0/null_space.safetensors'))
-    tokens = [torch.load(out / f'nsp2_seed0/step_{step}/epoch_1.pth', weights_only=False)[
+    tokens = [torch.load(out / f'nsp2_seed0/step_{step}/epoch_4.pth', weights_only=False)[
         'state_dict']['backbone.prompt.tokens'].double() for step in (0, 1)]
     torch.testing.assert_close(left['prompt'].double(), tokens[0])
     for layer, change in enumerate(tokens[1] - tokens[0]):

@@ -539,3 +539,14 @@ def test_a_file_that_is_replaced_while_it_is_compared_is_no_damage(tmp_path, mon
     monkeypatch.setattr(safe_files.zipfile, 'ZipFile', Archive)
     assert safe_files.read(path)['number'] == 2
     assert replaced
+
+
+def test_a_pipe_stays_a_pipe(tmp_path):
+    """As /dev/null must: a file in its place would be another thing for the whole machine."""
+    path = tmp_path / 'pipe'
+    os.mkfifo(path)
+    reading_end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    safe_files.write_text(path, 'text')
+    assert os.read(reading_end, 10) == b'text'
+    os.close(reading_end)
+    assert stat.S_ISFIFO(path.stat().st_mode) and list(tmp_path.iterdir()) == [path]

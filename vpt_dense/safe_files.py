@@ -68,13 +68,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path: The final name; its folder is made if it is absent.
 
     Yields:
-        The name to write to, in the same folder. When the block ends, the file is flushed to the
+        The name to write to, in the same folder; of a device or a pipe its own. When the block ends, the file is flushed to the
         disk and renamed; after an exception it is removed and the old file stands.
 
     Raises:
         UserError: If the disk is full or the folder cannot be written to.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe stays one
+        with told(path):
+            yield path
+        return
     unfinished = None
     known = os.fsencode(path.name)[:200].decode(errors='ignore')  # a name has at most 255 bytes
     try:
