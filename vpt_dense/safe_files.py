@@ -68,8 +68,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path: The final name; its folder is made if it is absent.
 
     Yields:
-        The name to write to, in the same folder; of a device or a pipe its own. When the block ends, the file is flushed to the
-        disk and renamed; after an exception it is removed and the old file stands.
+        The name to write to, in the same folder; of a device or a pipe its own. When the block
+        ends, the file is flushed to the disk and renamed; after an exception it is removed and the
+        old file stands.
 
     Raises:
         UserError: If the disk is full or the folder cannot be written to.
