@@ -312,7 +312,7 @@ def test_one_channel_gets_its_sigmoid_once(mmseg_scope):
 def test_configs_use_them(path):
     cfg = Config.fromfile(CONFIGS / path)
     if 'decode_head' in cfg.model:
-        assert cfg.model.type == 'vpt_dense.EncoderDecoder'
+        assert cfg.model.type in ('vpt_dense.EncoderDecoder', 'vpt_dense.CLIPSegmentor')
     if 'tta_model' in cfg:
         assert cfg.tta_model.type == 'vpt_dense.SegTTAModel'
 

@@ -25,7 +25,8 @@ from vpt_dense.weights.layouts.timm_models import CONVERTED_BY_TIMM
 KERNEL = 'patch_embed.proj.weight'
 
 #: What a backbone may lack, as its outputs do not need it: then it is left out by name.
-OPTIONAL = re.compile(r'(norm|fc_norm|attn_pool|head|head_dist|pre_logits)\.|cls_token$')
+OPTIONAL = re.compile(
+    r'(norm|fc_norm|attn_pool|head|head_dist|pre_logits)\.|cls_token$|proj\.weight$')
 
 
 def architecture(backbone: nn.Module) -> str:
