@@ -127,6 +127,7 @@ def test_names_come_from_the_data_and_go_into_the_config(root):
     assert named.model.head.classes == ['sky', 'a cat', 'grass', 'fire']
 
 
+@pytest.mark.slow
 def test_base_and_new(root, tmp_path, capfd, monkeypatch):
     """The tables are those of the tests, which are of the classes of each half."""
     calls = []
@@ -278,7 +279,8 @@ def test_bad_classes(names, message, root, trained, tmp_path, capfd):
     assert out.code == 2 and message in out.err and len(out.err.splitlines()) < 3
 
 
-@pytest.mark.parametrize('method', ['coop', 'cocoop', 'vpt', 'maple', 'sep'])
+@pytest.mark.parametrize('method', ['coop', *(
+    pytest.param(method, marks=pytest.mark.slow) for method in ('cocoop', 'vpt', 'maple', 'sep'))])
 def test_folding_and_exporting(method, root, trained, tmp_path, capfd):
     """Trained texts become constants; nothing of the text tower is left."""
     checkpoint, image = trained(method, capfd) / 'epoch_2.pth', str(root / 'data/val/red/0.png')

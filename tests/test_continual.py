@@ -181,6 +181,8 @@ def test_scores_of_a_stream():
     assert scores.average_accuracy(matrix) == pytest.approx(185 / 3)
     assert scores.forgetting(matrix) == pytest.approx(((90 - 85) + (70 - 40)) / 2)
     assert scores.forgetting([[50.0]]) is None
+    assert scores.forward_transfer([90.0, 70.0, 50.0], [80.0, 60.0, 55.0]) == pytest.approx(2.5)
+    assert scores.forward_transfer([90.0], [80.0]) is None
 
 
 # --- the null space --------------------------------------------------------------------------
@@ -576,9 +578,8 @@ def test_a_stream_with_prompts_of_steps(capfd, tmp_path, data, calls, method):
 # --- forward transfer, domains ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forward_transfer(capfd, tmp_path, data, calls):
-    assert scores.forward_transfer([90.0, 70.0, 50.0], [80.0, 60.0, 55.0]) == pytest.approx(2.5)
-    assert scores.forward_transfer([90.0], [80.0]) is None
     out = tmp_path / 'out'
     assert run(capfd, out, data).code == 0
     assert calls == ['train', 'test'] * 2
@@ -608,6 +609,7 @@ def other_data(tmp_path_factory, data):
     return root
 
 
+@pytest.mark.slow
 def test_a_stream_of_domains(capfd, tmp_path, data, other_data, calls):
     out = tmp_path / 'out'
     outcome = run_tool(
@@ -780,6 +782,7 @@ def test_prompts_of_each_step_look_at_an_image(masks):
     assert not model.decode_head.norm.training and model.decode_head.conv_seg.training
 
 
+@pytest.mark.slow
 def test_a_stream_of_segmentation(capfd, tmp_path, masks, calls):
     out = tmp_path / 'out'
     arguments = (
