@@ -16,6 +16,7 @@ extensions = ['myst_nb', 'sphinx.ext.apidoc', 'sphinx.ext.autodoc', 'sphinx.ext.
 include_patterns = ['*.md', 'docs/**', 'pretrain/README.md', 'samples/*/README.md']
 exclude_patterns = ['.*', 'build', 'data', 'docs/_build', 'docs/api/modules.rst', 'work_dirs']
 
+autodoc_mock_imports = ['flwr']  # whose requirements fight with others here
 apidoc_modules = [{
     'path': '../vpt_dense', 'destination': 'docs/api', 'separate_modules': True,
     'module_first': True, 'max_depth': 1,

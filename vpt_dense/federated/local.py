@@ -273,7 +273,7 @@ def _step_schedules(runner: 'Runner', iterations: int, epoch: int | None) -> Non
 
 
 def add_proximal(model: nn.Module, mu: float) -> None:
-    """Add FedProx' term to the losses of a model: mu / 2 |w - w0|^2 over what trains.
+    """Add FedProx' term to the losses of a model: mu / 2 norm(w - w0)^2 over what trains.
 
     (https://arxiv.org/abs/1812.06127, section 3.2.) w0 are the values that the parameters have now.
 

@@ -25,7 +25,7 @@ class SharedGroupPrompt(Prompt):
         training:  argmin_g (1 - q' . k'_g) (pi_g + 5e-4),  pi_g the share of images of group g
         else:      argmin_g (1 - q' . k'_g)
 
-    with q' = ReLU(q) / |ReLU(q)| and k' = k / |k|. Keys start orthogonal; they learn by
+    with q' = ReLU(q) / norm(ReLU(q)) and k' = k / norm(k). Keys start orthogonal; they learn by
     -mean(q' . k'_chosen) alone, which :class:`vpt_dense.federated.local.Stages` adds to the losses.
 
     Differs from the original: q is the class token about to enter the first of the group layers,
