@@ -173,7 +173,7 @@ class TokenTuning(TunedBackbone):
     def prompt_tokens(
         self, x: Tensor, i: int, prepared: object = None, layout: TokenLayout | None = None
     ) -> Tensor | None:
-        """The prompt's tokens as they enter block i; see :meth:`.Prompt.forward`."""
+        """The prompt's tokens as they enter block i; see ``Prompt.forward``."""
         return self.prompt(x, i, prepared, layout)
 
     def embed_patches(self, images: Tensor) -> Tensor:

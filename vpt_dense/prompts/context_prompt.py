@@ -75,7 +75,7 @@ class ContextPrompt(TokenPrompt):
         nn.init.normal_(self.tokens, std=0.02)
 
     def start_from(self, backbone: nn.Module) -> None:
-        """See :meth:`.Part.start_from`: take the embeddings of the words.
+        """See ``Part.start_from``: take the embeddings of the words.
 
         Raises:
             UserError: If they are fewer tokens than there are vectors.

@@ -10,7 +10,7 @@ from vpt_dense.vision_language.class_texts import ClassTexts, share_weights
 
 @MODELS.register_module()
 class CLIPSegmentor(EncoderDecoder):
-    """An :class:`.EncoderDecoder` whose head has a text tower, from the file of the backbone.
+    """An ``EncoderDecoder`` whose head has a text tower, from the file of the backbone.
 
     Args:
         backbone: Config of a :class:`.CLIPVisionTransformer` with ``out_type='embeddings'``.
