@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def test_streams_that_come_along():
     (dict(steps=2, strategy='eclipse_like'), 'eclipse_like is for steps of a segmentation'),
     (dict(step=1), 'a dict of'), (dict(steps=2, step=2), 'one of 0 to 1'), (5, 'a dict of'),
     (dict(steps=2, strategy='replay'), 'continual.strategy'), (dict(steps=2, x=1), 'a dict of'),
+    (dict(steps=2, disjoint=True), 'disjoint does nothing'),
     (dict(steps=2, eta=0.9), 'eta does nothing'), (dict(steps=2, seed='a'), 'seed'),
     (dict(steps=2, step=1, strategy='nsp2'), 'needs the file'),
     (dict(steps=4), 'step 1 has one class alone'),
@@ -721,6 +723,34 @@ def test_a_step_of_a_segmentation(masks):
         load_masks(masks, steps='2-1', strategy='nsp2', background='ground')
     with pytest.raises(UserError, match="'sky' is none of the classes"):
         load_masks(masks, steps='2-1', background='sky')
+
+
+def test_images_without_later_classes(masks, tmp_path):
+    root = shutil.copytree(masks, tmp_path / 'data')
+    file = root / 'annotations/training/0.png'  # of class 1
+    mask = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    mask[0] = 3
+    cv2.imwrite(str(file), mask)
+    in_scope('mmseg')
+
+    def images(**continual):
+        cfg = load_masks(root, background='ground', **{'steps': '2-1', **continual})
+        data = DATASETS.build(cfg.train_dataloader.dataset)
+        return [Path(data.get_data_info(i)['img_path']).stem for i in range(len(data))]
+
+    assert images() == ['0', '1', '4', '5']
+    assert images(disjoint=True) == ['1', '4', '5']
+    assert images(disjoint=True, step=1) == ['0', '2', '6']  # earlier classes may be there
+    assert images(disjoint=True, step=1, strategy='joint') == ['0', '1', '2', '4', '5', '6']
+    for i in (2, 6):
+        mask = np.full((28, 28), 3, np.uint8)
+        mask[0] = 4
+        cv2.imwrite(str(root / f'annotations/training/{i}.png'), mask)
+    cv2.imwrite(str(file), mask)
+    with pytest.raises(UserError, match='no image of blue without classes of later steps'):
+        images(disjoint=True, step=1)
+    with pytest.raises(UserError, match='continual.disjoint must be True or False'):
+        images(disjoint='no')
 
 
 def build_masks(masks, **continual):

@@ -23,6 +23,8 @@ def parse_args(argv=None):
         'classes; or a stream that comes along (cifar-100_10, ...)')
     add('--domains', nargs='+', help='data roots, one a step, of the same classes')
     add('--background', help='of a segmentation: the class that is of no step')
+    add('--disjoint', action='store_true', default=None,
+        help='of a segmentation: a step leaves out images that hold a class of a later one')
     add('--strategies', nargs='+', default=['sequential'],
         choices=['sequential', 'frozen', 'alone', 'joint', 'nsp2', 'eclipse_like'],
         help='sequential: goes on training; frozen: from the second step on the head alone; alone: '
@@ -43,7 +45,7 @@ def parse_args(argv=None):
     compare.check_numbers(args.seeds, None)
     if (args.steps is None) == (args.domains is None):
         raise UserError('either --steps or --domains says what comes')
-    for option in ('order', 'background', 'temperature'):
+    for option in ('order', 'background', 'disjoint', 'temperature'):
         if args.domains and getattr(args, option) is not None:
             raise UserError(f'--{option} does nothing with --domains')
     if args.order is not None and args.order < 0:
@@ -68,6 +70,7 @@ def main(argv=None):
     values = dict(
         steps=int(args.steps) if args.steps and args.steps.isdecimal() else args.steps,
         domains=args.domains, seed=args.order, background=args.background,
+        disjoint=args.disjoint,
         temperature=args.temperature)
     settings = [f'continual.{key}={value!r}' for key, value in values.items() if value is not None]
     comparison = runs.Comparison(

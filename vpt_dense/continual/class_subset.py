@@ -21,6 +21,7 @@ class ClassSubset(DatasetAround):
     Args:
         dataset: Config of the data set, of classification or segmentation.
         labels: Of the classes.
+        without: Labels of which an image must not hold any, of a segmentation.
         key: What asks for them, for messages.
 
     Raises:
@@ -28,7 +29,7 @@ class ClassSubset(DatasetAround):
     """
 
     def __init__(
-        self, dataset: dict | BaseDataset, labels: Sequence[int],
+        self, dataset: dict | BaseDataset, labels: Sequence[int], without: Sequence[int] = (),
         key: str = 'continual',
     ) -> None:
         inner = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
@@ -37,9 +38,9 @@ class ClassSubset(DatasetAround):
             held = np.isin(inner.get_gt_labels(), list(labels))
         elif hasattr(inner, 'reduce_zero_label'):
             table = checks.label_table(inner.reduce_zero_label, inner.label_map)
-            infos = (inner.get_data_info(i) for i in range(len(inner)))
-            held = [bool(np.isin(table[checks.read_mask(info['seg_map_path'])], labels).any())
-                    for info in infos]
+            masks = (inner.get_data_info(i)['seg_map_path'] for i in range(len(inner)))
+            there = [set(np.unique(table[checks.read_mask(mask)])) for mask in masks]
+            held = [not each.isdisjoint(labels) and each.isdisjoint(without) for each in there]
         else:
             raise UserError(
                 f'{key}: a {type(inner).__name__} is of no classes of images or pixels')
@@ -48,6 +49,7 @@ class ClassSubset(DatasetAround):
             names = inner.metainfo['classes']
             raise UserError(
                 f'{key}: no image of {", ".join(str(names[label]) for label in labels[:5])}'
-                f'{", ..." if len(labels) > 5 else ""}')
+                f'{", ..." if len(labels) > 5 else ""}'
+                f'{" without classes of later steps" if without else ""}')
         inner.get_subset_(chosen.tolist())
         super().__init__(inner)

@@ -10,14 +10,14 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import shipped, tasks
-from vpt_dense.argument_checks import check_choice, check_number, is_int, is_list
+from vpt_dense.argument_checks import check_choice, check_flag, check_number, is_int, is_list
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, get, kind_of, leaf_datasets
 
 #: What a step trains on, and what it leaves as it is.
 STRATEGIES = ('sequential', 'frozen', 'alone', 'joint', 'nsp2', 'eclipse_like')
-_KEYS = ('steps', 'domains', 'step', 'seed', 'strategy', 'test_on', 'background', 'null_space',
-         'eta', 'invariance', 'temperature')
+_KEYS = ('steps', 'domains', 'step', 'seed', 'strategy', 'test_on', 'background', 'disjoint',
+         'null_space', 'eta', 'invariance', 'temperature')
 #: What only ``nsp2`` has.
 _OF_NSP2 = ('null_space', 'eta', 'invariance')
 #: Prompts with a part for each step.
@@ -141,8 +141,9 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
     0. It trains on the images of the step's classes, and validates and tests on all classes so
     far. A head of classification becomes :class:`vpt_dense.continual.head.StepHead`; a segmentor
     :class:`vpt_dense.continual.segmentor.StepEncoderDecoder`, with the class ``background``, if
-    there is one. ``domains=[DATA_ROOT, dict(...), ...]`` instead: each step has the same classes
-    in other data, for which ``dataset`` says so. ``strategy``:
+    there is one; ``disjoint=True`` leaves out images that hold a class of a later step.
+    ``domains=[DATA_ROOT, dict(...), ...]`` instead: each step has the same classes in other data,
+    for which ``dataset`` says so. ``strategy``:
 
     - ``sequential``: what the method says, whatever comes of earlier steps.
     - ``frozen``: from step 1 on the head alone; of a segmentor the step's own layer.
@@ -182,7 +183,8 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
         raise UserError('continual.strategy: eclipse_like is for steps of a segmentation')
     for key, fits in (
             *((key, strategy == 'nsp2') for key in _OF_NSP2),
-            ('background', task.dense and not by_domain), ('seed', not by_domain),
+            ('background', task.dense and not by_domain),
+            ('disjoint', task.dense and not by_domain), ('seed', not by_domain),
             ('temperature', not task.dense and not by_domain)):
         if key in given and not fits:
             raise UserError(
@@ -288,8 +290,10 @@ def _place_classes(
     seen = [label for each in steps[: step + 1] for label in each]
     tested = steps[step] if test_on == 'step' else seen
     trained = seen if strategy == 'joint' else steps[step]
+    disjoint = check_flag(given.get('disjoint', False), 'continual.disjoint')
+    later = [label for each in steps[step + 1 :] for label in each] if disjoint else []
     train, *tests = (name for name in DATALOADERS if get(cfg, f'{name}.dataset'))
-    _wrap(cfg[train], trained)
+    _wrap(cfg[train], trained, later)
     if task.dense:
         _place_segmentor(cfg, steps, step, strategy, background, test_on)
         other = background if background is not None else cfg.model.decode_head.get(
@@ -359,13 +363,14 @@ def _place_prompt(
         own if pattern.startswith(r'^prompt\.') else pattern for pattern in known]
 
 
-def _wrap(loader: dict, labels: Sequence[int]) -> None:
+def _wrap(loader: dict, labels: Sequence[int], without: Sequence[int] = ()) -> None:
     """Take the images of some classes, in place of those that a finished config takes."""
     inner = loader['dataset']
     if kind_of(inner) == 'ClassSubset':
         inner = inner['dataset']
     loader['dataset'] = ConfigDict(
-        type='vpt_dense.ClassSubset', dataset=inner, labels=sorted(labels))
+        type='vpt_dense.ClassSubset', dataset=inner, labels=sorted(labels),
+        **(dict(without=sorted(without)) if without else {}))
 
 
 def _keep(dataset: dict, labels: Sequence[int], other: int) -> None:
