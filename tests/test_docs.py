@@ -49,6 +49,13 @@ def anchors(path) -> set[str]:
 
 
 @page
+def test_pages_are_text(page):
+    """A line of a table that a program wrote may hold what it read from a terminal."""
+    strange = re.compile(r'[^\n\t -\uffff]|[\x7f-\x9f]|^/(root|home|tmp|work)/', re.MULTILINE)
+    assert strange.search(page.read_text()) is None
+
+
+@page
 def test_links_lead_somewhere(page):
     for link in _LINK.findall(read(page)):
         if re.match(r'[a-z]+:', link):
