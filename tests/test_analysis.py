@@ -223,6 +223,7 @@ def rows(file):
     return list(csv.DictReader(file.read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_the_command(capfd, tmp_path):
     path = write_leaf(tmp_path, make_ade_folder(tmp_path / 'data', size=(32, 32), num_images=4))
     options = ['--cfg-options', 'model.backbone.init_cfg=None']

@@ -635,6 +635,7 @@ def crash_test(kills: int, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_killed_runs_lose_nothing():
     """One process, then two; with the best kept and one more."""
     done = crash_test(10)

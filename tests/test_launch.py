@@ -189,6 +189,7 @@ def test_a_killed_process_changes_nothing(run, whole, kills, resumed):
     assert evaluations(whole) == evaluations(work)
 
 
+@pytest.mark.slow
 def test_the_pictures_of_two_processes_are_gathered(whole):
     """As many, and in the order, in which one process has them."""
     images = json.loads((whole / 'pictures_val.json').read_text())['images']

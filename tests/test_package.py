@@ -260,6 +260,7 @@ def test_the_wheel_works_alone(tmp_path):
     assert (tmp_path / 'bare/work_dirs/setr_digits_lora/summary.json').is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('first', ['', 'import mmpretrain\n'])
 def test_mmpretrain_beside_pycocotools_and_new_transformers(tmp_path, first, run_warm):
     """Its multimodal models, imported with both, do not take the others with them."""
