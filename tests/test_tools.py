@@ -210,6 +210,7 @@ def test_a_distributed_run_skips_finalization(tmp_path):
     assert ends == {1: [1, 1, 1], 2: [2, 2, 0]}
 
 
+@pytest.mark.slow
 def test_an_error_in_two_processes_is_one_line(leaf, tmp_path):
     done = shell(ROOT / 'tools/dist_test.sh', leaf, tmp_path / 'none.pth', 2)
     assert done.returncode == 2

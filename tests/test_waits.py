@@ -26,9 +26,14 @@ class OneDevice(TorchDispatchMode):
         return out
 
 
+ONCE = [case for case in CASES
+        if case[2] == ROWS[case[0]].tasks[-1] and case[1] not in COLUMNS_ARE_SLOW]
+QUICK = {name: case for case in reversed(ONCE) for name in case[:1]}  # the first family of a row
+
+
 @pytest.mark.parametrize(('name', 'family', 'task'), [
-    case for case in CASES
-    if case[2] == ROWS[case[0]].tasks[-1] and case[1] not in COLUMNS_ARE_SLOW])
+    pytest.param(*case, marks=() if QUICK[case[0]] == case else pytest.mark.slow)
+    for case in ONCE])
 def test_no_method_waits(name, family, task):
     model = build_at_start(ROWS[name].tuning, family, task).train().to('meta')
     x = torch.empty(2, 3, *BACKBONES[family].size, device='meta')
