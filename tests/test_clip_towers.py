@@ -94,6 +94,33 @@ def test_a_text_is_not_changed_by_longer_ones_beside_it(tokenizer):
             text(short, end)[0], text(ids, ends)[1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('part', [
+    dict(prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=2, deep=True)),
+    dict(prompt=dict(type='vpt_dense.ResidualPrompt', num_tokens=2)),
+    dict(prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=2)),
+    dict(prompt=dict(type='vpt_dense.SelfEnhancedPrompt', num_tokens=2, select='next')),
+    *(dict(adapters=[dict(type=f'vpt_dense.{name}')]) for name in (
+        'AdaptFormer', 'BottleneckAdapter', 'CVPT', 'LoRA', 'Rein', 'RepAdapter')),
+], ids=lambda part: str(part).split('vpt_dense.')[1].split("'")[0])  # fmt: skip
+def test_nor_with_what_is_tuned(tokenizer, part):
+    text = randomise(MODELS.build({**text_config(tokenizer), **part})).double().eval()
+    ids, ends = text.tokenize(TEXTS)
+    with torch.no_grad():
+        torch.testing.assert_close(text(*text.tokenize(TEXTS[1:2]))[0], text(ids, ends)[1],
+                                   rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('part', [
+    *(dict(prompt=dict(type=f'vpt_dense.{name}', num_tokens=2)) for name in (
+        'VAPTPrompt', 'LSPTLikePrompt', 'IVPTLikePrompt')),
+    *(dict(adapters=[dict(type=f'vpt_dense.{name}')]) for name in ('AddPrompt', 'SSF')),
+], ids=lambda part: str(part).split('vpt_dense.')[1].split("'")[0])  # fmt: skip
+def test_what_reads_a_grid_of_patches_is_refused(tokenizer, part):
+    """LSPT and iVPT would pool the padding behind a text."""
+    with pytest.raises(ValueError, match='needs patches of images, on a grid, CLIPText'):
+        MODELS.build({**text_config(tokenizer), **part})
+
+
 def test_out_types(tokenizer):
     """Maps and vector of 'embeddings' are the projected tokens of 'raw'."""
     cfg = dict(trainable=[])
@@ -147,10 +174,13 @@ def test_open_clips_tokenizer():
 @pytest.mark.parametrize(('texts', 'most', 'vocabulary', 'message'), [
     (['red ' * 9], 10, 99, r'has 11 tokens with its start and end, 10 are left'),
     (['red'], 10, 30, r"has the token \d+, the model knows 30 \(text.vocab_size\)"),
+    (['red'], 10, 999, r'ends a text with the token \d+, CLIP with its last, 998'),
+    (['a дом.'], 20, None, "the text 'a дом.' has letters that text.tokenizer does not know"),
+    (['a <|endoftext|>.'], 20, None, 'has letters that text.tokenizer does not know'),
 ])  # fmt: skip
 def test_texts_that_do_not_fit(tokenizer, texts, most, vocabulary, message):
     with pytest.raises(UserError, match=message):
-        Tokenizer(str(tokenizer))(texts, most, vocabulary)
+        Tokenizer(str(tokenizer))(texts, most, vocabulary or vocab_size(tokenizer))
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path):
@@ -168,6 +198,9 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
     (dict(out_indices=[1, 3]), "out_type='embedding' puts out one vector"),
     (dict(final_norm=False), 'final_norm=False: out_type='),
     (dict(norm_prompts='no'), 'norm_prompts must be True or False'),
+    (dict(norm_prompts=True), 'norm_prompts=True is for a prompt, and there is none'),
+    (dict(layer_cfgs=dict(act_cfg=dict(type='ReLU'))), 'layer_cfgs.act_cfg: quick_gelu says'),
+    (dict(with_cls_token=False), "with_cls_token=False: out_type='embedding' projects"),
     (dict(out_type='embeddings',
           image_prompt=dict(type='vpt_dense.PadPrompt', width=8)), 'image_prompt: out_type='),
 ])  # fmt: skip

@@ -42,7 +42,8 @@ class Tokenizer:
             (T, L), int64, zeros behind the end; and where each end is, (T,), int64.
 
         Raises:
-            UserError: If a text is too long, or what is needed is not there.
+            UserError: If a text is too long or has what is no token, or what is needed is not
+                there.
         """
         if self._encode is None:
             self._encode = _open_clip() if self.source == 'open_clip' else _hub(self.source)
@@ -56,6 +57,15 @@ class Tokenizer:
                 raise UserError(
                     f'the text {text!r} has the token {max(ids)}, the model knows {vocab_size} '
                     '(text.vocab_size): text.tokenizer is of another model')
+            # CLIP's end is its last token: most readers of its weights look for the largest.
+            if ids[-1] != vocab_size - 1:
+                raise UserError(
+                    f'text.tokenizer ends a text with the token {ids[-1]}, CLIP with its last, '
+                    f'{vocab_size - 1} (text.vocab_size - 1): it is of another model')
+            if {ids[0], ids[-1]} & set(ids[1:-1]):
+                raise UserError(
+                    f'the text {text!r} has letters that text.tokenizer does not know; they would '
+                    'be left out: name the class in others (head.classes)')
         table = torch.zeros(len(found), max([least, *map(len, found)]), dtype=torch.int64)
         for row, ids in zip(table, found, strict=True):
             row[: len(ids)] = torch.tensor(ids)

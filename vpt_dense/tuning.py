@@ -22,6 +22,7 @@ OFFERS = {
     'tokens': 'transformer blocks',
     'one width': 'blocks that are all of one width',
     'open sizes': 'graphs that take images of any size',
+    'grid': 'patches of images, on a grid',
     'texts': 'words in place of patches',
     'outputs': 'maps or vectors of its own to put out',
     'patches': 'a patch embedding that is one convolution',

@@ -45,7 +45,7 @@ class AddPrompt(Adapter):
         ValueError: If ``per_token`` or ``deep`` is no switch, or the range selects no block.
     """
 
-    needs = frozenset({'tokens', 'one width'})
+    needs = frozenset({'tokens', 'grid', 'one width'})
 
     def __init__(
         self,

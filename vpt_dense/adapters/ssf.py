@@ -27,7 +27,7 @@ class SSF(Adapter):
         init_cfg: As in :class:`mmengine.model.BaseModule`.
     """
 
-    needs = frozenset({'tokens', 'parts'})
+    needs = frozenset({'tokens', 'grid', 'parts'})
     mergeable = True
 
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:

@@ -80,11 +80,16 @@ class CLIPVisionTransformer(VisionTransformer):
             raise ValueError(
                 "image_prompt: out_type='embeddings' puts out maps and a vector, whose borders "
                 'cannot be told; leave it out')
+        if norm_prompts and prompt is None:
+            raise ValueError('norm_prompts=True is for a prompt, and there is none; leave it out')
+        layers = dict(kwargs.pop('layer_cfgs', {}))
+        if 'act_cfg' in layers:
+            raise ValueError('layer_cfgs.act_cfg: quick_gelu says the activation; leave it out')
+        layers['act_cfg'] = activation(quick_gelu)
         self._project_dims, self._norm_prompts = project_dims, norm_prompts
         super().__init__(
             arch=arch, out_type=out_type, out_indices=out_indices,
-            **{'norm_cfg': NORM, 'pre_norm': True,
-               'layer_cfgs': dict(act_cfg=activation(quick_gelu)), **kwargs},
+            **{'norm_cfg': NORM, 'pre_norm': True, **kwargs}, layer_cfgs=layers,
             prompt=prompt, image_prompt=image_prompt, adapters=adapters, trainable=trainable,
             prompts_as=prompts_as, memory=memory, with_cp=with_cp, frozen_dtype=frozen_dtype)
 
@@ -106,6 +111,9 @@ class CLIPVisionTransformer(VisionTransformer):
         if self._projects:
             if not self.final_norm:
                 raise ValueError(f'final_norm=False: out_type={self.out_type!r} projects behind it')
+            if self.cls_token is None:
+                raise ValueError(
+                    f'with_cls_token=False: out_type={self.out_type!r} projects that token')
             self.proj = nn.Linear(self.embed_dims, self._project_dims, bias=False)
             nn.init.normal_(self.proj.weight, std=self.embed_dims**-0.5)
         super().tune(*args, **kwargs)

@@ -68,7 +68,7 @@ class SwinTransformer(TokenBackbone, backbones.SwinTransformer):
 
     weights_family = 'swin'  # which formats of pretrained weights it takes
     stem = ('absolute_pos_embed',)
-    offers = frozenset({'images', 'tokens', 'parts', 'keys and values', 'outputs'})
+    offers = frozenset({'images', 'tokens', 'grid', 'parts', 'keys and values', 'outputs'})
     block_class = PromptedSwinBlock
     pos_embed_name = 'absolute_pos_embed'
 

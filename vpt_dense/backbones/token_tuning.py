@@ -31,8 +31,8 @@ class TokenTuning(TunedBackbone):
     """
 
     offers = frozenset({
-        'images', 'tokens', 'one width', 'open sizes', 'patches', 'parts', 'keys and values',
-        'outputs'})
+        'images', 'tokens', 'one width', 'open sizes', 'grid', 'patches', 'parts',
+        'keys and values', 'outputs'})
     keys_values_layers: list[int]
     feature_cache: Any = None
 

@@ -49,7 +49,7 @@ class IVPTLikePrompt(TokenPrompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    needs = frozenset({'tokens', 'one width'})
+    needs = frozenset({'tokens', 'grid', 'one width'})
     depends_on_input = True  # its patches do: keys and values of the prompts are not all of it
 
     def __init__(

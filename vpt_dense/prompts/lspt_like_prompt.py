@@ -44,7 +44,7 @@ class LSPTLikePrompt(TokenPrompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    needs = frozenset({'tokens', 'one width'})
+    needs = frozenset({'tokens', 'grid', 'one width'})
     depends_on_input = True
 
     def __init__(

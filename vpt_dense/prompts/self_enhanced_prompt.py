@@ -89,6 +89,14 @@ class SelfEnhancedPrompt(Prompt):
         self.fusing = nn.ModuleList(
             TokenFusing(site.dims, hidden_dims, scale) for _ in range(site.num_layers - 1))
 
+    def check(self, backbone: nn.Module) -> None:
+        """See :meth:`Prompt.check`: salient tokens of a text would be of the padding too."""
+        texts = 'texts' in backbone.offers
+        if texts != (self.select == 'next'):
+            raise ValueError(
+                f"prompt.select={self.select!r} is for {'images' if texts else 'texts'}, this is a "
+                f"{type(backbone).__name__}: take {'next' if texts else 'salient'!r}")
+
     def forward(
         self,
         x: Tensor,

@@ -51,7 +51,7 @@ class VAPTPrompt(Prompt):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    needs = frozenset({'tokens', 'one width'})
+    needs = frozenset({'tokens', 'grid', 'one width'})
 
     def __init__(
         self,
