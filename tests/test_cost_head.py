@@ -113,11 +113,20 @@ def test_classes_attend_to_each_other():
             for a in range(5):
                 for h in (slice(0, 3), slice(3, 6)):
                     weights = torch.stack([q[a, h] @ k[b, h] for b in range(5)])
-                    out[a, h] = (weights[:, None] * v[:, h]).sum(0) / weights.sum()
+                    out[a, h] = (weights[:, None] * v[:, h]).sum(0) / (
+                            weights.sum() + 1e-6)
             y = x[n] + linear(out, block.proj)
             expected[n] = y + linear(linear(norm(y, block.norm2), block.mlp[0]).clamp(min=0),
                                      block.mlp[2])
         torch.testing.assert_close(block(x, guide), expected, **EXACT)
+
+
+def test_no_weight_at_all_is_no_division_by_zero():
+    """phi(x) is exactly 0 for what lies far below 0."""
+    block = randomise(ClassAggregation(6, 3, 2))
+    with torch.no_grad():
+        block.queries.bias.fill_(-40)
+        assert block(images(3, 5, 6), images(5, 3)).isfinite().all()
 
 
 def test_costs_are_cosines_of_each_template(root):
@@ -197,7 +206,15 @@ def test_the_loss(root):
     assert found['loss_bce'].item() == pytest.approx(total / number, rel=1e-5)
 
 
+def test_a_label_that_is_no_class(root):
+    labels = torch.full((1, 6, 6), 7)
+    with pytest.raises(RuntimeError, match='Class values must be smaller than num_classes'):
+        head(root).loss_by_feat(
+            images(1, 4, 3, 3), [SegDataSample(gt_sem_seg=PixelData(data=labels))])
+
+
 @pytest.mark.parametrize(('kwargs', 'message'), [
+    (dict(threshold=0.3), 'decode_head.threshold would change nothing: CostHead has'),
     (dict(hidden_dims=18), 'decode_head.hidden_dims is 18; a multiple of 4'),
     (dict(window=1), 'decode_head.window must be an integer of at least 2'),
     (dict(in_channels=26), 'decode_head.text.project_dims is 24'),

@@ -50,9 +50,9 @@ def scope():
 
 def head(root, **kwargs):
     start = dict(type='Pretrained', checkpoint=str(root / 'clip.safetensors'))
-    built = MODELS.build(dict(
+    built = MODELS.build({**dict(
         type='vpt_dense.ZegCLIPHead', in_channels=WIDTH, num_classes=4, classes=CLASSES,
-        num_heads=2, text=text_config(root / 'tokenizer', init_cfg=start), **kwargs))
+        num_heads=2, text=text_config(root / 'tokenizer', init_cfg=start)), **kwargs})
     built.init_weights()
     vectors = built.class_vectors.clone()
     randomise(built)
@@ -186,6 +186,38 @@ def test_other_classes(root):
     model.set_classes(['blue cat', 'road'])
     assert model.unseen == {'blue cat'} and model.num_classes == model.out_channels == 2
     torch.testing.assert_close(model.masks(feats)[-1][:, 1], masks[:, 0])
+    model.set_classes(['sky', 'dog'])  # seen is what training has seen, whatever was asked for
+    assert model.unseen == {'dog'}
+
+
+def test_more_classes_than_a_byte_has_values(root):
+    letters = 'abcdefghijklmnopqrst'
+    model = head(root, num_classes=300, classes=[a + b for a in letters for b in letters][:300])
+    feats = images(1, WIDTH, 3, 3), images(1, WIDTH, seed=1)
+    labels = torch.full((1, 6, 6), 299)
+    focal, dice = mask_losses(torch.nn.functional.interpolate(
+        model(feats), (6, 6), mode='bilinear'), labels)
+    losses = model.loss(feats, samples(labels), {})
+    torch.testing.assert_close(losses['loss_focal_2'], 100 * focal)
+    torch.testing.assert_close(losses['loss_dice_2'], dice)
+
+
+@pytest.mark.parametrize('label', [4, 200, -1])
+def test_a_label_that_is_no_class(root, label):
+    """It was ignored, and the loss was 0."""
+    feats = images(1, WIDTH, 3, 3), images(1, WIDTH, seed=1)
+    with pytest.raises(IndexError):
+        head(root).loss(feats, samples(torch.full((1, 6, 6), label)), {})
+
+
+def test_half_precision_leaves_scores_and_losses_whole(root):
+    model = head(root, unseen=['dog'])
+    feats = images(1, WIDTH, 3, 3), images(1, WIDTH, seed=1)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        assert model.masks(feats)[-1].dtype == torch.bfloat16
+        assert model.predict(feats, [dict(img_shape=(6, 6))], {}).dtype == torch.float32
+        losses = model.loss(feats, samples(torch.zeros(1, 6, 6, dtype=torch.int64)), {})
+    assert {each.dtype for each in losses.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
@@ -197,6 +229,11 @@ def test_other_classes(root):
     (dict(num_layers=0), 'decode_head.num_layers must be an integer of at least 1'),
     (dict(unseen_bonus=-0.1), 'decode_head.unseen_bonus must not be negative'),
     (dict(focal_weight='much'), 'decode_head.focal_weight must be a'),
+    (dict(classes=None, unseen=['dog']), 'decode_head.unseen: the names of the classes are not'),
+    (dict(loss_decode=dict(type='FocalLoss')), 'decode_head.loss_decode would change nothing'),
+    (dict(dropout_ratio=0.5), 'decode_head.dropout_ratio would change nothing'),
+    (dict(text=dict(prompt=dict(type='vpt_dense.ConditionalContext'))),
+     'decode_head.text.prompt: ConditionalContext makes texts for the embedding of each image'),
 ])  # fmt: skip
 def test_bad_options(root, kwargs, message):
     cfg = dict(type='vpt_dense.ZegCLIPHead', in_channels=WIDTH, num_classes=4, classes=CLASSES,

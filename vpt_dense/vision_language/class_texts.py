@@ -41,6 +41,8 @@ class ClassTexts:
 
     #: End of the longest text, as it is known outside of the buffers; None: there are none yet.
     _longest: int | None = None
+    #: Whether the buffers hold what belongs to the texts.
+    _known = False
 
     def hold_texts(
         self, text: dict, classes: Sequence[str] | None, num_classes: int,
@@ -71,9 +73,12 @@ class ClassTexts:
         prompt = text.get('prompt')
         if prompt:
             part = find(prompt['type'])
+            if getattr(part, 'reads_image', False) and key != 'head':
+                raise ValueError(
+                    f'{key}.text.prompt: {part.__name__} makes texts for the embedding of each '
+                    'image, which classifiers alone hand to it; take a ContextPrompt')
             served = dict(num_classes=num_classes, image_dims=text.get('project_dims', 512))
-            wanted = getattr(part, 'fills', ())
-            text['prompt'] = {**{k: v for k, v in served.items() if k in wanted}, **prompt}
+            text['prompt'] = fill_in(prompt, served, f'{key}.text.prompt')
         if templates is None:
             templates = WITH_CONTEXT if prompt else PLAIN
         self.templates = check_templates(templates, f'{key}.templates')
@@ -106,6 +111,8 @@ class ClassTexts:
 
     def init_weights(self) -> None:
         """Load the text tower and compute what the buffers hold."""
+        if self.text is not None:
+            self._check_weights()
         super().init_weights()
         self.start_texts()
 
@@ -119,7 +126,7 @@ class ClassTexts:
             raise UserError(
                 f'model.{self._key}.classes: the names of the classes are needed; say them there '
                 'or in dataset.classes, or put the data where the config says')
-        self._kept = None
+        self._kept, self._known = None, True
         self.text_mark = torch.tensor(list(self._mark()), dtype=torch.uint8).to(self.text_mark)
         if self.text is not None:
             ids, ends = self.text.tokenize(self._texts(self.templates[0]))
@@ -151,16 +158,30 @@ class ClassTexts:
                     f'the weights are of other texts than model.{self._key}.classes and templates '
                     f'say ({self._texts(self.templates[0])[0]!r}, ...): use those of the training; '
                     'predict --classes NAMES asks for others')
+        self._known = self._known or mark is not None and bool(mark.any())
         if ends is not None:
             self._longest, self._kept = int(ends.max()) or None, None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def build_tower(self) -> nn.Module:
-        """The text tower with its weights, frozen, on the head's device."""
+        """The text tower with its weights, frozen, on the head's device.
+
+        Raises:
+            UserError: If they cannot be had.
+        """
+        self._check_weights()
         tower = MODELS.build(self._typed())
         tower.init_weights()
         device = self.class_vectors.device if self.text is None else self.text_ids.device
         return tower.to(device).eval()
+
+    def _check_weights(self) -> None:
+        """Refuse a text tower at its random start: the texts would mean nothing."""
+        if not self._config.get('init_cfg'):
+            raise UserError(
+                f'model.{self._key}.text.init_cfg names no weights of the text tower, and neither '
+                "does model.backbone.init_cfg: set dict(type='Pretrained', checkpoint=FILE), a "
+                'file of a whole CLIP')
 
     def embed_texts(self, tower: nn.Module, templates: Sequence[str]) -> Tensor:
         """The embeddings of the classes, normalised: (classes, D), of the means over templates.
@@ -188,18 +209,45 @@ class ClassTexts:
             checkpoint: The file of the text tower's weights; None: that of its ``init_cfg``.
 
         Raises:
-            UserError: If the prompts are those of the classes of training.
-            ValueError: If names are missing or twice.
+            UserError: If the prompts are those of the classes of training; or the text tower or
+                its tokenizer is not the one that the texts of the training were computed with.
+            ValueError: If names are missing or twice, or there is only one.
         """
         classes = check_classes(classes, len(classes), 'classes')
+        if len(classes) < 2:
+            raise ValueError(
+                f'classes names {classes[0]!r} alone: the score of one class is always 1; name '
+                "what there may be beside it too ('background', 'something else')")
         if self.text is not None and getattr(self.text.prompt, 'per_class', False):
             raise UserError(
                 f'{self._key}.text.prompt.per_class: the words that were learnt are those of the '
                 f'{self.num_classes} classes of training; other classes have none')
-        self.classes, self.num_classes = classes, len(classes)
         if checkpoint is not None:
             self._config['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
+        if self._known and self.classes is not None:
+            self._check_tower()
+        self.classes, self.num_classes = classes, len(classes)
         self.start_texts()
+
+    def _check_tower(self) -> None:
+        """Compute the texts of the training again: new ones must come from the same tower."""
+        if self.text is not None:
+            ids, _ = self.text.tokenize(self._texts(self.templates[0]))
+            if torch.equal(self.text_ids[:, : ids.shape[1]].cpu(), ids):
+                return
+            raise UserError(
+                f'model.{self._key}.text.tokenizer ({self.text.tokenizer.source}) does not give '
+                'the tokens that the classes had in training: use the one of then')
+        tower = self.build_tower()
+        again = self.embed_texts(tower, self.templates).to(self.class_vectors)
+        # Other machines and half precision move a cosine by less, other weights by more.
+        if (again * self.class_vectors).sum(-1).min() < 0.999:
+            raise UserError(
+                f'model.{self._key}.text does not give the embeddings of the classes of training, '
+                'so that those of others would not fit: its weights '
+                f"({self._config['init_cfg'].get('checkpoint')}), tokenizer or quick_gelu are "
+                'others, or words that were learnt have become constants (delta fold): use the '
+                'file of then, or the checkpoint before it was folded')
 
     def fold_texts(self) -> bool:
         """Make constants of what a text tower that was trained gives, and let the tower go.
@@ -242,6 +290,8 @@ class ClassTexts:
             (classes, D); for prompts that depend on images (B, classes, D).
         """
         if self.text is None:
+            if not self._known and not isinstance(self.class_vectors, FakeTensor):
+                raise self._unknown()
             return self.class_vectors if labels is None else self.class_vectors[list(labels)]
         if self.text.prompt is not None and self.text.prompt.reads_image:
             # One image after the other: all texts at once would be too many.
@@ -252,13 +302,20 @@ class ClassTexts:
                    if name not in self.text.frozen_names]  # fmt: skip
         state = [*trained, self.text_ids]
         kept = self._kept
-        same = kept is not None and kept[0] == labels and all(
+        labels = None if labels is None else list(labels)
+        kind = labels, torch.is_autocast_enabled(self.text_ids.device.type)
+        same = kept is not None and kept[0] == kind and all(
             old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
             for old, new in zip(kept[1], state, strict=True))
         if not same:
             self._kept = kept = (
-                labels, [each.detach().clone() for each in state], self._encode(labels))
+                kind, [each.detach().clone() for each in state], self._encode(labels))
         return kept[2]
+
+    def _unknown(self) -> UserError:
+        return UserError(
+            f'{self._key}: the texts of the classes are not known: train the model, load a '
+            'checkpoint, or call init_weights()')
 
     def _encode(self, labels: Sequence[int] | None, image: Tensor | None = None) -> Tensor:
         ids, ends = self.text_ids, self.text_ends
@@ -267,25 +324,70 @@ class ClassTexts:
         prompt, last = self.text.prompt, self._longest
         if last is None:
             if not isinstance(ends, FakeTensor):  # of an estimate, which has no numbers
-                raise UserError(
-                    f'{self._key}: the texts of the classes are not known: train the model, load '
-                    'a checkpoint, or call init_weights()')
+                raise self._unknown()
             last = self.text.tokenize(self._texts(self.templates[0]))[0].shape[1] - 1
         behind = 0 if prompt is None else prompt.least_words
         found = self.text(ids[:, : 1 + max(last, behind)], ends, image)
-        half = found.dtype in (torch.float16, torch.bfloat16)
-        found = F.normalize(found.float() if half else found, dim=-1)
+        found = F.normalize(whole(found), dim=-1)
         return found[:, None] if self._each else found
 
 
 def share_weights(backbone: Any, head: Any) -> Any:
-    """The config of a head whose text tower has the weights of the backbone if it names none."""
+    """The config of a head whose text tower has the weights of the backbone if it names none.
+
+    Raises:
+        ValueError: If the towers of one file differ in ``quick_gelu``; the text tower takes the
+            backbone's if it says nothing.
+    """
     weights = backbone.get('init_cfg') if isinstance(backbone, dict) else None
     text = head.get('text') if isinstance(head, dict) else None
     if not (isinstance(weights, dict) and isinstance(text, dict)) or 'init_cfg' in text:
         return head
     start = dict(type='Pretrained', checkpoint=weights.get('checkpoint'))
-    return {**head, 'text': {**text, 'init_cfg': start}}
+    quick = backbone.get('quick_gelu', True)
+    if text.get('quick_gelu', quick) != quick:
+        raise ValueError(
+            f'model.backbone.quick_gelu is {quick}, that of the text tower is not, but both come '
+            'from one file: set it in model.backbone alone')
+    return {**head, 'text': {**text, 'init_cfg': start, 'quick_gelu': quick}}
+
+
+def fill_in(prompt: Any, served: dict[str, Any], key: str) -> dict[str, Any]:
+    """The config of a prompt with what its model knows.
+
+    Args:
+        prompt: The config.
+        served: What is known; the prompt's class says what it takes of that.
+        key: Of the prompt, for messages.
+
+    Raises:
+        ValueError: If the config says one of these itself, which would change nothing or be wrong.
+    """
+    wanted = getattr(find(prompt['type']), 'fills', ())
+    for name in wanted:
+        if name in prompt:
+            raise ValueError(
+                f'{key}.{name} is {prompt[name]!r}, but follows from the rest of the model: leave '
+                'it out')
+    return {**{k: v for k, v in served.items() if k in wanted}, **prompt}
+
+
+def refuse_others(head: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Refuse arguments of mmseg's heads that a head of texts has no use for.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in kwargs:
+        if name not in ('ignore_index', 'align_corners', 'init_cfg'):
+            raise ValueError(
+                f'decode_head.{name} would change nothing: {type(head).__name__} has losses and '
+                'layers of its own; leave it out')
+
+
+def whole(x: Tensor) -> Tensor:
+    """In float32, what is in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 @contextlib.contextmanager
@@ -302,15 +404,24 @@ def check_classes(classes: Any, number: int, key: str) -> list[str]:
     """Names of classes.
 
     Raises:
-        ValueError: If they are no names, not as many as ``number``, or one is empty or there twice.
+        ValueError: If they are no names, not as many as ``number``, one is empty, or two are the
+            same as a text: in which '_' is a blank, and letters are small.
     """
-    if not is_list(classes) or not all(isinstance(name, str) and name.strip() for name in classes):
+    if not is_list(classes) or not all(
+            isinstance(name, str) and name.replace('_', ' ').strip() for name in classes):
         raise ValueError(f'{key} must be a list of names, found {classes!r}')
     if len(classes) != number:
         raise ValueError(f'{key} are {len(classes)} names, the data have {number} classes')
-    twice = next((name for name in classes if list(classes).count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f'{key}: {twice!r} is there twice')
+    texts: dict[str, str] = {}
+    for name in classes:
+        text = ' '.join(name.replace('_', ' ').lower().split())
+        other = texts.get(text)
+        if other is not None:
+            raise ValueError(
+                f'{key}: {name!r} is there twice' if other == name else
+                f'{key}: {other!r} and {name!r} are one text, nothing could tell them apart; say '
+                'other words for one of them (head.classes)')
+        texts[text] = name
     return list(classes)
 
 

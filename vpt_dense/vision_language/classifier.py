@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vpt_dense.errors import UserError
 from vpt_dense.parts import find
-from vpt_dense.prompts import CoupledPrompt
+from vpt_dense.prompts import ContextPrompt, CoupledPrompt
 from vpt_dense.registry import MODELS
-from vpt_dense.vision_language.class_texts import share_weights, without_prompt
+from vpt_dense.tuning import is_added
+from vpt_dense.vision_language.class_texts import fill_in, share_weights, without_prompt
 from vpt_dense.vision_language.text_head import TextHead
 
 
@@ -43,13 +44,15 @@ class CLIPClassifier(ImageClassifier):
         coupled = _is_coupled(prompt)
         if coupled:
             source = None if built.text is None else built.text.prompt
-            if not hasattr(source, 'stop'):
+            fits = isinstance(source, ContextPrompt) and not source.reads_image
+            if not fits or source.per_class:
                 raise ValueError(
                     'model.backbone.prompt: CoupledPrompt is made of the prompts of the text '
-                    'tower; set model.head.text.prompt to a ContextPrompt')
-            backbone['prompt'] = dict(
-                prompt, num_tokens=source.num_tokens, text_dims=built.text.embed_dims,
+                    'tower; set model.head.text.prompt to a ContextPrompt, one for all classes')
+            served = dict(
+                num_tokens=source.num_tokens, text_dims=built.text.embed_dims,
                 depth=source.stop if source.deep else 1)
+            backbone['prompt'] = fill_in(prompt, served, 'model.backbone.prompt')
         super().__init__(backbone=backbone, head=built, **kwargs)
         if coupled:
             self.backbone.prompt.couple(built.text.prompt)
@@ -62,10 +65,15 @@ class CLIPClassifier(ImageClassifier):
             raise ValueError(
                 f'model.backbone.project_dims is {widths[0]}, model.head.text.project_dims is '
                 f'{widths[1]}: images and texts are compared in one space')
-        if built.reads_frozen and len(self.backbone.adapters):
-            raise ValueError(
-                f'model.backbone.adapters: {type(built).__name__} compares with the backbone '
-                'without its prompt, and adapters would change that too')
+        for where, tower in (('backbone', self.backbone), ('head.text', built.text)):
+            if built.reads_frozen and (
+                    len(tower.adapters) or tower.image_prompt is not None
+                    or any(p.requires_grad and not is_added(n)
+                           for n, p in tower.named_parameters())):
+                raise ValueError(
+                    f'model.{where}: {type(built).__name__} compares with the tower without its '
+                    'prompt, which adapters, an image_prompt and trainable weights of its own '
+                    'would change too; leave them out')
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """As upstream.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count
 from vpt_dense.registry import MODELS
-from vpt_dense.vision_language.class_texts import ClassTexts
+from vpt_dense.vision_language.class_texts import ClassTexts, refuse_others, whole
 
 
 class WindowAggregation(nn.Module):
@@ -93,7 +93,7 @@ class ClassAggregation(nn.Module):
     """Linear attention among the classes of each place; their texts guide it.
 
     A. Katharopoulos et al., ICML 2020, https://arxiv.org/abs/2006.16236, equation 5, with
-    phi(x) = elu(x) + 1.
+    phi(x) = elu(x) + 1, and 1e-6 added to what it divides by: phi of numbers below -17 is 0.
 
     Args:
         dims: Width C.
@@ -125,7 +125,7 @@ class ClassAggregation(nn.Module):
             each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for each in (self.queries(both), self.keys(both), self.values(normed)))
         q, k = F.elu(q) + 1, F.elu(k) + 1
-        share = 1 / (q * k.sum(2, keepdim=True)).sum(-1, keepdim=True)  # (N, heads, K, 1)
+        share = 1 / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-6)  # (N, heads, K, 1)
         out = (q @ (k.transpose(-2, -1) @ v)) * share
         x = x + self.proj(out.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
@@ -211,6 +211,7 @@ class CostHead(ClassTexts, BaseDecodeHead):
         window: int = 12,
         **kwargs,
     ) -> None:
+        refuse_others(self, kwargs)
         super().__init__(
             in_channels=in_channels, channels=in_channels, num_classes=num_classes, in_index=-2,
             dropout_ratio=0, **{'align_corners': False, 'init_cfg': None, **kwargs})
@@ -283,16 +284,17 @@ class CostHead(ClassTexts, BaseDecodeHead):
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Logits at the size of the input become logarithms of sigmoids, (B, classes, H, W)."""
-        return F.logsigmoid(super().predict_by_feat(seg_logits, batch_img_metas))
+        return F.logsigmoid(whole(super().predict_by_feat(seg_logits, batch_img_metas)))
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
         """The binary cross-entropy, a mean over classes and pixels that count."""
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
         logits = resize(
-            seg_logits, labels.shape[1:], mode='bilinear', align_corners=self.align_corners)
-        valid = (labels != self.ignore_index) & (labels < self.num_classes)
-        target = labels.masked_fill(~valid, -1)
-        truth = F.one_hot(target.clamp(min=0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+            whole(seg_logits), labels.shape[1:], mode='bilinear', align_corners=self.align_corners)
+        valid = labels != self.ignore_index
+        target = labels.masked_fill(~valid, -1)  # a label that is no class is an error below
+        truth = F.one_hot(target.masked_fill(~valid, 0), logits.shape[1])
+        truth = truth.movedim(-1, 1).to(logits.dtype)
         entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction='none')
         number = valid.sum().clamp(min=1) * logits.shape[1]
         return dict(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.heads import ClsHead
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_number, is_int, is_list
@@ -14,6 +15,7 @@ from vpt_dense.vision_language.class_texts import (
     PLAIN,
     ClassTexts,
     check_templates,
+    whole,
     without_prompt,
 )
 
@@ -71,6 +73,11 @@ class TextHead(ClassTexts, ClsHead):
             raise ValueError(
                 'head.text.prompt.per_class: words of its own for each class are learnt for all '
                 'classes, head.among leaves some out')
+        number = getattr(self.loss_module, 'num_classes', None)
+        if number is not None and number != len(among):
+            raise ValueError(
+                f'head.loss.num_classes is {number}, but head.among tells {len(among)} classes '
+                'apart; leave it out')
         return list(among)
 
     def set_classes(self, classes: Sequence[str], checkpoint: str | None = None) -> None:
@@ -87,15 +94,38 @@ class TextHead(ClassTexts, ClsHead):
         """Scores of some classes among those of all, (B, classes)."""
         if self.among is None:
             return scores
-        whole = scores.new_full((len(scores), self.num_classes), -torch.inf)
-        whole[:, self.among] = scores
-        return whole
+        spread = scores.new_full((len(scores), self.num_classes), -torch.inf)
+        spread[:, self.among] = scores
+        return spread
+
+    def _get_loss(self, cls_score: Tensor, data_samples: list, **kwargs) -> dict[str, Tensor]:
+        """As upstream, of the classes that are told apart.
+
+        Those with minus infinity would make the loss of soft labels infinite.
+
+        Raises:
+            ValueError: If an image is of another class.
+        """
+        if self.among is not None:
+            cls_score = cls_score[:, self.among]
+            data_samples = [self._of_among(sample) for sample in data_samples]
+        return super()._get_loss(cls_score, data_samples, **kwargs)
+
+    def _of_among(self, sample: DataSample) -> DataSample:
+        if 'gt_score' in sample:
+            return DataSample().set_gt_score(sample.gt_score[self.among])
+        label = int(sample.gt_label)
+        if label not in self.among:
+            raise ValueError(
+                f'an image is of class {label} ({self.classes[label]!r}), which is not in '
+                'head.among; class_split takes the images of these classes alone')
+        return DataSample().set_gt_label(
+            sample.gt_label.new_tensor([self.among.index(label)]))
 
 
 def unit(embeddings: Tensor) -> Tensor:
     """Normalised (..., D), in float32 at least: scores are a hundred times their products."""
-    half = embeddings.dtype in (torch.float16, torch.bfloat16)
-    return F.normalize(embeddings.float() if half else embeddings, dim=-1)
+    return F.normalize(whole(embeddings), dim=-1)
 
 
 def compare(images: Tensor, texts: Tensor) -> Tensor:

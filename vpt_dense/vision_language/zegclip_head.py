@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_number, is_list
 from vpt_dense.registry import MODELS
-from vpt_dense.vision_language.class_texts import ClassTexts
+from vpt_dense.vision_language.class_texts import ClassTexts, refuse_others, whole
 
 
 class MaskAttention(nn.Module):
@@ -109,6 +109,7 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
         dice_weight: float = 1.0,
         **kwargs,
     ) -> None:
+        refuse_others(self, kwargs)
         super().__init__(
             in_channels=in_channels, channels=in_channels, num_classes=num_classes, in_index=-2,
             dropout_ratio=0, **{'align_corners': False, 'init_cfg': None, **kwargs})
@@ -136,19 +137,24 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
                 f'decode_head.text.project_dims is {width}, decode_head.in_channels is '
                 f'{in_channels}: patches and texts are compared in one space')
         known = self.classes or ()
+        if unseen and self.classes is None:
+            raise ValueError(
+                'decode_head.unseen: the names of the classes are not known; say them in '
+                'dataset.classes, or put the data where the config says')
         if not is_list(unseen) or any(name not in known for name in unseen):
             raise ValueError(
                 f'decode_head.unseen must be names among the classes, found {unseen!r}')
         if len(set(unseen)) == num_classes:
             raise ValueError('decode_head.unseen: some classes must be seen, none is')
         self.unseen = frozenset(unseen)
+        self._trained = None if self.classes is None else frozenset(self.classes) - self.unseen
 
     def set_classes(self, classes: Sequence[str], checkpoint: str | None = None) -> None:
         """See :meth:`.ClassTexts.set_classes`: what was not seen in training is unseen."""
-        known = set(self.classes or ()) - self.unseen
         super().set_classes(classes, checkpoint)
         self.out_channels = len(classes)
-        self.unseen = frozenset(name for name in classes if name not in known)
+        known = classes if self._trained is None else self._trained
+        self.unseen = frozenset(classes) - frozenset(known)
 
     def seen(self) -> list[int]:
         """Labels of the classes that train."""
@@ -186,7 +192,7 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Masks at the size of the input become logarithms of scores, (B, num_classes, H, W)."""
-        masks = super().predict_by_feat(seg_logits, batch_img_metas)
+        masks = whole(super().predict_by_feat(seg_logits, batch_img_metas))
         unseen = torch.tensor([name in self.unseen for name in self.classes], device=masks.device)
         scores = F.logsigmoid(masks)
         if not self.unseen or not self.unseen_bonus:
@@ -198,15 +204,17 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
         """The losses of all layers, see the class."""
         seen = self.seen()
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
-        places = torch.full((256,), -1, device=labels.device)
+        places = torch.full((self.num_classes,), -1, device=labels.device)
         places[seen] = torch.arange(len(seen), device=labels.device)
-        valid = (labels != self.ignore_index) & (labels < self.num_classes)
-        target = places[labels.clamp(0, 255)].masked_fill(~valid, -1)  # unseen: -1 too
+        ignored = labels == self.ignore_index
+        # A label that is no class is an error here, as in any cross-entropy.
+        target = places.index_select(0, labels.masked_fill(ignored, 0).flatten())
+        target = target.view_as(labels).masked_fill(ignored, -1)  # unseen: -1 too
         losses = {}
         masks = self.masks(inputs, seen)
         for i, mask in enumerate(masks):
             mask = resize(
-                mask, labels.shape[1:], mode='bilinear', align_corners=self.align_corners)
+                whole(mask), labels.shape[1:], mode='bilinear', align_corners=self.align_corners)
             focal, dice = mask_losses(mask, target)
             losses[f'loss_focal_{i}'] = self.focal_weight * focal
             losses[f'loss_dice_{i}'] = self.dice_weight * dice
