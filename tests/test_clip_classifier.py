@@ -369,10 +369,13 @@ def test_trained_texts_are_computed_once_a_test(tokenizer, checkpoint, monkeypat
         model.head.among = [0, 1]
         model.head(model.extract_feat(x))
         assert len(calls) == 3
+        with torch.autocast('cpu', torch.bfloat16):  # not what was computed without
+            model.head(model.extract_feat(x))
+        assert len(calls) == 4
         model.train()
         model.head(model.extract_feat(x))
         model.head(model.extract_feat(x))
-        assert len(calls) == 5
+        assert len(calls) == 6
 
 
 def test_among(tokenizer, checkpoint):
@@ -388,6 +391,13 @@ def test_among(tokenizer, checkpoint):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert some.head.text.prompt.tokens.grad.isfinite().all()
+    # Soft labels too: the others' minus infinity takes no part.
+    shares = torch.tensor([[0, 0.3, 0, 0.7], [0, 1, 0, 0]])
+    mixed = some.loss(x, [DataSample().set_gt_score(each) for each in shares])['loss']
+    wanted = -(shares[:, [1, 3]] * all_scores[:, [1, 3]].log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(mixed, wanted)
+    with pytest.raises(ValueError, match=r"class 2 \('sky'\), which is not in head.among"):
+        some.loss(x, samples(1, 2))
 
 
 def test_other_classes(tokenizer, checkpoint):
@@ -410,6 +420,44 @@ def test_other_classes(tokenizer, checkpoint):
     model = build('coop, per class', tokenizer, checkpoint)
     with pytest.raises(UserError, match=r'head.text.prompt.per_class: the words that were learnt'):
         model.head.set_classes(names)
+    with pytest.raises(ValueError, match="classes names 'sky' alone: the score of one class is"):
+        model.head.set_classes(['sky'])
+
+
+def test_other_classes_come_from_the_same_tower(tokenizer, checkpoint, tmp_path):
+    """Other weights, another tokenizer, and learnt words that became constants are told."""
+    names, message = ['blue car', 'cat'], 'does not give the embeddings of the classes of training'
+    other = tmp_path / 'other.safetensors'
+    save_file(open_clip_model(vocab_size(tokenizer), seed=8).state_dict(), other)
+    model = build('vpt', tokenizer, checkpoint)
+    with pytest.raises(UserError, match=message):
+        model.head.set_classes(names, str(other))
+    model.head.set_classes(names, str(checkpoint))
+    model = build('coop', tokenizer, checkpoint)
+    assert model.head.fold_texts()
+    with pytest.raises(UserError, match=message):
+        model.head.set_classes(names)
+    model = build('coop', tokenizer, checkpoint)
+    model.head.text_ids[0, 1] += 1  # as another tokenizer would have it
+    with pytest.raises(UserError, match='does not give the tokens that the classes had'):
+        model.head.set_classes(names)
+
+
+def test_both_towers_have_one_activation(tokenizer, checkpoint):
+    """The text tower takes that of the backbone, whose file it reads."""
+    model = build('coop', tokenizer, checkpoint, backbone=dict(quick_gelu=False))
+    assert isinstance(model.head.text.layers[0].ffn.layers[0][1], torch.nn.GELU)
+    with pytest.raises(ValueError, match='model.backbone.quick_gelu is False, that of the text'):
+        build('coop', tokenizer, checkpoint, backbone=dict(quick_gelu=False),
+              text=dict(METHODS['coop']['text'], quick_gelu=True))
+
+
+@pytest.mark.parametrize('name', ['zero-shot', 'coop'])
+def test_a_text_tower_needs_weights(name, tokenizer, checkpoint):
+    cfg = classifier_config(tokenizer, checkpoint, CLASSES, **METHODS[name])
+    cfg['head']['text']['init_cfg'] = None
+    with pytest.raises(UserError, match='model.head.text.init_cfg names no weights of the text t'):
+        MODELS.build(cfg).init_weights()
 
 
 def test_templates_are_averaged(tokenizer, checkpoint):
@@ -476,8 +524,28 @@ def test_salient_tokens_of_a_batch(tokenizer, checkpoint):
     (dict(backbone=dict(out_type='cls_token')), "out_type must be 'embedding'"),
     (dict(backbone=dict(project_dims=16)), 'model.backbone.project_dims is 16, model.head.text'),
     (dict(type='vpt_dense.SEPHead'), 'SEPHead compares a text tower with its prompt'),
-    (dict(METHODS['sep'], backbone=dict(adapters=[dict(type='vpt_dense.LoRA', rank=1)])),
-     'model.backbone.adapters: SEPHead compares'),
+    *((dict(METHODS['sep'], backbone=change), 'model.backbone: SEPHead compares') for change in (
+        dict(adapters=[dict(type='vpt_dense.LoRA', rank=1)]),
+        dict(METHODS['sep']['backbone'], trainable=[r'^prompt\.', 'bias$']),
+        dict(METHODS['sep']['backbone'],
+             image_prompt=dict(type='vpt_dense.PadPrompt', width=8)))),
+    (dict(METHODS['sep'], text=dict(METHODS['sep']['text'], trainable=[r'^prompt\.', 'bias$'])),
+     'model.head.text: SEPHead compares'),
+    (dict(METHODS['maple'], backbone=dict(prompt=dict(type='vpt_dense.CoupledPrompt', depth=1))),
+     'model.backbone.prompt.depth is 1, but follows from'),
+    *((dict(METHODS['maple'], text=dict(prompt=prompt)), 'CoupledPrompt is made of') for prompt in (
+        dict(CONTEXT_3, per_class=True),
+        dict(type='vpt_dense.ConditionalContext', num_tokens=4),
+        dict(type='vpt_dense.TokenPrompt', num_tokens=4))),
+    (dict(text=dict(prompt=dict(CONTEXT_3, num_classes=9))), 'head.text.prompt.num_classes is 9'),
+    (dict(text=dict(prompt=dict(type='vpt_dense.SelfEnhancedPrompt', num_tokens=3))),
+     "prompt.select='salient' is for images, this is a CLIPText"),
+    (dict(backbone=dict(prompt=dict(type='vpt_dense.SelfEnhancedPrompt', select='next'))),
+     "prompt.select='next' is for texts, this is a CLIPVision"),
+    (dict(among=[0, 1], loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=4)),
+     'head.loss.num_classes is 4, but head.among tells 2 classes'),
+    (dict(classes=['big_road', 'a', 'Big  road', 'b']), "'big_road' and 'Big  road' are one text"),
+    (dict(classes=['_', 'a', 'b', 'c']), 'head.classes must be a list of names'),
     (dict(type='LinearClsHead', in_channels=24, classes=None), 'TextHead|unexpected'),
 ])  # fmt: skip
 def test_bad_options(tokenizer, checkpoint, kwargs, message):
@@ -501,8 +569,10 @@ def test_a_template_needs_a_place():
 def test_a_missing_tokenizer_and_texts_that_were_never_made(tokenizer, checkpoint, tmp_path):
     cfg = classifier_config(tokenizer, checkpoint, CLASSES, text=dict(prompt=CONTEXT_3))
     model = MODELS.build(cfg)
-    with pytest.raises(UserError, match='head: the texts of the classes are not known'):
-        model.predict(images(1, 3, SIZE, SIZE))
+    plain = MODELS.build(classifier_config(tokenizer, checkpoint, CLASSES))
+    for each in (model, plain):
+        with pytest.raises(UserError, match='head: the texts of the classes are not known'):
+            each.predict(images(1, 3, SIZE, SIZE))
     cfg['head']['text']['tokenizer'] = str(tmp_path)
     with pytest.raises(UserError, match='has neither tokenizer.json'):
         MODELS.build(cfg).init_weights()

@@ -1,5 +1,6 @@
 """Whole runs of CLIP on folders of images: training, deltas, predicting, base to new classes."""
 
+import functools
 import json
 
 import numpy as np
@@ -125,6 +126,9 @@ def test_names_come_from_the_data_and_go_into_the_config(root):
     named = config.load(str(root / 'recipe.py'), [
         "model.head.classes=['sky','a cat','grass','fire']"], 'coop')
     assert named.model.head.classes == ['sky', 'a cat', 'grass', 'fire']
+    with pytest.raises(UserError, match=r'model.head.classes has the names of the data in another'):
+        config.load(str(root / 'recipe.py'), [
+            "model.head.classes=['red','green','cat','blue']"], 'coop')
 
 
 @pytest.mark.slow
@@ -302,3 +306,11 @@ def test_folding_and_exporting(method, root, trained, tmp_path, capfd):
     assert 'head.class_vectors' in state and not any('head.text.' in name for name in state)
     found = vpt_dense.load(str(tmp_path / 'folded.pth')).predict(image).probabilities
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # Names of their own: texts of a frozen tower come from its file, learnt words are gone.
+    again = functools.partial(
+        vpt_dense.load, str(tmp_path / 'folded.pth'), classes=sorted(COLOURS))
+    if method == 'vpt':
+        np.testing.assert_allclose(again().predict(image).probabilities, expected, rtol=1e-5)
+    else:
+        with pytest.raises(UserError, match='words that were learnt have become constants'):
+            again()

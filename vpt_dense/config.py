@@ -21,10 +21,11 @@ from vpt_dense import (
     run_settings,
     tasks,
 )
+from vpt_dense.argument_checks import is_list
 from vpt_dense.continual import class_split, stream
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import DATALOADERS, get, heads, kind_of, leaf_datasets, walk
+from vpt_dense.tree import DATALOADERS, get, heads, kind_of, leaf_datasets, placed_heads, walk
 
 #: Top-level keys that the runner or a tool reads. Anything else is a variable of the config files.
 KEYS = frozenset(
@@ -374,13 +375,19 @@ def _place_subset(cfg: Config) -> None:
 
 def _place_class_names(cfg: Config, classes: list[str] | None) -> None:
     """Tell heads that know classes by texts their names: those of the config or the data set."""
-    parts = [head for head in heads(cfg.get('model'))
-             if isinstance(head.get('text'), dict) and head.get('classes') is None]
+    parts = [(place, head) for place, head in placed_heads(cfg.get('model'))
+             if isinstance(head.get('text'), dict)]
     if not parts:
         return
-    classes = stream.names_of(cfg) if classes is None else classes
-    for head in parts if classes else ():
-        head['classes'] = list(classes)
+    classes = list((stream.names_of(cfg) if classes is None else classes) or ())
+    for place, head in parts if classes else ():
+        said = head.get('classes')
+        if said is None:
+            head['classes'] = classes
+        elif said != classes and is_list(said) and sorted(map(str, said)) == sorted(classes):
+            raise UserError(
+                f'{place}.classes has the names of the data in another order, {said}, and theirs '
+                f'is that of the labels, {classes}: leave it out, or set dataset.classes')
 
 
 def _place_classes_of_mixing(cfg: Config) -> None:

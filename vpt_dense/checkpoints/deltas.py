@@ -685,6 +685,9 @@ def fold(
             type='vpt_dense.FoldedPrompt', layers=layers, num_tokens=keys.shape[2],
         )
     cfg.model.backbone.trainable = []
+    for key, head in model.named_children():
+        if hasattr(head, 'set_classes'):  # other classes are computed by the weights of texts
+            cfg.model[key].text.setdefault('init_cfg', cfg.model.backbone.get('init_cfg'))
     cfg.model.backbone.init_cfg = None
     stored_config.forget_run(cfg)
     meta = {**checkpoint['meta'], 'cfg': cfg.pretty_text}

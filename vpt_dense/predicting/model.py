@@ -170,6 +170,8 @@ def _take_classes(
             'are for models that know them by their names (docs/clip.md)')
     try:
         head.set_classes(list(classes), base)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f'--{error}') from error
     for key in ('num_classes', 'out_channels'):  # mmseg's models have the head's
