@@ -378,6 +378,17 @@ def test_trained_texts_are_computed_once_a_test(tokenizer, checkpoint, monkeypat
         assert len(calls) == 6
 
 
+def test_the_texts_of_several_images_at_once(tokenizer, checkpoint):
+    """As graphs have it, where those of one image after the other are computed elsewhere."""
+    model = build('cocoop', tokenizer, checkpoint).double()
+    head, x = model.head, F.normalize(images(3, 24, dtype=torch.float64), dim=-1)
+    with torch.no_grad():
+        expected = head.embeddings(None, x)
+        found = head._encode(None, x)
+    assert expected.shape == (3, 4, 24) and not torch.allclose(expected[0], expected[1])
+    torch.testing.assert_close(found.unflatten(0, (3, 4)), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_among(tokenizer, checkpoint):
     whole, some = (build('coop', tokenizer, checkpoint, among=among) for among in (None, [3, 1]))
     x = images(2, 3, SIZE, SIZE)

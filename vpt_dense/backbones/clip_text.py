@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count
 from vpt_dense.backbones.attention import attention
+from vpt_dense.backbones.beside import spread
 from vpt_dense.backbones.clip_vision import NORM, activation
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.backbones.token_tuning import TokenTuning
@@ -172,17 +173,22 @@ class CLIPTextTransformer(TokenTuning, BaseModule):
         Args:
             ids: Tokens (T, L), as :meth:`tokenize` returns them.
             ends: Where the ends are, (T,).
-            image: The embedding of one image, (D,), for prompts that depend on it.
+            image: The embedding of one image, (D,), for prompts that depend on it; or those of
+                several, (B, D): T is then all texts B times, image after image.
 
         Returns:
             (T, D), not normalised.
         """
-        x = self.token_embedding(ids)  # (T, L, C)
-        layout = TokenLayout(1, 0, (1, ids.shape[1] - 1))
         if self.prompt is None:
             prepared = None
         else:
             prepared = self.prompt.prepare() if image is None else self.prompt.prepare_for(image)
+        if image is not None and image.ndim == 2:
+            number = image.shape[0]  # not len(), which is a constant in an exported graph
+            prepared = tuple(spread(each, number * len(ids)) for each in prepared)
+            ids, ends = ids.repeat(number, 1), ends.repeat(number)
+        x = self.token_embedding(ids)  # (T, L, C)
+        layout = TokenLayout(1, 0, (1, ids.shape[1] - 1))
         for i, (_, block) in enumerate(self.named_blocks()):
             x, layout, arguments = self.enter_block(x, i, layout, prepared)  # (T, 1 + P + L - 1, C)
             if i == 0:
@@ -190,7 +196,7 @@ class CLIPTextTransformer(TokenTuning, BaseModule):
             x = block(x, **arguments)
             for change in self.changes():
                 x = change.after_block(x, i, layout)
-        last = x[torch.arange(len(x), device=x.device), ends + layout.num_prompts]
+        last = x[torch.arange(x.shape[0], device=x.device), ends + layout.num_prompts]
         return self.proj(self.ln1(last))
 
     def _place(self, x: Tensor, ends: Tensor, layout: TokenLayout) -> Tensor:

@@ -251,7 +251,7 @@ def fold(model: nn.Module) -> list[str]:
             try:
                 lines += ['texts of the classes made constants'] * head.fold_texts()
             except UserError:
-                lines.append('texts kept as they are: they depend on the image')
+                lines.append('texts of the classes are computed for each image, as it asks for')
     return lines
 
 

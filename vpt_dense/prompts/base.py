@@ -181,7 +181,7 @@ class Prompt(Part):
         """As :meth:`prepare`, for texts that are compared with one image.
 
         Args:
-            image: Its embedding, (D,).
+            image: Its embedding, (D,); or those of several, (B, D), each with texts of its own.
         """
         raise TypeError(f'{type(self).__name__} does not depend on an image')
 

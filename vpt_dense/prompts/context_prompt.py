@@ -160,7 +160,7 @@ class ConditionalContext(ContextPrompt):
 
     def prepare_for(self, image: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Prompt.prepare_for`."""
-        return tuple(tokens + self.meta(image) for tokens in super().prepare())
+        return tuple(tokens + self.meta(image)[..., None, :] for tokens in super().prepare())
 
     def prepare(self, embed: object = None) -> tuple[Tensor, ...]:
         """Refuse to do without an image.

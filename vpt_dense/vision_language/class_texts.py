@@ -294,6 +294,8 @@ class ClassTexts:
                 raise self._unknown()
             return self.class_vectors if labels is None else self.class_vectors[list(labels)]
         if self.text.prompt is not None and self.text.prompt.reads_image:
+            if torch.compiler.is_compiling():  # of a graph, where a loop would settle how many
+                return self._encode(labels, images).unflatten(0, (images.shape[0], -1))
             # One image after the other: all texts at once would be too many.
             return torch.stack([self._encode(labels, image) for image in images])
         if self.training or torch.is_grad_enabled():
