@@ -223,6 +223,12 @@ def test_methods_of_texts_are_refused_without_texts(method):
                     ['class_split.part=base', "dataset.classes=['a','b']"], 'deep')
 
 
+@pytest.mark.parametrize('method', ['vpt', 'maple'])
+def test_there_is_no_ensemble(method, root):
+    with pytest.raises(UserError, match='ensemble: there is none of models that know classes by'):
+        config.load(str(root / 'recipe.py'), ['ensemble.seeds=[1, 2]'], method)
+
+
 #: What trains, of ViT-B/16 with 11 classes. CoOp's and CoCoOp's are published (arXiv 2203.05557,
 #: Table 10 counts 2,048 of four words, and 35,360), MaPLe's 3.55 million too.
 COUNTS = {'coop': 16 * 512, 'cocoop': 35_360, 'vpt': 12 * 8 * 768,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from clip_models import (
     WIDTH,
+    backbone_config,
     open_clip_model,
     text_config,
     vocab_size,
@@ -225,9 +226,16 @@ def test_bad_options(root, kwargs, message):
         MODELS.build(config(root, **kwargs))
 
 
-def test_two_blocks_are_needed(root):
-    with pytest.raises(ValueError, match='reads maps of two blocks before the last'):
-        head(root)(feats()[1:])
+@pytest.mark.parametrize(('backbone', 'message'), [
+    (dict(out_indices=[1, 3]), 'reads maps of two blocks before the last; .* found 2'),
+    (dict(out_indices=[0, 1, 3]), 'guide_channels is 10, the blocks of model.backbone have the wi'),
+    (dict(out_indices=[0, 1, 3], project_dims=26), 'model.backbone.project_dims is 26, model.dec'),
+])  # fmt: skip
+def test_a_backbone_that_does_not_fit(root, backbone, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(dict(
+            type='vpt_dense.CLIPSegmentor', decode_head=config(root),
+            backbone=backbone_config(trainable=[], out_type='embeddings', **backbone)))
 
 
 def test_a_run(root, tmp_path, capfd):

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from vpt_dense import tasks
 from vpt_dense.argument_checks import check_count, is_int, is_list
 from vpt_dense.errors import UserError
-from vpt_dense.tree import as_list
+from vpt_dense.tree import as_list, heads
 
 PROMPT, SAMPLER = 'vpt_dense.PromptEnsemble', 'vpt_dense.EnsembleSampler'
 #: The hook that starts a single set of prompts from the training images.
@@ -107,6 +107,10 @@ def wrap(model: dict, seeds: list[int]) -> None:
         )
     if is_ensemble(model):
         raise UserError('ensemble: the model is one already')
+    if any(isinstance(head.get('text'), dict) for head in heads(model)):
+        raise UserError(
+            'ensemble: there is none of models that know classes by their names (configs/clip); '
+            'train the members one by one and average what they predict')
     backbone['prompt'] = dict(type=PROMPT, seeds=seeds, prompt=backbone['prompt'])
     for key, (kind, argument) in parts().items():
         part = model.get(key)

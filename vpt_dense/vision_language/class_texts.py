@@ -116,6 +116,21 @@ class ClassTexts:
         super().init_weights()
         self.start_texts()
 
+    def check_widths(self, maps: Sequence[int], width: int) -> None:
+        """Refuse features of other widths than the head reads.
+
+        Args:
+            maps: Widths of the maps of earlier blocks.
+            width: That of the embeddings.
+
+        Raises:
+            ValueError: If so.
+        """
+        if width != self.in_channels:
+            raise ValueError(
+                f'model.backbone.project_dims is {width}, model.{self._key}.in_channels is '
+                f'{self.in_channels}')
+
     def start_texts(self) -> None:
         """Fill the buffers for the classes as they are named.
 

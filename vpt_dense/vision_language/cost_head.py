@@ -239,9 +239,22 @@ class CostHead(ClassTexts, BaseDecodeHead):
             for _ in range(num_layers))
         self.among = nn.ModuleList(ClassAggregation(*sizes) for _ in range(num_layers))
         half, quarter = hidden_dims // 2, hidden_dims // 4
+        self.guide_channels = guide_channels
         self.up1 = Upsampling(hidden_dims, half, guide_channels, 2)
         self.up2 = Upsampling(half, quarter, guide_channels, 4)
         self.classify = nn.Conv2d(quarter, 1, 3, padding=1)
+
+    def check_widths(self, maps: Sequence[int], width: int) -> None:
+        """See :meth:`.ClassTexts.check_widths`."""
+        super().check_widths(maps, width)
+        if len(maps) != 2:
+            raise ValueError(
+                'decode_head: CostHead reads maps of two blocks before the last; set '
+                f'model.backbone.out_indices to three blocks, found {len(maps) + 1}')
+        if set(maps) != {self.guide_channels}:
+            raise ValueError(
+                f'model.decode_head.guide_channels is {self.guide_channels}, the blocks of '
+                f'model.backbone have the width {maps[0]}')
 
     def set_classes(self, classes: Sequence[str], checkpoint: str | None = None) -> None:
         """See :meth:`.ClassTexts.set_classes`."""
@@ -261,10 +274,6 @@ class CostHead(ClassTexts, BaseDecodeHead):
         Returns:
             (B, classes, 4 h, 4 w).
         """
-        if len(inputs) != 4:
-            raise ValueError(
-                'decode_head: CostHead reads maps of two blocks before the last; set '
-                f'model.backbone.out_indices to three blocks, found {len(inputs) - 1}')
         early, late, maps, _ = inputs
         texts = self.embeddings()  # (K, T, D)
         count = len(texts)

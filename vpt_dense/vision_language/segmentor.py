@@ -34,3 +34,5 @@ class CLIPSegmentor(EncoderDecoder):
             raise ValueError(
                 "model.backbone: a CLIPSegmentor needs a CLIPVisionTransformer with out_type="
                 f"'embeddings', found a {type(self.backbone).__name__}")
+        *maps, width, _ = self.backbone.out_dims()
+        self.decode_head.check_widths(maps, width)
