@@ -238,11 +238,17 @@ def test_a_backbone_that_does_not_fit(root, backbone, message):
             backbone=backbone_config(trainable=[], out_type='embeddings', **backbone)))
 
 
-def test_a_run(root, tmp_path, capfd):
+def write_cat_seg(root):
+    """A tiny recipe of it."""
     recipe = write_recipe(
         root, 'cat-seg_vit-b_segfolder', 'guide_channels=64, hidden_dims=16, window=4,', 'cat')
     text = recipe.read_text().replace('out_indices=[3]', 'out_indices=[0, 1, 3]')
     recipe.write_text(text.replace('_base_ =', 'img_size = None\n_base_ ='))
+    return recipe
+
+
+def test_a_run(root, tmp_path, capfd):
+    recipe = write_cat_seg(root)
     out = run_tool(capfd, 'train', recipe, '--method', 'deep', '--work-dir', tmp_path / 'run')
     assert out.code == 0, out.err[-2000:]
     image = str(root / 'data/images/validation/000.jpg')

@@ -83,14 +83,16 @@ def by_hand(head, maps, image):
             for i in range(len(head.layers)):
                 name, half = f'layers.{i}', WIDTH // 2
                 parts = [linear(x, f'{name}.{which}').split(half, 1) for x, which in (
-                    (q, 'queries'), (patches, 'keys'), (patches, 'values'))]
-                scores = [a @ b.T / math.sqrt(half) for a, b, _ in zip(*parts, strict=True)]
-                out = torch.cat([a.softmax(1) @ c for a, c in zip(
-                    scores, parts[2], strict=True)], 1)
+                    (q, 'queries'), (patches, 'keys'))]
+                scores = [a @ b.T / math.sqrt(half) for a, b in zip(*parts, strict=True)]
+                masks[i].append((sum(scores) / 2)[0].unflatten(0, one.shape[1:]))
+                if i == len(head.layers) - 1:
+                    break
+                values = linear(patches, f'{name}.values').split(half, 1)
+                out = torch.cat([a.softmax(1) @ c for a, c in zip(scores, values, strict=True)], 1)
                 q = norm(q + linear(out, f'{name}.proj'), f'{name}.norm1')
                 hidden = linear(q, f'{name}.fc1').clamp(min=0)
                 q = norm(q + linear(hidden, f'{name}.fc2'), f'{name}.norm2')
-                masks[i].append((sum(scores) / 2)[0].unflatten(0, one.shape[1:]))
         for layer, own in zip(layers, masks, strict=True):
             layer.append(torch.stack(own))
     return [torch.stack(layer) for layer in layers]
@@ -163,6 +165,15 @@ def test_unseen_classes_take_no_part_in_training(root):
     model.class_vectors[3] = torch.nn.functional.normalize(images(WIDTH), dim=0)
     again = model.loss(feats, samples(labels), {})
     assert all(torch.equal(losses[name], again[name]) for name in losses)
+
+
+def test_every_weight_of_the_head_trains(root):
+    """One without a gradient would stop a run of several processes."""
+    model = head(root)
+    losses = model.loss((images(2, WIDTH, 3, 3), images(2, WIDTH, seed=1)),
+                        samples(torch.zeros(2, 6, 6, dtype=torch.int64)), {})
+    sum(each for name, each in losses.items() if 'loss' in name).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_unseen_classes_get_a_bonus(root):

@@ -21,12 +21,17 @@ class MaskAttention(nn.Module):
         dims: Width C.
         num_heads: Attention heads.
         hidden_dims: Of the MLP.
+        is_last: Whether nothing reads the classes behind it: there is the mask alone, and no
+            weights that nothing would train.
     """
 
-    def __init__(self, dims: int, num_heads: int, hidden_dims: int) -> None:
+    def __init__(self, dims: int, num_heads: int, hidden_dims: int, is_last: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.queries, self.keys, self.values, self.proj = (nn.Linear(dims, dims) for _ in range(4))
+        self.num_heads, self.is_last = num_heads, is_last
+        self.queries, self.keys = (nn.Linear(dims, dims) for _ in range(2))
+        if is_last:
+            return
+        self.values, self.proj = (nn.Linear(dims, dims) for _ in range(2))
         self.norm1, self.norm2 = nn.LayerNorm(dims), nn.LayerNorm(dims)
         self.fc1, self.fc2 = nn.Linear(dims, hidden_dims), nn.Linear(hidden_dims, dims)
 
@@ -38,17 +43,22 @@ class MaskAttention(nn.Module):
             patches: (B, N, C).
 
         Returns:
-            The classes, (B, K, C), and their masks, (B, K, N): means over the heads of the scores
-            q k / sqrt(C / heads).
+            The classes, (B, K, C), of the last layer as they came; and their masks, (B, K, N):
+            means over the heads of the scores q k / sqrt(C / heads).
         """
-        q, k, v = (
-            each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for each in (self.queries(classes), self.keys(patches), self.values(patches)))
+        q, k = self._heads(self.queries(classes)), self._heads(self.keys(patches))
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, K, N)
-        out = self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        if self.is_last:
+            return classes, scores.mean(1)
+        out = scores.softmax(-1) @ self._heads(self.values(patches))
+        out = self.proj(out.transpose(1, 2).flatten(2))
         classes = self.norm1(classes + out)
         classes = self.norm2(classes + self.fc2(F.relu(self.fc1(classes))))
         return classes, scores.mean(1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, L, C) -> (B, heads, L, C / heads)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 @MODELS.register_module()
@@ -129,7 +139,8 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
         self.project = nn.Linear(in_channels, in_channels)
         self.norm = nn.LayerNorm(in_channels)
         self.layers = nn.ModuleList(
-            MaskAttention(in_channels, num_heads, 4 * in_channels) for _ in range(num_layers))
+            MaskAttention(in_channels, num_heads, 4 * in_channels, i == num_layers - 1)
+            for i in range(num_layers))
         self.hold_texts(text, classes, num_classes, templates, 'decode_head')
         width = text.get('project_dims', 512)
         if width != in_channels:

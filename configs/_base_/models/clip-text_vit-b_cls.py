@@ -1,6 +1,6 @@
 # CLIP ViT-B/16 with both towers (https://arxiv.org/abs/2103.00020): classes are known by their
 # names, which come from the data set. OpenAI's weights, as open_clip has them; any file of a whole
-# CLIP of open_clip, OpenAI or transformers does (most of LAION's need model.backbone.quick_gelu=False).
+# CLIP of open_clip, OpenAI or transformers does (most of LAION's: model.backbone.quick_gelu=False).
 model = dict(
     type='vpt_dense.CLIPClassifier',
     data_preprocessor=dict(
