@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -136,8 +137,8 @@ def test_base_and_new(root, tmp_path, capfd, monkeypatch):
     """The tables are those of the tests, which are of the classes of each half."""
     calls = []
     monkeypatch.setattr(runs, 'call', in_process(capfd, calls))
-    arguments = [root / 'recipe.py', '--methods', 'zero-shot', 'coop', 'vpt', '--shots', 2,
-                 '--seeds', 5, 6, '--work-dir', tmp_path, '--amp', 'off',
+    arguments = [root / 'recipe.py', '--methods', 'zero-shot', 'coop', 'vpt', 'coop',
+                 '--shots', 2, '--seeds', 5, 6, '--work-dir', tmp_path, '--amp', 'off',
                  '--cfg-options', 'epochs=1']
     out = run_tool(capfd, 'base_to_new', *arguments)
     assert out.code == 0, out.err
@@ -162,6 +163,38 @@ def test_base_and_new(root, tmp_path, capfd, monkeypatch):
     assert run_tool(capfd, 'base_to_new', *arguments).code == 0 and not calls
     out = run_tool(capfd, 'base_to_new', *[3 if each == 2 else each for each in arguments])
     assert out.code == 2 and 'is a run of other settings or data' in out.err
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--cfg-options', 'class_split.part=new'], '--cfg-options class_split.part: trainings are of'),
+    (['--cfg-options', 'subset.per_class=3'], 'subset.per_class: .* say --shots'),
+    (['--seeds', 1, 1], '--seeds must be different'),
+])  # fmt: skip
+def test_bad_arguments_of_base_to_new(arguments, message, root, capfd):
+    out = run_tool(capfd, 'base_to_new', root / 'recipe.py', '--methods', 'coop', *arguments)
+    assert out.code == 2 and re.search(message, out.err), out.err
+
+
+def test_images_are_those_of_open_clip(tmp_path):
+    """The recipe's test: size, middle, interpolation, mean and deviation."""
+    open_clip = pytest.importorskip('open_clip')
+    from mmengine.dataset import Compose
+    from mmengine.registry import MODELS
+    from utils import in_scope
+
+    in_scope('mmpretrain')
+    cfg = config.load(
+        str(CONFIGS / 'clip/clip_vit-b_imagefolder.py'), ["dataset.classes=['a','b']"], 'coop')
+    preprocess = MODELS.build(cfg.model.data_preprocessor)
+    theirs = open_clip.image_transform(224, is_train=False)
+    for size in ((251, 333), (100, 77)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / 'a.png')
+        data = Compose(list(cfg.test_dataloader.dataset.pipeline))(
+            dict(img_path=str(tmp_path / 'a.png')))
+        found = preprocess(
+            dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))['inputs'][0]
+        np.testing.assert_allclose(found, theirs(Image.open(tmp_path / 'a.png')), atol=1e-5)
 
 
 def test_few_images_of_the_base_train(root):

@@ -197,7 +197,8 @@ def test_other_classes(root):
     model.set_classes(['blue cat', 'road'])
     assert model.unseen == {'blue cat'} and model.num_classes == model.out_channels == 2
     torch.testing.assert_close(model.masks(feats)[-1][:, 1], masks[:, 0])
-    model.set_classes(['sky', 'dog'])  # seen is what training has seen, whatever was asked for
+    # Seen is what training has seen, whatever was asked for before.
+    model.set_classes(['sky', 'dog', 'Red_car'])
     assert model.unseen == {'dog'}
 
 

@@ -51,8 +51,9 @@ class Tokenizer:
         for text, ids in zip(texts, found, strict=True):
             if len(ids) > most:
                 raise UserError(
-                    f'the text {text!r} has {len(ids)} tokens with its start and end, {most} are '
-                    'left beside the prompts; shorten head.templates or the name of the class')
+                    f'the text {text!r} has {len(ids)} tokens with its start and end, '
+                    f'{max(most, 0)} are left beside the prompts; shorten head.templates or the '
+                    'name of the class, or take fewer prompts')
             if max(ids) >= vocab_size:
                 raise UserError(
                     f'the text {text!r} has the token {max(ids)}, the model knows {vocab_size} '

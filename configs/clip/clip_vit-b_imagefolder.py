@@ -2,7 +2,7 @@
 # cocoop, vpt, maple, sep, and for the methods of an image tower (deep, lora, ...).
 _base_ = [
     '../_base_/models/clip-text_vit-b_cls.py',
-    '../_base_/datasets/imagefolder.py',
+    '../_base_/datasets/imagefolder_clip.py',
     '../_base_/schedules/clip_50e.py',
     '../_base_/default_runtime_cls.py',
     '../_base_/optim/clip.py',

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from vpt_dense.commands import compare
-from vpt_dense.errors import ArgumentParser, count
+from vpt_dense.errors import ArgumentParser, UserError, count
 
 
 def parse_args(argv=None):
@@ -29,6 +29,16 @@ def parse_args(argv=None):
     parser.add_config_options('override settings of all trainings', method=False)
     args = parser.parse_args(argv)
     compare.check_numbers(args.seeds, None)
+    args.methods = list(dict.fromkeys(args.methods))
+    told = {'class_split': '', 'class_split.part': '', 'subset.per_class': '--shots',
+            'subset.seed': '--seeds'}  # fmt: skip
+    for option in args.cfg_options or ():
+        key = option.partition('=')[0]
+        if key in told:
+            raise UserError(
+                f'--cfg-options {key}: trainings are of the base, tests of both parts, and images '
+                f'are drawn by seed; {f"say {told[key]}" if told[key] else "leave it out"} '
+                '(class_split.new names the new classes)')
     return args
 
 

@@ -425,13 +425,13 @@ def check_classes(classes: Any, number: int, key: str) -> list[str]:
             same as a text: in which '_' is a blank, and letters are small.
     """
     if not is_list(classes) or not all(
-            isinstance(name, str) and name.replace('_', ' ').strip() for name in classes):
+            isinstance(name, str) and as_text(name) for name in classes):
         raise ValueError(f'{key} must be a list of names, found {classes!r}')
     if len(classes) != number:
         raise ValueError(f'{key} are {len(classes)} names, the data have {number} classes')
     texts: dict[str, str] = {}
     for name in classes:
-        text = ' '.join(name.replace('_', ' ').lower().split())
+        text = as_text(name)
         other = texts.get(text)
         if other is not None:
             raise ValueError(
@@ -440,6 +440,11 @@ def check_classes(classes: Any, number: int, key: str) -> list[str]:
                 'other words for one of them (head.classes)')
         texts[text] = name
     return list(classes)
+
+
+def as_text(name: str) -> str:
+    """The name of a class as tokenizers see it."""
+    return ' '.join(name.replace('_', ' ').lower().split())
 
 
 def check_templates(templates: Any, key: str) -> list[str]:

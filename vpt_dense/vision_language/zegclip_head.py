@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_number, is_list
 from vpt_dense.registry import MODELS
-from vpt_dense.vision_language.class_texts import ClassTexts, refuse_others, whole
+from vpt_dense.vision_language.class_texts import ClassTexts, as_text, refuse_others, whole
 
 
 class MaskAttention(nn.Module):
@@ -158,14 +158,16 @@ class ZegCLIPHead(ClassTexts, BaseDecodeHead):
         if len(set(unseen)) == num_classes:
             raise ValueError('decode_head.unseen: some classes must be seen, none is')
         self.unseen = frozenset(unseen)
-        self._trained = None if self.classes is None else frozenset(self.classes) - self.unseen
+        self._trained = None if self.classes is None else frozenset(
+            as_text(name) for name in self.classes if name not in self.unseen)
 
     def set_classes(self, classes: Sequence[str], checkpoint: str | None = None) -> None:
         """See :meth:`.ClassTexts.set_classes`: what was not seen in training is unseen."""
         super().set_classes(classes, checkpoint)
         self.out_channels = len(classes)
-        known = classes if self._trained is None else self._trained
-        self.unseen = frozenset(classes) - frozenset(known)
+        self.unseen = frozenset(
+            name for name in classes
+            if self._trained is not None and as_text(name) not in self._trained)
 
     def seen(self) -> list[int]:
         """Labels of the classes that train."""
