@@ -1,5 +1,7 @@
 """CLIP's towers on our blocks: equal to open_clip's and transformers', in each layout."""
 
+import json
+
 import pytest
 import torch
 from clip_models import (
@@ -82,6 +84,25 @@ def test_transformers(tmp_path, tokenizer, quick_gelu):
         torch.testing.assert_close(ours[1], found.text_embeds, **TOLERANCE)
         scores = text.logit_scale.exp() * ours[0] @ ours[1].T
         torch.testing.assert_close(scores, found.logits_per_image, **TOLERANCE)
+
+
+@pytest.mark.parametrize(('name', 'content'), [
+    ('config.json', dict(model_type='clip', vision_config=dict(hidden_act='gelu'))),
+    ('config.json', dict(model_type='clip', vision_config={})),
+    ('open_clip_config.json', dict(model_cfg=dict(embed_dim=24))),
+    ('open_clip_config.json', dict(model_cfg=dict(quick_gelu=True))),
+], ids=['transformers', 'their default', 'open_clip', 'open_clip, quick'])  # fmt: skip
+def test_the_activation_that_the_weights_were_trained_with(tmp_path, tokenizer, name, content):
+    save_file(open_clip_model(vocab_size(tokenizer)).state_dict(), tmp_path / 'a.safetensors')
+    (tmp_path / 'config.json').write_text('{"architecture": "of timm"}')
+    (tmp_path / name).write_text(json.dumps(content))
+    quick = 'quick_gelu' in str(content) or 'vision_config' in content and not content[
+        'vision_config']
+    towers(tmp_path / 'a.safetensors', tokenizer, quick_gelu=quick)
+    start = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.safetensors'))
+    for cfg in (backbone_config(), text_config(tokenizer)):
+        with pytest.raises(UserError, match=f'quick_gelu is {not quick}, but the weights .*{name}'):
+            MODELS.build(dict(cfg, init_cfg=start, quick_gelu=not quick)).init_weights()
 
 
 def test_a_text_is_not_changed_by_longer_ones_beside_it(tokenizer):

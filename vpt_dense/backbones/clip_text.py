@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vpt_dense.argument_checks import check_count
 from vpt_dense.backbones.attention import attention
 from vpt_dense.backbones.beside import spread
-from vpt_dense.backbones.clip_vision import NORM, activation
+from vpt_dense.backbones.clip_vision import NORM, activation, check_activation
 from vpt_dense.backbones.encoder_layer import PromptedEncoderLayer
 from vpt_dense.backbones.token_tuning import TokenTuning
 from vpt_dense.backbones.tuned_block import TunedBlock
@@ -100,6 +100,7 @@ class CLIPTextTransformer(TokenTuning, BaseModule):
             check_count(locals()[key], f'text.{key}')
         sizes = text_arch(arch)
         self.embed_dims, self.num_layers = sizes['embed_dims'], sizes['num_layers']
+        self._quick_gelu = quick_gelu
         self.project_dims, self.context_length = project_dims, context_length
         self.tokenizer = Tokenizer(tokenizer)
         self.token_embedding = nn.Embedding(vocab_size, self.embed_dims)
@@ -119,6 +120,11 @@ class CLIPTextTransformer(TokenTuning, BaseModule):
         if trainable is None and prompt is None and not adapters:
             trainable = []
         self.tune(prompt, None, adapters, trainable, 'tokens', memory, with_cp)
+
+    def load_base(self, checkpoint: str, keys: dict | None = None) -> str:
+        """As the parent, with a look at what is said of the weights beside them."""
+        check_activation(checkpoint, self._quick_gelu)
+        return super().load_base(checkpoint, keys)
 
     def adopt_block(self, block: TunedBlock) -> None:
         """See :meth:`.TokenTuning.adopt_block`."""

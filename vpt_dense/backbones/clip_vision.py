@@ -1,6 +1,8 @@
 """The image tower of CLIP, with the projection into the space that images share with texts."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from vpt_dense.argument_checks import check_choice, check_count, check_flag
 from vpt_dense.backbones.beside import is_watched
 from vpt_dense.backbones.vision_transformer import VisionTransformer
+from vpt_dense.errors import UserError
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.registry import MODELS
 
@@ -19,6 +22,35 @@ def activation(quick_gelu: bool) -> dict[str, str]:
     """X sigmoid(1.702 x) of OpenAI's models, or the GELU of most of LAION's."""
     check_flag(quick_gelu, 'quick_gelu')
     return dict(type='mmpretrain.QuickGELU' if quick_gelu else 'GELU')
+
+
+def check_activation(checkpoint: str, quick_gelu: bool) -> None:
+    """Compare ``quick_gelu`` with what a file beside the weights says, if there is one.
+
+    The weights themselves fit either way. Read are ``config.json`` of transformers and
+    ``open_clip_config.json``, in the folder of a local file.
+
+    Raises:
+        UserError: If they differ.
+    """
+    file = Path(checkpoint)
+    for name in ('open_clip_config.json', 'config.json') if file.is_file() else ():
+        try:
+            said = json.loads((file.parent / name).read_text(encoding='utf-8'))
+            if 'model_cfg' in said:
+                found = said['model_cfg'].get('quick_gelu', False)
+            elif said.get('model_type') == 'clip':
+                # Left out where it is transformers' default.
+                found = said['vision_config'].get('hidden_act', 'quick_gelu') == 'quick_gelu'
+            else:
+                continue
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue  # none, or one of something else
+        if bool(found) != quick_gelu:
+            raise UserError(
+                f'quick_gelu is {quick_gelu}, but the weights {file} were trained with '
+                f'{bool(found)}, as {name} beside them says: set model.backbone.quick_gelu='
+                f'{bool(found)}')
 
 
 @MODELS.register_module()
@@ -87,11 +119,17 @@ class CLIPVisionTransformer(VisionTransformer):
             raise ValueError('layer_cfgs.act_cfg: quick_gelu says the activation; leave it out')
         layers['act_cfg'] = activation(quick_gelu)
         self._project_dims, self._norm_prompts = project_dims, norm_prompts
+        self._quick_gelu = quick_gelu
         super().__init__(
             arch=arch, out_type=out_type, out_indices=out_indices,
             **{'norm_cfg': NORM, 'pre_norm': True, **kwargs}, layer_cfgs=layers,
             prompt=prompt, image_prompt=image_prompt, adapters=adapters, trainable=trainable,
             prompts_as=prompts_as, memory=memory, with_cp=with_cp, frozen_dtype=frozen_dtype)
+
+    def load_base(self, checkpoint: str, keys: dict | None = None) -> str:
+        """As the parent, with a look at what is said of the weights beside them."""
+        check_activation(checkpoint, self._quick_gelu)
+        return super().load_base(checkpoint, keys)
 
     @property
     def _projects(self) -> bool:

@@ -1,6 +1,6 @@
-# The folders of imagefolder.py, with the images that CLIP was trained on: bicubic, the middle of the
-# short side at 224 pixels (https://github.com/openai/CLIP); training as CoOp's code has it: random
-# crops of 8 to 100 % of the area, and flips.
+# The folders of imagefolder.py, with the images that CLIP was trained on: bicubic, the middle of
+# the short side at 224 pixels (https://github.com/openai/CLIP); training as CoOp's code has it:
+# random crops of 8 to 100 % of the area, and flips.
 _base_ = './imagefolder.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
