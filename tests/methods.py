@@ -424,4 +424,7 @@ def build(name: str, backbone: str, task: str, **kwargs: Any):
 def build_at_start(tuning: dict[str, Any], backbone: str, task: str, **kwargs: Any):
     """Build a tiny backbone as it starts."""
     kind = BACKBONES[backbone]
-    return MODELS.build({**kind.cfg, **kind.tasks[task][0], **tuning, **kwargs})
+    cfg = {**kind.cfg, **kind.tasks[task][0], **tuning, **kwargs}
+    if not cfg.get('prompt'):
+        cfg.pop('norm_prompts', None)  # refused without one
+    return MODELS.build(cfg)
