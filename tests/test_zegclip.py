@@ -292,11 +292,22 @@ def write_recipe(root, base='zegclip_vit-b_segfolder', extra='', name='recipe'):
     return file
 
 
-def test_a_run_its_delta_and_other_classes(root, tmp_path, capfd):
-    recipe = write_recipe(root, extra="unseen=['dog'],")
-    run = tmp_path / 'run'
-    out = run_tool(capfd, 'train', recipe, '--method', 'deep', '--work-dir', run)
+@pytest.fixture
+def run(root, tmp_path, capfd):
+    """The folder of a run of three steps."""
+    recipe, folder = write_recipe(root, extra="unseen=['dog'],"), tmp_path / 'run'
+    out = run_tool(capfd, 'train', recipe, '--method', 'deep', '--work-dir', folder)
     assert out.code == 0, out.err[-2000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_a_graph(run, tmp_path, capfd):
+    out = run_tool(capfd, 'export', run / 'iter_3.pth', '--out', tmp_path / 'a.pt2')
+    assert out.code == 0 and 'largest difference from the model' in out.out, out.err
+
+
+def test_a_run_its_delta_and_other_classes(root, run, tmp_path, capfd):
     state = safe_files.read(str(run / 'iter_3.pth'))['state_dict']
     assert state['decode_head.class_vectors'].shape == (4, WIDTH)
     assert not any('token_embedding' in name or name.startswith('backbone.layers')
@@ -317,8 +328,6 @@ def test_a_run_its_delta_and_other_classes(root, tmp_path, capfd):
     assert set(np.unique(found.labels)) <= {0, 1} and found.classes == ('road', 'green sky')
     same = vpt_dense.load(str(delta), classes=CLASSES).predict(image)
     np.testing.assert_array_equal(same.labels, one.labels)
-    out = run_tool(capfd, 'export', run / 'iter_3.pth', '--out', tmp_path / 'a.pt2')
-    assert out.code == 0 and 'largest difference from the model' in out.out, out.err
     metrics = json.loads((run / 'evaluations.json').read_text())
     assert 'mIoU' in metrics[-1]['metrics']
 
