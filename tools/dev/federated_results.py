@@ -1,15 +1,18 @@
 """Runs what docs/federated.md compares: federated, local and central training, three seeds each.
 
-``python tools/dev/federated_results.py run digits --data data/digits-8x8 --out DIR``, with Flower;
+``python tools/dev/federated_results.py run camvid --data data/camvid --base WEIGHTS --out DIR``,
+with Flower, or ``digits`` with data/digits-8x8;
 ``python tools/dev/federated_results.py page`` writes the tables of docs/federated.md.
 
-Of a seed: the images are dealt to clients (Dirichlet, by that seed); FedAvg and others train in
-rounds by ``flwr run``; ``local`` trains each client alone for as long; ``central`` trains once on
-all images for as long. All are tested on the test images. What is finished is not repeated.
+Of a seed: the images are dealt to clients (digits: Dirichlet, by that seed; CamVid: by sequence);
+FedAvg and others train in rounds by ``flwr run``; ``local`` trains each client alone for as long;
+``central`` trains once on all images for as long. All are tested on the test images. What is
+finished is not repeated.
 """
 
 import json
 import re
+import shlex
 import statistics
 from pathlib import Path
 
@@ -21,8 +24,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/federated.md'
 MARK = re.compile(
     r'(<!-- (\w+): python tools/dev/federated_results.py page -->\n).*?(?=<!-- end -->)', re.DOTALL)
-RECIPE = 'vpt_dense::flowers_dinov2-s'
-CLIENTS, ALPHA, ROUNDS, ITERS = 5, 0.3, 10, 100
+#: Name of a record -> the config, how images are dealt, rounds, iterations, further overrides.
+SETS = {
+    'digits': dict(
+        config='vpt_dense::flowers_dinov2-s', by='dirichlet', how=dict(clients=5, alpha=0.3),
+        rounds=10, iterations=100,
+        options=['preprocessing=resize', 'img_size=56', 'warmup=10', 'lr=0.003']),
+    'camvid': dict(
+        config=str(ROOT / 'configs/results/camvid_dinov2-s.py'), by='name', how={}, rounds=4,
+        iterations=40, options=['img_size=(112,154)', 'warmup=4']),
+}
 #: Row of the table -> strategy and its options.
 STRATEGIES = {
     'FedAvg': ('FedAvg', ''),
@@ -36,7 +47,7 @@ def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     add = actions.add_parser('run', help='train').add_argument
-    add('name', help='of the record, docs/results/federated-NAME.json')
+    add('name', choices=list(SETS), help='of the record, docs/results/federated-NAME.json')
     add('--data', type=Path, required=True, help='folder of images')
     add('--base', required=True, help='weights of DINOv2 ViT-S/14')
     add('--out', type=Path, required=True, help='folder of the runs')
@@ -50,11 +61,12 @@ def parse_args(argv=None):
 
 
 def options_of(args):
-    """Overrides of the recipe: images of 56 pixels, no worker processes."""
+    """Overrides of the config; no worker processes."""
+    given = SETS[args.name]
     loaders = [f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
                for key in ('num_workers=0', 'persistent_workers=False')]
-    return [f'dataset.data_root={args.data.resolve()}', 'preprocessing=resize', 'img_size=56',
-            f'iters={ITERS}', 'warmup=10', 'lr=0.003', 'train_cfg.val_interval=1000', *loaders,
+    return [f'dataset.data_root={args.data.resolve()}', *given['options'],
+            f'iters={given["iterations"]}', 'train_cfg.val_interval=1000', *loaders,
             f'model.backbone.init_cfg.checkpoint={Path(args.base).resolve()}']
 
 
@@ -71,15 +83,17 @@ def main_of(argv=None):
 
     logging.filter_warnings()
     stop_politely()  # so that Flower's server ends too
-    options = options_of(args)
-    training = few_images.Training(config.load(RECIPE, options, args.methods[0]))
+    options, given = options_of(args), SETS[args.name]
+    recipe, rounds = given['config'], given['rounds']
+    cfg = config.load(recipe, options, args.methods[0])
+    training, metric = few_images.Training(cfg), local.headline(cfg)
     out = args.out.resolve()
     found, moved_bytes, spread = {}, {}, {}
     with simulation.link() as env:
         for method in args.methods:
             for seed in args.seeds:
                 lists = out / f'seed{seed}'
-                parts = partitions.deal(training, 'dirichlet', seed, clients=CLIENTS, alpha=ALPHA)
+                parts = partitions.deal(training, given['by'], seed, **given['how'])
                 clients = partitions.write(training, parts, lists, dict(seed=seed))
                 spread[seed] = [each['images'] for each in clients]
                 for row, (strategy, said) in STRATEGIES.items():
@@ -88,19 +102,20 @@ def main_of(argv=None):
                     if not history.exists() and strategy not in args.strategies:
                         continue
                     settings = Settings(
-                        RECIPE, method, ' '.join(options), str(lists), rounds=ROUNDS, seed=seed,
+                        recipe, method, shlex.join(options), str(lists), rounds=rounds, seed=seed,
                         out=str(folder / 'run'), strategy=strategy, strategy_options=said,
-                        test_every=ROUNDS)
-                    write_app(folder / 'pyproject.toml', settings, CLIENTS)
+                        test_every=rounds)
+                    write_app(folder / 'pyproject.toml', settings, len(parts))
                     if not history.exists():
-                        simulation.run(folder, CLIENTS, env, args.jobs, log=folder / 'flower.log')
+                        simulation.run(
+                            folder, len(parts), env, args.jobs, log=folder / 'flower.log')
                     told = json.loads(history.read_text())
                     last = told['rounds'][-1]
-                    if last['round'] != ROUNDS or any(each['refused'] for each in told['rounds']):
+                    if last['round'] != rounds or any(each['refused'] for each in told['rounds']):
                         raise UserError(f'{history}: not all rounds and clients are there')
-                    found.setdefault((method, row), {})[seed] = last['metrics']['accuracy/top1']
+                    found.setdefault((method, row), {})[seed] = last['metrics'][metric]
                     moved_bytes[method] = [told['bytes_moved'], told['bytes_model']]
-                job = local.Job(RECIPE, method, options, 1, seed)
+                job = local.Job(recipe, method, options, 1, seed)
                 place = out / f'{method}_local_seed{seed}'
                 alone = [_alone(job, name, lists / f'{name}.txt', place) for name in parts]
                 found.setdefault((method, 'local'), {})[seed] = statistics.fmean(alone)
@@ -110,8 +125,10 @@ def main_of(argv=None):
                                      if m == method and seed in each}, flush=True)
                 record = dict(
                     name=args.name, classes=len(training.classes), images=len(training),
-                    clients=CLIENTS, alpha=ALPHA, rounds=ROUNDS, iterations=ITERS,
-                    seeds=args.seeds, spread=spread, bytes=moved_bytes,
+                    metric=metric, by=given['by'], clients=len(parts),
+                    alpha=given['how'].get('alpha'), rounds=rounds,
+                    iterations=given['iterations'], seeds=args.seeds, spread=spread,
+                    bytes=moved_bytes,
                     rows=[dict(method=m, row=row, scores=[each.get(s) for s in args.seeds])
                           for (m, row), each in found.items()])
                 safe_files.write_text(ROOT / f'docs/results/federated-{args.name}.json',
@@ -119,18 +136,19 @@ def main_of(argv=None):
 
 
 def _alone(job, name, images, folder):
-    """Train for the whole length without a federation; the accuracy on the test images."""
+    """Train for the whole length without a federation; the headline metric on the test images."""
     from vpt_dense.federated import local, moved
 
     place = folder / name / 'result.json'
     if place.exists():
-        return json.loads(place.read_text())['accuracy']
+        return json.loads(place.read_text())['score']
     whole = local.Global(job, [])
     trained = local.train(job, 1, moved.take(whole.model), name, folder / name, images)
     whole.write(trained.tensors, folder / name / 'last.pth', 1)
-    accuracy = whole.test(folder / name / 'last.pth', folder / name / 'test')['accuracy/top1']
-    safe_files.write_text(place, json.dumps(dict(accuracy=accuracy)) + '\n')
-    return accuracy
+    score = whole.test(
+        folder / name / 'last.pth', folder / name / 'test')[local.headline(whole.cfg)]
+    safe_files.write_text(place, json.dumps(dict(score=score)) + '\n')
+    return score
 
 
 def table(record):
@@ -147,7 +165,8 @@ def table(record):
         note = f' ({len(scores)} seed{"s" if len(scores) > 1 else ""})' if few else ''
         mean = f'{statistics.fmean(scores):.1f}{spread}'
         rows.append([each['method'], f'{each["row"]}{note}', mean, told])
-    return tables.markdown(['method', 'training', 'accuracy', 'moved a round'], rows)
+    metric = record['metric'].partition('/')[0]
+    return tables.markdown(['method', 'training', metric, 'moved a round'], rows)
 
 
 def page():
