@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import federated_data
 import numpy as np
@@ -9,14 +10,17 @@ import pytest
 import tomllib
 import torch
 from federated_data import CLASSES, RECIPE
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from tool_helpers import run_tool, write_leaf
 from utils import make_ade_folder
 
 from vpt_dense import building, config
+from vpt_dense.commands.federated import tell_outcome
 from vpt_dense.datasets import few_images
 from vpt_dense.errors import UserError
 from vpt_dense.federated import local, moved, partitions
-from vpt_dense.federated.settings import Settings, numbers
+from vpt_dense.federated.settings import HISTORY, MODEL, Settings, numbers
 
 
 @pytest.fixture(scope='module')
@@ -83,11 +87,26 @@ def test_clients_by_the_names_of_images():
         (r'(_)', 'finds one client')):  # fmt: skip
         with pytest.raises(UserError, match=message):
             partitions.by_name(names, pattern)
+    with pytest.raises(UserError, match=r"finds 'St. A' and 'St.+A', whose lists would both be"):
+        partitions.by_name(['St. A_1.png', 'St.+A_2.png', 'B_3.png'])
+    with pytest.raises(UserError, match=r"does not begin with a dot; found '\.\.'"):
+        partitions.by_name(['a_..', 'b_c'], '_(.+)')
+
+
+def test_no_list_of_a_client_is_that_of_what_another_holds_out(data, options, tmp_path):
+    training = few_images.Training(config.load(RECIPE, options, 'deep'))
+    parts = {'a': list(range(12)), 'a_test': list(range(12, 24))}
+    clients = partitions.write(training, parts, tmp_path, {}, holdout=0.25)
+    lists = [(tmp_path / each[key]).read_text().split() for each in clients
+             for key in ('list', 'test')]
+    assert [len(each) for each in lists] == [9, 3, 9, 3] and len(set(sum(lists, []))) == 24
 
 
 @pytest.mark.parametrize(('call', 'message'), [
     (lambda: partitions.dirichlet(LABELS, 6, 0, 0), '--alpha'),
     (lambda: partitions.dirichlet(LABELS, 6, 0.01, 0, 60), 'larger alpha'),
+    (lambda: partitions.dirichlet(LABELS, 6, 1e308, 0), 'alpha 1e.308 is too large'),
+    (lambda: partitions.dirichlet(LABELS[:9], 6, 0.05, 0, 0), '--least must be an integer of at'),
     (lambda: partitions.dirichlet(LABELS, 1, 1, 0), '--clients must be at least 2'),
     (lambda: partitions.pathological(LABELS, 201, 2, 0), 'too few'),
     (lambda: partitions.pathological(LABELS, 5, 0, 0), '--shards'),
@@ -106,12 +125,15 @@ def test_lists_of_clients_are_what_configs_take(data, options, tmp_path):
     record = partitions.read(tmp_path)
     assert record['clients'] == clients and record['classes'] == CLASSES
     assert [each['images'] for each in clients] == [6, 6, 6]
-    kept, held = (set((tmp_path / name).read_text().split()) for name in ('x.txt', 'x_test.txt'))
+    kept, held = (set((tmp_path / name).read_text().split()) for name in ('x.txt', 'test/x.txt'))
     assert len(kept) == 6 and len(held) == 2 and not kept & held
     assert all('/x_' in name for name in kept | held)
     assert sum(clients[0]['per_class']) == 6
     with pytest.raises(UserError, match='--holdout'):
         partitions.write(training, parts, tmp_path, {}, holdout=0.01)
+    before = partitions.digest(tmp_path)
+    (tmp_path / 'test/z.txt').write_text('a/z_0.png\n')
+    assert partitions.digest(tmp_path) != before
     (tmp_path / 'partition.json').write_text('{"clients": 3}')
     with pytest.raises(UserError, match='is no partition'):
         partitions.read(tmp_path)
@@ -276,10 +298,84 @@ def test_the_proximal_term(job, whole, tmp_path):
 @pytest.mark.parametrize(('change', 'message'), [
     (('epochs=5',), 'rounds=4 does not divide train_cfg.max_epochs=5'),
     (("custom_hooks=[{'type': 'EMAHook'}]",), 'EMAHook has nothing to do'),
+    (("custom_hooks=[{'type': 'vpt_dense.PromptStartHook', 'source': 'samples'}]",),
+     'would replace what the server sends'),
+    (("custom_hooks=[{'type': 'vpt_dense.LabelMappingHook'}]",), 'a LabelMappingHook sets a part'),
+    (('load_from=other.pth',), 'a federation starts from the pretrained weights'),
+    (('resume=True',), 'resume=True: a federation'),
+    (('randomness.seed=7',), 'randomness.seed=7: the seed of a federation is a setting'),
 ])
 def test_configs_that_are_no_rounds_are_refused(options, change, message):
     with pytest.raises(UserError, match=message):
         local.Job(RECIPE, 'deep', (*options, *change), rounds=4).load()
+
+
+def test_what_else_a_config_says_of_randomness_holds(job):
+    cfg = local.client_config(replace(job, options=(*job.options, 'randomness.deterministic=True')),
+                              'one', 'folder')
+    assert cfg.randomness == dict(seed=local.seed_of(5, 'one'), deterministic=True)
+
+
+LORA = ("model.backbone.prompt=None", r"model.backbone.trainable=['\.up$']",
+        "model.backbone.adapters=[{'type': 'vpt_dense.LoRA', 'targets': [r'\.qkv$'], 'rank': 2}]")
+
+
+@HOOKS.register_module()
+class DriftHook(Hook):
+    """Changes what no gradient changes."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        with torch.no_grad():
+            runner.model.state_dict()[moved.rest(runner.model)[0]].add_(1)
+
+
+def test_what_is_drawn_and_does_not_train_is_the_same_in_all_members(job, tmp_path):
+    """LoRA of which one factor trains (https://arxiv.org/abs/2403.12313); the other is drawn."""
+    job = replace(job, options=(*job.options, *LORA), rounds=1)
+    whole = local.Global(job, CLASSES)
+    rest = moved.rest(whole.model)
+    assert rest and all(name.endswith('.down') for name in rest)
+    assert not set(rest) & set(whole.kind.shapes) and moved.REST in whole.kind.bases
+    start, models = moved.take(whole.model), {}
+
+    class Peek(Hook):
+        def after_train(self, runner):
+            models[runner.work_dir] = runner.model.state_dict()
+
+    HOOKS.register_module(name='PeekHook', module=Peek, force=True)
+    hooked = replace(job, options=(*job.options, "custom_hooks=[{'type': 'PeekHook'}]"))
+    for name in ('one', 'two'):
+        found = local.train(hooked, 1, start, name, tmp_path / name, wanted=whole.kind)
+        assert found.kind == whole.kind
+    for state in models.values():
+        assert all(torch.equal(state[name], whole.model.state_dict()[name]) for name in rest)
+    assert len(models) == 2
+    other = local.Global(replace(job, seed=6), CLASSES).kind
+    with pytest.raises(UserError, match='neither trains nor is pretrained is not that of'):
+        moved.compare(other, whole.kind)
+    drifts = replace(job, options=(*job.options, "custom_hooks=[{'type': 'DriftHook'}]"))
+    with pytest.raises(UserError, match='it changes in training and does not train by gradients'):
+        local.train(drifts, 1, start, 'one', tmp_path / 'one', wanted=whole.kind)
+
+
+def test_images_count_once(job, whole, data, tmp_path):
+    """Also those that a wrapper repeats; ``indices`` of the whole set are none of a list."""
+    file = tmp_path / 'list.txt'
+    file.write_text(''.join(f'{label}/x_{i}.png\n' for label in CLASSES for i in (0, 3)))
+    leaf = job.load().train_dataloader.dataset
+    repeated = dict(leaf, indices=20)
+    more = ('train_dataloader.dataset=' + repr(
+        {'_delete_': True, 'type': 'RepeatDataset', 'times': 3, 'dataset': repeated}),
+        'train_dataloader.dataset.dataset.indices=[1, 2, 4, 5, 7]')  # fmt: skip
+    job = replace(job, options=(*job.options, *more))
+    found = local.train(job, 1, moved.take(whole.model), 'one', tmp_path / 'c', file)
+    assert found.images == 8
+    cfg = job.load()
+    assert local.test_on_list(cfg, file) == 8 and 'indices' not in cfg.test_dataloader.dataset
+    file.write_text(file.read_text().rstrip('\n'))
+    assert local.test_on_list(cfg, file) == 8
+    with pytest.raises(UserError, match='a Subset would take a part of the images of each client'):
+        local.use_list(job.load(['subset.share=0.5']), file)
 
 
 def test_a_client_of_another_kind_refuses_to_train(job, whole, tmp_path):
@@ -296,7 +392,8 @@ def test_the_model_of_a_server_is_a_checkpoint(whole, tmp_path):
     start = moved.take(whole.model)
     changed = {name: tensor + 1 for name, tensor in start.items()}
     whole.write(changed, tmp_path / 'global.pth', 3)
-    found = whole.read(tmp_path / 'global.pth')
+    found, rounds, told = whole.read(tmp_path / 'global.pth')
+    assert (rounds, told) == (3, {})
     assert all(torch.equal(found[name], tensor) for name, tensor in changed.items())
     metrics = whole.test(tmp_path / 'global.pth', tmp_path / 'test')
     assert 0 <= metrics['accuracy/top1'] <= 100
@@ -344,6 +441,9 @@ def test_dense_clients_train_and_their_statistics_move(tmp_path):
     ({'strategy-options': 'mu'}, 'KEY=NUMBER'), (dict(timeout=-1.0), 'timeout'),
     (dict(classes=''), 'every client has data of its own'), (dict(partition='x'), 'leave one'),
     ({'min-clients': -1}, 'min-clients must not be negative'),
+    ({'strategy-options': 'a=1 a=2'}, 'each key once'),
+    *(({'strategy': name, 'privacy': 'server-fixed'}, f'and {name} makes something else')
+      for name in ('FedMedian', 'Krum', 'FedAdam', 'SGPTLike')),
 ])
 def test_settings_that_cannot_be_are_refused(given, message):
     with pytest.raises(UserError, match=message):
@@ -361,6 +461,10 @@ def test_settings():
                                                               ('dataset.data_root=/d',))
     with pytest.raises(UserError, match='this node has no name'):
         found.client({'partition-id': 0, 'num-partitions': 2})
+    for node, message in (({'name': '../up'}, 'does not begin with a dot'),
+                          ({'name': 'a', 'option': 'x=1'}, 'option does nothing.*options')):
+        with pytest.raises(UserError, match=message):
+            found.client(node)
 
 
 def test_the_command_writes_an_app(data, options, tmp_path, capfd):
@@ -379,10 +483,43 @@ def test_the_command_writes_an_app(data, options, tmp_path, capfd):
     assert client.name == 'client_3' and client.list.is_file()
     with pytest.raises(UserError, match='none of the 4 clients'):
         settings.client({'partition-id': 4})
+    with pytest.raises(UserError, match='list does nothing'):
+        settings.client({'partition-id': 3, 'list': 'own.txt'})
+    for more, message in (({'min-clients': 5}, 'has 4 clients, so no round'),
+                          ({'test-every': 1, 'personal': '^head'}, 'hold out nothing'),
+                          ({'test-every': 1, 'strategy': 'PFedPGLike'}, 'hold out nothing')):
+        with pytest.raises(UserError, match=message):
+            Settings.read({**app['config'], **more}).check_partition()
     record = json.loads((tmp_path / 'app/partition/partition.json').read_text())
     assert (record['by'], record['shards']) == ('pathological', 1)
     code, _, err = run_tool(capfd, *arguments)
     assert code == 2 and 'pyproject.toml' in err
+    run = tmp_path / 'app/run'
+    run.mkdir()
+    for name in (HISTORY, MODEL):
+        (run / name).write_text('of other images')
+    assert run_tool(capfd, *arguments[:-1 - len(options)], '--force', *arguments[-1 - len(options):]
+                    )[0] == 0  # fmt: skip
+    assert not any(run.iterdir())
+
+
+@pytest.mark.parametrize(('rounds', 'message'), [
+    ([], '0 of 2 rounds were finished; what'),
+    ([dict(trained=['x'], refused={'y': 'no'})], '1 of 2 rounds were finished; what'),
+    ([dict(trained=[], refused={'y': 'no'})] * 2, '2 of 2 rounds were finished, and no client'),
+])
+def test_the_command_tells_what_became_of_a_run(rounds, message, tmp_path, capfd):
+    file = tmp_path / 'history.json'
+    if rounds:
+        file.write_text(json.dumps(dict(rounds=rounds)))
+    with pytest.raises(UserError, match=message):
+        tell_outcome(file, 2)
+    file.write_text(json.dumps(dict(rounds=[*rounds, dict(trained=['y'], refused={})])))
+    tell_outcome(file, len(rounds) + 1)
+    told = capfd.readouterr().out
+    assert str(file) in told
+    assert (f'y was left out of {len(rounds)} of {len(rounds) + 1} rounds: no' in told) == bool(
+        rounds)
 
 
 @pytest.mark.parametrize(('more', 'message'), [
@@ -390,10 +527,13 @@ def test_the_command_writes_an_app(data, options, tmp_path, capfd):
     (['--by', 'iid', '--clients', '3', '--alpha', '1'], '--alpha does nothing with --by iid'),
     (['--by', 'iid', '--clients', '3', '--rounds', '3'], 'rounds=3 does not divide'),
     (['--by', 'iid', '--clients', '3', '--strategy', 'X'], 'strategy must be'),
+    (['--by', 'pathological', '--clients', '30', '--shards', '1', '--rounds', '2'], 'too few'),
+    (['--by', 'iid', '--clients', '3', '--rounds', '2', '--cfg-options', 'subset.share=0.5'],
+     'a Subset would take'),
 ])
 def test_the_command_refuses_in_one_line(options, tmp_path, capfd, more, message):
     code, _, err = run_tool(
         capfd, 'federated', RECIPE, '--method', 'deep', '--work-dir', tmp_path / 'app', *more,
-        '--cfg-options', *options)
+        *(() if '--cfg-options' in more else ('--cfg-options',)), *options)
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / 'app').exists()

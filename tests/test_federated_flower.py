@@ -54,11 +54,13 @@ class HereGrid(Grid):
     Args:
         settings: What clients read.
         change: Name of a client -> what becomes of its reply to ``train``; None: no reply.
+        change_test: The same of ``evaluate``.
         apart: Name of a client -> settings of its own.
     """
 
-    def __init__(self, settings, change=None, apart=None, backwards=False):
+    def __init__(self, settings, change=None, apart=None, backwards=False, change_test=None):
         self.settings, self.change, self.apart = settings, change or {}, apart or {}
+        self.change_test = change_test or {}
         self.nodes = {100 + i: name for i, name in enumerate(NAMES)}
         self.contexts = {node: Context(
             run_id=1, node_id=node, node_config={'partition-id': i, 'num-partitions': 3},
@@ -79,6 +81,10 @@ class HereGrid(Grid):
                     continue
                 if not reply.has_error():
                     self.sent[self.nodes[node]] = {'arrays': dict(reply.content['arrays'])}
+            elif kind == 'evaluate' and self.nodes[node] in self.change_test:
+                reply = self.change_test[self.nodes[node]](reply)
+                if reply is None:
+                    continue
             replies.append(reply)
         return replies[::-1] if self.backwards else replies
 
@@ -124,7 +130,7 @@ def start_of(given):
 
 def result(given):
     whole = local.Global(Settings.read(given).job, CLASSES)
-    return whole.read(Path(given['out']) / server.MODEL)
+    return whole.read(Path(given['out']) / server.MODEL)[0]
 
 
 # --- the mean --------------------------------------------------------------------------------
@@ -208,6 +214,13 @@ def _metric(name, value):
     return change
 
 
+def _kind(reply):
+    """What can be read as a kind, with a list in place of names."""
+    reply.content['member'] = ConfigRecord(
+        {'kind': json.dumps(dict(bases=[], classes=CLASSES, shapes={}))})
+    return reply
+
+
 def _two_records(reply):
     reply.content['more'] = ArrayRecord({'a': Array(np.zeros(2))})
     return reply
@@ -216,10 +229,11 @@ def _two_records(reply):
 @pytest.mark.parametrize(('change', 'message'), [
     (_nan, '1 of 4 numbers that are NaN'), (_shape, r'shape (7,) in place of (4,)'),
     (_base, 'f' * 64), (_died, 'ActorDiedError'), (lambda reply: None, 'did not answer in time'),
-    (_garbage, 'cannot be read'), (_metric('num-examples', -3), '1 clients with -3 images'),
+    (_garbage, 'cannot be read'), (_kind, 'cannot be read (AttributeError'),
+    (_metric('num-examples', -3), '1 clients with -3 images'),
     (_metric('clients', 9), '9 clients'), (_metric('loss', float('nan')), 'its loss is nan'),
     (_metric('more', 1), 'its metrics lack more'), (_two_records, 'more than one record'),
-], ids=['nan', 'shape', 'base', 'died', 'silent', 'garbage', 'images', 'clients', 'loss', 'metric',
+], ids=['nan', 'shape', 'base', 'died', 'silent', 'garbage', 'kind', 'images', 'clients', 'loss', 'metric',
         'records'])
 def test_who_is_refused_is_named_and_the_round_goes_on(app, change, message):
     app |= {'rounds': 1}
@@ -249,6 +263,82 @@ def test_a_client_on_another_base_refuses_itself(app, data):
     assert 'x' not in grid.sent
 
 
+def test_nodes_of_one_name_are_refused(app):
+    """Its images would count twice."""
+    grid = HereGrid(app)
+    grid.contexts[102].node_config['partition-id'] = 1
+    history = server.run(grid, Settings.read(app))
+    for entry in history['rounds']:
+        assert entry['trained'] == ['x'] and entry['images'] == 6
+        assert entry['refused'] == {'y': '2 nodes say that they are it: give each a name of its own'}
+
+
+def _score(value):
+    def change(reply):
+        reply.content['metrics']['score'] = value
+        return reply
+    return change
+
+
+def _no_metrics(reply):
+    del reply.content['metrics']
+    return reply
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (_score(float('nan')), 'its score is nan'), (_no_metrics, 'cannot be read'),
+    (lambda reply: None, 'did not answer in time'), (_died, 'ActorDiedError'),
+], ids=['nan', 'garbage', 'silent', 'died'])
+def test_who_does_not_test_is_named_and_the_run_goes_on(app, change, message):
+    history, _ = run({**app, 'personal': '^head', 'test-every': 1, 'rounds': 2},
+                     change_test={'y': change})
+    for entry in history['rounds']:
+        assert sorted(entry['scores']) == ['x', 'z'] and list(entry['untested']) == ['y']
+        assert message in entry['untested']['y'] and entry['trained'] == NAMES
+
+
+def test_a_client_on_another_base_tests_nothing(app, data):
+    other = federated_data.options(data, seed=1)[-1]
+    history, _ = run({**app, 'personal': '^head', 'test-every': 2},
+                     apart={'x': {'options': f'{app["options"]} {other}'}})
+    assert 'same pretrained weights' in history['rounds'][1]['untested']['x']
+    assert sorted(history['rounds'][1]['scores']) == ['y', 'z']
+
+
+def test_a_client_tests_and_starts_with_what_its_node_says(app):
+    """Where its pretrained weights lie, for one."""
+    (right,) = [each for each in shlex.split(app['options']) if 'init_cfg.checkpoint' in each]
+    given = {**app, 'personal': '^head', 'test-every': 2}
+    grid = HereGrid(given, apart={
+        'x': {'options': app['options'] + ' model.backbone.init_cfg.checkpoint=nowhere.pth'}})
+    grid.contexts[100].node_config['options'] = right
+    history = server.run(grid, Settings.read(given))
+    assert [entry['trained'] for entry in history['rounds']] == [NAMES, NAMES]
+    assert sorted(history['rounds'][1]['scores']) == NAMES
+
+
+def test_what_diverged_does_not_stay_with_a_client(app, monkeypatch):
+    """The personal part alone is not finite: the server would not see it, the next round would."""
+    train = local.train
+
+    def diverges(job, number, tensors, name, *args, **kwargs):
+        found = train(job, number, tensors, name, *args, **kwargs)
+        if (name, number) == ('y', 1):
+            found.tensors['head.fc.bias'][0] = torch.nan
+        return found
+
+    monkeypatch.setattr(local, 'train', diverges)
+    history, grid = run({**app, 'personal': '^head'})
+    first, second = history['rounds']
+    assert first['trained'] == ['x', 'z'] and 'NaN' in first['refused']['y']
+    assert second['trained'] == NAMES
+    for i, name in enumerate(NAMES):  # what is personal outlives the federation
+        kept = safe_files.read(Path(app['out'], 'clients', name, client.FILE))['state_dict']
+        state = grid.contexts[100 + i].state[client.PERSONAL]
+        assert list(kept) == ['head.fc.bias', 'head.fc.weight']
+        assert all(np.array_equal(kept[n].numpy(), state[n].numpy()) for n in kept)
+
+
 def test_a_federation_in_which_nobody_can_train_ends(app):
     with pytest.raises(UserError, match='no client trained in any of 2 rounds; x: rounds=3'):
         run(app, apart={name: {'rounds': 3} for name in NAMES})
@@ -263,8 +353,8 @@ def test_a_run_goes_on_to_the_bit(app, monkeypatch):
     run(whole)
     write, seen = local.Global.write, []
 
-    def stops(self, tensors, file, rounds):
-        write(self, tensors, file, rounds)
+    def stops(self, tensors, file, rounds, told=None):
+        write(self, tensors, file, rounds, told)
         seen.append(rounds)
 
     class Stop(Exception):
@@ -289,6 +379,60 @@ def test_a_run_goes_on_to_the_bit(app, monkeypatch):
     first, second = result(whole), result(app)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert run({**app, 'resume': True})[0]['rounds'] == history['rounds']  # nothing is left to do
+
+
+@pytest.mark.parametrize('test_every', [0, 1])
+def test_a_run_that_is_killed_between_its_files_trains_no_round_twice(
+        app, monkeypatch, test_every):
+    """The model of a round is written, its history not yet; a test lies between the two."""
+    app |= {'rounds': 3, 'test-every': test_every}
+    whole = {**app, 'out': app['out'] + '_whole'}
+    wanted, _ = run(whole)
+    write, seen = safe_files.write_text, []
+
+    class Stop(Exception):
+        pass
+
+    def stops(path, text):
+        if Path(path).name == server.HISTORY:
+            seen.append(path)
+            if len(seen) == 2:
+                raise Stop
+        write(path, text)
+
+    monkeypatch.setattr(safe_files, 'write_text', stops)
+    with pytest.raises(Stop):
+        run(app)
+    history, _ = run({**app, 'resume': True})
+    assert [entry['round'] for entry in history['rounds']] == [1, 2, 3]
+    for found, entry in zip(history['rounds'], wanted['rounds'], strict=True):
+        assert {k: v for k, v in found.items() if k != 'seconds'} == {
+            k: v for k, v in entry.items() if k != 'seconds'}
+    assert json.loads((Path(app['out']) / server.HISTORY).read_text()) == history
+    first, second = result(whole), result(app)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_goes_on_with_what_it_began_with(app, data):
+    """The same images, weights and model, or not at all."""
+    run({**app, 'rounds': 1})
+    out, again = Path(app['out']), {**app, 'rounds': 1, 'resume': True}
+    history = json.loads((out / server.HISTORY).read_text())
+    file = Path(app['partition']) / 'z.txt'
+    text = file.read_text()
+    file.write_text(text.splitlines()[0] + '\n')
+    with pytest.raises(UserError, match='partition SHA-256 was'):
+        run(again)
+    file.write_text(text)
+    history['bases'] = {'backbone.': 'f' * 64}
+    (out / server.HISTORY).write_text(json.dumps(history))
+    with pytest.raises(UserError, match='SHA-256 of the frozen tensors was'):
+        run(again)
+    history |= dict(bases=local.Global(Settings.read(app).job, CLASSES).kind.bases,
+                    rounds=history['rounds'] * 4, settings=history['settings'] | {'rounds': 4})
+    (out / server.HISTORY).write_text(json.dumps(history))
+    with pytest.raises(UserError, match='has been through 1 rounds, and history.json tells of 4'):
+        run({**again, 'rounds': 4})
 
 
 def test_the_model_is_tested_as_told(app, capfd):
@@ -443,7 +587,7 @@ def test_groups_that_are_none_are_refused(grouped, app):
              'trains a SharedGroupPrompt'),
             ({**grouped, 'strategy': 'FedAvg', 'strategy-options': '', 'out': app['out'] + '3'},
              'take SGPTLike'),
-            ({**grouped, 'privacy': 'server-fixed'}, 'more of each client')):
+            ({**grouped, 'privacy': 'server-fixed'}, 'made for a mean')):
         with pytest.raises(UserError, match=message):
             run(given)
 
@@ -469,6 +613,42 @@ def test_a_generator_begins_as_fedavg(app):
         shares = zip(NAMES, (6 / 16, 6 / 16, 4 / 16), strict=True)
         mean = sum(grid.sent[n]['arrays'][name].numpy() * share for n, share in shares)
         assert np.allclose(tensor.numpy(), mean, atol=1e-6), name
+
+
+def test_who_comes_late_has_prompts_of_its_own_name(app):
+    """Nodes may connect while a round waits for them."""
+    class Late(HereGrid):
+        asked = 0
+
+        def get_node_ids(self):
+            self.asked += 1
+            return list(self.nodes)[: 3 if self.asked > 1 else 0]
+
+    given = {**app, 'strategy': 'PFedPGLike', 'test-every': 2}
+    history = server.run(Late(given), Settings.read(given))
+    assert [entry['trained'] for entry in history['rounds']] == [NAMES, NAMES]
+    assert sorted(history['rounds'][1]['scores']) == NAMES  # of its prompts, and no other metric
+    assert 'metrics' not in history['rounds'][1]
+    own = safe_files.read(Path(app['out']) / pfedpg_like.FILE)['state_dict']
+    assert sorted(own) == [f'{name}.{pfedpg_like.PROMPT}' for name in NAMES]
+
+
+def test_clients_test_with_prompts_of_their_own(app, monkeypatch):
+    tested, test = {}, local.test
+
+    def noted(cfg, file, folder, classes=()):
+        state = safe_files.read(file)['state_dict']
+        tested[Path(file).parent.name] = state[pfedpg_like.PROMPT], state['head.fc.bias']
+        return test(cfg, file, folder, classes)
+
+    monkeypatch.setattr(local, 'test', noted)
+    _, grid = run({**app, 'strategy': 'PFedPGLike', 'personal': '^head', 'test-every': 2})
+    own = safe_files.read(Path(app['out']) / pfedpg_like.FILE)['state_dict']
+    for i, name in enumerate(NAMES):
+        prompt, bias = tested[name]
+        assert torch.equal(prompt, own[f'{name}.{pfedpg_like.PROMPT}'])
+        state = grid.contexts[100 + i].state[client.PERSONAL]
+        assert np.array_equal(bias.numpy(), state['head.fc.bias'].numpy())
 
 
 def test_a_generator_learns_what_clients_need():
@@ -506,7 +686,7 @@ def test_a_generator_learns_what_clients_need():
 def test_options_that_are_none_are_refused(given, statistics, message):
     settings = Settings.read({'config': 'a.py', 'classes': 'a,b', **given})
     with pytest.raises(UserError, match=message):
-        strategies.build(settings, False, statistics)
+        strategies.build(settings, statistics)
 
 
 # --- as a whole ------------------------------------------------------------------------------

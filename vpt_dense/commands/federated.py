@@ -7,8 +7,10 @@
 import argparse
 import contextlib
 import io
+import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from vpt_dense import logging
     from vpt_dense.datasets import few_images
-    from vpt_dense.federated import partitions
-    from vpt_dense.federated.settings import Settings
+    from vpt_dense.federated import local, partitions
+    from vpt_dense.federated.settings import HISTORY, MODEL, Settings
 
     logging.filter_warnings()
     path = args.config
@@ -82,21 +84,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         method = str(Path(method).resolve())
     name = '_'.join(filter(None, (Path(path.rpartition('::')[2]).stem, Path(method).stem)))
     folder = (args.work_dir or Path('work_dirs/federated', name)).absolute()
-    app, lists = folder / 'pyproject.toml', folder / 'partition'
-    outputs.check_free([str(app), str(lists)], args.force)
+    app, lists, run = folder / 'pyproject.toml', folder / 'partition', folder / 'run'
+    outputs.check_free([app, lists, run], args.force)
     options = list(args.cfg_options or [])
     settings = Settings(
         config=path, method=method, options=shlex.join(options), partition=str(lists),
-        rounds=args.rounds, seed=args.seed, out=str(folder / 'run'), strategy=args.strategy)
+        rounds=args.rounds, seed=args.seed, out=str(run), strategy=args.strategy)
     settings.check()
     with contextlib.redirect_stdout(io.StringIO()):  # the packages print when they are imported
         cfg = settings.job.load()
         training = few_images.Training(cfg)
+        local.use_list(cfg, lists)  # refuses what cannot take the list of a client
     how = {key: getattr(args, key) for key in _OF_WAYS[args.by] if getattr(args, key) is not None}
     parts = partitions.deal(training, args.by, args.partition_seed, **how)
     told = dict(by=args.by, **how, seed=args.partition_seed, holdout=args.holdout, config=path,
                 options=options)
     clients = partitions.write(training, parts, lists, told, args.holdout, args.partition_seed)
+    for old in (run / HISTORY, run / MODEL):  # of other images; with --force
+        old.unlink(missing_ok=True)
     _tell(clients, training.classes)
     write_app(app, settings, len(clients))
     print(f'{app}: {len(clients)} clients, {args.rounds} rounds')
@@ -107,13 +112,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         compare.stop_politely()  # so that Flower's server ends too
         with simulation.link() as env:
             simulation.run(folder, len(clients), env, args.jobs, args.gpus)
-        outcome = folder / 'run/history.json'
-        if not outcome.is_file():
-            raise UserError('no round was finished; what Flower printed above says why')
-        print(outcome)
+        tell_outcome(run / HISTORY, args.rounds)
     else:
         print(f'flwr run {shlex.quote(str(folder))} --stream --federation-config '
               f'"num-supernodes={len(clients)}"')
+
+
+def tell_outcome(history: Path, rounds: int) -> None:
+    """Print who was left out of a run, and where it lies.
+
+    Args:
+        history: What the run has written.
+        rounds: That were asked for.
+
+    Raises:
+        UserError: If fewer were finished, or nobody trained in any.
+    """
+    done = json.loads(history.read_text(encoding='utf-8'))['rounds'] if history.is_file() else []
+    out = Counter(name for each in done for name in each['refused'])
+    why = {name: reason for each in done for name, reason in each['refused'].items()}
+    for name, count in sorted(out.items()):
+        print(f'{name} was left out of {count} of {len(done)} rounds: {why[name]}')
+    if len(done) < rounds or not any(each['trained'] for each in done):
+        raise UserError(
+            f'{history}: {len(done)} of {rounds} rounds were finished'
+            f'{"" if len(done) < rounds else ", and no client trained"}; what Flower printed above '
+            'says why')
+    print(history)
 
 
 def _tell(clients: Sequence[dict], classes: Sequence[str]) -> None:
@@ -135,8 +160,6 @@ def write_app(file: Path, settings: object, clients: int) -> None:
         settings: :class:`vpt_dense.federated.settings.Settings`.
         clients: Of a simulation.
     """
-    import json
-
     from vpt_dense import safe_files
 
     text = Path(__file__).parents[1].joinpath('federated', 'pyproject.toml').read_text('utf-8')

@@ -1,6 +1,7 @@
 """A strategy of Flower behind checks: who is refused is named, and the round goes on."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 from typing import Any
 
@@ -16,6 +17,7 @@ from vpt_dense.federated import moved
 
 #: Seconds that clients have to say who they are.
 _PATIENCE = 300.0
+_SILENT = 'it did not answer in time'
 #: What every client sends beside its tensors.
 _METRICS = ('num-examples', 'clients', 'loss', 'seconds')
 
@@ -34,7 +36,8 @@ class Checked(Strategy):
     Attributes:
         rounds: What happened, an entry a round: ``round``, ``trained`` (clients), ``refused``
             (client -> why), ``images``, ``loss`` (their mean by images), ``bytes_down``,
-            ``bytes_up`` (of all clients together).
+            ``bytes_up`` (of all clients together); where clients test, ``scores`` and ``untested``
+            (client -> why).
     """
 
     def __init__(
@@ -61,17 +64,22 @@ class Checked(Strategy):
             if not reply.has_error() and 'who' in reply.content:
                 self._names[reply.metadata.src_node_id] = str(reply.content['who']['name'])
 
+    def _nodes(self, messages: Iterable[Message]) -> dict[int, str]:
+        """Node -> client, of those that are asked."""
+        return {message.metadata.dst_node_id: self.name(message.metadata.dst_node_id)
+                for message in messages}
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the strategy's."""
-        self.greet(grid)
         if hasattr(self.strategy, 'names'):
             self.strategy.names = self._names
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self.greet(grid)  # those that the strategy has waited for
-        self._asked = {message.metadata.dst_node_id: self.name(message.metadata.dst_node_id)
-                       for message in messages}
+        if hasattr(self.strategy, 'personal'):
+            messages = self.strategy.personal(messages)
+        self._asked = self._nodes(messages)
         self._down = sum(_bytes(message) for message in messages)
         return messages
 
@@ -85,12 +93,16 @@ class Checked(Strategy):
         for reply in replies:
             node = reply.metadata.src_node_id
             silent.pop(node, None)
-            reason = self._fault(reply)
+            reason = self._fault(reply, self._check_training)
             if reason:
                 refused[self.name(node)] = reason
             else:
                 passed.append((self.name(node), node, reply))
-        refused |= dict.fromkeys(silent.values(), 'it did not answer in time')
+        refused |= dict.fromkeys(silent.values(), _SILENT)
+        for name, count in Counter(name for name, _, _ in passed).items():
+            if count > 1:  # its images would count several times
+                refused[name] = f'{count} nodes say that they are it: give each a name of its own'
+        passed = [each for each in passed if each[0] not in refused]
         refused = dict(sorted(refused.items()))
         for name, reason in refused.items():
             log(WARNING, 'round %d: %s is left out: %s', server_round + self.done, name, reason)
@@ -111,27 +123,30 @@ class Checked(Strategy):
         arrays, metrics = self.strategy.aggregate_train(server_round, kept)
         return (None if arrays is None else self._whole(arrays, server_round)), metrics
 
-    def _fault(self, reply: Message) -> str:
-        """Why a reply must not come into a mean; empty: it may."""
+    def _fault(self, reply: Message, check: Callable[[RecordDict], None]) -> str:
+        """Why a reply must not be used; empty: it may."""
         if reply.has_error():
             lines = str(reply.error.reason or f'error {reply.error.code}').strip().splitlines()
             return lines[-1] if lines else f'error {reply.error.code}'
-        content = reply.content
         try:
-            kind = moved.Kind.from_text(str(content['member']['kind']))
-            moved.compare(kind._replace(shapes=self.kind.shapes), self.kind)
-            arrays = {name: array.numpy() for name, array in content['arrays'].items()}
-            moved.check(arrays, self.kind.shapes)
-            if list(arrays) != list(self.kind.shapes):
-                raise UserError('its tensors come in another order')
-            if (len(content.array_records), len(content.metric_records)) != (1, 1):
-                raise UserError('it sends more than one record of tensors or of metrics')
-            self._check_metrics(content['metrics'])
+            check(reply.content)
         except UserError as error:
             return str(error)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a client sends, the others go on
             return f'its message cannot be read ({type(error).__name__}: {error})'
         return ''
+
+    def _check_training(self, content: RecordDict) -> None:
+        """Refuse what must not come into a mean."""
+        kind = moved.Kind.from_text(str(content['member']['kind']))
+        moved.compare(kind._replace(shapes=self.kind.shapes), self.kind)
+        arrays = {name: array.numpy() for name, array in content['arrays'].items()}
+        moved.check(arrays, self.kind.shapes)
+        if list(arrays) != list(self.kind.shapes):
+            raise UserError('its tensors come in another order')
+        if (len(content.array_records), len(content.metric_records)) != (1, 1):
+            raise UserError('it sends more than one record of tensors or of metrics')
+        self._check_metrics(content['metrics'])
 
     def _check_metrics(self, metrics: MetricRecord) -> None:
         """Refuse metrics that a strategy could not put beside those of others."""
@@ -165,31 +180,52 @@ class Checked(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the strategy's, in the rounds that are tested."""
+        self._asked = {}
         if not self.test_every or (server_round + self.done) % self.test_every:
             return []
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        self.greet(grid)
+        if hasattr(self.strategy, 'personal'):
+            messages = self.strategy.personal(messages)
+        self._asked = self._nodes(messages)
+        return messages
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """As the strategy's, of those that did not fail; the scores of each are noted."""
-        passed, scores = [], {}
+        passed, scores, failed = [], {}, {}
+        silent = dict(self._asked)
         for reply in replies:
-            name = self.name(reply.metadata.src_node_id)
-            if reply.has_error():
-                log(WARNING, 'round %d: %s did not test: %s', server_round + self.done, name,
-                    reply.error.reason)
-                continue
-            passed.append(reply)
-            scores[name] = float(reply.content['metrics']['score'])
-        if scores:
-            self.rounds[-1]['scores'] = dict(sorted(scores.items()))
+            node = reply.metadata.src_node_id
+            name = silent.pop(node, self.name(node))
+            if reason := self._fault(reply, _check_test):
+                failed[name] = reason
+            else:
+                passed.append(reply)
+                scores[name] = float(reply.content['metrics']['score'])
+        failed |= dict.fromkeys(silent.values(), _SILENT)
+        for name, reason in sorted(failed.items()):
+            log(WARNING, 'round %d: %s did not test: %s', server_round + self.done, name, reason)
+        if self._asked:
+            self.rounds[-1] |= dict(scores=dict(sorted(scores.items())),
+                                    untested=dict(sorted(failed.items())))
         return self.strategy.aggregate_evaluate(server_round, passed) if passed else None
 
     def summary(self) -> None:
         """Log what it is."""
         log(INFO, '\t├──> Replies are checked: names, shapes, NaN, classes, base')
         self.strategy.summary()
+
+
+def _check_test(content: RecordDict) -> None:
+    """Refuse what is no score."""
+    metrics = content['metrics']
+    if set(metrics) != {'num-examples', 'clients', 'score'} or metrics['clients'] != 1:
+        raise UserError(f'its metrics are {", ".join(sorted(metrics)) or "none"}')
+    if not (is_number(metrics['score']) and is_int(metrics['num-examples'], 1)):
+        raise UserError(
+            f'its score is {metrics["score"]!r}, of {metrics["num-examples"]!r} images')
 
 
 def _bytes(message: Message) -> int:

@@ -1,6 +1,7 @@
 """The client's side: Flower's ClientApp, ``vpt_dense.federated.client:app``."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from logging import ERROR
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.supercore import log
 
+from vpt_dense import safe_files
 from vpt_dense.errors import UserError, explain
 from vpt_dense.federated import moved
-from vpt_dense.federated.settings import Client, Settings
+from vpt_dense.federated.settings import Client, Job, Settings
 
 #: Where what is personal lies in a node's state, which Flower keeps between rounds.
 PERSONAL = 'vpt_dense.personal'
+#: And in its folder, where it stays when the federation has ended.
+FILE = 'personal.safetensors'
 #: The code of our errors; Flower's own are below.
 REFUSED = 1000
 
@@ -66,14 +70,19 @@ def _train(message: Message, settings: Settings, client: Client, context: Contex
 
     config = message.content['config']
     wanted = moved.Kind.from_text(str(config['kind']))
-    tensors = _received(message, settings, context, wanted)
+    job = replace(settings.job, options=(*settings.job.options, *client.options))
+    tensors = _received(message, settings, job, context, wanted)
     number = int(config['server-round']) + int(config['done'])
     trained = local.train(
-        settings.job, number, tensors, client.name, _folder(settings, client), client.list,
-        client.options, wanted, float(config.get('proximal-mu', 0.0)),
-        list(config.get('group-share', ())))
+        job, number, tensors, client.name, _folder(settings, client), client.list,
+        wanted=wanted, proximal_mu=float(config.get('proximal-mu', 0.0)),
+        share=list(config.get('group-share', ())))
     kept = moved.own(settings.personal, list(wanted.shapes))
-    if kept:
+    if kept:  # what is not finite must not stay: the client could never come back
+        moved.check({n: t.numpy() for n, t in trained.tensors.items()}, wanted.shapes)
+        safe_files.write_tensors(
+            {n: trained.tensors[n] for n in kept}, _folder(settings, client) / FILE,
+            dict(format='pt', round=str(number)))
         context.state[PERSONAL] = ArrayRecord({n: _array(trained.tensors[n]) for n in kept})
     sent = {name: _array(t) for name, t in trained.tensors.items() if name not in kept}
     metrics = MetricRecord({'num-examples': trained.images, 'clients': 1, 'loss': trained.loss,
@@ -92,22 +101,24 @@ def _test(message: Message, settings: Settings, client: Client, context: Context
 
     config = message.content['config']
     wanted = moved.Kind.from_text(str(config['kind']))
-    tensors = _received(message, settings, context, wanted)
+    job = replace(settings.job, options=(*settings.job.options, *client.options))
+    tensors = _received(message, settings, job, context, wanted)
     if client.test is None:
         raise UserError('it held out no images: make the partition with --holdout 0.2')
     folder = _folder(settings, client)
-    whole = local.Global(settings.job, wanted.classes)
+    whole = local.Global(job, wanted.classes)
+    moved.compare(whole.kind, wanted)
     file = Path(folder, 'last.pth')
     whole.write(tensors, file, int(config['server-round']) + int(config['done']))
-    cfg = settings.job.load(client.options)
+    cfg = job.load()
     images = local.test_on_list(cfg, client.test)
-    metrics = local.test(cfg, file, Path(folder, 'test'))
+    metrics = local.test(cfg, file, Path(folder, 'test'), wanted.classes)
     return RecordDict({'metrics': MetricRecord({
         'num-examples': images, 'clients': 1, 'score': metrics[local.headline(cfg)]})})
 
 
 def _received(
-    message: Message, settings: Settings, context: Context, wanted: moved.Kind
+    message: Message, settings: Settings, job: Job, context: Context, wanted: moved.Kind
 ) -> dict[str, torch.Tensor]:
     """All that trains: what came, and what the client kept; before that, what the seed draws."""
     tensors = _tensors(message.content['arrays'])
@@ -118,7 +129,7 @@ def _received(
         else:
             from vpt_dense.federated import local
 
-            start = moved.take(local.Global(settings.job, wanted.classes).model)
+            start = moved.take(local.Global(job, wanted.classes).model)
             tensors |= {n: start[n] for n in moved.own(settings.personal, list(start))}
     return {name: tensors[name] for name in wanted.shapes if name in tensors}
 

@@ -8,10 +8,11 @@ of the optimizer begins anew.
 
 import contextlib
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,16 @@ class Job:
             UserError: If something is wrong with it, or its length is not so many rounds.
         """
         cfg = config.load(self.config, [*self.options, *further], self.method or None)
+        for key in ('load_from', 'resume'):
+            if cfg.get(key):
+                raise UserError(
+                    f'{key}={cfg[key]!r}: a federation starts from the pretrained weights and its '
+                    'seed, and goes on by its own setting resume; leave it out')
+        said = (cfg.get('randomness') or {}).get('seed')
+        if said not in (None, 0, self.seed):
+            raise UserError(
+                f'randomness.seed={said}: the seed of a federation is a setting of its own, '
+                f'which is {self.seed} (--seed); set both to one, or leave this one out')
         key, length = _length(cfg)
         if length % self.rounds:
             raise UserError(
@@ -71,6 +82,10 @@ class Job:
                 raise UserError(
                     f'custom_hooks: a {kind} has nothing to do in a round of a federation, which '
                     'sends what was trained last; leave it out')
+            if kind in ('PromptStartHook', 'LabelMappingHook'):
+                raise UserError(
+                    f'custom_hooks: a {kind} sets a part of the model from the images of each '
+                    'client, which would replace what the server sends; take another method')
         return cfg
 
 
@@ -108,7 +123,7 @@ class Round(Hook):
 
     Args:
         number: From 1.
-        rounds: Of the whole training.
+        job: Of the federation, with what this client overrides.
         tensors: What it begins with.
         wanted: What the client must be; None: anything.
         proximal_mu: Weight of FedProx' term.
@@ -117,10 +132,10 @@ class Round(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(
-        self, number: int, rounds: int, tensors: Mapping[str, Tensor],
+        self, number: int, job: Job, tensors: Mapping[str, Tensor],
         wanted: moved.Kind | None = None, proximal_mu: float = 0.0,
     ) -> None:  # fmt: skip
-        self.number, self.rounds = number, rounds
+        self.number, self.job, self.rounds = number, job, job.rounds
         self.tensors, self.wanted, self.proximal_mu = tensors, wanted, proximal_mu
         self.losses: list[float] = []
         self.seconds = 0.0
@@ -129,6 +144,10 @@ class Round(Hook):
     def before_train(self, runner: 'Runner') -> None:
         """Check the client, load what came, and go to the iteration that the round begins at."""
         loop, model = runner.train_loop, params.unwrap(runner.model)
+        if rest := moved.rest(model):  # a client draws by a seed of its own
+            state, start = model.state_dict(), Global(self.job, []).model.state_dict()
+            for name in rest:
+                state[name].copy_(start[name])
         self.kind = moved.kind(model, _classes(loop.dataloader.dataset))
         if self.wanted is not None:
             moved.compare(self.kind, self.wanted)
@@ -299,11 +318,29 @@ def _classes(dataset: Any) -> list[str]:
 
 
 def use_list(cfg: 'Config', file: str | Path) -> None:
-    """Make a config train on the images of a list."""
+    """Make a config train on the images of a list.
+
+    Raises:
+        UserError: If it has several data sets, or one that takes a part of its images.
+    """
     parts = tree.leaf_datasets(cfg.get('train_dataloader'))
     if len(parts) != 1:
         raise UserError(f'train_dataloader: one data set was expected, found {len(parts)}')
+    for _, node in tree.walk(cfg.train_dataloader.get('dataset'), ''):
+        if tree.kind_of(node) in ('Subset', 'KFoldDataset'):
+            raise UserError(
+                f'train_dataloader.dataset: a {tree.kind_of(node)} would take a part of the images '
+                'of each client, which has a list of its own; leave subset out')
+    parts[0].pop('indices', None)  # which count in the whole set; lists are made of what they leave
     parts[0]['ann_file'] = str(Path(file).resolve())
+
+
+def number_of_images(dataset: Any) -> int:
+    """Images of a data set; those that a wrapper repeats count once."""
+    if hasattr(dataset, 'datasets'):
+        return sum(map(number_of_images, dataset.datasets))
+    inner = getattr(dataset, 'dataset', None)
+    return len(dataset) if inner is None else min(len(dataset), number_of_images(inner))
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -327,7 +364,7 @@ def client_config(
     cfg = job.load(further)
     if file is not None:
         use_list(cfg, file)
-    cfg.randomness = dict(seed=seed_of(job.seed, name))
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed_of(job.seed, name))
     cfg.work_dir = str(folder)
     cfg.launcher, cfg.load_from, cfg.resume = 'none', None, False
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
@@ -361,15 +398,20 @@ def train(
         UserError: If it is something else, or the training fails.
     """
     cfg = client_config(job, name, folder, file, further)
-    hook = Round(number, job.rounds, tensors, wanted, proximal_mu)
+    own = replace(job, options=(*job.options, *further))
+    hook = Round(number, own, tensors, wanted, proximal_mu)
     with _forgotten(cfg, f'{name}_{number}'):
         runner = run_setup.start(cfg, 'train', None)
         runner.register_hook(hook, hook.priority)
         stages = Stages(hook, share) if share else None
         if stages:
             runner.register_hook(stages, stages.priority)
-        model = runner.train()
-        images = len(runner.train_dataloader.dataset)
+        model = params.unwrap(runner.train())
+        if moved.rest_mark(model) != hook.kind.bases.get(moved.REST, ''):
+            raise UserError(
+                f'{", ".join(moved.rest(model)[:3])}: it changes in training and does not train by '
+                'gradients, so it would not move; take another method')
+        images = number_of_images(runner.train_dataloader.dataset)
     loss = sum(hook.losses) / max(1, len(hook.losses))
     return Trained(moved.take(model), hook.kind, images, loss, hook.seconds,
                    stages.counts if stages else ())
@@ -434,33 +476,45 @@ class Global:
         """Bytes of the whole model."""
         return deltas.size(self.model.state_dict())
 
-    def write(self, tensors: Mapping[str, Tensor], file: Path, rounds: int) -> None:
+    def write(
+        self, tensors: Mapping[str, Tensor], file: Path, rounds: int,
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write a checkpoint as a run does, which ``vpt-dense test`` and ``delta`` take.
 
         Args:
             tensors: What moves.
             file: ``.pth``; it is written whole or not at all.
             rounds: That were done.
+            told: What happened in the last one, plain data.
         """
         moved.put(self.model, tensors)
         checkpoint = dict(
             state_dict=dict(self.model.state_dict()),
             meta=dict(cfg=self.cfg.pretty_text, seed=self.job.seed, rounds=rounds,
+                      round=json.dumps(dict(told or {})),
                       dataset_meta=dict(classes=self.kind.classes)))
         deltas.reduce(self.model, checkpoint)
         safe_files.write(checkpoint, file)
 
-    def read(self, file: Path) -> dict[str, Tensor]:
-        """What moves, out of a checkpoint of :meth:`write`.
+    def read(self, file: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
+        """Read a checkpoint of :meth:`write`.
+
+        Returns:
+            What moves, how many rounds were done, and what happened in the last one.
 
         Raises:
-            UserError: If it is of another model.
+            UserError: If it is of another model, or none of a federation.
         """
-        state = deltas.read(str(file))['state_dict']
+        checkpoint = deltas.read(str(file))
+        state, meta = checkpoint['state_dict'], checkpoint['meta']
+        if not {'rounds', 'round'} <= meta.keys():
+            raise UserError(f'{file} is no model of a federation; name another folder, out')
         lacking = [name for name in self.kind.shapes if name not in state]
         if lacking:
             raise UserError(f'{file} lacks {lacking[0]}: it is of another model or method')
-        return {name: state[name] for name in self.kind.shapes}
+        return ({name: state[name] for name in self.kind.shapes}, meta['rounds'],
+                json.loads(meta['round']))
 
     def test(self, file: Path, folder: Path) -> dict[str, float]:
         """Test a checkpoint on the test images of the config.
@@ -485,30 +539,42 @@ def test_on_list(cfg: 'Config', file: str | Path) -> int:
     if [len(side) for side in sides] != [1, 1]:
         raise UserError('train_dataloader, test_dataloader: one data set each was expected')
     (train,), (test,) = sides
-    for key in ('type', 'data_root', 'data_prefix', 'split', 'indices'):
+    for key in ('type', 'data_root', 'data_prefix', 'split'):
         if key in train:
             test[key] = train[key]
         else:
             test.pop(key, None)
+    test.pop('indices', None)
     test['ann_file'] = str(Path(file).resolve())
-    return len(safe_files.check(file).read_text(encoding='utf-8').split('\n')) - 1
+    lines = safe_files.check(file).read_text(encoding='utf-8').splitlines()
+    return sum(bool(line.strip()) for line in lines)
 
 
-def test(cfg: 'Config', file: Path, folder: Path) -> dict[str, float]:
+def test(
+    cfg: 'Config', file: Path, folder: Path, classes: Sequence[str] = ()
+) -> dict[str, float]:
     """Test a checkpoint.
 
     Args:
         cfg: A whole config.
         file: The checkpoint.
         folder: For the log.
+        classes: That the images must have, in this order; empty: any.
 
     Returns:
         The metrics that are numbers, by name.
+
+    Raises:
+        UserError: If the images have other classes.
     """
     cfg.work_dir, cfg.load_from, cfg.resume = str(folder), str(file), False
     cfg.launcher = 'none'
     with _forgotten(cfg, 'test'):
-        metrics = run_setup.start(cfg, 'test', str(file)).test()
+        runner = run_setup.start(cfg, 'test', str(file))
+        found = _classes(runner.test_loop.dataloader.dataset)
+        if classes and found != list(classes):
+            raise UserError(f'classes {found} are not those of the federation, {list(classes)}')
+        metrics = runner.test()
     return {name: float(value) for name, value in metrics.items()
             if is_number(value, finite=False) and not name.endswith('time')}
 

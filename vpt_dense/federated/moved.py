@@ -13,12 +13,17 @@ from vpt_dense import params
 from vpt_dense.errors import UserError
 from vpt_dense.weights.base import fingerprint, frozen_bases
 
+#: Stands for :func:`rest` among the bases of a :class:`Kind`.
+REST = 'rest'
+_STATISTICS = ('running_mean', 'running_var')
+
 
 class Kind(NamedTuple):
     """What all members of a federation must have in common.
 
     Attributes:
-        bases: Prefix of each backbone with frozen tensors -> their SHA-256.
+        bases: Prefix of each backbone with frozen tensors -> their SHA-256; :data:`REST` -> that of
+            :func:`rest`, if there is any.
         classes: Names of the classes, in their order.
         shapes: Name of each tensor that moves -> its shape.
     """
@@ -53,11 +58,35 @@ def names(model: nn.Module) -> list[str]:
     Args:
         model: Unwrapped.
     """
-    still = {name for name, p in model.named_parameters() if not p.requires_grad}
-    for prefix, backbone in frozen_bases(model):
-        still |= {prefix + name for name in backbone.frozen_names}
-    return [name for name, tensor in model.state_dict().items()
-            if name not in still and tensor.is_floating_point()]
+    base = _of_bases(model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return [name for name in model.state_dict() if name in trained
+            or (name not in base and name.rpartition('.')[2] in _STATISTICS)]
+
+
+def rest(model: nn.Module) -> list[str]:
+    """Names of what neither moves nor is of a frozen base.
+
+    As a part of an adapter that does not train; the job's seed draws it, the same in all members.
+
+    Args:
+        model: Unwrapped.
+    """
+    known = _of_bases(model) | set(names(model))
+    return [name for name in model.state_dict()
+            if name not in known and name.rpartition('.')[2] != 'num_batches_tracked']
+
+
+def rest_mark(model: nn.Module) -> str:
+    """SHA-256 of :func:`rest`; empty: there is none."""
+    state = model.state_dict()
+    found = {name: state[name] for name in rest(model)}
+    return fingerprint(found) if found else ''
+
+
+def _of_bases(model: nn.Module) -> set[str]:
+    return {prefix + name for prefix, backbone in frozen_bases(model)
+            for name in backbone.frozen_names}
 
 
 def statistics(model: nn.Module) -> list[str]:
@@ -87,6 +116,8 @@ def kind(model: nn.Module, classes: Sequence[str]) -> Kind:
         if backbone.frozen_names:
             bases[prefix] = backbone.base.sha256 if backbone.base else fingerprint(
                 {name: state[prefix + name] for name in backbone.frozen_names})
+    if mark := rest_mark(model):
+        bases[REST] = mark
     return Kind(bases, list(classes), {name: list(state[name].shape) for name in names(model)})
 
 
@@ -101,12 +132,21 @@ def compare(found: Kind, wanted: Kind) -> None:
             f'classes {found.classes} are not those of the federation, {wanted.classes}: set '
             'dataset.classes to these, in this order, in the options of the client')
     if found.bases != wanted.bases:
-        own, other = (', '.join(each.bases.values()) or 'none' for each in (found, wanted))
+        if _without_rest(found) == _without_rest(wanted):
+            raise UserError(
+                'what neither trains nor is pretrained is not that of the federation: it must '
+                'have its seed, method and versions')
+        own, other = (', '.join(_without_rest(each).values()) or 'none'
+                      for each in (found, wanted))
         raise UserError(
             f'the SHA-256 of the frozen tensors is {own}, that of the federation {other}: name '
             'the same pretrained weights (model.backbone.init_cfg.checkpoint)')
     if found.shapes != wanted.shapes:
         _check_shapes(found.shapes, wanted.shapes)
+
+
+def _without_rest(kind: Kind) -> dict[str, str]:
+    return {prefix: mark for prefix, mark in kind.bases.items() if prefix != REST}
 
 
 def _check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

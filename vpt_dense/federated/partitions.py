@@ -1,5 +1,6 @@
 """Which client has which training images: several ways to deal them, by a seed, as list files."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vpt_dense import safe_files
-from vpt_dense.argument_checks import check_choice, check_number, is_int
+from vpt_dense.argument_checks import check_choice, check_count, check_number, is_int
 from vpt_dense.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def dirichlet(
     Raises:
         UserError: If a value is none of its kind, or no draw leaves every client its images.
     """
+    check_count(least, '--least')
     _check_clients(clients, len(labels), least)
     check_number(alpha, '--alpha', positive=True)
     draw = np.random.default_rng(seed)
@@ -57,6 +59,8 @@ def dirichlet(
         for label in np.unique(given):
             own = draw.permutation(np.flatnonzero(given == label))
             shares = draw.dirichlet(np.full(clients, float(alpha)))
+            if not np.isclose(shares.sum(), 1):  # the sum of clients * alpha overflowed
+                raise UserError(f'--alpha {alpha:g} is too large to draw by; take --by iid')
             cuts = (np.cumsum(shares)[:-1] * len(own)).round().astype(int)
             for part, some in zip(parts, np.split(own, cuts), strict=True):
                 part += some.tolist()
@@ -125,7 +129,8 @@ def by_name(names: Sequence[str], pattern: str = PREFIX) -> dict[str, list[int]]
         Name of each client, in alphabetical order -> indices of its images, ascending.
 
     Raises:
-        UserError: If the pattern is none, or finds nothing in a name, or all have one.
+        UserError: If the pattern is none, or finds nothing in a name, or all have one, or what it
+            finds cannot be the name of a file.
     """
     try:
         found = re.compile(pattern)
@@ -134,17 +139,40 @@ def by_name(names: Sequence[str], pattern: str = PREFIX) -> dict[str, list[int]]
     if not found.groups:
         raise UserError(f'--pattern {pattern!r} has no group: put what names a client in (...)')
     parts: dict[str, list[int]] = {}
+    said: dict[str, str] = {}
     for i, name in enumerate(names):
         match = found.search(name)
         if not (match and match[1]):
             raise UserError(
                 f'--pattern {pattern!r} finds no client in {name!r}; say one that fits all names')
-        parts.setdefault(re.sub(r'[^\w.-]', '_', match[1]), []).append(i)
+        client = check_name(re.sub(r'[^\w.-]', '_', match[1]), '--pattern')
+        if said.setdefault(client, match[1]) != match[1]:
+            raise UserError(
+                f'--pattern {pattern!r} finds {said[client]!r} and {match[1]!r}, whose lists would '
+                f'both be {client}.txt; say one that tells them by letters, digits, . - and _')
+        parts.setdefault(client, []).append(i)
     if len(parts) < 2:
         raise UserError(
             f'--pattern {pattern!r} finds one client, {next(iter(parts))}; say one that tells '
             'several')
     return dict(sorted(parts.items()))
+
+
+def check_name(name: str, key: str) -> str:
+    """Return the name of a client, which files and folders have.
+
+    Args:
+        name: It.
+        key: What says it, for the message.
+
+    Raises:
+        UserError: If it is more or less than letters, digits, ``.``, ``-`` and ``_``.
+    """
+    if not re.fullmatch(r'[\w-][\w.-]*', name):
+        raise UserError(
+            f'{key}: a client is named by letters, digits, . - and _, and does not begin with a '
+            f'dot; found {name!r}')
+    return name
 
 
 def _check_clients(clients: int, images: int, least: int) -> None:
@@ -224,7 +252,7 @@ def write(
         client: dict[str, Any] = dict(name=name, list=file, images=len(chosen) - number)
         if number:
             order = draw.permutation(np.asarray(chosen)).tolist()
-            client['test'] = f'{name}_test.txt'
+            client['test'] = f'test/{name}.txt'  # in a folder: a client may be called NAME_test
             safe_files.write_text(folder / client['test'], training.text(sorted(order[:number])))
             chosen = sorted(order[number:])
         safe_files.write_text(folder / file, training.text(chosen))
@@ -235,6 +263,16 @@ def write(
     record = dict(told, classes=list(training.classes), clients=clients)
     safe_files.write_text(folder / RECORD, json.dumps(record, indent=1) + '\n')
     return clients
+
+
+def digest(folder: str | Path) -> str:
+    """SHA-256 of a partition: of its record and of all lists, 64 hexadecimal digits."""
+    files = [RECORD, *(each[key] for each in read(folder)['clients'] for key in ('list', 'test')
+                       if each.get(key))]  # fmt: skip
+    found = hashlib.sha256()
+    for file in files:
+        found.update(hashlib.sha256(safe_files.check(Path(folder, file)).read_bytes()).digest())
+    return found.hexdigest()
 
 
 def read(folder: str | Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from flwr.app import (
     ArrayRecord,
     ConfigRecord,
     Message,
-    MessageType,
     MetricRecord,
     RecordDict,
 )
@@ -112,8 +111,11 @@ class PFedPGLike(FedAvg):
         """The client that a node is."""
         return self.names.get(node, f'node {node}')
 
-    def _personal(self, messages: Iterable[Message], kind: str) -> list[Message]:
-        """The same messages, with the prompts of each client."""
+    def personal(self, messages: Iterable[Message]) -> list[Message]:
+        """The same messages, with the prompts of each client.
+
+        :class:`vpt_dense.federated.checked.Checked` asks for them when it knows all nodes' names.
+        """
         made = []
         for message in messages:
             node = message.metadata.dst_node_id
@@ -121,25 +123,18 @@ class PFedPGLike(FedAvg):
             with torch.no_grad():
                 arrays[PROMPT] = Array(self.generator(self.name(node)).numpy())
             content = RecordDict({'arrays': arrays, 'config': message.content['config']})
-            made.append(Message(content=content, message_type=kind, dst_node_id=node))
+            made.append(Message(content=content, message_type=message.metadata.message_type,
+                                dst_node_id=node))
         return made
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As FedAvg's, with the prompts of each client."""
+        """As FedAvg's; the first time it begins with the prompt that it is given."""
         if self.generator is None:
             start = torch.from_numpy(arrays[PROMPT].numpy().copy())
             self.generator = Generator(start, self.seed)
-        messages = super().configure_train(server_round, arrays, config, grid)
-        return self._personal(messages, MessageType.TRAIN)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As FedAvg's, with the prompts of each client."""
-        messages = super().configure_evaluate(server_round, arrays, config, grid)
-        return self._personal(messages, MessageType.EVALUATE)
+        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -13,15 +13,14 @@ from flwr.supercore import log
 
 from vpt_dense import safe_files
 from vpt_dense.errors import UserError
-from vpt_dense.federated import local, moved, strategies
+from vpt_dense.federated import local, moved, partitions, strategies
 from vpt_dense.federated.checked import Checked
-from vpt_dense.federated.settings import OURS, STEPPING, Settings
-
-#: What a run leaves in its folder: what happened, and the model, a checkpoint as of a run.
-HISTORY, MODEL = 'history.json', 'global.pth'
+from vpt_dense.federated.settings import HISTORY, MODEL, OURS, STEPPING, Settings
 
 #: Settings that may be others when a run goes on.
 _FREE = ('resume', 'out', 'timeout', 'test_every')
+#: Of the images that clients have, among what was set.
+_IMAGES = 'partition SHA-256'
 
 app = ServerApp()
 
@@ -52,10 +51,15 @@ def run(grid: Grid, settings: Settings) -> dict[str, Any]:
         UserError: If something does not fit, or no client could train in any round.
     """
     out = Path(settings.out)
+    settings.check_partition()
     said = {key: value for key, value in vars(settings).items() if key not in _FREE}
+    if settings.partition:
+        said[_IMAGES] = partitions.digest(settings.partition)
     history = _earlier(settings, out, said)
     whole = local.Global(settings.job, settings.class_names())
-    tensors = moved.take(whole.model) if history is None else whole.read(out / MODEL)
+    tensors, ahead = moved.take(whole.model), None
+    if history is not None:
+        tensors, ahead = _go_on(whole, history, out)
     kept = moved.own(settings.personal, list(whole.kind.shapes))
     shapes = {name: shape for name, shape in whole.kind.shapes.items() if name not in kept}
     start = {name: tensors[name] for name in shapes}
@@ -63,16 +67,28 @@ def run(grid: Grid, settings: Settings) -> dict[str, Any]:
         history = dict(
             settings=said, classes=whole.kind.classes, bases=whole.kind.bases, personal=kept,
             bytes_model=whole.bytes(), bytes_moved=moved.size(shapes), rounds=[])
+
+    def finish(entry: dict[str, Any]) -> MetricRecord | None:
+        """What follows when the model of a round is written."""
+        tested = settings.test_every and entry['round'] % settings.test_every == 0
+        if tested and not settings.tests_on_clients:
+            entry['metrics'] = whole.test(out / MODEL, out / 'test')
+        history['rounds'].append(entry)
+        safe_files.write_text(out / HISTORY, json.dumps(history, indent=1) + '\n')
+        return MetricRecord(entry['metrics']) if 'metrics' in entry else None
+
+    if ahead:
+        finish(ahead)
     done = len(history['rounds'])
     if done >= settings.rounds:
         log(INFO, 'all %d rounds are done already', done)
         return history
     strategy = strategies.build(
-        settings, bool(kept) and settings.test_every > 0,
+        settings,
         [name for name in moved.statistics(whole.model) if name in shapes],
         _groups(settings, whole, kept))
     checked = Checked(strategy, whole.kind._replace(shapes=shapes), done,
-                      settings.test_every if kept else 0)
+                      settings.test_every if settings.tests_on_clients else 0)
     began = time.perf_counter()
 
     def after(number: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -82,16 +98,12 @@ def run(grid: Grid, settings: Settings) -> dict[str, Any]:
         entry['seconds'] = round(time.perf_counter() - began, 1)
         merged = tensors | {name: torch.from_numpy(array.numpy().astype('float32'))
                             for name, array in arrays.items()}
-        file = out / MODEL
-        whole.write(merged, file, number + done)
-        metrics = None
-        if settings.test_every and not kept and (number + done) % settings.test_every == 0:
-            metrics = entry['metrics'] = whole.test(file, out / 'test')
+        # One file has the model and what made it: killed between two files, a run would go on
+        # from a model that the history does not know of, and train a round twice.
+        whole.write(merged, out / MODEL, number + done, entry)
         if hasattr(strategy, 'save'):
             strategy.save(out)
-        history['rounds'] = [*history['rounds'], entry]
-        safe_files.write_text(out / HISTORY, json.dumps(history, indent=1) + '\n')
-        return MetricRecord(metrics) if metrics else None
+        return finish(entry)
 
     checked.start(
         grid=grid, initial_arrays=ArrayRecord({n: Array(t.numpy()) for n, t in start.items()}),
@@ -123,6 +135,31 @@ def _groups(settings: Settings, whole: local.Global, kept: list[str]) -> int:
             f'strategy {settings.strategy} does not train the keys of a SharedGroupPrompt; take '
             'SGPTLike')
     return 0
+
+
+def _go_on(
+    whole: local.Global, history: dict[str, Any], out: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """What a run goes on with.
+
+    Returns:
+        What moves; and the round that its model has been through and the history lacks, if the run
+        was killed between the two.
+
+    Raises:
+        UserError: If the model is not that of the history, or the base is another one.
+    """
+    if whole.kind.bases != history['bases']:
+        raise UserError(
+            f'{out}: the SHA-256 of the frozen tensors was {history["bases"]} in the run that is '
+            f'there and is {whole.kind.bases} now: name the same pretrained weights '
+            '(model.backbone.init_cfg.checkpoint), or another folder, out')
+    tensors, rounds, last = whole.read(out / MODEL)
+    if rounds not in (len(history['rounds']), len(history['rounds']) + 1):
+        raise UserError(
+            f'{out / MODEL} has been through {rounds} rounds, and {HISTORY} tells of '
+            f'{len(history["rounds"])}: one of them is of another run; name another folder, out')
+    return tensors, last if rounds > len(history['rounds']) else None
 
 
 def _earlier(settings: Settings, out: Path, said: dict[str, Any]) -> dict[str, Any] | None:

@@ -19,6 +19,9 @@ PRIVACY = {
     'client-adaptive': 'DifferentialPrivacyClientSideAdaptiveClipping',
 }
 
+#: What a run leaves in its folder: what happened, and the model, a checkpoint as of a run.
+HISTORY, MODEL = 'history.json', 'global.pth'
+
 #: Strategies, by Flower's names, and ours.
 STRATEGIES = (
     'FedAvg', 'FedProx', 'FedAvgM', 'FedAdam', 'FedAdagrad', 'FedYogi', 'FedMedian',
@@ -27,6 +30,10 @@ STRATEGIES = (
 )  # fmt: skip
 #: Ours among them, which keep something between rounds.
 OURS = ('SGPTLike', 'PFedPGLike')
+#: Those whose result is a mean of what clients send, for which noise is made.
+MEANS = ('FedAvg', 'FedProx')
+#: What a node may say of itself; Flower says the first two in a simulation.
+_OF_NODES = ('partition-id', 'num-partitions', 'name', 'options', 'list', 'test')
 #: Those that take steps along the mean change, as an optimizer does.
 STEPPING = ('FedAvgM', 'FedAdam', 'FedAdagrad', 'FedYogi', 'QFedAvg')
 
@@ -56,7 +63,8 @@ class Settings:
         privacy: One of :data:`PRIVACY`; empty: none.
         privacy_options: ``KEY=NUMBER`` of Flower's class.
         personal: Tensors that stay with their client, a regular expression; empty: none. Every
-            client then tests on the images that it held out, each ``test_every`` rounds.
+            client then tests on the images that it held out, each ``test_every`` rounds, and the
+            server does not.
         resume: Whether a run in ``out`` goes on.
     """
 
@@ -126,10 +134,10 @@ class Settings:
         check_choice(self.strategy, 'strategy', STRATEGIES)
         if self.privacy:
             check_choice(self.privacy, 'privacy', PRIVACY)
-            if self.strategy in OURS:
+            if self.strategy not in MEANS:
                 raise UserError(
-                    f'privacy: {self.strategy} uses more of each client than a mean; take another '
-                    'strategy')
+                    f'privacy: its noise is made for a mean, and {self.strategy} makes something '
+                    f'else of the clients; take strategy {" or ".join(MEANS)}')
         elif self.privacy_options:
             raise UserError('privacy-options do nothing without privacy')
         for key in ('strategy_options', 'privacy_options'):
@@ -140,6 +148,29 @@ class Settings:
             raise UserError(
                 'partition: name a folder that vpt-dense federated made; or, where every client '
                 'has data of its own, the classes')
+
+    def check_partition(self) -> None:
+        """Refuse values that do not fit the partition, if there is one.
+
+        Raises:
+            UserError: The message names the key.
+        """
+        if not self.partition:
+            return
+        known = partitions.read(self.partition)['clients']
+        if self.min_clients > len(known):
+            raise UserError(
+                f'min-clients={self.min_clients}: {self.partition} has {len(known)} clients, so no '
+                'round would begin')
+        if self.tests_on_clients and not all(each.get('test') for each in known):
+            raise UserError(
+                f'test-every: clients test on what they hold out, and those of {self.partition} '
+                'hold out nothing; make it with --holdout 0.2, or set test-every to 0')
+
+    @property
+    def tests_on_clients(self) -> bool:
+        """Whether what is tested is of each client, so that clients test it, not the server."""
+        return self.test_every > 0 and bool(self.personal or self.strategy == 'PFedPGLike')
 
     @property
     def job(self) -> Job:
@@ -165,8 +196,17 @@ class Settings:
                 ``name``, ``options``, ``list`` and ``test``.
 
         Raises:
-            UserError: If it says nothing of it.
+            UserError: If it says nothing of it, or something that does nothing.
         """
+        for key in node:
+            if key not in _OF_NODES:
+                raise UserError(
+                    f'--node-config: {key} does nothing{suggest(key, _OF_NODES)}; there are '
+                    f'{", ".join(_OF_NODES[2:])}')
+            if self.partition and key in ('list', 'test'):
+                raise UserError(
+                    f'--node-config: {key} does nothing, as {self.partition} says which images a '
+                    "client has; leave it out, or let there be no partition (partition='')")
         options = tuple(shlex.split(str(node.get('options', ''))))
         if self.partition:
             folder, known = Path(self.partition), partitions.read(self.partition)['clients']
@@ -189,7 +229,8 @@ class Settings:
                 "this node has no name: start it with --node-config \"name='a' "
                 "options='dataset.data_root=...'\"")
         lists = [Path(str(node[key])) if node.get(key) else None for key in ('list', 'test')]
-        return Client(str(node['name']), lists[0], options, lists[1])
+        name = partitions.check_name(str(node['name']), '--node-config name')
+        return Client(name, lists[0], options, lists[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +267,8 @@ def numbers(text: str, key: str) -> dict[str, float | int]:
             number = int(value) if value.lstrip('-').isdigit() else float(value)
         except ValueError:
             number = None
-        if not name or number is None or not is_number(number):
-            raise UserError(f"{key}: 'KEY=NUMBER KEY=NUMBER' was expected, found {word!r}")
+        if not name or number is None or not is_number(number) or name in found:
+            raise UserError(
+                f"{key}: 'KEY=NUMBER KEY=NUMBER' was expected, each key once, found {word!r}")
         found[name] = number
     return found

@@ -16,14 +16,11 @@ _TAKEN = (
 )  # fmt: skip
 
 
-def build(
-    settings: Settings, personal: bool, statistics: list[str], groups: int = 0
-) -> 'Strategy':
+def build(settings: Settings, statistics: list[str], groups: int = 0) -> 'Strategy':
     """Build the strategy of a federation.
 
     Args:
         settings: Of the federation.
-        personal: Whether clients are asked to test what they keep.
         statistics: Names of running statistics among what moves.
         groups: Of a :class:`vpt_dense.federated.shared_group_prompt.SharedGroupPrompt`.
 
@@ -37,6 +34,7 @@ def build(
         raise UserError(
             f'{what}, by which running statistics of batch norm ({statistics[0]}) could become '
             'negative: take a head without batch norm, or FedAvg without privacy')
+    tests = settings.tests_on_clients
     least = settings.min_clients or settings.clients() or 2
     sampled = max(1, int(least * settings.fraction))
     if settings.strategy == 'SGPTLike':
@@ -49,7 +47,7 @@ def build(
         kind, settings.strategy,
         numbers(settings.strategy_options, 'strategy-options'), 'strategy-options',
         fraction_train=settings.fraction, min_train_nodes=1, min_available_nodes=least,
-        fraction_evaluate=1.0 if personal else 0.0, min_evaluate_nodes=1 if personal else 0,
+        fraction_evaluate=1.0 if tests else 0.0, min_evaluate_nodes=1 if tests else 0,
         # Noise is made for a mean in which each client counts the same.
         **(dict(weighted_by_key='clients') if settings.privacy else {}),
         **(dict(groups=groups) if settings.strategy == 'SGPTLike' else {}),
