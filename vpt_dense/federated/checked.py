@@ -1,5 +1,6 @@
 """A strategy of Flower behind checks: who is refused is named, and the round goes on."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
@@ -32,6 +33,8 @@ class Checked(Strategy):
         kind: What all clients must be.
         done: Rounds of an earlier run.
         test_every: Rounds between the tests of what clients keep; 0: they do not test.
+        least: Clients that must be connected before a round begins: Flower takes a share of those
+            that are there when it begins to wait.
 
     Attributes:
         rounds: What happened, an entry a round: ``round``, ``trained`` (clients), ``refused``
@@ -41,9 +44,11 @@ class Checked(Strategy):
     """
 
     def __init__(
-        self, strategy: Strategy, kind: moved.Kind, done: int = 0, test_every: int = 0
-    ) -> None:
+        self, strategy: Strategy, kind: moved.Kind, done: int = 0, test_every: int = 0,
+        least: int = 1,
+    ) -> None:  # fmt: skip
         self.strategy, self.kind, self.done, self.test_every = strategy, kind, done, test_every
+        self.least = least
         self.rounds: list[dict[str, Any]] = []
         self._names: dict[int, str] = {}
         self._asked: dict[int, str] = {}
@@ -73,6 +78,9 @@ class Checked(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the strategy's."""
+        while (there := len(list(grid.get_node_ids()))) < self.least:
+            log(INFO, '%d of %d clients are connected: waiting', there, self.least)
+            time.sleep(1)
         if hasattr(self.strategy, 'names'):
             self.strategy.names = self._names
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))

@@ -88,7 +88,7 @@ def run(grid: Grid, settings: Settings) -> dict[str, Any]:
         [name for name in moved.statistics(whole.model) if name in shapes],
         _groups(settings, whole, kept))
     checked = Checked(strategy, whole.kind._replace(shapes=shapes), done,
-                      settings.test_every if settings.tests_on_clients else 0)
+                      settings.test_every if settings.tests_on_clients else 0, settings.least())
     began = time.perf_counter()
 
     def after(number: int, arrays: ArrayRecord) -> MetricRecord | None:

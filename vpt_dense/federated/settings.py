@@ -188,6 +188,10 @@ class Settings:
         """Clients of the partition; 0: it is not known how many there are."""
         return len(partitions.read(self.partition)['clients']) if self.partition else 0
 
+    def least(self) -> int:
+        """Clients that must be connected before a round begins."""
+        return self.min_clients or self.clients() or 2
+
     def client(self, node: Mapping[str, Any]) -> 'Client':
         """Which client a node is.
 

@@ -35,7 +35,7 @@ def build(settings: Settings, statistics: list[str], groups: int = 0) -> 'Strate
             f'{what}, by which running statistics of batch norm ({statistics[0]}) could become '
             'negative: take a head without batch norm, or FedAvg without privacy')
     tests = settings.tests_on_clients
-    least = settings.min_clients or settings.clients() or 2
+    least = settings.least()
     sampled = max(1, int(least * settings.fraction))
     if settings.strategy == 'SGPTLike':
         from vpt_dense.federated.sgpt_like import SGPTLike as kind
