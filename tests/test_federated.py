@@ -442,6 +442,8 @@ def test_dense_clients_train_and_their_statistics_move(tmp_path):
     (dict(classes=''), 'every client has data of its own'), (dict(partition='x'), 'leave one'),
     ({'min-clients': -1}, 'min-clients must not be negative'),
     ({'strategy-options': 'a=1 a=2'}, 'each key once'),
+    ({'strategy': 'FedProx'}, 'FedProx without proximal_mu is FedAvg'),
+    ({'strategy': 'FedAvgM', 'strategy-options': 'server_learning_rate=1'}, 'without server_mom'),
     *(({'strategy': name, 'privacy': 'server-fixed'}, f'and {name} makes something else')
       for name in ('FedMedian', 'Krum', 'FedAdam', 'SGPTLike')),
 ])

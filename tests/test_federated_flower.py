@@ -499,7 +499,7 @@ def test_the_median_does_not_follow_one_client(app):
 
 @pytest.mark.parametrize(('strategy', 'said'), [
     ('FedAvgM', 'server_momentum=0.9'), ('FedAdagrad', ''), ('FedYogi', ''),
-    ('FedTrimmedAvg', 'beta=0.34'), ('Krum', 'num_malicious_nodes=1'),
+    ('FedTrimmedAvg', 'beta=0.34'), ('Krum', ''),
     ('MultiKrum', 'num_nodes_to_select=2'), ('Bulyan', ''), ('QFedAvg', 'client_learning_rate=0.1'),
 ])
 def test_strategies_by_name(app, strategy, said):
@@ -538,6 +538,14 @@ def test_privacy_clips_and_adds_noise(app, privacy, said, noise):
         assert abs(rest.std() / (noise / 2) - 1) < 0.1 and abs(rest.mean()) < noise / 8
     else:
         assert np.abs(rest).max() < 1e-6
+
+
+def test_a_strategy_that_makes_nothing_of_too_few_is_told(app):
+    with pytest.raises(UserError, match='in any of 2 rounds; x: Bulyan makes nothing of 2 clients'):
+        run({**app, 'strategy': 'Bulyan'}, change={'y': _nan})
+    for entry in json.loads((Path(app['out']) / server.HISTORY).read_text())['rounds']:
+        assert entry['trained'] == [] and sorted(entry['refused']) == NAMES
+        assert 'NaN' in entry['refused']['y']
 
 
 @pytest.fixture
@@ -676,7 +684,12 @@ def test_a_generator_learns_what_clients_need():
 
 
 @pytest.mark.parametrize(('given', 'statistics', 'message'), [
-    ({'strategy': 'FedProx', 'strategy-options': 'mu=1'}, [], 'mu is no number of FedProx'),
+    ({'strategy': 'FedProx', 'strategy-options': 'proximal_mu=1 mu=1'}, [],
+     'mu is no number of FedProx'),
+    ({'strategy': 'Krum', 'strategy-options': 'num_malicious_nodes=1', 'min-clients': 4}, [],
+     'num_malicious_nodes=1 needs 5 clients, and 4 train'),
+    ({'strategy': 'Bulyan', 'fraction': 0.5, 'min-clients': 4}, [], 'needs 3 clients, and 2 train'),
+    ({'strategy': 'FedTrimmedAvg', 'min-clients': 4}, [], 'leaves out none of 4 clients'),
     ({'strategy-options': 'fraction_train=1'}, [], 'it takes none'),
     ({'privacy': 'server-fixed'}, [], 'privacy-options of DifferentialPrivacyServerSide'),
     ({'privacy': 'server-fixed', 'privacy-options': 'noise_multiplier=-1 clipping_norm=1'}, [],
@@ -729,11 +742,13 @@ def test_flwr_run(app, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_command_does_it_all(options, tmp_path, capfd, monkeypatch):
+def test_one_command_does_it_all(data, options, tmp_path, capfd, monkeypatch):
+    """From the folder in which it was called, as paths in configs mean it."""
+    monkeypatch.chdir(data.parent)
     monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
     arguments = ['federated', RECIPE, '--method', 'deep', '--by', 'iid', '--clients', 2,
                  '--run', '--rounds', 1, '--work-dir', tmp_path / 'app', '--cfg-options',
-                 *options]  # fmt: skip
+                 *options, f'dataset.data_root={data.name}']  # fmt: skip
     code, out, err = run_tool(capfd, *arguments)
     assert code == 0, err
     history = json.loads((tmp_path / 'app/run/history.json').read_text())

@@ -49,6 +49,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--rounds', type=int, default=10, help='default: 10')
     add('--seed', type=int, default=0, help='of the start and the trainings (default: 0)')
     add('--strategy', default='FedAvg', help="by Flower's name (default: FedAvg)")
+    add('--strategy-options', default='', metavar="'KEY=NUMBER ...'",
+        help="Flower's numbers of it, 'proximal_mu=0.1'")
     add('--work-dir', type=Path, metavar='FOLDER',
         help='default: work_dirs/federated/ and the name of the config, and of the method')
     add('--run', action='store_true', help='train at once, with clients on this machine')
@@ -89,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = list(args.cfg_options or [])
     settings = Settings(
         config=path, method=method, options=shlex.join(options), partition=str(lists),
-        rounds=args.rounds, seed=args.seed, out=str(run), strategy=args.strategy)
+        rounds=args.rounds, seed=args.seed, out=str(run), strategy=args.strategy,
+        strategy_options=args.strategy_options)
     settings.check()
     with contextlib.redirect_stdout(io.StringIO()):  # the packages print when they are imported
         cfg = settings.job.load()

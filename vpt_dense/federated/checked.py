@@ -129,6 +129,10 @@ class Checked(Strategy):
         if hasattr(self.strategy, 'num_sampled_clients'):  # noise is for a mean of those that came
             self.strategy.num_sampled_clients = len(kept)
         arrays, metrics = self.strategy.aggregate_train(server_round, kept)
+        if arrays is None:  # Bulyan of too few
+            reason = f'{type(self.strategy).__name__} makes nothing of {len(kept)} clients'
+            log(WARNING, 'round %d: %s, nothing changes', server_round + self.done, reason)
+            self.rounds[-1] |= dict(trained=[], refused=refused | dict.fromkeys(names, reason))
         return (None if arrays is None else self._whole(arrays, server_round)), metrics
 
     def _fault(self, reply: Message, check: Callable[[RecordDict], None]) -> str:

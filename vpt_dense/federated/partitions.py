@@ -284,7 +284,9 @@ def read(folder: str | Path) -> dict[str, Any]:
     file = Path(folder, RECORD)
     try:
         record = json.loads(safe_files.check(file).read_text(encoding='utf-8'))
-        ok = all({'name', 'list', 'images'} <= set(each) for each in record['clients'])
+        ok = 'classes' in record and all(
+            {'name', 'list', 'images'} <= set(each) and check_name(each['name'], str(file))
+            for each in record['clients'])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise

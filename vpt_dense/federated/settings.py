@@ -30,6 +30,8 @@ STRATEGIES = (
 )  # fmt: skip
 #: Ours among them, which keep something between rounds.
 OURS = ('SGPTLike', 'PFedPGLike')
+#: Numbers without which a strategy is FedAvg by another name.
+NEEDED = {'FedProx': 'proximal_mu', 'FedAvgM': 'server_momentum'}
 #: Those whose result is a mean of what clients send, for which noise is made.
 MEANS = ('FedAvg', 'FedProx')
 #: What a node may say of itself; Flower says the first two in a simulation.
@@ -142,6 +144,11 @@ class Settings:
             raise UserError('privacy-options do nothing without privacy')
         for key in ('strategy_options', 'privacy_options'):
             numbers(getattr(self, key), key.replace('_', '-'))
+        needed = NEEDED.get(self.strategy)
+        if needed and needed not in numbers(self.strategy_options, 'strategy-options'):
+            raise UserError(
+                f"strategy-options: {self.strategy} without {needed} is FedAvg; say '{needed}=0.1' "
+                'or another number')
         if self.partition and self.classes:
             raise UserError('classes: the partition names them; leave one of both out')
         if not self.partition and not self.classes:

@@ -53,12 +53,31 @@ def build(settings: Settings, statistics: list[str], groups: int = 0) -> 'Strate
         **(dict(groups=groups) if settings.strategy == 'SGPTLike' else {}),
         **(dict(seed=settings.seed) if settings.strategy == 'PFedPGLike' else {}),
         **(dict(train_loss_key='loss') if settings.strategy == 'QFedAvg' else {}))
+    _check_number(found, settings.strategy, sampled)
     if settings.privacy:
         name = PRIVACY[settings.privacy]
         found = _make(
             getattr(strategy, name), name, numbers(settings.privacy_options, 'privacy-options'),
             'privacy-options', strategy=found, num_sampled_clients=sampled)
     return found
+
+
+def _check_number(strategy: 'Strategy', name: str, clients: int) -> None:
+    """Refuse a robust strategy where so few clients make it none.
+
+    Krum needs 2 f + 3 clients of which f are malicious (https://arxiv.org/abs/1703.02757), Bulyan
+    4 f + 3 (https://arxiv.org/abs/1802.07927); a trimmed mean leaves out int(beta n) of n at each
+    end.
+    """
+    each = {'Krum': 2, 'MultiKrum': 2, 'Bulyan': 4}.get(name)
+    if each and clients < (needed := each * strategy.num_malicious_nodes + 3):
+        raise UserError(
+            f'strategy-options: {name} with num_malicious_nodes={strategy.num_malicious_nodes} '
+            f'needs {needed} clients, and {clients} train in a round')
+    if name == 'FedTrimmedAvg' and int(strategy.beta * clients) < 1:
+        raise UserError(
+            f'strategy-options: FedTrimmedAvg with beta={strategy.beta:g} leaves out none of '
+            f'{clients} clients at each end; set beta to at least {1 / clients:.2g}')
 
 
 def _make(kind: type, name: str, options: dict[str, Any], key: str, **given: Any) -> Any:
