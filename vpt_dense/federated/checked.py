@@ -132,7 +132,8 @@ class Checked(Strategy):
         if arrays is None:  # Bulyan of too few
             reason = f'{type(self.strategy).__name__} makes nothing of {len(kept)} clients'
             log(WARNING, 'round %d: %s, nothing changes', server_round + self.done, reason)
-            self.rounds[-1] |= dict(trained=[], refused=refused | dict.fromkeys(names, reason))
+            refused |= dict.fromkeys(names, reason)
+            self.rounds[-1] |= dict(trained=[], refused=dict(sorted(refused.items())))
         return (None if arrays is None else self._whole(arrays, server_round)), metrics
 
     def _fault(self, reply: Message, check: Callable[[RecordDict], None]) -> str:
