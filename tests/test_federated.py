@@ -187,6 +187,13 @@ def test_running_statistics_move_and_counters_do_not():
     assert moved.names(model) == [
         '0.bias', '1.weight', '1.bias', '1.running_mean', '1.running_var']
     assert moved.statistics(model) == ['1.running_mean', '1.running_var']
+    assert moved.rest(model) == ['0.weight']
+    model.register_buffer('vectors', torch.full((3,), torch.nan))  # of texts, as CLIP's heads have
+    assert moved.rest(model) == ['vectors', '0.weight'] and 'vectors' not in moved.names(model)
+    moved.compare(moved.kind(model, []), moved.kind(model, []))
+    mark = moved.rest_mark(model)
+    model.vectors[1] = 1
+    assert moved.rest_mark(model) != mark
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -335,7 +342,7 @@ def test_what_is_drawn_and_does_not_train_is_the_same_in_all_members(job, tmp_pa
     whole = local.Global(job, CLASSES)
     rest = moved.rest(whole.model)
     assert rest and all(name.endswith('.down') for name in rest)
-    assert not set(rest) & set(whole.kind.shapes) and moved.REST in whole.kind.bases
+    assert not set(rest) & set(whole.kind.shapes) and list(whole.kind.rest) == rest
     start, models = moved.take(whole.model), {}
 
     class Peek(Hook):
@@ -351,8 +358,16 @@ def test_what_is_drawn_and_does_not_train_is_the_same_in_all_members(job, tmp_pa
         assert all(torch.equal(state[name], whole.model.state_dict()[name]) for name in rest)
     assert len(models) == 2
     other = local.Global(replace(job, seed=6), CLASSES).kind
-    with pytest.raises(UserError, match='neither trains nor is pretrained is not that of'):
+    with pytest.raises(UserError, match='down, which neither trains nor is of the frozen part'):
         moved.compare(other, whole.kind)
+    (name, own), *_ = whole.kind.rest.items()
+    for change, ok in ((1e-7, True), (0.1, False)):  # as another machine rounds, or more
+        apart = whole.kind._replace(rest={**whole.kind.rest, name: [x + change for x in own]})
+        if ok:
+            moved.compare(apart, whole.kind)
+        else:
+            with pytest.raises(UserError, match=name):
+                moved.compare(apart, whole.kind)
     drifts = replace(job, options=(*job.options, "custom_hooks=[{'type': 'DriftHook'}]"))
     with pytest.raises(UserError, match='it changes in training and does not train by gradients'):
         local.train(drifts, 1, start, 'one', tmp_path / 'one', wanted=whole.kind)

@@ -217,7 +217,7 @@ def _metric(name, value):
 def _kind(reply):
     """What can be read as a kind, with a list in place of names."""
     reply.content['member'] = ConfigRecord(
-        {'kind': json.dumps(dict(bases=[], classes=CLASSES, shapes={}))})
+        {'kind': json.dumps(dict(bases=[], classes=CLASSES, shapes={}, rest={}))})
     return reply
 
 

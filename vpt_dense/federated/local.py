@@ -149,6 +149,7 @@ class Round(Hook):
             for name in rest:
                 state[name].copy_(start[name])
         self.kind = moved.kind(model, _classes(loop.dataloader.dataset))
+        self.rest = moved.rest_mark(model)
         if self.wanted is not None:
             moved.compare(self.kind, self.wanted)
         moved.put(model, self.tensors)
@@ -407,7 +408,7 @@ def train(
         if stages:
             runner.register_hook(stages, stages.priority)
         model = params.unwrap(runner.train())
-        if moved.rest_mark(model) != hook.kind.bases.get(moved.REST, ''):
+        if moved.rest_mark(model) != hook.rest:
             raise UserError(
                 f'{", ".join(moved.rest(model)[:3])}: it changes in training and does not train by '
                 'gradients, so it would not move; take another method')

@@ -13,8 +13,9 @@ from vpt_dense import params
 from vpt_dense.errors import UserError
 from vpt_dense.weights.base import fingerprint, frozen_bases
 
-#: Stands for :func:`rest` among the bases of a :class:`Kind`.
-REST = 'rest'
+#: Numbers of a tensor that :func:`sketch` looks at, and how far they may be apart, relatively:
+#: other machines may round otherwise.
+_LOOKED_AT, _APART = 16, 1e-3
 _STATISTICS = ('running_mean', 'running_var')
 
 
@@ -22,15 +23,17 @@ class Kind(NamedTuple):
     """What all members of a federation must have in common.
 
     Attributes:
-        bases: Prefix of each backbone with frozen tensors -> their SHA-256; :data:`REST` -> that of
-            :func:`rest`, if there is any.
+        bases: Prefix of each backbone with frozen tensors -> their SHA-256.
         classes: Names of the classes, in their order.
         shapes: Name of each tensor that moves -> its shape.
+        rest: Name of each tensor of :func:`rest` -> its norm and some of its numbers, see
+            :func:`sketch`.
     """
 
     bases: dict[str, str]
     classes: list[str]
     shapes: dict[str, list[int]]
+    rest: dict[str, list[float]]
 
     def to_text(self) -> str:
         """As JSON."""
@@ -67,7 +70,7 @@ def names(model: nn.Module) -> list[str]:
 def rest(model: nn.Module) -> list[str]:
     """Names of what neither moves nor is of a frozen base.
 
-    As a part of an adapter that does not train; the job's seed draws it, the same in all members.
+    As a part of an adapter that does not train, which the job's seed draws, or vectors of texts.
 
     Args:
         model: Unwrapped.
@@ -78,10 +81,19 @@ def rest(model: nn.Module) -> list[str]:
 
 
 def rest_mark(model: nn.Module) -> str:
-    """SHA-256 of :func:`rest`; empty: there is none."""
+    """SHA-256 of :func:`rest`."""
     state = model.state_dict()
-    found = {name: state[name] for name in rest(model)}
-    return fingerprint(found) if found else ''
+    return fingerprint({name: state[name] for name in rest(model)})
+
+
+def sketch(model: nn.Module) -> dict[str, list[float]]:
+    """The norm of each tensor of :func:`rest`, and some of its numbers, evenly spread."""
+    state, found = model.state_dict(), {}
+    for name in rest(model):
+        numbers = state[name].detach().cpu().double().reshape(-1)
+        places = torch.linspace(0, len(numbers) - 1, min(len(numbers), _LOOKED_AT)).long()
+        found[name] = [float(numbers.norm()), *numbers[places].tolist()]
+    return found
 
 
 def _of_bases(model: nn.Module) -> set[str]:
@@ -116,9 +128,8 @@ def kind(model: nn.Module, classes: Sequence[str]) -> Kind:
         if backbone.frozen_names:
             bases[prefix] = backbone.base.sha256 if backbone.base else fingerprint(
                 {name: state[prefix + name] for name in backbone.frozen_names})
-    if mark := rest_mark(model):
-        bases[REST] = mark
-    return Kind(bases, list(classes), {name: list(state[name].shape) for name in names(model)})
+    shapes = {name: list(state[name].shape) for name in names(model)}
+    return Kind(bases, list(classes), shapes, sketch(model))
 
 
 def compare(found: Kind, wanted: Kind) -> None:
@@ -132,21 +143,19 @@ def compare(found: Kind, wanted: Kind) -> None:
             f'classes {found.classes} are not those of the federation, {wanted.classes}: set '
             'dataset.classes to these, in this order, in the options of the client')
     if found.bases != wanted.bases:
-        if _without_rest(found) == _without_rest(wanted):
-            raise UserError(
-                'what neither trains nor is pretrained is not that of the federation: it must '
-                'have its seed, method and versions')
-        own, other = (', '.join(_without_rest(each).values()) or 'none'
-                      for each in (found, wanted))
+        own, other = (', '.join(each.bases.values()) or 'none' for each in (found, wanted))
         raise UserError(
             f'the SHA-256 of the frozen tensors is {own}, that of the federation {other}: name '
             'the same pretrained weights (model.backbone.init_cfg.checkpoint)')
     if found.shapes != wanted.shapes:
         _check_shapes(found.shapes, wanted.shapes)
-
-
-def _without_rest(kind: Kind) -> dict[str, str]:
-    return {prefix: mark for prefix, mark in kind.bases.items() if prefix != REST}
+    for name in sorted(found.rest.keys() | wanted.rest.keys()):
+        own, other = (np.array(each.rest.get(name, [])) for each in (found, wanted))
+        apart = _APART * np.abs(np.nan_to_num(other)).max(initial=0)
+        if own.shape != other.shape or not np.allclose(own, other, _APART, apart, equal_nan=True):
+            raise UserError(
+                f'{name}, which neither trains nor is of the frozen part, is not that of the '
+                'federation: it must have its seed, method and versions')
 
 
 def _check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
