@@ -6,7 +6,8 @@ with Flower, or ``digits`` with data/digits-8x8;
 
 Of a seed: the images are dealt to clients (digits: Dirichlet, by that seed; CamVid: by sequence);
 FedAvg and others train in rounds by ``flwr run``; ``local`` trains each client alone for as long;
-``central`` trains once on all images for as long. All are tested on the test images. What is
+``central`` trains once on all images for as long. All are tested on the test images; in
+``personal``, digits too, on what the clients hold out, and the mean over clients counts. What is
 finished is not repeated.
 """
 
@@ -14,6 +15,7 @@ import json
 import re
 import shlex
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from vpt_dense import safe_files, tables
@@ -24,21 +26,34 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/federated.md'
 MARK = re.compile(
     r'(<!-- (\w+): python tools/dev/federated_results.py page -->\n).*?(?=<!-- end -->)', re.DOTALL)
-#: Name of a record -> the config, how images are dealt, rounds, iterations, further overrides.
+#: Row of a table -> strategy, its options, what stays with a client, a method of its own.
+COMMON = {
+    'FedAvg': dict(strategy='FedAvg'),
+    'FedProx, mu 0.1': dict(strategy='FedProx', said='proximal_mu=0.1'),
+    'FedAdam, eta 0.01': dict(strategy='FedAdam', said='eta=0.01'),
+}
+PERSONAL = {
+    'FedAvg': dict(strategy='FedAvg'),
+    'FedAvg, own heads': dict(strategy='FedAvg', personal='^head'),
+    'pFedPG-like': dict(strategy='PFedPGLike'),
+    'pFedPG-like, own heads': dict(strategy='PFedPGLike', personal='^head'),
+    'SGPT-like': dict(strategy='SGPTLike',
+                      method=str(ROOT / 'configs/federated/methods/sgpt_like.py')),
+}
+#: Name of a record -> the config, how images are dealt, what of them clients hold out to test on,
+#: rounds, iterations, further overrides, rows.
 SETS = {
     'digits': dict(
         config='vpt_dense::flowers_dinov2-s', by='dirichlet', how=dict(clients=5, alpha=0.3),
-        rounds=10, iterations=100,
+        rounds=10, iterations=100, rows=COMMON,
+        options=['preprocessing=resize', 'img_size=56', 'warmup=10', 'lr=0.003']),
+    'personal': dict(
+        config='vpt_dense::flowers_dinov2-s', by='dirichlet', how=dict(clients=5, alpha=0.3),
+        holdout=0.3, rounds=5, iterations=100, rows=PERSONAL,
         options=['preprocessing=resize', 'img_size=56', 'warmup=10', 'lr=0.003']),
     'camvid': dict(
         config=str(ROOT / 'configs/results/camvid_dinov2-s.py'), by='name', how={}, rounds=4,
-        iterations=40, options=['img_size=(112,154)', 'warmup=4']),
-}
-#: Row of the table -> strategy and its options.
-STRATEGIES = {
-    'FedAvg': ('FedAvg', ''),
-    'FedProx, mu 0.1': ('FedProx', 'proximal_mu=0.1'),
-    'FedAdam, eta 0.01': ('FedAdam', 'eta=0.01'),
+        iterations=40, rows=COMMON, options=['img_size=(112,154)', 'warmup=4']),
 }
 
 
@@ -53,8 +68,8 @@ def parse_args(argv=None):
     add('--out', type=Path, required=True, help='folder of the runs')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--methods', nargs='+', default=['deep'])
-    add('--strategies', nargs='+', default=[name for name, _ in STRATEGIES.values()],
-        help='that are trained; what others have finished is in the table too')
+    add('--rows', nargs='+', metavar='ROW',
+        help='that are trained (default: all); what others have finished is in the table too')
     add('--jobs', type=int, default=2)
     actions.add_parser('page', help='write the tables')
     return parser.parse_args(argv)
@@ -84,7 +99,7 @@ def main_of(argv=None):
     logging.filter_warnings()
     stop_politely()  # so that Flower's server ends too
     options, given = options_of(args), SETS[args.name]
-    recipe, rounds = given['config'], given['rounds']
+    recipe, rounds, holdout = given['config'], given['rounds'], given.get('holdout', 0.0)
     cfg = config.load(recipe, options, args.methods[0])
     training, metric = few_images.Training(cfg), local.headline(cfg)
     out = args.out.resolve()
@@ -94,17 +109,24 @@ def main_of(argv=None):
             for seed in args.seeds:
                 lists = out / f'seed{seed}'
                 parts = partitions.deal(training, given['by'], seed, **given['how'])
-                clients = partitions.write(training, parts, lists, dict(seed=seed))
+                clients = partitions.write(training, parts, lists, dict(seed=seed), holdout, seed)
+                tests = [lists / each['test'] for each in clients] if holdout else [None]
                 spread[seed] = [each['images'] for each in clients]
-                for row, (strategy, said) in STRATEGIES.items():
-                    folder = out / f'{method}_{strategy.lower()}_seed{seed}'
+                for row, said in given['rows'].items():
+                    name = re.sub(r'\W+', '_', row.lower())
+                    folder = out / f'{method}_{name}_seed{seed}'
                     history = folder / 'run/history.json'
-                    if not history.exists() and strategy not in args.strategies:
+                    if not history.exists() and row not in (args.rows or given['rows']):
                         continue
                     settings = Settings(
-                        recipe, method, shlex.join(options), str(lists), rounds=rounds, seed=seed,
-                        out=str(folder / 'run'), strategy=strategy, strategy_options=said,
-                        test_every=rounds)
+                        recipe, said.get('method', method), shlex.join(options), str(lists),
+                        rounds=rounds, seed=seed, out=str(folder / 'run'),
+                        strategy=said['strategy'], strategy_options=said.get('said', ''),
+                        personal=said.get('personal', ''))
+                    settings = replace(settings, test_every=rounds)
+                    own = settings.tests_on_clients
+                    if holdout and not own:  # of the server's model, on what clients hold out
+                        settings = replace(settings, test_every=0)
                     write_app(folder / 'pyproject.toml', settings, len(parts))
                     if not history.exists():
                         simulation.run(
@@ -113,20 +135,25 @@ def main_of(argv=None):
                     last = told['rounds'][-1]
                     if last['round'] != rounds or any(each['refused'] for each in told['rounds']):
                         raise UserError(f'{history}: not all rounds and clients are there')
-                    found.setdefault((method, row), {})[seed] = last['metrics'][metric]
-                    moved_bytes[method] = [told['bytes_moved'], told['bytes_model']]
+                    scores = list(last['scores'].values()) if own else (
+                        [last['metrics'][metric]] if not holdout
+                        else _scores(settings.job, folder / 'run/global.pth', tests))
+                    found.setdefault((method, row), {})[seed] = statistics.fmean(scores)
+                    moved_bytes[f'{method} {row}'] = [told['bytes_moved'], told['bytes_model']]
                 job = local.Job(recipe, method, options, 1, seed)
                 place = out / f'{method}_local_seed{seed}'
-                alone = [_alone(job, name, lists / f'{name}.txt', place) for name in parts]
+                alone = [_alone(job, name, lists / f'{name}.txt', place, [test]) for name, test
+                         in zip(parts, tests if holdout else tests * len(parts), strict=True)]
                 found.setdefault((method, 'local'), {})[seed] = statistics.fmean(alone)
-                found.setdefault((method, 'central'), {})[seed] = _alone(
-                    job, 'central', None, out / f'{method}_central_seed{seed}')
+                if not holdout:  # all images would be those that clients test on, too
+                    found.setdefault((method, 'central'), {})[seed] = _alone(
+                        job, 'central', None, out / f'{method}_central_seed{seed}', tests)
                 print(method, seed, {row: each[seed] for (m, row), each in found.items()
                                      if m == method and seed in each}, flush=True)
                 record = dict(
                     name=args.name, classes=len(training.classes), images=len(training),
                     metric=metric, by=given['by'], clients=len(parts),
-                    alpha=given['how'].get('alpha'), rounds=rounds,
+                    alpha=given['how'].get('alpha'), holdout=holdout, rounds=rounds,
                     iterations=given['iterations'], seeds=args.seeds, spread=spread,
                     bytes=moved_bytes,
                     rows=[dict(method=m, row=row, scores=[each.get(s) for s in args.seeds])
@@ -135,8 +162,21 @@ def main_of(argv=None):
                                       json.dumps(record, indent=1) + '\n')
 
 
-def _alone(job, name, images, folder):
-    """Train for the whole length without a federation; the headline metric on the test images."""
+def _scores(job, file, tests):
+    """The headline metric of a checkpoint on lists of training images; None: on the test images."""
+    from vpt_dense.federated import local
+
+    found = []
+    for test in tests:
+        cfg = job.load()
+        if test is not None:
+            local.test_on_list(cfg, test)
+        found.append(local.test(cfg, file, file.parent / 'test')[local.headline(cfg)])
+    return found
+
+
+def _alone(job, name, images, folder, tests):
+    """Train for the whole length without a federation; its mean score, see :func:`_scores`."""
     from vpt_dense.federated import local, moved
 
     place = folder / name / 'result.json'
@@ -145,8 +185,7 @@ def _alone(job, name, images, folder):
     whole = local.Global(job, [])
     trained = local.train(job, 1, moved.take(whole.model), name, folder / name, images)
     whole.write(trained.tensors, folder / name / 'last.pth', 1)
-    score = whole.test(
-        folder / name / 'last.pth', folder / name / 'test')[local.headline(whole.cfg)]
+    score = statistics.fmean(_scores(job, folder / name / 'last.pth', tests))
     safe_files.write_text(place, json.dumps(dict(score=score)) + '\n')
     return score
 
@@ -157,9 +196,9 @@ def table(record):
     for each in record['rows']:
         scores = [score for score in each['scores'] if score is not None]
         spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
-        moved, model = record['bytes'][each['method']]
         clients = record['clients']
-        told = '-' if each['row'] in ('local', 'central') else (
+        moved, model = record['bytes'].get(f'{each["method"]} {each["row"]}', (0, 0))
+        told = '-' if not moved else (
             f'{2 * clients * moved / 1e6:,.1f} MB of {2 * clients * model / 1e6:,.0f} MB')
         few = len(scores) - len(each['scores'])
         note = f' ({len(scores)} seed{"s" if len(scores) > 1 else ""})' if few else ''
