@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import federated_data
 import numpy as np
@@ -443,6 +444,22 @@ def test_dense_clients_train_and_their_statistics_move(tmp_path):
     mean = {n: (sent[0].tensors[n] + sent[1].tensors[n]) / 2 for n in start}
     whole.write(mean, tmp_path / 'global.pth', 1)
     assert 0 <= whole.test(tmp_path / 'global.pth', tmp_path / 'test')['mIoU'] <= 100
+    cfg, seen = job.load(), []  # on what a client has, and not on the test images
+
+    class SeenHook(Hook):
+        def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.extend(sample.img_path for sample in outputs)
+
+    HOOKS.register_module(module=SeenHook, force=True)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='SeenHook')]
+    own = tmp_path / 'lists' / clients[1]['list']
+    assert local.test_on_list(cfg, own) == 1
+    score = local.test(cfg, tmp_path / 'global.pth', tmp_path / 'own', training.classes)['mIoU']
+    assert 0 <= score <= 100
+    (path,) = map(Path, seen)
+    assert path.parent.name == 'training' and path.stem == own.read_text().strip()
+    with pytest.raises(UserError, match='are not those of the federation'):
+        local.test(job.load(), tmp_path / 'global.pth', tmp_path / 'own', ['x'])
 
 
 # --- settings and the command ----------------------------------------------------------------
