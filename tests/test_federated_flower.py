@@ -753,3 +753,7 @@ def test_one_command_does_it_all(data, options, tmp_path, capfd, monkeypatch):
     assert code == 0, err
     history = json.loads((tmp_path / 'app/run/history.json').read_text())
     assert history['rounds'][0]['trained'] == ['client_0', 'client_1'], out
+    # What is there is not taken for the outcome of a run that the server refuses.
+    code, _, err = run_tool(capfd, *arguments[:2], '--force', '--strategy', 'SGPTLike',
+                            *arguments[2:])  # fmt: skip
+    assert code == 2 and 'history.json: 0 of 1 rounds were finished' in err
