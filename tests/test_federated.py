@@ -135,9 +135,18 @@ def test_lists_of_clients_are_what_configs_take(data, options, tmp_path):
     before = partitions.digest(tmp_path)
     (tmp_path / 'test/z.txt').write_text('a/z_0.png\n')
     assert partitions.digest(tmp_path) != before
-    (tmp_path / 'partition.json').write_text('{"clients": 3}')
-    with pytest.raises(UserError, match='is no partition'):
-        partitions.read(tmp_path)
+    (tmp_path / 'test/z.txt').unlink()
+    with pytest.raises(UserError, match='z.txt, a list of the partition, is not there'):
+        partitions.digest(tmp_path)
+    bad = [dict(record, clients=3), {'clients': record['clients']},
+           dict(record, clients=[dict(record['clients'][0], name='../x')])]
+    for text, message in ((json.dumps(bad[0]), 'is no partition'), ('{', 'is no partition'),
+                          (json.dumps(bad[1]), 'is no partition'), (json.dumps(bad[2]), 'a dot')):
+        (tmp_path / 'partition.json').write_text(text)
+        with pytest.raises(UserError, match=message):
+            partitions.read(tmp_path)
+    with pytest.raises(UserError, match='nowhere/partition.json is no partition; make it'):
+        partitions.read(tmp_path / 'nowhere')
 
 
 def test_dense_images_are_dealt_by_name(tmp_path):
@@ -458,6 +467,12 @@ def test_dense_clients_train_and_their_statistics_move(tmp_path):
     assert 0 <= score <= 100
     (path,) = map(Path, seen)
     assert path.parent.name == 'training' and path.stem == own.read_text().strip()
+    for text, message in (('', 'lists no image; give the client some'), ('c_nothing', 'c_nothing')):
+        (tmp_path / 'lists/c.txt').write_text(text)
+        with pytest.raises(UserError, match=message):
+            local.train(job, 1, start, 'c', tmp_path / 'out/c', tmp_path / 'lists/c.txt')
+    with pytest.raises(UserError, match='none.txt, the list of the images of a client, is not'):
+        local.images_of(tmp_path / 'none.txt')
     with pytest.raises(UserError, match='are not those of the federation'):
         local.test(job.load(), tmp_path / 'global.pth', tmp_path / 'own', ['x'])
 

@@ -336,6 +336,21 @@ def use_list(cfg: 'Config', file: str | Path) -> None:
     parts[0]['ann_file'] = str(Path(file).resolve())
 
 
+def images_of(file: str | Path) -> int:
+    """How many images a list names.
+
+    Raises:
+        UserError: If it is absent, or names none.
+    """
+    if not Path(file).is_file():
+        raise UserError(f'{file}, the list of the images of a client, is not there')
+    lines = Path(file).read_text(encoding='utf-8').splitlines()
+    number = sum(bool(line.strip()) for line in lines)
+    if not number:
+        raise UserError(f'{file} lists no image; give the client some, or leave it out')
+    return number
+
+
 def number_of_images(dataset: Any) -> int:
     """Images of a data set; those that a wrapper repeats count once."""
     if hasattr(dataset, 'datasets'):
@@ -364,6 +379,7 @@ def client_config(
     """
     cfg = job.load(further)
     if file is not None:
+        images_of(file)
         use_list(cfg, file)
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed_of(job.seed, name))
     cfg.work_dir = str(folder)
@@ -547,8 +563,7 @@ def test_on_list(cfg: 'Config', file: str | Path) -> int:
             test.pop(key, None)
     test.pop('indices', None)
     test['ann_file'] = str(Path(file).resolve())
-    lines = safe_files.check(file).read_text(encoding='utf-8').splitlines()
-    return sum(bool(line.strip()) for line in lines)
+    return images_of(file)
 
 
 def test(
