@@ -138,8 +138,9 @@ def main_of(argv=None):
                     scores = list(last['scores'].values()) if own else (
                         [last['metrics'][metric]] if not holdout
                         else _scores(settings.job, folder / 'run/global.pth', tests))
-                    found.setdefault((method, row), {})[seed] = statistics.fmean(scores)
-                    moved_bytes[f'{method} {row}'] = [told['bytes_moved'], told['bytes_model']]
+                    label = Path(said.get('method', method)).stem
+                    found.setdefault((label, row), {})[seed] = statistics.fmean(scores)
+                    moved_bytes[f'{label} {row}'] = [told['bytes_moved'], told['bytes_model']]
                 job = local.Job(recipe, method, options, 1, seed)
                 place = out / f'{method}_local_seed{seed}'
                 alone = [_alone(job, name, lists / f'{name}.txt', place, [test]) for name, test
@@ -148,8 +149,8 @@ def main_of(argv=None):
                 if not holdout:  # all images would be those that clients test on, too
                     found.setdefault((method, 'central'), {})[seed] = _alone(
                         job, 'central', None, out / f'{method}_central_seed{seed}', tests)
-                print(method, seed, {row: each[seed] for (m, row), each in found.items()
-                                     if m == method and seed in each}, flush=True)
+                print(method, seed, {row: each[seed] for (_, row), each in found.items()
+                                     if seed in each}, flush=True)
                 record = dict(
                     name=args.name, classes=len(training.classes), images=len(training),
                     metric=metric, by=given['by'], clients=len(parts),
