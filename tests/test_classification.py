@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from utils import CONFIGS, LEAVES, TINY_ARCH, in_scope, load
 
-from vpt_dense import building, config, params, run_setup
+from vpt_dense import building, config, params, preflight, run_setup
 from vpt_dense.errors import UserError
 
 VPT = CONFIGS / 'vpt'
@@ -276,6 +276,25 @@ def test_wrong_folders_are_told_in_one_line(make, line, tmp_path):
         DATASETS.build(cfg.train_dataloader.dataset)
         DATASETS.build(cfg.val_dataloader.dataset)
     assert '\n' not in str(error.value)
+
+
+def test_more_best_classes_than_there_are(tmp_path):
+    make_image_folder(tmp_path)  # of three classes
+
+    def check(mode, **options):
+        options = {key.replace('__', '.'): value for key, value in options.items()}
+        preflight.check_topk(config.load(str(VPT / 'vit-b_deep_imagefolder.py'), {
+            'dataset.data_root': str(tmp_path), **options}), mode)
+
+    check('train', val_evaluator__topk=(1, 3))
+    with pytest.raises(UserError, match='val_evaluator.topk asks for the best 5 classes, but '
+                                        'there are 3; leave 5 out'):
+        check('train', val_evaluator__topk=(1, 5))
+    with pytest.raises(UserError, match='test_evaluator.topk'):
+        check('test', test_evaluator__topk=4)
+    check('train', model__head__topk=(1, 5))  # does nothing without cal_acc
+    with pytest.raises(UserError, match='model.head.topk'):
+        check('train', model__head__topk=(1, 5), model__head__cal_acc=True)
 
 
 @pytest.fixture

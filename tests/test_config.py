@@ -136,6 +136,7 @@ def test_checks_before_a_run_let_every_config_pass(path):
     preflight.check_model(cfg.model)
     preflight.check_heads(cfg)
     preflight.check_class_weights(cfg)
+    preflight.check_topk(cfg, 'train')
     preflight.check_crop(cfg)
     preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
     preflight.check_counting(cfg)

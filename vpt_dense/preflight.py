@@ -65,6 +65,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
     check_model(cfg.get('model') or {})
     check_heads(cfg)
     check_class_weights(cfg)
+    check_topk(cfg, mode)
     check_bands(cfg)
     if mode == 'train':
         check_optimizer(cfg.get('optim_wrapper') or {}, cfg.get('default_scope'))
@@ -194,6 +195,22 @@ def check_class_weights(cfg: Config) -> None:
                         f'{place}.class_weight has {len(weights)} weights, but the head has '
                         f'{number} {channels}; give one for each, or None'
                     )
+
+
+def check_topk(cfg: Config, mode: str) -> None:
+    """Among the best five there must be five classes: upstream says so behind an epoch."""
+    head = (cfg.get('model') or {}).get('head') or {}
+    number = head.get('num_classes')
+    key = 'test_evaluator' if mode == 'test' else 'val_evaluator'
+    parts = [(key, each) for each in as_list(cfg.get(key)) if isinstance(each, dict)]
+    if head.get('cal_acc'):
+        parts.append(('model.head', head))
+    for place, part in parts:
+        for k in as_list(part.get('topk')):
+            if is_int(number) and is_int(k) and k > number:
+                raise UserError(
+                    f'{place}.topk asks for the best {k} classes, but there are {number}; leave '
+                    f'{k} out')
 
 
 def check_bands(cfg: Config) -> None:
