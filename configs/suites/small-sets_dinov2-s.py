@@ -1,6 +1,6 @@
-# Seven small sets of real images, at most 100 a class for training, on DINOv2 ViT-S/14 at 112
-# pixels, 100 iterations of 16. tools/dev/make_patches.py and make_textiles.py make cells,
-# membranes, streets, digits and textiles; flowers and CIFAR-10 are image folders.
+# Six small sets of images, at most 100 a class for training, on DINOv2 ViT-S/14 at 112 pixels,
+# 100 iterations of 16. tools/dev/make_patches.py and make_textiles.py make cells, membranes,
+# streets and textiles; flowers and CIFAR-10 are image folders.
 recipe = 'vpt_dense::flowers_dinov2-s'
 options = ['preprocessing=resize112']
 tasks = {
@@ -11,8 +11,7 @@ tasks = {
         ('textiles', 'textiles', []),
         ('cells', 'cells', []),
         ('membranes', 'membranes', []),
-        ('streets', 'streets', []),
-        ('digits', 'digits-8x8', []))}
+        ('streets', 'streets', []))}
 methods = ['linear', 'shallow', 'deep', 'bias', 'lora', 'full']
 reference = 'linear'
 seeds = [0, 1, 2]
