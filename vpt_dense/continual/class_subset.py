@@ -10,6 +10,8 @@ from vpt_dense.errors import UserError
 from vpt_dense.registry import DATASETS
 from vpt_dense.seeding import DatasetAround
 
+_LEAVE_OUT = ' without classes of later steps: leave disjoint out, or take other steps'
+
 
 @DATASETS.register_module()
 class ClassSubset(DatasetAround):
@@ -50,6 +52,6 @@ class ClassSubset(DatasetAround):
             raise UserError(
                 f'{key}: no image of {", ".join(str(names[label]) for label in labels[:5])}'
                 f'{", ..." if len(labels) > 5 else ""}'
-                f'{" without classes of later steps" if without else ""}')
+                f'{_LEAVE_OUT if without else ""}')
         inner.get_subset_(chosen.tolist())
         super().__init__(inner)
