@@ -786,9 +786,43 @@ def test_the_papers_protocols_as_they_come_along():
     ({'dep': ['lr=1,2']}, 'method_space.dep.*deep'), ({'deep': 'lr=1,2'}, 'KEY=VALUE'),
     ({'deep': ['lr=2:1']}, 'method_space.deep: lr=2:1.*LOW below HIGH'), (['lr=1'], 'a dict')])
 def test_bad_spaces_of_methods(tmp_path, found, message):
-    suite = dict(tasks=dict(a={}), recipe=str(CONFIGS / 'vpt/vit-b_imagefolder.py'),
-                 methods=['deep'], trials=2, method_space=found)
-    file = tmp_path / 'suite.json'
-    file.write_text(json.dumps(suite))
     with pytest.raises(UserError, match=message):
-        suites.read(str(file))
+        suite_of(tmp_path, methods=['deep'], trials=2, method_space=found)
+
+
+def suite_of(folder, **said):
+    file = folder / 'suite.json'
+    file.write_text(json.dumps(dict(
+        dict(tasks=dict(a={}), recipe=str(CONFIGS / 'vpt/vit-b_imagefolder.py')), **said)))
+    return suites.read(str(file))
+
+
+@pytest.mark.parametrize(('found', 'message'), [
+    ({'hed': ['lr=1']}, 'method_options.hed.*head'), ({'head': 'lr=1'}, 'KEY=VALUE'),
+    ({'head': ['lr']}, 'method_options.head.*KEY=VALUE'), (3, 'a dict')])
+def test_bad_options_of_methods(tmp_path, found, message):
+    with pytest.raises(UserError, match=message):
+        suite_of(tmp_path, methods=['head'], method_options=found)
+
+
+def test_options_of_one_method(tmp_path):
+    """They come behind those of the task, before those of ``retrain``, and are not searched."""
+    suite = suite_of(
+        tmp_path, methods=['head', 'deep'], options=['lr=2e-3', 'batch_size=3'], trials=2,
+        retrain=['batch_size=5'],
+        method_options=dict(head=['feature_cache.folder=features', 'head_lr=7e-3', 'batch_size=4']))
+    cell = {method: suites.Cell('a', method) for method in suite.methods}
+
+    def load(method, final):
+        return suite.comparison('a', final, False).config(method)
+
+    assert [[hook.folder for hook in load(method, False).custom_hooks
+             if hook.type == 'vpt_dense.FeatureCacheHook'] for method in suite.methods] == [
+                 ['features'], []]
+    assert [load(method, final).train_dataloader.batch_size
+            for method in ('head', 'deep') for final in (False, True)] == [4, 5, 3, 5]
+    assert set(suite.search(cell['deep'], False).space) == {'head_lr', 'weight_decay'}
+    assert set(suite.search(cell['head'], False).space) == {'weight_decay'}
+    suite.method_space = dict(head=['head_lr=1e-3,1e-2'])
+    with pytest.raises(UserError, match=r'a/head: --space head_lr: --cfg-options sets it too'):
+        suite.check()

@@ -182,6 +182,7 @@ class Comparison:
         options: Overrides of the configs, ``KEY=VALUE`` as on the command line.
         labels: Method -> what it is called in what is printed; others by their own name.
         sources: Method -> what ``--method`` takes; others their own name.
+        own: Method -> overrides of its runs alone; those of ``options`` come before them.
         found: Method -> further overrides, which a search has found.
         data_marks: What is known of data, by their places; comparisons may share it.
     """
@@ -193,6 +194,7 @@ class Comparison:
     options: Sequence[str] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, Sequence[str]] = field(default_factory=dict)
     found: dict[str, list[str]] = field(default_factory=dict)
     data_marks: dict[tuple[Path, ...], str | None] = field(default_factory=dict)
 
@@ -213,7 +215,7 @@ class Comparison:
 
     def options_of(self, method: str, further: Sequence[str] = ()) -> list[str]:
         """The overrides of a method's config."""
-        return [*self.options, *self.found.get(method, ()), *further]
+        return [*self.options, *self.own.get(method, ()), *self.found.get(method, ()), *further]
 
     def config(self, method: str, options: Sequence[str] = ()) -> 'Config':
         """A method's config, resolved, with further overrides."""

@@ -201,7 +201,9 @@ class Search:
         self._cfg = self.comparison.config(self.method)
         self._task = tasks.of(self._cfg.model)
         own = own_settings(self._cfg)
-        said = [option.partition('=')[0].strip() for option in self.comparison.options]
+        comparison = self.comparison
+        said = [option.partition('=')[0].strip()
+                for option in (*comparison.options, *comparison.own.get(self.method, ()))]
         self.own = {key: value for key, value in own.items() if key not in said}
         unsearched = {key: value for key, value in self.own.items() if key not in self.space}
         self.asked = self.trials

@@ -30,8 +30,8 @@ AMP = ('auto', 'on', 'off')
 _OF_TASKS: dict[str, Any] = {'recipe': None, 'trials': 0, 'space': [], 'retrain': []}
 #: Keys of the suite alone.
 _OF_SUITE: dict[str, Any] = {
-    'tasks': None, 'options': [], 'methods': None, 'method_space': {}, 'seeds': [0],
-    'pruner': 'none', 'sampler': 'tpe', 'reference': None, 'amp': 'auto'}
+    'tasks': None, 'options': [], 'methods': None, 'method_options': {}, 'method_space': {},
+    'seeds': [0], 'pruner': 'none', 'sampler': 'tpe', 'reference': None, 'amp': 'auto'}
 _KEYS = {**_OF_SUITE, **_OF_TASKS}
 _TASK_KEYS = (*_OF_TASKS, 'options', 'group')
 #: What does nothing without trials.
@@ -95,6 +95,7 @@ class Suite:
         reference: The method that others are compared with, or None.
         amp: One of :data:`AMP`.
         method_space: Method -> what is searched for it, in place of the task's ``space``.
+        method_options: Method -> overrides of all its runs, after those of the task.
     """
 
     path: str
@@ -107,6 +108,7 @@ class Suite:
     reference: str | None = None
     amp: str = 'auto'
     method_space: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    method_options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _data_marks: dict[tuple[Path, ...], str | None] = field(default_factory=dict)
     _made: dict[tuple, runs.Comparison] = field(default_factory=dict)
 
@@ -143,10 +145,12 @@ class Suite:
         key = (task, final, amp, threads)
         if key not in self._made:
             about = self.tasks[task]
+            retrain = about.retrain if final else ()
             self._made[key] = runs.Comparison(
-                about.recipe, self.folder / task, amp, threads,
-                [*about.options, *(about.retrain if final else ())], sources=about.sources,
-                data_marks=self._data_marks)
+                about.recipe, self.folder / task, amp, threads, about.options,
+                sources=about.sources, data_marks=self._data_marks,
+                own={method: [*self.method_options.get(method, ()), *retrain]
+                     for method in self.methods})
         return self._made[key]
 
     def trials(self, task: str) -> int:
@@ -375,22 +379,26 @@ def _suite(path: str, said: dict[str, Any], folder: Path) -> Suite:
             f'{suggest(str(reference), methods)}')
     return Suite(
         path, folder, tasks, methods, list(seeds), values['pruner'], values['sampler'], reference,
-        values['amp'], _method_space(values['method_space'], methods))
+        values['amp'], _of_methods(values, 'space', methods), _of_methods(values, 'options', methods))
 
 
-def _method_space(found: Any, methods: Sequence[str]) -> dict[str, list[str]]:
+def _of_methods(values: Mapping[str, Any], what: str, methods: Sequence[str]) -> dict[str, list[str]]:
+    """``method_space`` or ``method_options``."""
+    key = f'method_{what}'
+    found = values[key]
     if not isinstance(found, Mapping):
-        raise UserError(f'method_space must be a dict, METHOD=[KEY=RANGE, ...], found {found!r}')
-    for method, space in found.items():
+        raise UserError(f'{key} must be a dict, METHOD=[KEY=..., ...], found {found!r}')
+    for method, own in found.items():
         if method not in methods:
             raise UserError(
-                f'method_space.{method}: the methods are {", ".join(methods)}'
+                f'{key}.{method}: the methods are {", ".join(methods)}'
                 f'{suggest(str(method), methods)}')
-        _check_values(dict(space=space), f'method_space.{method}.')
-        try:
-            read_space(space)
-        except UserError as error:
-            raise UserError(str(error).replace('--space ', f'method_space.{method}: ')) from error
+        _check_values({what: own}, f'{key}.{method}.')
+        if what == 'space':
+            try:
+                read_space(own)
+            except UserError as error:
+                raise UserError(str(error).replace('--space ', f'{key}.{method}: ')) from error
     return dict(found)
 
 
