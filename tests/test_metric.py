@@ -13,6 +13,7 @@ from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric as Reference
 from PIL import Image
 
+from vpt_dense import hooks
 from vpt_dense.evaluation import IoUMetric
 
 CLASSES = 7
@@ -267,3 +268,35 @@ def test_every_process_raises_where_there_are_too_many_images(of_processes):
     world, found = of_processes
     line = f'{3 * world} images were processed and the data set has {world}'
     assert all(line in one['too many'] for one in found)
+
+
+def test_seen_and_unseen_classes():
+    """Three classes of IoU 1/4, 1 and 1/4, the first and the last not seen."""
+    metric = IoUMetric(iou_metrics=['mIoU'], unseen=['a', 'c'])
+    metric.dataset_meta = dict(classes=['a', 'b', 'c'])
+    label = torch.tensor([[0, 0, 1, 1, 2, 2, 2]])
+    prediction = torch.tensor([[0, 2, 1, 1, 2, 0, 0]])  # a and c: 1 pixel of 4
+    data = [dict(pred_sem_seg=dict(data=prediction), gt_sem_seg=dict(data=label))]
+    metric.process({}, data)
+    found = metric.evaluate(1)
+    assert found == dict(aAcc=57.14, mIoU=50.0, mAcc=61.11, mIoU_seen=100.0, mIoU_unseen=25.0,
+                         hIoU=40.0)
+    metric.process({}, [dict(pred_sem_seg=dict(data=label % 1 + 1), gt_sem_seg=dict(data=label))])
+    assert metric.evaluate(1)['hIoU'] == 0
+    assert list(found) == names_of(metric)
+
+
+def names_of(metric):
+    return hooks.monitor_hook._names(metric)
+
+
+def test_bad_unseen_classes():
+    with pytest.raises(ValueError, match='list of classes'):
+        IoUMetric(unseen='a')
+    with pytest.raises(ValueError, match="needs iou_metrics=.'mIoU'"):
+        IoUMetric(unseen=['a'], iou_metrics=['mDice'])
+    metric = IoUMetric(unseen=['car'])
+    with pytest.raises(ValueError, match="names 'car', which is none of .*did you mean 'cat'"):
+        metric.dataset_meta = dict(classes=['cat', 'dog'])
+    with pytest.raises(ValueError, match='all of them'):
+        metric.dataset_meta = dict(classes=['car'])

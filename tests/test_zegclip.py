@@ -308,6 +308,8 @@ def test_a_graph(run, tmp_path, capfd):
 
 
 def test_a_run_its_delta_and_other_classes(root, run, tmp_path, capfd):
+    evaluation, = json.loads((run / 'evaluations.json').read_text())
+    assert {'mIoU', 'mIoU_seen', 'mIoU_unseen', 'hIoU'} <= set(evaluation['metrics'])
     state = safe_files.read(str(run / 'iter_3.pth'))['state_dict']
     assert state['decode_head.class_vectors'].shape == (4, WIDTH)
     assert not any('token_embedding' in name or name.startswith('backbone.layers')

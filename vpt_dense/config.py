@@ -287,6 +287,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - ``subset`` of the training data, see :class:`vpt_dense.datasets.subset.Subset`, goes around
       them.
     - Heads that know the classes by texts get their names, unless they say them themselves.
+    - ``unseen`` classes of a head are those of ``vpt_dense.IoUMetric`` too.
     - ``class_split`` takes half of the classes, see
       :func:`vpt_dense.continual.class_split.place`.
     - ``continual`` makes it a step of a stream of classes, see
@@ -319,6 +320,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
     _place_class_names(cfg, classes)
+    _place_unseen(cfg)
     _place_classes_of_mixing(cfg)
     ignore_index.place(cfg)
     _place_statistics(cfg)
@@ -388,6 +390,16 @@ def _place_class_names(cfg: Config, classes: list[str] | None) -> None:
             raise UserError(
                 f'{place}.classes has the names of the data in another order, {said}, and theirs '
                 f'is that of the labels, {classes}: leave it out, or set dataset.classes')
+
+
+def _place_unseen(cfg: Config) -> None:
+    """Let the metrics tell classes that a head does not see in training from the others."""
+    unseen = [head['unseen'] for _, head in placed_heads(cfg.get('model')) if head.get('unseen')]
+    for key in ('val_evaluator', 'test_evaluator') if unseen else ():
+        for _, metric in walk(cfg.get(key), key):
+            if (metric.get('type') == 'vpt_dense.IoUMetric'
+                    and 'mIoU' in metric.get('iou_metrics', ['mIoU'])):
+                metric.setdefault('unseen', unseen[0])
 
 
 def _place_classes_of_mixing(cfg: Config) -> None:

@@ -379,10 +379,13 @@ def _suite(path: str, said: dict[str, Any], folder: Path) -> Suite:
             f'{suggest(str(reference), methods)}')
     return Suite(
         path, folder, tasks, methods, list(seeds), values['pruner'], values['sampler'], reference,
-        values['amp'], _of_methods(values, 'space', methods), _of_methods(values, 'options', methods))
+        values['amp'], _of_methods(values, 'space', methods),
+        _of_methods(values, 'options', methods))
 
 
-def _of_methods(values: Mapping[str, Any], what: str, methods: Sequence[str]) -> dict[str, list[str]]:
+def _of_methods(
+    values: Mapping[str, Any], what: str, methods: Sequence[str]
+) -> dict[str, list[str]]:
     """``method_space`` or ``method_options``."""
     key = f'method_{what}'
     found = values[key]

@@ -11,8 +11,10 @@ from mmengine.dist import all_gather, all_reduce, get_rank
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric as _IoUMetric
 
+from vpt_dense.argument_checks import is_list
 from vpt_dense.datasets import label_maps
 from vpt_dense.datasets.label_maps import annotation_ids, ignored_id
+from vpt_dense.errors import suggest
 from vpt_dense.logging import tell_classes
 from vpt_dense.overrides import are_of
 from vpt_dense.registry import METRICS
@@ -32,6 +34,10 @@ class IoUMetric(_IoUMetric):
     processes exchange their counts where their process group does. A subclass with an
     ``intersect_and_union`` of its own, or whose ``process`` fills ``results``, counts its way.
 
+    Args:
+        unseen: Names of classes that training left out. ``mIoU_seen``, ``mIoU_unseen`` and their
+            harmonic mean ``hIoU`` are given beside the mean of all classes.
+
     Attributes:
         image_name: From the path of an image to the name of what is written of it, below
             ``output_dir``; our runner sets :func:`vpt_dense.datasets.names.image_names`. Elsewhere
@@ -43,8 +49,14 @@ class IoUMetric(_IoUMetric):
     per_class: list[dict[str, str | float]] | None = None
     image_name: Callable[[str], Path]
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args, unseen: Sequence[str] = (), **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        if not is_list(unseen):
+            raise ValueError(f'IoUMetric: unseen must be a list of classes, found {unseen!r}')
+        if unseen and 'mIoU' not in self.metrics:
+            raise ValueError("IoUMetric: unseen needs iou_metrics=['mIoU'], found "
+                             f'iou_metrics={self.metrics}')
+        self.unseen = tuple(unseen)
         self.image_name = lambda path: Path(os.path.basename(path))
         self._written: dict[Path, str] = {}
 
@@ -57,6 +69,23 @@ class IoUMetric(_IoUMetric):
     _images = 0
     _counts: torch.Tensor | None = None
     _last: torch.Tensor | None = None
+
+    @_IoUMetric.dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        """What is known of the data set, its ``classes`` among it.
+
+        Raises:
+            ValueError: If ``unseen`` names none of them, or all.
+        """
+        classes = (meta or {}).get('classes', ())
+        for name in self.unseen:
+            if name not in classes:
+                raise ValueError(
+                    f'IoUMetric: unseen names {name!r}, which is none of the classes '
+                    f'{", ".join(classes)}{suggest(name, classes)}')
+        if self.unseen and set(classes) <= set(self.unseen):
+            raise ValueError('IoUMetric: some classes must be seen, unseen names all of them')
+        self._dataset_meta = meta
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Count the pixels of a batch and, with ``output_dir``, save its predictions.
@@ -198,8 +227,18 @@ class IoUMetric(_IoUMetric):
             for name, value in values.items()
         }
         del values['aAcc']
+        if self.unseen:
+            metrics.update(self._of_parts(values['IoU']))
         self._keep_classes(self.dataset_meta['classes'], values)
         return metrics
+
+    def _of_parts(self, values: np.ndarray) -> dict[str, float]:
+        """Means over seen and unseen classes, and their harmonic mean; 0 if one of them is."""
+        apart = np.array([name in self.unseen for name in self.dataset_meta['classes']])
+        seen, unseen = (float(np.nanmean(values[part])) * 100 for part in (~apart, apart))
+        both = 2 * seen * unseen / (seen + unseen) if seen and unseen else min(seen, unseen)
+        found = dict(mIoU_seen=seen, mIoU_unseen=unseen, hIoU=both)
+        return {name: np.round(value, 2) for name, value in found.items()}
 
     def _keep_classes(self, classes: Sequence[str], values: dict[str, np.ndarray]) -> None:
         # In float64, whose shortest text has the two decimals.

@@ -95,6 +95,8 @@ def _names(metric: BaseMetric) -> list[str] | None:
     kind = type(metric).__name__
     if kind == 'IoUMetric' and not metric.format_only:
         names = ['aAcc', *(name for part in metric.metrics for name in _OF_IOU[part])]
+        if getattr(metric, 'unseen', ()):
+            names += ['mIoU_seen', 'mIoU_unseen', 'hIoU']
     elif kind == 'Accuracy' and list(metric.thrs) in ([0.0], [None]):
         names = [f'top{k}' for k in metric.topk]
     else:
