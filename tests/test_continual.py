@@ -19,6 +19,7 @@ from tool_helpers import in_process, run_tool
 from utils import CONFIGS, ROOT, images, in_scope, randomise, tiny_vit
 
 from vpt_dense import config, registry  # noqa: F401  registers
+from vpt_dense.comparison import runs, streams
 from vpt_dense.continual import null_space, scores, stream
 from vpt_dense.errors import UserError
 
@@ -751,6 +752,13 @@ def test_images_without_later_classes(masks, tmp_path):
         images(disjoint=True, step=1)
     with pytest.raises(UserError, match='continual.disjoint must be True or False'):
         images(disjoint='no')
+    # A stream says so before its first step trains.
+    comparison = runs.Comparison(MASKS, tmp_path / 'out', options=[
+        *TINY_MASKS, f'dataset.data_root={root}', "continual.steps='2-1'",
+        'continual.background=ground', 'continual.disjoint=True'])
+    with pytest.raises(UserError, match='step 2 of 3: no image of blue without classes of later'):
+        streams.Stream(comparison, 'deep').check(['sequential'], [0])
+    streams.Stream(comparison, 'deep').check(['joint'], [0])
 
 
 def build_masks(masks, **continual):

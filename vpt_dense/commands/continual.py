@@ -76,7 +76,7 @@ def main(argv=None):
     comparison = runs.Comparison(
         path, folder, amp, threads, [*(args.cfg_options or []), *settings])
     stream = streams.Stream(comparison, args.method or '', args.domains or (), args.eta)
-    stream.check(args.strategies)
+    stream.check(args.strategies, args.seeds)
     for seed in args.seeds:
         for strategy in args.strategies:
             found = stream.run(strategy, seed, 'alone' in args.strategies)

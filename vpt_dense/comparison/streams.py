@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import safe_files, tables, tasks
+from mmengine.registry import DATASETS
+
+from vpt_dense import building, safe_files, tables, tasks
 from vpt_dense.comparison import runs
 from vpt_dense.continual import scores
+from vpt_dense.continual.class_subset import choose, classes_of_images
 from vpt_dense.continual.stream import names_of
 from vpt_dense.errors import UserError
 
@@ -49,14 +52,37 @@ class Stream:
         self.number = len(self.steps)
         self.names = names_of(cfg)
 
-    def check(self, strategies: Sequence[str]) -> None:
-        """Refuse what a config would refuse before anything trains.
+    def check(self, strategies: Sequence[str], seeds: Sequence[int]) -> None:
+        """Refuse what a later step would refuse, before anything trains.
 
         Raises:
-            UserError: If a strategy is not for this stream.
+            UserError: If a strategy is not for this stream, or a step has no image.
         """
         for strategy in strategies:
             self.comparison.config(self.method, [f'continual.strategy={strategy}'])
+        places = [self.folder(strategy, seed) / f'step_{self.number - 1}' / STEP
+                  for strategy in strategies for seed in seeds]
+        if self.steps and not all((runs.read(place) or {}).get('trained') for place in places):
+            for strategy in {'joint' if each == 'joint' else 'sequential' for each in strategies}:
+                self._check_images(strategy)
+
+    def _check_images(self, strategy: str) -> None:
+        """Every step must have an image to train on; a training counts those of its own alone."""
+        there = None
+        for step in range(self.number):
+            cfg = self.comparison.config(
+                self.method, [f'continual.step={step}', f'continual.strategy={strategy}'])
+            data = cfg.train_dataloader.dataset
+            if there is None:
+                try:
+                    with building.scope(cfg):
+                        inner = DATASETS.build(data.dataset)
+                    inner.full_init()
+                    there = classes_of_images(inner, 'continual')
+                except Exception:  # of data that cannot be read the training says more
+                    return
+            choose(there, self.names, data.labels, data.get('without', ()),
+                   f'continual: step {step + 1} of {self.number}')
 
     def folder(self, strategy: str, seed: int) -> Path:
         """The folder of a run."""
@@ -256,7 +282,8 @@ def draw(
     from matplotlib import pyplot
 
     figure, places = pyplot.subplots(
-        1, len(matrices), figsize=(3.2 * len(matrices), 3.2), squeeze=False, layout='constrained')
+        1, len(matrices), figsize=(3.2 * len(matrices) + .4, 3.6), squeeze=False,
+        layout='constrained')
     for axes, (strategy, found) in zip(places[0], matrices.items(), strict=True):
         size = len(found[0])
         square = [[statistics.fmean(matrix[t][j] for matrix in found)
@@ -268,7 +295,7 @@ def draw(
                 axes.text(j, t, f'{square[t][j]:.0f}', ha='center', va='center', fontsize=8,
                           color='white' if square[t][j] < 60 else 'black')
         ticks = range(size), list(names) or [str(step + 1) for step in range(size)]
-        axes.set_xticks(*ticks)
+        axes.set_xticks(*ticks, rotation=90 if names else 0)
         axes.set_yticks(*ticks)
         axes.set(title=strategy, xlabel='domain' if names else 'classes of step',
                  ylabel='behind step')
