@@ -26,13 +26,10 @@ def scope(cfg: Config) -> AbstractContextManager[None]:
 def import_packages(cfg: Config) -> None:
     """Import the package of a config's ``default_scope`` as a whole: data sets and models.
 
-    mmseg and mmpretrain print about an optional service meanwhile, which nobody is shown.
-
     Args:
         cfg: A whole config.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        tasks.import_packages(cfg.get('default_scope'))
+    tasks.import_packages(cfg.get('default_scope'))
     logging.filter_warnings()  # they set their own
 
 
@@ -44,7 +41,7 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
         device: Where its tensors are. 'meta': names and shapes without numbers, which take neither
             memory nor time at any size of model; it is good for counting.
     """
-    # The registries import what they need, which may print, see above.
+    # The registries import what they need, which may print, see tasks.import_packages.
     with contextlib.redirect_stdout(io.StringIO()), scope(cfg), on(device):
         return MODELS.build(cfg.model)
 

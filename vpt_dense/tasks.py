@@ -3,7 +3,9 @@
 The records name classes and functions, and import none of them.
 """
 
+import contextlib
 import importlib
+import io
 import pkgutil
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
@@ -170,10 +172,14 @@ def scopes() -> tuple[str, ...]:
 
 
 def import_packages(scope: str) -> None:
-    """Import what registers the classes of a default scope."""
-    for task in TASKS.values():
-        for name in task.packages if task.scope == scope else ():
-            importlib.import_module(name)
+    """Import what registers the classes of a default scope.
+
+    mmseg and mmpretrain print about an optional service meanwhile, which nobody is shown.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        for task in TASKS.values():
+            for name in task.packages if task.scope == scope else ():
+                importlib.import_module(name)
 
 
 add(Task(

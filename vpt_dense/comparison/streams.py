@@ -74,6 +74,7 @@ class Stream:
                 self.method, [f'continual.step={step}', f'continual.strategy={strategy}'])
             data = cfg.train_dataloader.dataset
             if there is None:
+                building.import_packages(cfg)
                 try:
                     with building.scope(cfg):
                         inner = DATASETS.build(data.dataset)
