@@ -34,6 +34,14 @@ def _fresh():
     DefaultScope._instance_dict.clear()
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _frozen():
+    """What the tests of a file leave behind is looked through for garbage once."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def mmseg_scope():
     """Resolve unscoped config strings in mmseg."""

@@ -1,6 +1,7 @@
 """Prompts as keys and values: equal to prompts as tokens, whatever changes between forwards."""
 
 import copy
+import itertools
 import threading
 
 import pytest
@@ -66,9 +67,11 @@ def both_ways(name, size=(32, 40), training=True, autocast=None, dtype=torch.flo
 
 @prompted
 @pytest.mark.parametrize('out_type', ['featmap', 'cls_token', 'raw', 'avg_featmap'])
-@pytest.mark.parametrize('recompute', [{}, dict(with_cp=True), dict(memory='lean')], ids=str)
-@pytest.mark.parametrize('training', [False, True])
-def test_equal_to_tokens(name, out_type, recompute, training):
+@pytest.mark.parametrize(('training', 'recompute'), [  # recomputed is in training alone
+    (False, {}), (True, {}), (True, dict(with_cp=True)), (True, dict(memory='lean')),
+    *(pytest.param(False, each, marks=pytest.mark.slow)
+      for each in (dict(with_cp=True), dict(memory='lean')))], ids=str)
+def test_equal_to_tokens(name, out_type, training, recompute):
     (outs, grads), (plain, plain_grads) = both_ways(
         name, out_type=out_type, out_indices=(0, 1, -1), training=training,
         layer_scale_init_value=0.3, **recompute,
@@ -87,7 +90,7 @@ def with_one_product(monkeypatch):
 @pytest.mark.parametrize('recompute', [{}, dict(with_cp=True), dict(memory='lean')], ids=str)
 def test_equal_to_tokens_in_one_product(monkeypatch, name, recompute):
     with_one_product(monkeypatch)
-    test_equal_to_tokens(name, 'featmap', recompute, True)
+    test_equal_to_tokens(name, 'featmap', True, recompute)
 
 
 def test_few_prompts_make_one_product_on_a_gpu():
@@ -308,10 +311,9 @@ def shown(model, source):
     return out
 
 
-@pytest.mark.parametrize('backend', [
-    'aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('memory', ['default', 'lean'])
+@pytest.mark.parametrize(('memory', 'training', 'backend'), [
+    pytest.param(*each, marks=() if each == ('lean', True, 'aot_eager') else pytest.mark.slow)
+    for each in itertools.product(('default', 'lean'), (False, True), ('aot_eager', 'inductor'))])
 def test_compiled(backend, training, memory):
     x = images(2, 3, 32, 32)
     results = []

@@ -59,6 +59,9 @@ CASES = {
             type='LabelSmoothLoss', label_smooth_val=0.1, mode='original', _delete_=True)}),
 }
 
+#: One of each: prompts, two ways to recompute, precision, two heads, labels of both tasks.
+QUICK = ('deep', 'lean', 'recomputed', 'amp', 'index', 'cls-deep', 'cls-soft-labels')
+
 
 @pytest.fixture(autouse=True)
 def _on_a_cpu(monkeypatch):
@@ -149,7 +152,8 @@ def measure(cfg) -> dict[str, int]:
     return {**found, 'weights': size(held), 'optimizer': state()}
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', [
+    pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES])
 def test_estimate_is_what_a_step_takes(load, case):
     cfg = load(*CASES[case])
     estimate = memory.estimate(copy.deepcopy(cfg))
@@ -253,7 +257,7 @@ def test_tool_prints_json(tool):
     assert report['total'] == 317_291_096
 
 
-@pytest.mark.parametrize('arguments', [['--markdown'], []])
+@pytest.mark.parametrize('arguments', [['--markdown'], pytest.param([], marks=pytest.mark.slow)])
 def test_tool_prints_a_row_for_each_config(tool, arguments):
     code, out, err = tool('--memory', *arguments, HEAD, DEEP)
     assert (code, err) == (0, '')

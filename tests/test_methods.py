@@ -91,7 +91,7 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-@share([pytest.param(*c) for c in CASES + OF_VARIANTS])
+@share(params(CASES) + [pytest.param(*c) for c in OF_VARIANTS])
 def test_gradients_are_exactly_on_what_trainable_names(built):
     name, family, task, model = built
     row = ROWS[name]

@@ -30,6 +30,10 @@ SOME = ('deep', 'shallow', 'prefix', 'lora', 'ssf', 'adaptformer', 'rein', 'lor-
         'partial-1')  # fmt: skip
 
 case = pytest.mark.parametrize('family, method', CASES, ids=['-'.join(each) for each in CASES])
+#: All methods on one family, on the others one of each kind.
+quick_case = pytest.mark.parametrize('family, method', [
+    pytest.param(*each, marks=() if each[0] == 'vit' or each[1] in SOME else pytest.mark.slow)
+    for each in CASES], ids=['-'.join(each) for each in CASES])
 some = pytest.mark.parametrize('method', SOME)
 family_ = pytest.mark.parametrize('family', FAMILIES)
 
@@ -101,7 +105,7 @@ def test_a_step_changes_what_trains_and_nothing_else(family, method):
         model.get_parameter(name).numel() for name in trains)
 
 
-@case
+@quick_case
 def test_files_give_equal_outputs(family, method, tmp_path):
     model, pixels = tuned(family, method), images(2, 3, 64, 64)
     model.train()
@@ -129,7 +133,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(family, method):
     assert method not in vpt_dense.list_methods(tuned(family))
 
 
-@case
+@quick_case
 def test_copies_compute_the_same(family, method):
     """Copies are of their own: training one leaves the other alone."""
     model, pixels = tuned(family, method), images(2, 3, 64, 64)

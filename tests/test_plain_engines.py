@@ -19,7 +19,7 @@ from vpt_dense.errors import UserError
 PIXELS = (4, 3, 64, 64)
 slow = pytest.mark.slow
 COMPILED = [
-    ('deep', 'aot_eager'), ('lora', 'aot_eager'),
+    ('deep', 'aot_eager'), pytest.param('lora', 'aot_eager', marks=slow),
     *(pytest.param(method, 'inductor', marks=slow) for method in
       ('deep', 'shallow', 'prefix', 'lora', 'ssf', 'adaptformer', 'bias'))]  # fmt: skip
 

@@ -36,7 +36,7 @@ CASES = {
     'everything trains': (0, 0, 'iter', 5, {'model.backbone.trainable': ['.*']}),
 }
 #: The first fails without the generators' seeds, the second without positions in the workers.
-QUICK = ['iter', 'iter workers 0 to 2', 'epoch', 'no seed', 'accumulated, in between']
+QUICK = ['iter', 'iter workers 0 to 2', 'accumulated, in between']
 #: What two processes share: the data, their order and seeds, the step, buffers. The others differ
 #: from these as they do in one process.
 OF_TWO = ['iter', 'iter workers 0 to 2', 'iter of epochs 2 workers', 'epoch',
