@@ -45,6 +45,13 @@ def test_prompts_pile_up_and_those_of_the_group_come_last():
     assert prompt(x, 3, {}, layout) is None
 
 
+def test_it_starts_as_prompts_of_vpt():
+    """Within sqrt(6 / (3 * 4 * 4 + 8)); never at zero, which a norm magnifies."""
+    shared = make(num_tokens=50).shared.detach()
+    bound = (6 / 56) ** 0.5
+    assert shared.abs().max() <= bound and shared.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
 def test_the_group_is_that_of_the_nearest_key():
     prompt = make()
     query = images(50, 8, seed=3)

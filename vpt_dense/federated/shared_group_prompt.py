@@ -1,5 +1,6 @@
 """Shared prompts, and group prompts that an image chooses by keys."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,7 +30,9 @@ class SharedGroupPrompt(Prompt):
     -mean(q' . k'_chosen) alone, which :class:`vpt_dense.federated.local.Stages` adds to the losses.
 
     Differs from the original: q is the class token about to enter the first of the group layers,
-    in the same pass, and not that of a pass without prompts; the head reads the class token alone.
+    in the same pass, and not that of a pass without prompts; the head reads the class token alone;
+    shared prompts start as those of VPT, not at zero, where the norm of a block magnifies the
+    first steps up to a thousandfold (1 / sqrt(eps)).
 
     Args:
         groups: How many, at least 2.
@@ -37,8 +40,8 @@ class SharedGroupPrompt(Prompt):
         group_layers: ``(start, stop)``, from ``stop`` of the shared ones on.
         num_tokens: Of each layer.
         site: Filled in by the backbone.
-        init_cfg: As in :class:`mmengine.model.BaseModule`; by default shared prompts start at
-            zero, those of groups by Xavier.
+        init_cfg: As in :class:`mmengine.model.BaseModule`; by default shared prompts start as
+            those of :class:`.TokenPrompt`, those of groups by Xavier.
 
     Attributes:
         shared: (layers, P, C).
@@ -84,7 +87,9 @@ class SharedGroupPrompt(Prompt):
                 f'prompt.shared_layers ends at {self.shared_layers.stop}')
         self.first_layer = self.shared_layers.start
         shape = num_tokens, site.dims
-        self.shared = nn.Parameter(torch.zeros(len(self.shared_layers), *shape))
+        self.shared = nn.Parameter(torch.empty(len(self.shared_layers), *shape))
+        bound = (6 / (3 * math.prod(site.patch_size) + site.dims)) ** 0.5
+        nn.init.uniform_(self.shared, -bound, bound)
         self.group = nn.Parameter(torch.empty(len(self.group_layers), groups, *shape))
         bound = (6 / (num_tokens + site.dims)) ** 0.5
         nn.init.uniform_(self.group, -bound, bound)
