@@ -1,7 +1,6 @@
 """Prompts as keys and values: equal to prompts as tokens, whatever changes between forwards."""
 
 import copy
-import itertools
 import threading
 
 import pytest
@@ -312,8 +311,11 @@ def shown(model, source):
 
 
 @pytest.mark.parametrize(('memory', 'training', 'backend'), [
-    pytest.param(*each, marks=() if each == ('lean', True, 'aot_eager') else pytest.mark.slow)
-    for each in itertools.product(('default', 'lean'), (False, True), ('aot_eager', 'inductor'))])
+    pytest.param(memory, training, backend, marks=(
+        pytest.mark.long if not training and backend == 'inductor' else
+        () if (memory, training, backend) == ('lean', True, 'aot_eager') else pytest.mark.slow))
+    for memory in ('default', 'lean') for training in (False, True)
+    for backend in ('aot_eager', 'inductor')])
 def test_compiled(backend, training, memory):
     x = images(2, 3, 32, 32)
     results = []

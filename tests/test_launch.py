@@ -168,7 +168,7 @@ def whole(run):
 
 
 @pytest.mark.parametrize(('kills', 'resumed'), [
-    pytest.param(['begin:0:1', 'after:4:0'], [4], marks=pytest.mark.slow),
+    pytest.param(['begin:0:1', 'after:4:0'], [4], marks=pytest.mark.long),
     # A validation that is the best so far saves too: that of iteration 3.
     pytest.param(['before:1:1', 'after:2:1', 'before:4:1', 'validation:6:0'], [2, 3, 6],
                  marks=pytest.mark.slow),

@@ -19,13 +19,17 @@ from vpt_dense.errors import UserError
 PIXELS = (4, 3, 64, 64)
 slow = pytest.mark.slow
 COMPILED = [
-    ('deep', 'aot_eager'), pytest.param('lora', 'aot_eager', marks=slow),
-    *(pytest.param(method, 'inductor', marks=slow) for method in
+    ('dinov3', 'deep', 'aot_eager'),
+    *(pytest.param('dinov3', *each, marks=slow) for each in (
+        ('lora', 'aot_eager'), ('deep', 'inductor'), ('lora', 'inductor'))),
+    *(pytest.param('vit', method, 'aot_eager', marks=slow) for method in ('deep', 'lora')),
+    *(pytest.param('dinov3', method, 'inductor', marks=pytest.mark.long) for method in
+      ('shallow', 'prefix', 'ssf', 'adaptformer', 'bias')),
+    *(pytest.param('vit', method, 'inductor', marks=pytest.mark.long) for method in
       ('deep', 'shallow', 'prefix', 'lora', 'ssf', 'adaptformer', 'bias'))]  # fmt: skip
 
 
-@pytest.mark.parametrize('family', ['dinov3', pytest.param('vit', marks=slow)])
-@pytest.mark.parametrize('method, backend', COMPILED)
+@pytest.mark.parametrize('family, method, backend', COMPILED)
 def test_compiled_in_one_graph(family, method, backend):
     """The forward pass, the backward pass, and the plain model afterwards, at another size."""
     torch.compiler.reset()

@@ -119,10 +119,11 @@ def evaluations(work: Path) -> list[dict]:
     return [{key: record[key] for key in record if key != 'run_id'} for record in records]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('processes', 'number', 'extra'), [
-    (1, signal.SIGTERM, WORKERS), (1, signal.SIGUSR1, BY_EPOCH), (2, signal.SIGTERM, WORKERS),
-    (2, signal.SIGUSR1, BY_EPOCH),
+    pytest.param(1, signal.SIGTERM, WORKERS, marks=pytest.mark.slow),
+    pytest.param(2, signal.SIGUSR1, BY_EPOCH, marks=pytest.mark.slow),
+    pytest.param(1, signal.SIGUSR1, BY_EPOCH, marks=pytest.mark.long),
+    pytest.param(2, signal.SIGTERM, WORKERS, marks=pytest.mark.long),
 ])  # fmt: skip
 def test_saves_and_goes_on_exactly(tmp_path, data, processes, number, extra):
     leaf = leaf_in(tmp_path, data, extra)

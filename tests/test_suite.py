@@ -432,7 +432,7 @@ def test_local_processes_and_a_cell_that_fails(tmp_path):
     assert table['summary']['parameters'] == dict(head=1.0, lora=1.2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_the_cells(tmp_path):
     path, out = plan(tmp_path, seeds=[0, 1]), tmp_path / 'out'
     begun = [subprocess.Popen(list(map(str, command(path, out, '--jobs', 1))), cwd=ROOT, text=True,
