@@ -218,7 +218,7 @@ def main(argv=None):
 
 def search_all(comparison, methods, args, jobs):
     """Searches the settings of every method with the same number of trials."""
-    from vpt_dense.comparison.search import Search, best_of, options_of, read_space
+    from vpt_dense.comparison.search import Search, options_of, read_space
 
     space = read_space(args.space)
     for method in methods:
@@ -227,7 +227,7 @@ def search_all(comparison, methods, args, jobs):
                         sampler=args.sampler)
         study = search.run(jobs)
         search.write(study)
-        best = best_of(study)
+        best = search.best(study)
         print(f'{method}: best of {search.trials} trials: {" ".join(options_of(best))}: '
               f'{search.metric} {best.value:.2f} on validation')
         comparison.found[method] = options_of(best)

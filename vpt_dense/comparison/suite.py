@@ -18,7 +18,6 @@ from vpt_dense.comparison.search import (
     PRUNERS,
     SAMPLERS,
     Search,
-    best_of,
     grid_of,
     options_of,
     read_space,
@@ -181,7 +180,7 @@ class Suite:
             self.comparison(cell.task, False, amp, threads), cell.method,
             self.folder / cell.task / 'search' / cell.method, task.trials,
             read_space(self._space(cell)),
-            self.pruner, sampler=self.sampler, alone=True, check=check)
+            self.pruner, sampler=self.sampler, check=check)
 
     def check(self) -> None:
         """Read every config as its runs will, before anything runs.
@@ -230,7 +229,7 @@ class Suite:
                 if search:
                     study = search.run(say=say)
                     search.write(study)
-                    comparison.found[cell.method] = options_of(best_of(study))
+                    comparison.found[cell.method] = options_of(search.best(study))
             except Exception as error:
                 failures['search'] = explain(error)
             else:
