@@ -152,12 +152,12 @@ class Suite:
                      for method in self.methods})
         return self._made[key]
 
-    def trials(self, task: str) -> int:
-        """The trials of the search of each method; a grid has no more than its points."""
-        about = self.tasks[task]
-        if self.sampler != 'grid' or not about.trials:
-            return about.trials
-        return min(about.trials, len(grid_of(read_space(about.space))))
+    def trials(self, cell: Cell) -> int:
+        """The trials of the search of a cell; a grid has no more than its points."""
+        trials = self.tasks[cell.task].trials
+        if self.sampler != 'grid' or not trials:
+            return trials
+        return min(trials, len(grid_of(read_space(self._space(cell)))))
 
     def _space(self, cell: Cell) -> Sequence[str]:
         return self.method_space.get(cell.method, self.tasks[cell.task].space)
@@ -359,15 +359,12 @@ def _suite(path: str, said: dict[str, Any], folder: Path) -> Suite:
         _check_keys(own, _TASK_KEYS, where)
         _check_values(own, where)
         tasks[name] = _task(name, own, values)
+    _check_use(said, about, tasks)
     groups = {name for name, task in tasks.items() if task.group is not None}
     if groups and groups != set(tasks):
         raise UserError(
             f'tasks.{next(name for name in tasks if name not in groups)} has no group, others do: '
             'give every task one, or none')
-    if not any(task.trials for task in tasks.values()):
-        for key in _OF_SEARCH:
-            if key in said:
-                raise UserError(f'{key} does nothing without trials: set trials, or leave it out')
     methods = list(next(iter(tasks.values())).sources)
     reference = values['reference']
     if reference is None:
@@ -380,6 +377,29 @@ def _suite(path: str, said: dict[str, Any], folder: Path) -> Suite:
         path, folder, tasks, methods, list(seeds), values['pruner'], values['sampler'], reference,
         values['amp'], _of_methods(values, 'space', methods),
         _of_methods(values, 'options', methods))
+
+
+def _check_use(said: Mapping[str, Any], about: Mapping, tasks: Mapping[str, Task]) -> None:
+    """What the suite says for all tasks is of use to one at least.
+
+    Raises:
+        UserError: Names the key that is not.
+    """
+    if not any(task.trials for task in tasks.values()):
+        for key in _OF_SEARCH:
+            if key in said:
+                raise UserError(f'{key} does nothing without trials: set trials, or leave it out')
+    if set(said.get('method_space') or ()) == set(next(iter(tasks.values())).sources):
+        for key, found in (('space', said), *((f'tasks.{name}.space', about[name])
+                                              for name in tasks)):
+            if 'space' in found:
+                raise UserError(f'{key} does nothing, as method_space has all methods: leave one '
+                                'of them out')
+    for key in _OF_TASKS:
+        users = [name for name, task in tasks.items()
+                 if task.trials or key not in ('space', 'retrain')]
+        if key in said and all(key in about[name] for name in users):
+            raise UserError(f'{key} does nothing, as each task has its own: leave it out')
 
 
 def _of_methods(
