@@ -31,6 +31,7 @@ def parse_args(argv=None):
     add('--seed', type=int, default=0, help="of the sampler; trainings have the config's")
     parser.add_config_options('override settings of all trials')
     args = parser.parse_args(argv)
+    compare.set_search_defaults(args)
     compare.check_numbers([args.seed], args.jobs)
     if args.trials < 1:
         raise UserError(f'--trials must be at least 1, found {args.trials}')
