@@ -328,6 +328,32 @@ def test_lists_of_birds(capfd, tmp_path):
         convert.fine_grained(tmp_path)
 
 
+@pytest.mark.parametrize(('name', 'old', 'new', 'message'), [
+    ('images', ' ', '\t', 'images.txt, .* are not as their authors have them'),
+    ('image_class_labels', '817', 'x', "authors have them .*'x'"),
+    ('images', '818/id-1.', '817/id-0.', r'0817/id-0.jpg is in its lists 2 times'),
+])
+def test_broken_files_of_birds(tmp_path, name, old, new, message):
+    root = make_birds(tmp_path)
+    file = root / f'{name}.txt'
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message):
+        convert.fine_grained(root)
+    assert not list(root.glob('*.json'))
+
+
+def test_a_broken_file_of_matlab(tmp_path):
+    for name in ('train_list.mat', 'test_list.mat'):
+        write(tmp_path, name, 'x')
+    with pytest.raises(UserError, match='train_list.mat, test_list.mat are not as their authors'):
+        convert.fine_grained(tmp_path)
+
+
+def test_a_picture_that_png_cannot_hold(tmp_path):
+    name = convert._write(Image.new('CMYK', (3, 2), (0, 255, 255, 0)), tmp_path / '1')
+    assert cv2.imread(str(tmp_path / name))[0, 0].tolist() == [0, 0, 255]  # red; OpenCV has BGR
+
+
 def test_the_held_out_tenth_is_the_paper_s_number(tmp_path, monkeypatch):
     # CUB: 5,994 training images of its authors become 5,394 and 600 in the paper (table 8).
     samples = [(f'{i}.jpg', 0) for i in range(5994)]
