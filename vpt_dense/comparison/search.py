@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vpt_dense.argument_checks import is_number
@@ -245,15 +246,18 @@ class Search:
                     f'--space {key}: --cfg-options sets it too; leave it out of one of them')
         if not self.check:
             return
-        ends = {key: getattr(each, 'choices', None) or (each.low, each.high)
-                for key, each in self.space.items()}
-        first = {key: values[0] for key, values in ends.items()}
-        for key, values in ends.items():
+        for key, values in self._ends().items():
             for value in values:
-                self.comparison.config(self.method, self._options({**first, key: value}))
+                self.comparison.config(self.method, self.example({key: value}))
 
-    def _options(self, point: Mapping[str, Any]) -> list[str]:
-        return [_option(key, value, self.space[key]) for key, value in point.items()]
+    def _ends(self) -> dict[str, Sequence[Any]]:
+        return {key: getattr(each, 'choices', None) or (each.low, each.high)
+                for key, each in self.space.items()}
+
+    def example(self, point: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+        """Settings that a trial may have, ``point`` among them, as ``KEY=VALUE``."""
+        settings = {**{key: values[0] for key, values in self._ends().items()}, **point}
+        return [_option(key, value, self.space[key]) for key, value in settings.items()]
 
     # --- the study
 

@@ -192,11 +192,14 @@ class Suite:
         for cell in self.cells():
             task = self.tasks[cell.task]
             try:
-                self.comparison(cell.task, True, False).config(cell.method)
+                final = self.comparison(cell.task, True, False)
+                final.config(cell.method)
                 # Where data are does not change what a config takes.
                 own = tuple(each for each in task.options if not each.startswith('dataset.'))
-                key = (task.recipe, own, tuple(self._space(cell)), cell.method)
+                key = (task.recipe, own, task.retrain, tuple(self._space(cell)), cell.method)
                 search = self.search(cell, False, check=key not in tried)
+                if search and task.retrain and key not in tried:
+                    final.config(cell.method, search.example())
                 tried.add(key)
             except Exception as error:
                 raise UserError(f'suite {self.path}: {cell}: {explain(error)}') from error

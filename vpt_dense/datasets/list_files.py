@@ -140,8 +140,9 @@ def samples_of(dataset: Mapping[str, Any]) -> list[tuple[str, int]]:
 def find_prefix(data_root: str | os.PathLike) -> str:
     """The folder of the images of a fine-grained set, of those that the sets have."""
     try:
-        first = next(iter(json.loads(Path(data_root, 'train.json').read_text('utf-8-sig'))))
-    except (OSError, ValueError, StopIteration, TypeError):
+        names = json.loads(Path(data_root, 'train.json').read_text('utf-8-sig'))
+        first = next(iter(names)).replace('\\', '/')
+    except (OSError, ValueError, StopIteration, TypeError, AttributeError):
         return ''  # what is wrong is told when the list is read
     prefixes = ('images', 'Images', 'jpg')
     return next((name for name in prefixes if Path(data_root, name, first).is_file()), '')
