@@ -1,6 +1,7 @@
 """The search for the settings of a method."""
 
 import csv
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -179,6 +180,14 @@ def test_a_key_that_nothing_reads_is_refused_before_a_trial(tmp_path):
     with pytest.raises(UserError, match='head_lr must be a number above 0'):
         make(tmp_path, 1, texts=['head_lr=-1:1'])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_best_where_less_is_better(tmp_path):
+    found = make(tmp_path, 6, GRID, sampler='grid', check=False)
+    found._task = dataclasses.replace(found._task, less_is_better=True)
+    study = found.run()
+    assert found.best(study).value == min(trial.value for trial in study.trials)
+    assert found.finished() == search.options_of(found.best(study))
 
 
 def test_a_trial_that_fails_is_one_of_the_number(tmp_path):

@@ -20,6 +20,7 @@ from test_tools import image_leaf  # noqa: F401  (a fixture)
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT
 
+from vpt_dense import tasks
 from vpt_dense.comparison import executors, report, runs, suite_plan, suite_table
 from vpt_dense.comparison import suite as suites
 from vpt_dense.datasets import list_files
@@ -273,6 +274,18 @@ def test_a_score_that_is_no_number_is_shown_and_wins_nothing():
     assert summary['won']['deep'] is None and math.isnan(summary['mean']['deep'])
     assert all(map(math.isnan, summary['difference']['deep']))
     assert math.isnan(summary['wilcoxon']['deep']) and summary['mean']['full'] == 55.0
+
+
+def test_where_less_is_better(tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, 'depth', tasks.Task(
+        'depth', 'depth_head', 'depth head', 'rmse', less_is_better=True))
+    cells = [dict(each, metric='rmse') for each in records()]
+    table = suite_table.summarise(cells, ['full', 'deep'], 'full')
+    assert table['summary']['won']['deep'] == 1 and table['summary']['difference']['deep'][0] == 3.0
+    suite = suites.read(plan(tmp_path, tasks={task: {} for task in SCORES},
+                             methods=['full', 'deep']), tmp_path / 'out')
+    markdown, *_ = suite_table.write(dict(cells=cells, **table), suite, 'x')
+    assert 'standard deviation. Less is better.' in markdown.read_text()
 
 
 def test_the_files_of_a_table(tmp_path):

@@ -247,7 +247,8 @@ def write(table: Mapping[str, Any], suite: Suite, command: str) -> list[Path]:
         tables.markdown(header, rows, text_columns), f'`{command}`',
         f'{", ".join(metrics) or "No run is finished"}: means of the test over seeds '
         f'{" ".join(map(str, suite.seeds))}, ± their standard deviation'
-        + (', after a search of each task and method' if searched else '') + '.',
+        + (', after a search of each task and method' if searched else '')
+        + ('. Less is better' if table['less_is_better'] else '') + '.',
         'Total parameters: those of all tasks together, in backbones: the backbone once and what '
         'each task trains, its head too; a method that tunes the whole backbone needs one for each '
         'task.']
