@@ -240,6 +240,14 @@ def test_two_processes_share_a_study_and_its_number(tmp_path):
     assert len(list(tmp_path.glob('trial_*/run'))) == 6
 
 
+def test_no_process_draws_what_another_has_drawn(tmp_path):
+    for _ in range(2):
+        assert processes((tmp_path, 9, 2)) == [-signal.SIGKILL]
+    study = make(tmp_path, 9, check=False).run()
+    drawn = [tuple(trial.params.values()) for trial in study.trials[1:]]
+    assert len(drawn) == 10 == len(set(drawn))  # two were lost
+
+
 def test_a_process_waits_for_the_trials_of_others(tmp_path):
     """Else each would take the best of what it has seen."""
     slow, said = make(tmp_path, 3), []

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vpt_dense.argument_checks import is_number
 from vpt_dense.comparison import runs
 from vpt_dense.errors import UserError, explain
@@ -289,10 +291,14 @@ class Search:
                        hyperband=optuna.pruners.HyperbandPruner)
         study = optuna.create_study(
             study_name=_NAME, storage=self._storage(), load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=max(
-                3, self.trials // 3)),
             pruner=pruners[self.pruner](),
             direction='minimize' if self._task.less_is_better else 'maximize')
+        # With one seed each process, and each further call, would draw what others have drawn.
+        opened = study.user_attrs.get('opened', int(bool(study.trials)))
+        study.set_user_attr('opened', opened + 1)
+        seed = np.random.SeedSequence([self.seed, opened]).generate_state(1)[0]
+        study.sampler = optuna.samplers.TPESampler(
+            seed=int(seed) if opened else self.seed, n_startup_trials=max(3, self.trials // 3))
         if not study.trials and self.sampler == 'tpe' and (own := self._own_point()):
             study.enqueue_trial(own, skip_if_exists=True)
         self._close_dead(study)
