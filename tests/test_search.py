@@ -311,6 +311,7 @@ def test_a_grid_is_every_combination_once(tmp_path):
     said = []
     study = found.run(say=said.append)
     assert said[0] == '6 trials instead of 20: the grid has no more'
+    assert [line.split(':')[0] for line in said[1:]] == [f'lora {i}/6' for i in range(1, 7)]
     assert sorted(tried(found)) == sorted((lr, wd) for lr in (1e-2, 1e-3, 1e-4) for wd in (1e-2, 0))
     assert set(found.space) == {'lr', 'weight_decay'}  # head_lr keeps its ratio to lr
     assert search.best_of(study).params['lr'] == 1e-2

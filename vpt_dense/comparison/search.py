@@ -449,7 +449,8 @@ class Search:
                 try:
                     self._train(study, trial, self._place(trial.number) / 'run', stop, say)
                 finally:
-                    del self._locks[trial.number]
+                    with self._lock:
+                        del self._locks[trial.number]
             elif not others:
                 return
             else:  # theirs may be the best one; or they are killed, and it is to be repeated
@@ -463,7 +464,7 @@ class Search:
         say: Callable[[str], object],
     ) -> None:  # fmt: skip
         options = options_of(trial)
-        name = f'{self.method or "trial"} {len(study.trials)}/{self.trials}'
+        name = f'{self.method or "trial"} {len(_first(study))}/{self.trials}'
         told = ' '.join(options)
         pruned, looked = False, 0
 
