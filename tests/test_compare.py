@@ -70,7 +70,7 @@ def compare(folder, capfd, monkeypatch):
         calls.clear()
         outcome = run_tool(
             capfd, 'compare', pattern, '--work-dir', pattern.parent / 'out', '--jobs', 1, '--amp',
-            'off', '--steps', 1, *arguments)
+            'off', *([] if '--no-measure' in arguments else ['--steps', 1]), *arguments)
         return outcome, list(calls)
 
     return run
@@ -230,6 +230,11 @@ def test_classification(compare, image_leaf):  # noqa: F811
     (['--seeds', '0', '0'], r'--seeds must be different and not negative, found \[0, 0\]'),
     (['--jobs', '0'], '--jobs must be at least 1, found 0'),
     (['--steps', '0'], '--steps must be at least 1, found 0'),
+    (['--no-measure', '--steps', '5'], '--steps does nothing with --no-measure'),
+    (['--pruner', 'median'], '--pruner does nothing without --search TRIALS'),
+    (['--sampler', 'tpe'], '--sampler does nothing without --search TRIALS'),
+    (['--measure-only', '--search', '2', '--methods', 'deep'],
+     '--measure-only trains nothing, but the search of deep is not finished'),
 ])
 def test_errors(compare, arguments, message):
     outcome, calls = compare(*arguments)

@@ -66,6 +66,8 @@ def test_a_task_of_vtab(tmp_path):
     assert samples(data) == [('8.png', 0), ('9.png', 1), ('10.png', 2), ('11.png', 3)]
     assert list(data.metainfo['classes']) == ['0', '1', '2', '3']
     assert len(build(type='vpt_dense.VTAB', data_root=str(root))) == 12
+    assert len(build(type='vpt_dense.VTAB', data_root=str(root),
+                     ann_file=['val200.txt', 'test.txt'])) == 16
     with pytest.raises(UserError, match='dataset.split'):
         build(type='vpt_dense.VTAB', data_root=str(root), split='train')
     other = make_vtab(tmp_path / 'kity')
@@ -117,6 +119,8 @@ BROKEN = {
     'twice': ('a.png 0\na.png 1\n', "line 2: 'a.png' is there twice"),
     'no image': ('a.png 0\nno.png 1\nnope.png 1\n', '2 of 3 images are not there, e.g. .*no.png'),
     'no text': (b'\xff\xfe\x00', 'no text of UTF-8'),
+    'negative label': ('a.png -1\n', "line 1: PATH LABEL was expected, found 'a.png -1'"),
+    'twice, told apart': ('a.png 0\n./a.png 1\n', "'a.png' and './a.png' are one image"),
 }
 
 
@@ -152,6 +156,17 @@ def test_classes_must_be_said(tmp_path):
     assert samples(build(**settings, metainfo=dict(classes=['x', 'y']))) == [('a b.png', 1)]
     with pytest.raises(UserError, match='num_classes is 3, but dataset.classes has 2'):
         build(**settings, metainfo=dict(classes=['x', 'y']), num_classes=3)
+    with pytest.raises(UserError, match="dataset.classes has the class 'x' twice"):
+        build(**settings, metainfo=dict(classes=['x', 'y', 'x']))
+    write(tmp_path, 'classes.txt', 'x\ny\n')
+    with pytest.raises(UserError, match='num_classes is 3, but .*classes.txt has 2 names'):
+        build(**settings, num_classes=3)
+    (tmp_path / 'classes.txt').unlink()
+    write(tmp_path, 'train.json', '{"a b.png": 1, "c.png": "1"}')
+    assert list_files.class_names(tmp_path) == ['1']
+    with pytest.raises(UserError, match='dataset.ann_file: a ImageList needs a list'):
+        list_files.lists_of(dict(type='ImageList'))
+    (tmp_path / 'train.json').unlink()
     write(tmp_path, 'other.json', '{"a b.png": "z"}')
     with pytest.raises(UserError, match="is of class 'z', which is none of the 2 classes"):
         samples(build(**{**settings, 'ann_file': 'other.json'}, num_classes=2))
@@ -169,6 +184,16 @@ def test_the_head_has_the_task_s_classes(tmp_path):
     assert cfg.model.head.num_classes == 6
     places = {str(path) for path in runs._data_places(cfg)}
     assert str(root) in places  # so that other images make another run of it
+
+
+def test_other_lists_make_another_run(tmp_path):
+    for split in ('train', 'val', 'test'):
+        picture(tmp_path / f'images/{split}.png')
+        write(tmp_path, f'{split}.json', json.dumps({f'{split}.png': 0}))
+    cfg = config.load(str(CONFIGS / 'vpt/vit-b_fgvc.py'), [
+        f'dataset.data_root={tmp_path}', 'dataset.data_prefix=images'], 'deep')
+    places = {path.name for path in runs._data_places(cfg)}
+    assert places >= {'images', 'train.json', 'val.json', 'test.json', 'classes.txt'}
 
 
 @pytest.mark.parametrize(('recipe', 'split', 'message'), [
@@ -209,6 +234,36 @@ def test_a_missing_image_is_told_before_the_run(capfd, tmp_path):
 
 
 # --- what is missing -------------------------------------------------------------------------
+
+
+def test_copies_of_both_parts_are_no_fault(tmp_path, monkeypatch):
+    """A shared set may hold the images of each list in a folder of its own."""
+    monkeypatch.setitem(list_files.VTAB_TASKS, 'kitti', list_files.VTABTask('Structured', 4, 12))
+    root = make_vtab(tmp_path / 'kitti')
+    lines = (root / 'train800val200.txt').read_text().splitlines()
+    for line in lines:
+        picture(root / 'both' / line.split()[0])
+    write(root, 'train800val200.txt', ''.join(f'both/{line}\n' for line in lines))
+
+    def together():
+        return [line for each in collections.check('vtab-1k', tmp_path)
+                for line in each['problems'] if 'together' in line]
+
+    assert together() == []
+    write(root, 'train800val200.txt', ''.join(f'both/{line}\n' for line in lines[1:]))
+    assert len(together()) == 1
+
+
+def test_classes_of_a_fine_grained_set_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setitem(list_files.FGVC_SETS, 'nabirds', list_files.FGVCSet(4, 18, 3, 4))
+    root = make_birds(tmp_path / 'nabirds')
+    convert.fine_grained(root)
+    # NABirds and CUB come with a file of that name, whose lines are something else.
+    write(root, 'classes.txt', '0 Birds\n817 Owls\n')
+    found, = (each for each in collections.check('fgvc', tmp_path) if each['name'] == 'nabirds')
+    assert found['classes'] == (3, 4) and found['problems'] == ['3 classes, 4 expected']
+    data = build(type='vpt_dense.FGVC', data_root=str(root))
+    assert list(data.metainfo['classes']) == ['817', '818', '819']
 
 
 def test_vtab_is_looked_through(capfd, tmp_path, monkeypatch):
@@ -271,6 +326,32 @@ def test_lists_of_birds(capfd, tmp_path):
     assert outcome.code == 2 and 'train.json is there already' in outcome.err
     with pytest.raises(UserError, match='is no fine-grained set that is known'):
         convert.fine_grained(tmp_path)
+
+
+@pytest.mark.parametrize(('name', 'old', 'new', 'message'), [
+    ('images', ' ', '\t', 'images.txt, .* are not as their authors have them'),
+    ('image_class_labels', '817', 'x', "authors have them .*'x'"),
+    ('images', '818/id-1.', '817/id-0.', r'0817/id-0.jpg is in its lists 2 times'),
+])
+def test_broken_files_of_birds(tmp_path, name, old, new, message):
+    root = make_birds(tmp_path)
+    file = root / f'{name}.txt'
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message):
+        convert.fine_grained(root)
+    assert not list(root.glob('*.json'))
+
+
+def test_a_broken_file_of_matlab(tmp_path):
+    for name in ('train_list.mat', 'test_list.mat'):
+        write(tmp_path, name, 'x')
+    with pytest.raises(UserError, match='train_list.mat, test_list.mat are not as their authors'):
+        convert.fine_grained(tmp_path)
+
+
+def test_a_picture_that_png_cannot_hold(tmp_path):
+    name = convert._write(Image.new('CMYK', (3, 2), (0, 255, 255, 0)), tmp_path / '1')
+    assert cv2.imread(str(tmp_path / name))[0, 0].tolist() == [0, 0, 255]  # red; OpenCV has BGR
 
 
 def test_the_held_out_tenth_is_the_paper_s_number(tmp_path, monkeypatch):
@@ -422,11 +503,15 @@ def test_lists_that_a_config_takes(capfd, tmp_path):
         cfg = config.load(recipe, [
             where, f'train_dataloader.dataset.ann_file={tmp_path}/lists/{name}.txt'], 'deep')
         assert len(build(**{**cfg.train_dataloader.dataset, 'pipeline': []})) == number
+    (tmp_path / 'old').mkdir()
+    write(tmp_path / 'old', 'share-0.5_seed-0.txt', 'daisy/1.png\n')
     for arguments, message in (
             ((), 'say which lists'), (('--share', '2'), '--share must be above 0'),
             (('--per-class', '0'), 'at least 1'), (('--holding', '1'), 'is for segmentation'),
             (('--per-class', '5'), 'class rose has 4'),
-            (('--share', '.5', '--seeds', '-1'), 'seed')):
+            (('--share', '.5', '--seeds', '-1'), 'seed'),
+            (('--share', '.5', '--out', str(tmp_path / 'old')), 'there already, of other images'),
+            (('--share', '.5', '--cfg-options', 'subset.images=4'), 'leave subset and')):
         outcome = run_tool(capfd, 'data', 'few', recipe, *arguments, '--cfg-options', where)
         assert outcome.code == 2 and message in outcome.err, outcome.err
     outcome = run_tool(capfd, 'data', 'few', str(CONFIGS / 'vpt/vit-b_cifar100.py'), '--share', '1')

@@ -56,6 +56,28 @@ def test_crops():
         assert named[f'{split}_dataloader'] == own[f'{split}_dataloader']
 
 
+@pytest.mark.parametrize(('option', 'text', 'message'), [
+    ('preprocessing=resize224', 'train_dataloader.dataset.pipeline.3.prob=0.9',
+     'preprocessing is resize224, but train_dataloader.dataset.pipeline is said beside it'),
+    ('normalize=half', 'model.data_preprocessor.mean=[1.0,2.0,3.0]',
+     'normalize is half, but model.data_preprocessor.mean is said beside it'),
+])
+def test_what_it_sets_is_not_said_too(tmp_path, option, text, message):
+    with pytest.raises(UserError, match=message):
+        load(option, text)
+    key, _, value = option.partition('=')
+    place, _, inner = text.partition('=')
+    steps = "dict(type='RandomCrop', crop_size=224), dict(type='PackInputs')"
+    written = (f'train_dataloader = dict(dataset=dict(pipeline=[{steps}]))'
+               if 'pipeline' in place else f'model = dict(data_preprocessor=dict(mean={inner}))')
+    file = tmp_path / 'mine.py'
+    file.write_text(f"_base_ = {RECIPES['vit-b_imagefolder']!r}\n{key} = {value!r}\n{written}\n")
+    with pytest.raises(UserError, match=message):
+        config.load(str(file), [], 'deep')
+    file.write_text(f"_base_ = {RECIPES['vit-b_imagefolder']!r}\n{written}\n")
+    config.load(str(file), [option], 'deep')  # what is above wins
+
+
 def test_the_size_is_the_config_s(tmp_path):
     assert load('preprocessing=resize', 'img_size=112').train_dataloader.dataset.pipeline[
         1].scale == (112, 112)

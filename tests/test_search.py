@@ -1,11 +1,13 @@
 """The search for the settings of a method."""
 
 import csv
+import dataclasses
 import json
 import math
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 from tool_helpers import run_tool, tiny_folder, write_leaf
@@ -23,7 +25,7 @@ class Known(runs.Comparison):
 
     def __post_init__(self):
         super().__post_init__()
-        self.tried, self.wrong, self.after = [], (), None
+        self.tried, self.wrong, self.undefined, self.after, self.pause = [], (), (), None, 0
 
     def train(self, method, work_dir, options=(), done=None, stop=None, seed=None):
         settings = {key: float(value) for key, value in (o.split('=') for o in options)}
@@ -33,6 +35,7 @@ class Known(runs.Comparison):
             raise UserError('the loss is nan')
         if self.after is not None and len(self.tried) > self.after:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.pause)
         score = 80 - sum((math.log10(settings[key]) - math.log10(best)) ** 2
                          for key, best in (('lr', 1e-2), ('head_lr', 3e-3)) if key in settings)
         for number in (1, 2):
@@ -42,6 +45,8 @@ class Known(runs.Comparison):
                 done(number)
             if stop is not None and stop.is_set():
                 raise UserError('interrupted')
+        if len(self.tried) in self.undefined:
+            score = math.nan
         return dict(last=dict(metrics=dict(mIoU=score)))
 
 
@@ -87,6 +92,20 @@ def test_another_call_goes_on_and_repeats_nothing(tmp_path):
     assert len(more.comparison.tried) == 2
 
 
+def test_the_best_is_of_as_many_trials_as_are_asked_for(tmp_path):
+    """A search that had more trials before is no better for them."""
+    def grid(trials):
+        return make(tmp_path, trials, GRID, sampler='grid', check=False)
+
+    study = grid(6).run()
+    values = [trial.value for trial in study.trials]
+    number = values.index(max(values))
+    assert number > 0 and grid(6).best(study).number == number
+    few = grid(number)
+    assert few.best(study).value == max(values[:number])
+    assert few.finished() == search.options_of(few.best(study))
+
+
 @pytest.mark.parametrize('changed', [
     dict(texts=['lr=1e-4:1e-1']), dict(method='deep'), dict(options=['iters=7']), dict(seed=1)])
 def test_another_search_in_its_folder_is_refused(tmp_path, changed):
@@ -122,10 +141,37 @@ def test_any_setting_of_the_config_can_be_searched(tmp_path):
     ('lr', 'KEY=LOW:HIGH or KEY=A,B,C'), ('lr=', 'KEY=LOW:HIGH'), ('lr=1:1', 'LOW below HIGH'),
     ('lr=a:b', 'two numbers'), ('lr=3', 'at least two values'), ('lr=1,1', 'at least two values'),
     ('lr=0:1:log', 'begins above 0'), ('lr=1:2:cubic', 'at least two values'),
+    ('lr=1,2,1.0', 'all different'),
 ])
 def test_a_range_that_cannot_be_read(text, message):
     with pytest.raises(UserError, match=message):
         search.read_space([text])
+
+
+def test_values_are_taken_as_they_are_written(tmp_path):
+    found = make(tmp_path, 4, ['lr=0.00123456,0.0012', 'img_size=(56,70),(70,56)'], sampler='grid')
+    assert found.space['img_size'].choices == ('(56,70)', '(70,56)')
+    given = []
+
+    def train(method, work_dir, options=(), *rest, **further):
+        given.append(list(options))
+        return dict(last=dict(metrics=dict(mIoU=1.0)))
+
+    found.comparison.train = train
+    found.run()
+    assert sorted(given) == [[f'lr={lr}', f'img_size={size}'] for lr in ('0.0012', '0.00123456')
+                             for size in ('(56,70)', '(70,56)')]
+
+
+def test_settings_that_contradict_each_other_are_refused_before_a_trial(tmp_path):
+    with pytest.raises(UserError, match=r'lr is .*, but optim_wrapper.optimizer.lr is'):
+        make(tmp_path, 1, texts=['optim_wrapper.optimizer.lr=1e-3,1e-2'])
+
+
+def test_a_search_needs_a_validation(tmp_path):
+    options = ['val_dataloader=None', 'val_cfg=None', 'val_evaluator=None']
+    with pytest.raises(UserError, match='a search needs val_dataloader'):
+        make(tmp_path, 1, options=options)
 
 
 def test_a_key_that_nothing_reads_is_refused_before_a_trial(tmp_path):
@@ -136,6 +182,14 @@ def test_a_key_that_nothing_reads_is_refused_before_a_trial(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_best_where_less_is_better(tmp_path):
+    found = make(tmp_path, 6, GRID, sampler='grid', check=False)
+    found._task = dataclasses.replace(found._task, less_is_better=True)
+    study = found.run()
+    assert found.best(study).value == min(trial.value for trial in study.trials)
+    assert found.finished() == search.options_of(found.best(study))
+
+
 def test_a_trial_that_fails_is_one_of_the_number(tmp_path):
     found = make(tmp_path, 4)
     found.comparison.wrong = (2,)
@@ -143,6 +197,15 @@ def test_a_trial_that_fails_is_one_of_the_number(tmp_path):
     assert len(found.comparison.tried) == 4 and len(search.done(study)) == 3
     text = search.as_csv(study, 'mIoU')
     assert text.splitlines()[2].startswith('1,failed,') and 'the loss is nan' in text
+
+
+@pytest.mark.parametrize('how', ['wrong', 'undefined'])
+def test_the_first_point_of_a_grid_may_fail(tmp_path, how):
+    found = make(tmp_path, 6, GRID, sampler='grid')
+    setattr(found.comparison, how, (1, 4))
+    study = found.run()
+    assert len(found.comparison.tried) == 6 and len(search.done(study)) == 4
+    assert found.finished() == search.options_of(found.best(study))
 
 
 def test_a_config_that_cannot_train_ends_the_search(tmp_path):
@@ -175,6 +238,30 @@ def test_two_processes_share_a_study_and_its_number(tmp_path):
     study = make(tmp_path, 6).open()
     assert len(search.done(study)) == 6
     assert len(list(tmp_path.glob('trial_*/run'))) == 6
+
+
+def test_no_process_draws_what_another_has_drawn(tmp_path):
+    for _ in range(2):
+        assert processes((tmp_path, 9, 2)) == [-signal.SIGKILL]
+    study = make(tmp_path, 9, check=False).run()
+    drawn = [tuple(trial.params.values()) for trial in study.trials[1:]]
+    assert len(drawn) == 10 == len(set(drawn))  # two were lost
+
+
+def test_a_process_waits_for_the_trials_of_others(tmp_path):
+    """Else each would take the best of what it has seen."""
+    slow, said = make(tmp_path, 3), []
+    slow.comparison.pause = 2
+    process = multiprocessing.get_context('fork').Process(target=slow.run)
+    process.start()
+    while not list(tmp_path.glob('trial_*/run')):
+        time.sleep(0.05)
+    quick = make(tmp_path, 3)
+    study = quick.run(say=said.append)
+    assert 'waiting for 1 trials of other processes' in said
+    assert len(search.done(study)) == 3 and len(quick.comparison.tried) == 2
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_killed_process_costs_one_trial(tmp_path):
@@ -224,6 +311,7 @@ def test_a_grid_is_every_combination_once(tmp_path):
     said = []
     study = found.run(say=said.append)
     assert said[0] == '6 trials instead of 20: the grid has no more'
+    assert [line.split(':')[0] for line in said[1:]] == [f'lora {i}/6' for i in range(1, 7)]
     assert sorted(tried(found)) == sorted((lr, wd) for lr in (1e-2, 1e-3, 1e-4) for wd in (1e-2, 0))
     assert set(found.space) == {'lr', 'weight_decay'}  # head_lr keeps its ratio to lr
     assert search.best_of(study).params['lr'] == 1e-2

@@ -20,7 +20,8 @@ from test_tools import image_leaf  # noqa: F401  (a fixture)
 from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, ROOT
 
-from vpt_dense.comparison import executors, runs, suite_plan, suite_table
+from vpt_dense import tasks
+from vpt_dense.comparison import executors, report, runs, suite_plan, suite_table
 from vpt_dense.comparison import suite as suites
 from vpt_dense.datasets import list_files
 from vpt_dense.errors import UserError
@@ -77,7 +78,7 @@ def test_the_file_of_the_page(tmp_path):
     text, = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/suites.md').read_text(), re.DOTALL)
     suite = suites.read(write(tmp_path, text), tmp_path / 'out')
     suite.check()
-    assert suite.trials('dtd') == 40 and len(suite.cells()) == 6
+    assert suite.trials(suite.cells()[0]) == 40 and len(suite.cells()) == 6
     told = (ROOT / 'docs/suites.md').read_text()
     assert [key for key in suites._KEYS if f'| `{key}` |' not in told] == []
 
@@ -121,6 +122,14 @@ def test_yaml_and_variables(tmp_path):
     (dict(sampler='grid'), 'sampler does nothing without trials'),
     (dict(trials=1, tasks=dict(a=dict(trials=0, retrain=['iters=3']), b={})),
      'tasks.a.retrain does nothing without trials'),
+    (dict(trials=1, space=['lr=1,2'], tasks=dict(a=dict(space=['lr=1,3']), b=dict(trials=0))),
+     'space does nothing, as each task has its own'),
+    (dict(trials=2, tasks=dict(a=dict(trials=3), b=dict(trials=1))),
+     'trials does nothing, as each task has its own'),
+    (dict(tasks=dict(a=dict(recipe=RECIPE))), 'recipe does nothing, as each task has its own'),
+    (dict(trials=1, tasks=dict(a=dict(space=['lr=1,3'])), method_space={
+        'head': ['lr=1,2'], 'lora': ['lr=1,2']}),
+     'tasks.a.space does nothing, as method_space has all methods'),
     (dict(tasks=dict(a=dict(group='G'), b={})), 'tasks.b has no group, others do'),
     (dict(tasks=dict(a=dict(group=3))), 'tasks.a.group must be a text'),
     (dict(reference='ful'), "reference 'ful' is none of the methods head, lora"),
@@ -137,6 +146,10 @@ def test_a_bad_suite_is_refused_in_one_line(tmp_path, keys, message):
     (dict(trials=2, space=['lrr=1:2']), "a/head: .*no top-level key 'lrr'"),
     (dict(trials=2, retrain=['itres=3']), "a/head: .*no top-level key 'itres'"),
     (dict(trials=2, retrain=['head_lr=3']), 'a/head: retrain sets head_lr, which is searched'),
+    (dict(trials=2, retrain=['optim_wrapper.optimizer.lr=3'], methods=['lora'], space=['lr=1:2']),
+     'a/lora: lr is 1, but optim_wrapper.optimizer.lr is 3'),
+    (dict(trials=2, options=['val_dataloader=None', 'val_cfg=None', 'val_evaluator=None']),
+     'a/head: a search needs val_dataloader'),
     (dict(trials=2, options=['lr=3'], space=['lr=1:2']), 'a/head: .*sets it too'),
     (dict(trials=2, sampler='grid'), 'a/head: .*it needs --space'),
     (dict(trials=2, sampler='grid', space=['lr=1:2']), 'a/head: .*is a range'),
@@ -180,7 +193,7 @@ def test_shares_are_all_cells_once(tmp_path):
 def cell(task, group, method, mean, missing=(), tuned=0, metric='accuracy/top1', **keys):
     return dict(task=task, group=group, method=method, mean=mean, std=None, scores=[mean],
                 seeds=[0], missing=list(missing), failures={}, metric=metric, found=None,
-                backbone_trainable=tuned, backbone_total=1000) | keys
+                trainable=tuned + 5, backbone_trainable=tuned, backbone_total=1000) | keys
 
 
 #: Two groups, of three tasks and of one: their means are not the mean of all tasks.
@@ -203,8 +216,8 @@ def test_numbers_of_the_table_by_hand():
     assert summary['group_mean'] == dict(full=50.0, deep=54.0)
     assert summary['mean'] == dict(full=55.0, deep=58.0)
     assert summary['won'] == dict(full=None, deep=3)
-    # 4 backbones; one, and 4 x 45 of 1000.
-    assert summary['parameters'] == dict(full=4.0, deep=1.18)
+    # 4 backbones and 4 heads of 5; one backbone of 1000, and 4 x (45 + 5).
+    assert summary['parameters'] == dict(full=4.02, deep=1.2)
     # Differences 2, -1, 5, 6: mean 3, standard deviation sqrt(30 / 3) = 3.1623, of the mean
     # 1.5811; t of 3 degrees at 97.5 % is 3.18245.
     mean, low, high = summary['difference']['deep']
@@ -236,13 +249,43 @@ def test_what_cannot_be_compared():
     assert table['summary']['won']['deep'] == 3  # within a task
     assert table['notes'] == ['No means over tasks, as their metrics differ: mIoU, accuracy/top1.']
     two = [dict(each, backbone_total=500) if each['task'] == 'a' else each for each in records()]
-    assert suite_table.summarise(two, ['deep'], None)['summary']['parameters']['deep'] is None
+    table = suite_table.summarise(two, ['deep'], None)
+    assert table['summary']['parameters']['deep'] is None
+    assert table['notes'] == [
+        'No total of parameters over tasks whose backbones have different sizes.']
     one = suite_table.summarise(records()[:2], ['full', 'deep'], 'full')['summary']
     assert one['difference']['deep'] is None and one['wilcoxon']['deep'] is None
     same = [dict(each, mean=50.0) for each in records()]
     equal = suite_table.summarise(same, ['full', 'deep'], 'full')['summary']
     assert equal['difference']['deep'] == [0, 0, 0] and equal['wilcoxon']['deep'] == 1
     assert equal['won']['deep'] == 0
+
+
+def test_a_score_that_is_no_number_is_shown_and_wins_nothing():
+    counts = ('trainable', 'backbone_trainable', 'total', 'percent', 'tuned_megabytes')
+    results = [dict(method='deep', seed=seed, metrics={'mIoU': value}, disk_megabytes=1.0,
+                    train_seconds=None, **dict.fromkeys(counts, 1))
+               for seed, value in enumerate((50.0, math.nan))]
+    row, = report.summarise(results, 'mIoU', ['deep'])
+    assert report.format_score(row) == 'nan ± nan'
+    bad = [dict(each, mean=math.nan) if each['task'] == 'b' and each['method'] == 'deep' else each
+           for each in records()]
+    summary = suite_table.summarise(bad, ['full', 'deep'], 'full')['summary']
+    assert summary['won']['deep'] is None and math.isnan(summary['mean']['deep'])
+    assert all(map(math.isnan, summary['difference']['deep']))
+    assert math.isnan(summary['wilcoxon']['deep']) and summary['mean']['full'] == 55.0
+
+
+def test_where_less_is_better(tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, 'depth', tasks.Task(
+        'depth', 'depth_head', 'depth head', 'rmse', less_is_better=True))
+    cells = [dict(each, metric='rmse') for each in records()]
+    table = suite_table.summarise(cells, ['full', 'deep'], 'full')
+    assert table['summary']['won']['deep'] == 1 and table['summary']['difference']['deep'][0] == 3.0
+    suite = suites.read(plan(tmp_path, tasks={task: {} for task in SCORES},
+                             methods=['full', 'deep']), tmp_path / 'out')
+    markdown, *_ = suite_table.write(dict(cells=cells, **table), suite, 'x')
+    assert 'standard deviation. Less is better.' in markdown.read_text()
 
 
 def test_the_files_of_a_table(tmp_path):
@@ -256,13 +299,13 @@ def test_the_files_of_a_table(tmp_path):
     assert '| mean of G (3) | G | 60.00 | 62.00 |' in text and '(1) | H | 40.00 | - |' in text
     assert '| mean of group means |  | 50.00 | - |' in text
     assert '| mean of all tasks (4) |  | 55.00 | - |' in text
-    assert '| total parameters |  | 4.00x | - |' in text and '- d/deep: seed 1' in text
+    assert '| total parameters |  | 4.02x | - |' in text and '- d/deep: seed 1' in text
     lines = list(csv.DictReader(comma.read_text().splitlines()))
     found = {(line['of'], line['name'], line['method']): line['value'] for line in lines}
     assert found['task', 'b', 'deep'] == '59.0' and found['group', 'G', 'full'] == '60.0'
     assert found['suite', 'mean', 'full'] == '55.0' and found['suite', 'mean', 'deep'] == ''
     content = json.loads(data.read_text())
-    assert content['summary']['parameters'] == dict(full=4.0, deep=None)
+    assert content['summary']['parameters'] == dict(full=4.02, deep=None)
     assert content['missing'] == ['d/deep: seed 1'] and len(content['cells']) == 8
 
 
@@ -343,6 +386,20 @@ def test_one_precision_for_all(tmp_path, monkeypatch):
     (tmp_path / 'out/precision.json').write_text('{')
     with pytest.raises(UserError, match='precision.json is damaged; remove it'):
         suite.precision()
+
+
+def test_the_plan_has_the_precision_of_the_runs(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(runs, 'has_fast_bfloat16', lambda: False)
+    asked = []
+    monkeypatch.setattr(
+        suite_plan, 'plan', lambda suite, measure, amp: (asked.append(amp) or [], []))
+    monkeypatch.setattr(suites.Suite, 'check', lambda suite: None)
+    for _ in range(2):
+        outcome = run_tool(capfd, 'benchmark_suite', plan(tmp_path), '--dry-run', '--no-measure',
+                           '--work-dir', tmp_path)
+        assert outcome.code == 0, outcome.err
+        (tmp_path / 'precision.json').write_text('{"amp": true}')
+    assert asked == [False, True]
 
 
 def test_the_plan(tmp_path, capfd, image_leaf):  # noqa: F811
@@ -429,7 +486,7 @@ def test_local_processes_and_a_cell_that_fails(tmp_path):
     scores = [[fake_tool.score(method, seed, options) for seed in (0, 1)]
               for options in ([], ['dataset.data_root=data/b']) for method in ('head', 'lora')]
     assert [each['scores'] for each in table['cells']] == scores
-    assert table['summary']['parameters'] == dict(head=1.0, lora=1.2)
+    assert table['summary']['parameters'] == dict(head=1.02, lora=1.22)
 
 
 @pytest.mark.long
@@ -473,6 +530,16 @@ def test_settings_of_slurm():
         slurm_partition='gpu', slurm_time=240, gpus_per_node=1, cpus_per_task=8, slurm_mem='32GB',
         slurm_qos='low')
     assert executors.read_slurm(['cluster=local']) == dict(cluster='local')
+    # An account of digits, a number that submitit wants as one, a list, what is yes or no.
+    assert executors.read_slurm([
+        'time=1', 'account=007', 'name=7', 'mem_gb=1.5', 'setup=module load cuda',
+        'use_srun=False']) == dict(
+        slurm_time=1, slurm_account='007', name='7', mem_gb=1.5, slurm_setup=['module load cuda'],
+        slurm_use_srun=False)
+    with pytest.raises(UserError, match='--slurm time=4: time is said twice'):
+        executors.read_slurm(['time=3', 'time=4'])
+    with pytest.raises(UserError, match='--jobs and --slurm array_parallelism say the same'):
+        executors.slurm([], dict(slurm_array_parallelism=2), Path('.'), 2, print)
     with pytest.raises(UserError, match='--slurm: say time=MINUTES'):
         executors.read_slurm(['partition=gpu'])
     with pytest.raises(UserError, match='--slurm gpu: KEY=VALUE was expected'):
@@ -747,8 +814,11 @@ def test_a_real_suite(tmp_path, capfd):
         mean = (scores['a', method] + scores['b', method]) / 2
         assert table['summary']['mean'][method] == pytest.approx(mean)
     backbone = json.loads((out / 'a/deep_seed0/run.json').read_text())['backbone_total']
-    assert table['summary']['parameters'] == dict(
-        shallow=pytest.approx(1 + 2 * 96 / backbone), deep=pytest.approx(1 + 2 * 128 / backbone))
+    heads = sum(json.loads((out / f'{task}/deep_seed0/run.json').read_text())['trainable'] - 128
+                for task in 'ab')
+    assert heads > 0 and table['summary']['parameters'] == dict(
+        shallow=pytest.approx(1 + (2 * 96 + heads) / backbone),
+        deep=pytest.approx(1 + (2 * 128 + heads) / backbone))
     assert (out / 'a/report.html').is_file() and (out / 'b/report.html').is_file()
     before = (out / 'table.json').read_text()
     outcome = run_tool(capfd, 'benchmark_suite', path, '--work-dir', out)
@@ -780,6 +850,25 @@ def test_the_papers_protocols_as_they_come_along():
     cfg = vtab.comparison('kitti', True, False).config('deep')
     assert cfg.train_dataloader.dataset.split == 'train800val200' and not cfg.val_dataloader
     assert cfg.test_dataloader.dataset.split == 'test' and cfg.model.head.num_classes == 4
+
+
+def test_a_suite_that_comes_along_finds_itself_in_each_cell(tmp_path, capfd, monkeypatch):
+    begun = []
+    monkeypatch.setattr(suites.Suite, 'check', lambda suite: None)
+    monkeypatch.setattr(suites.Suite, 'state', lambda suite, cell: dict(
+        results=[], found=None, missing=['seed 0'], failures={}))
+    monkeypatch.setattr(executors, 'local', lambda jobs, *rest: begun.extend(jobs) or {})
+    outcome = run_tool(capfd, 'benchmark_suite', 'vpt_dense::fgvc', '--work-dir', tmp_path)
+    assert outcome.code == 0 and len(begun) == 25, outcome.err
+    *_, name, _, cell, _, folder = begun[0].command
+    assert str(suites.read(name, Path(folder)).find(cell)) == 'CUB_200_2011/full'
+
+
+def test_spaces_of_methods_alone(tmp_path):
+    suite = suites.read(plan(
+        tmp_path, trials=4, sampler='grid',
+        method_space=dict(head=['lr=1,2'], lora=['lr=1,2', 'weight_decay=0,1,2'])), tmp_path / 'o')
+    assert [suite.trials(each) for each in suite.cells()] == [2, 4, 2, 4]
 
 
 @pytest.mark.parametrize(('found', 'message'), [

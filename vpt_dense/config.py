@@ -308,7 +308,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     place_pretrained(cfg)
     stream.place_first_root(cfg)
     classes = data_config.place(cfg)
-    wanted = preprocessing.take(cfg)
+    wanted = preprocessing.take(cfg, cfg_options)
     run_settings.place(cfg, cfg_options)
     preprocessing.place(cfg, wanted)
     data_config.place_test_pipeline(cfg)

@@ -4,7 +4,8 @@ Papers on one data set differ in both, and the accuracy moves by points with the
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
@@ -40,7 +41,7 @@ class Wanted(NamedTuple):
     statistics: str | None
 
 
-def take(cfg: Config) -> Wanted:
+def take(cfg: Config, options: Mapping[str, Any] | None = None) -> Wanted:
     """Remove ``preprocessing`` and ``normalize`` from a config; a size becomes its ``img_size``.
 
     - ``preprocessing='resize224'``: every image becomes 224x224, whatever its shape, and training
@@ -50,12 +51,30 @@ def take(cfg: Config) -> Wanted:
       size is the config's.
     - ``normalize='imagenet'`` or ``'half'`` (mean and standard deviation 127.5).
 
+    Args:
+        cfg: The config.
+        options: What the command line has put into it, dotted key -> value.
+
     Raises:
-        UserError: If a value is none of these, the size is another than ``img_size``, or the config
-            is not of classification.
+        UserError: If a value is none of these, the size is another than ``img_size``, what it sets
+            is said beside it, or the config is not of classification.
     """
     name, statistics = (cfg.pop(key, None) for key in KEYS)
     task = tasks.of(cfg.get('model') or {})
+    replaced = [  # pipelines that do more than read and pack
+        f'{where}.pipeline' for loader in DATALOADERS
+        for where, dataset in placed_datasets(cfg.get(loader), loader)
+        if any(kind_of(step) not in _READ + _PACK for step in as_list(dataset.get('pipeline')))]
+    means = [f'{node}.{key}' for node in ('model.data_preprocessor', 'data_preprocessor')
+             for key in ('mean', 'std')]
+    for key, value, places in ((KEYS[0], name, replaced), (KEYS[1], statistics, means)):
+        if value is None:
+            continue
+        origin = run_settings.origin_of(cfg, key, value, options or {})
+        for place in places:
+            if origin.says(cfg, place):
+                raise UserError(
+                    f'{key} is {value}, but {place} is said beside it: say one of them')
     for key, value in zip(KEYS, (name, statistics), strict=True):
         if value is not None and (task is None or task.name != 'classification'):
             raise UserError(f'{key}: it is for classification')

@@ -68,7 +68,7 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
             given[key] = rates.check(key, value)
         elif key != 'warmup' or value != 0 or isinstance(value, bool):
             check_count(value, key)
-    origins = {key: _origin(cfg, key, value, options or {}) for key, value in given.items()}
+    origins = {key: origin_of(cfg, key, value, options or {}) for key, value in given.items()}
     if 'img_size' in given:
         _place_size(cfg, given['img_size'], origins['img_size'])
     _choose_length(given, origins)
@@ -132,7 +132,15 @@ class _Origin(NamedTuple):
         )  # fmt: skip
 
 
-def _origin(cfg: Config, key: str, value: Any, options: Mapping[str, Any]) -> _Origin:
+def origin_of(cfg: Config, key: str, value: Any, options: Mapping[str, Any]) -> _Origin:
+    """Where a key was set.
+
+    Args:
+        cfg: The config.
+        key: A top-level one.
+        value: What it has there.
+        options: What the command line has put into the config, dotted key -> value.
+    """
     said = frozenset(
         '.'.join((name, *path)) for name, inner in options.items() for path in _paths(inner)
     )

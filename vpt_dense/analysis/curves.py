@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vpt_dense.comparison import report
 from vpt_dense.errors import UserError
 
 #: What a run's record counts, and may be on the axis.
@@ -51,7 +52,7 @@ def read(folders: Sequence[str | Path], x: str, metric: str | None = None) -> li
             f'--x {x}: no run has it; it is one of {", ".join(COUNTS)}, or a key of the configs')
     return [
         dict(method=method, x=value, mean=statistics.mean(found), metric=name, seeds=len(found),
-             std=statistics.stdev(found) if len(found) > 1 else None)
+             std=report.spread(found) if len(found) > 1 else None)
         for (method, value), found in sorted(scores.items())]
 
 

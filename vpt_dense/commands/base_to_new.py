@@ -33,7 +33,7 @@ def parse_args(argv=None):
     told = {'class_split': '', 'class_split.part': '', 'subset.per_class': '--shots',
             'subset.seed': '--seeds'}  # fmt: skip
     for option in args.cfg_options or ():
-        key = option.partition('=')[0]
+        key = option.partition('=')[0].strip()
         if key in told:
             raise UserError(
                 f'--cfg-options {key}: trainings are of the base, tests of both parts, and images '

@@ -115,7 +115,7 @@ def run(suite, cells, args) -> dict:
     todo = [cell for cell in cells if suite.state(cell)['missing']]
     print(f'{len(cells)} cells, {len(cells) - len(todo)} of them finished; logs in '
           f'{suite.folder}/*/cells/*/output.log')
-    path = os.path.abspath(args.suite)
+    path = args.suite if '::' in args.suite else os.path.abspath(args.suite)
     jobs = [executors.Job(str(cell), (
         *runs.TOOL, 'suite', path, '--cell', str(cell), '--work-dir', str(suite.folder)),
         suite.place(cell)) for cell in todo]
@@ -157,7 +157,9 @@ def print_plan(suite, measure):
     from vpt_dense import tables
     from vpt_dense.comparison import suite_plan
 
-    _, _, amp = compare.share(1, 1, suite.amp)
+    amp = suite.precision()
+    if amp is None:  # nothing has run yet
+        _, _, amp = compare.share(1, 1, suite.amp)
     records, notes = suite_plan.plan(suite, measure, amp)
     header = ['cell', 'trials', 'seeds', 'runs', 'length', 'images', 'hours']
 

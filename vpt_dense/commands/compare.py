@@ -48,7 +48,7 @@ def parse_args(argv=None):
         'CPUs, unless OMP_NUM_THREADS says how many threads each has')
     add('--amp', choices=['auto', 'on', 'off'], default='auto',
         help='mixed precision (auto: on a CPU that computes in bfloat16 natively)')
-    add('--steps', type=int, default=10, help='steps that are timed (default: %(default)s)')
+    add('--steps', type=int, help='steps that are timed (default: 10)')
     add('--search', type=int, metavar='TRIALS',
         help='first search the settings of every method with so many trials (vpt-dense search)')
     add_space_options(parser)
@@ -61,10 +61,13 @@ def parse_args(argv=None):
     check_numbers(args.seeds, args.jobs)
     if args.search is not None and args.search < 1:
         raise UserError(f'--search must be at least 1, found {args.search}')
-    if args.space and not args.search:
-        raise UserError('--space does nothing without --search TRIALS')
-    if args.sampler != 'tpe' and not args.search:
-        raise UserError('--sampler does nothing without --search TRIALS')
+    for key in ('space', 'sampler', 'pruner'):
+        if getattr(args, key) is not None and not args.search:
+            raise UserError(f'--{key} does nothing without --search TRIALS')
+    set_search_defaults(args)
+    if args.steps is not None and args.no_measure:
+        raise UserError('--steps does nothing with --no-measure')
+    args.steps = 10 if args.steps is None else args.steps
     if args.steps < 1:
         raise UserError(f'--steps must be at least 1, found {args.steps}')
     return args
@@ -73,16 +76,23 @@ def parse_args(argv=None):
 def add_space_options(parser):
     """Adds what is searched, and how."""
     parser.add_argument(
-        '--space', nargs='+', default=[], metavar='KEY=RANGE',
+        '--space', nargs='+', action='extend', metavar='KEY=RANGE',
         help='what else is searched, or other ranges: lr=1e-4:1e-1 '
         'model.backbone.prompt.num_tokens=5,10,50')
     parser.add_argument(
-        '--pruner', choices=['none', 'median', 'hyperband'], default='median',
-        help='what stops a trial early, by its validations on the way (default: %(default)s)')
+        '--pruner', choices=['none', 'median', 'hyperband'],
+        help='what stops a trial early, by its validations on the way (default: median)')
     parser.add_argument(
-        '--sampler', choices=['tpe', 'grid', 'random'], default='tpe',
+        '--sampler', choices=['tpe', 'grid', 'random'],
         help="what chooses the trials' settings: TPE, which learns from those before, every "
-        'combination of what --space lists, or chance (default: %(default)s)')
+        'combination of what --space lists, or chance (default: tpe)')
+
+
+def set_search_defaults(args):
+    """Sets what the command line does not say of the search; before this it is None."""
+    args.space = args.space or []
+    args.pruner = args.pruner or 'median'
+    args.sampler = args.sampler or 'tpe'
 
 
 def check_numbers(seeds, jobs):
@@ -218,16 +228,20 @@ def main(argv=None):
 
 def search_all(comparison, methods, args, jobs):
     """Searches the settings of every method with the same number of trials."""
-    from vpt_dense.comparison.search import Search, best_of, options_of, read_space
+    from vpt_dense.comparison.search import Search, options_of, read_space
 
     space = read_space(args.space)
     for method in methods:
         folder = comparison.folder / 'search' / method
         search = Search(comparison, method, folder, args.search, space, args.pruner,
                         sampler=args.sampler)
+        if args.measure_only and search.finished() is None:
+            raise UserError(
+                f'--measure-only trains nothing, but the search of {method} is not finished: '
+                'leave out one of --measure-only and --search')
         study = search.run(jobs)
         search.write(study)
-        best = best_of(study)
+        best = search.best(study)
         print(f'{method}: best of {search.trials} trials: {" ".join(options_of(best))}: '
               f'{search.metric} {best.value:.2f} on validation')
         comparison.found[method] = options_of(best)

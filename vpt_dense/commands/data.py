@@ -115,8 +115,11 @@ def few(args: argparse.Namespace) -> bool:
                              ('holding', args.holding)):  # fmt: skip
             for value in values:
                 chosen, note = training.draw(kind, value, seed)
-                file = args.out / f'{kind}-{value:g}_seed-{seed}.txt'
-                safe_files.write_text(file, training.text(chosen))
+                file = args.out / f'{kind}-{value}_seed-{seed}.txt'
+                text = training.text(chosen)
+                if file.exists() and file.read_text(encoding='utf-8') != text:
+                    raise UserError(f'{file} is there already, of other images; take another --out')
+                safe_files.write_text(file, text)
                 print(f'{file}: {len(chosen)} of {len(training)} images{note}')
     print(f'a config takes one with {training.usage}')
     return True

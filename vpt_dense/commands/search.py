@@ -31,6 +31,7 @@ def parse_args(argv=None):
     add('--seed', type=int, default=0, help="of the sampler; trainings have the config's")
     parser.add_config_options('override settings of all trials')
     args = parser.parse_args(argv)
+    compare.set_search_defaults(args)
     compare.check_numbers([args.seed], args.jobs)
     if args.trials < 1:
         raise UserError(f'--trials must be at least 1, found {args.trials}')
@@ -42,7 +43,7 @@ def main(argv=None):
     args = parse_args(argv)
     from vpt_dense import installed, logging
     from vpt_dense.comparison import runs
-    from vpt_dense.comparison.search import Search, best_of, options_of, read_space
+    from vpt_dense.comparison.search import Search, options_of, read_space
 
     logging.filter_warnings()
     compare.stop_politely()
@@ -58,7 +59,7 @@ def main(argv=None):
         print(f'  {key}: {distribution}')
     study = search.run(jobs)
     written = search.write(study)
-    best = best_of(study)
+    best = search.best(study)
     print(f'best: {search.metric} {best.value:.2f}, trial {best.number}', *written, sep='\n')
     print(shlex.join(['vpt-dense', 'train', args.config,
                       *(['--method', args.method] if args.method else []),

@@ -30,6 +30,8 @@ PAUSE = 1.0
 _RETRIES = 3
 #: Seconds in which the head of a cluster must answer.
 _PATIENCE = 10
+#: Settings of Slurm that submitit takes as lists.
+_LISTS = ('slurm_setup', 'slurm_teardown', 'slurm_srun_args')
 #: What a worker elsewhere takes over from here.
 _VARIABLES = ('PYTHONPATH', 'HF_HOME', 'HF_HUB_OFFLINE')
 
@@ -201,12 +203,27 @@ def read_slurm(texts: Sequence[str]) -> dict[str, Any]:
         if not key or not equals or not value:
             raise UserError(f'--slurm {text}: KEY=VALUE was expected, as partition=gpu time=240')
         key = key if key in shared or key == 'cluster' else f'slurm_{key.removeprefix("slurm_")}'
-        settings[key] = int(value) if value.isdecimal() else value
+        if key in settings:
+            raise UserError(f'--slurm {text}: {key.removeprefix("slurm_")} is said twice')
+        settings[key] = _slurm_value(key, value, shared.get(key))
     if settings.get('cluster', 'slurm') == 'slurm' and not (
             {'slurm_time', 'timeout_min'} & settings.keys()):
         raise UserError('--slurm: say time=MINUTES, the limit of a cell; Slurm would end it after '
                         'five')
     return settings
+
+
+def _slurm_value(key: str, text: str, kind: type | None) -> Any:
+    """A value as submitit takes it, which looks at the types of some and writes others down."""
+    if text in ('True', 'False'):
+        return text == 'True'
+    if key in _LISTS:
+        return [text]
+    number = text.isdecimal() and str(int(text)) == text  # '007' may be an account
+    if kind is float and not number:
+        with contextlib.suppress(ValueError):
+            return float(text)
+    return int(text) if number and kind is not str else text
 
 
 def slurm(
@@ -231,6 +248,8 @@ def slurm(
     settings = {'name': 'vpt_dense', **settings}
     cluster = settings.pop('cluster', 'slurm')
     if slots is not None:
+        if 'slurm_array_parallelism' in settings:
+            raise UserError('--jobs and --slurm array_parallelism say the same: leave one out')
         settings['slurm_array_parallelism'] = slots
     arguments = [(job.command, str(job.place / 'output.log'), settings.get('cpus_per_task'),
                   os.getcwd(), {}) for job in jobs]

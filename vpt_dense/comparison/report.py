@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def summarise(
         cost = (costs or {}).get(method) or {}
         rows.append(dict(
             method=method, mean=statistics.mean(scores),
-            std=statistics.stdev(scores) if len(scores) > 1 else None, scores=scores,
+            std=spread(scores) if len(scores) > 1 else None, scores=scores,
             seeds=[result['seed'] for result in own],
             **{key: own[0][key] for key in
                ('trainable', 'backbone_trainable', 'total', 'percent', 'tuned_megabytes')},
@@ -96,6 +97,11 @@ def summarise(
         ))
     all_seeds = {seed for row in rows for seed in row['seeds']}
     return [{**row, 'marked': set(row['seeds']) != all_seeds} for row in rows]
+
+
+def spread(values: Sequence[float]) -> float:
+    """The sample standard deviation; nan if a value is none, which the library stumbles over."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def format_score(row: Mapping[str, Any], digits: int = 1) -> str:

@@ -534,7 +534,8 @@ def _machine() -> str:
 
 def _data_places(cfg: 'Config') -> Iterator[Path]:
     """The files and folders that the data sets of a config read."""
-    from vpt_dense.tree import DATALOADERS, as_list, leaf_datasets
+    from vpt_dense.datasets import list_files
+    from vpt_dense.tree import DATALOADERS, as_list, kind_of, leaf_datasets
 
     for loader in DATALOADERS:
         for leaf in leaf_datasets(cfg.get(loader)):
@@ -542,6 +543,8 @@ def _data_places(cfg: 'Config') -> Iterator[Path]:
             parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
             inside = [part for part in parts if part]
             lists = [part for part in as_list(leaf.get('ann_file')) if part]
+            if kind_of(leaf) in list_files.KINDS:
+                lists = [*list_files.lists_of(leaf), 'train.json', 'classes.txt']  # the classes
             if inside or lists or leaf.get('data_root'):
                 yield from (root / part for part in (*(inside or ['']), *lists))
                 yield root / 'meta.json'  # what made the data

@@ -7,16 +7,20 @@ import csv
 import io
 import itertools
 import json
-import math
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from vpt_dense.argument_checks import is_number
 from vpt_dense.comparison import runs
 from vpt_dense.errors import UserError, explain
 
@@ -38,6 +42,8 @@ _NAME = 'search'
 MARK = 'search.json'
 #: Failures without a success after which the search ends.
 _PATIENCE = 3
+#: Seconds between two looks at the trials of other processes.
+_PAUSE = 1.0
 
 _RANGE = re.compile(r'([^:,]+):([^:,]+)(?::(log|linear))?')
 
@@ -64,7 +70,8 @@ def read_space(texts: Sequence[str]) -> dict[str, Any]:
 
     Args:
         texts: ``KEY=LOW:HIGH`` (whole numbers if both are, logarithmic if LOW is above 0 and HIGH
-            at least ten times LOW; ``:log`` or ``:linear`` behind it says it), or ``KEY=A,B,C``.
+            at least ten times LOW; ``:log`` or ``:linear`` behind it says it), or ``KEY=A,B,C``; a
+            comma in brackets is part of a value.
 
     Returns:
         Key -> Optuna's distribution.
@@ -82,9 +89,10 @@ def read_space(texts: Sequence[str]) -> dict[str, Any]:
             raise UserError(f'--space {text}: {key} is said twice')
         found = _RANGE.fullmatch(value)
         if not found:
-            choices = [_number(item.strip()) for item in value.split(',')]
-            if len(set(choices)) < 2 or '' in choices:
-                raise UserError(f'--space {text}: at least two values were expected, as A,B')
+            choices = [_number(item) for item in _split(value)]
+            if len(choices) < 2 or '' in choices or len(set(choices)) < len(choices):
+                raise UserError(
+                    f'--space {text}: at least two values were expected, all different, as A,B')
             space[key] = distributions.CategoricalDistribution(choices)
             continue
         low, high = (_number(part.strip()) for part in found.group(1, 2))
@@ -98,6 +106,18 @@ def read_space(texts: Sequence[str]) -> dict[str, Any]:
         kind = distributions.IntDistribution if whole else distributions.FloatDistribution
         space[key] = kind(low, high, log=log)
     return space
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas that are in no brackets."""
+    parts, depth = [''], 0
+    for character in text:
+        depth += (character in '([{') - (character in ')]}')
+        if character == ',' and depth == 0:
+            parts.append('')
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def _number(text: str) -> Any:
@@ -175,7 +195,6 @@ class Search:
         pruner: One of :data:`PRUNERS`.
         seed: Of Optuna's sampler, and of the order of a grid.
         sampler: One of :data:`SAMPLERS`.
-        alone: Whether no other process searches here, as the caller has a lock for it.
         check: Whether the ends of all ranges are tried on the config.
     """
 
@@ -187,7 +206,6 @@ class Search:
     pruner: str = 'none'
     seed: int = 0
     sampler: str = 'tpe'
-    alone: bool = False
     check: bool = True
 
     def __post_init__(self) -> None:
@@ -199,7 +217,9 @@ class Search:
         from vpt_dense import tasks
 
         self._cfg = self.comparison.config(self.method)
-        self._task = tasks.of(self._cfg.model)
+        self._task = tasks.need(self._cfg.model, 'a search')
+        if not self._cfg.get('val_dataloader'):
+            raise UserError('a search needs val_dataloader, which judges the trials')
         own = own_settings(self._cfg)
         comparison = self.comparison
         said = [option.partition('=')[0].strip()
@@ -218,18 +238,28 @@ class Search:
         self._stops: list[threading.Event] = []
         self._lock = threading.Lock()
         self._failed = 0
+        self._locks: dict[int, Any] = {}  # of the trials that run in this process
 
     def _check_space(self, said: Sequence[str]) -> None:
         """Both ends of every range must be what the config takes."""
-        for key, distribution in self.space.items():
+        for key in self.space:
             if key in said:
                 raise UserError(
                     f'--space {key}: --cfg-options sets it too; leave it out of one of them')
-            if not self.check:
-                continue
-            ends = getattr(distribution, 'choices', None) or (distribution.low, distribution.high)
-            for value in ends:
-                self.comparison.config(self.method, [_option(key, value)])
+        if not self.check:
+            return
+        for key, values in self._ends().items():
+            for value in values:
+                self.comparison.config(self.method, self.example({key: value}))
+
+    def _ends(self) -> dict[str, Sequence[Any]]:
+        return {key: getattr(each, 'choices', None) or (each.low, each.high)
+                for key, each in self.space.items()}
+
+    def example(self, point: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+        """Settings that a trial may have, ``point`` among them, as ``KEY=VALUE``."""
+        settings = {**{key: values[0] for key, values in self._ends().items()}, **point}
+        return [_option(key, value, self.space[key]) for key, value in settings.items()]
 
     # --- the study
 
@@ -239,10 +269,16 @@ class Search:
         Raises:
             UserError: If the folder holds a search of other settings.
         """
+        from vpt_dense import outputs
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with outputs.waiting_lock(self.folder):
+            return self._open()
+
+    def _open(self) -> 'optuna.Study':
         from vpt_dense import safe_files
 
         optuna = import_optuna()
-        self.folder.mkdir(parents=True, exist_ok=True)
         mark, known = self._mark(), runs.read(self.folder / MARK)
         if known is None:
             safe_files.write_text(self.folder / MARK, json.dumps(mark, indent=1) + '\n')
@@ -255,10 +291,14 @@ class Search:
                        hyperband=optuna.pruners.HyperbandPruner)
         study = optuna.create_study(
             study_name=_NAME, storage=self._storage(), load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=max(
-                3, self.trials // 3)),
             pruner=pruners[self.pruner](),
             direction='minimize' if self._task.less_is_better else 'maximize')
+        # With one seed each process, and each further call, would draw what others have drawn.
+        opened = study.user_attrs.get('opened', int(bool(study.trials)))
+        study.set_user_attr('opened', opened + 1)
+        seed = np.random.SeedSequence([self.seed, opened]).generate_state(1)[0]
+        study.sampler = optuna.samplers.TPESampler(
+            seed=int(seed) if opened else self.seed, n_startup_trials=max(3, self.trials // 3))
         if not study.trials and self.sampler == 'tpe' and (own := self._own_point()):
             study.enqueue_trial(own, skip_if_exists=True)
         self._close_dead(study)
@@ -286,9 +326,9 @@ class Search:
             study = import_optuna().load_study(study_name=_NAME, storage=self._storage())
         except KeyError:  # it is being made
             return None
-        ended = sum(_counts(trial) and trial.state.name != 'RUNNING'
-                    for trial in study.get_trials(deepcopy=False))
-        return options_of(best_of(study)) if ended >= self.trials and done(study) else None
+        first = _first(study, self.trials)
+        whole = len(first) == self.trials and all(each.state.name != 'RUNNING' for each in first)
+        return options_of(self.best(study)) if whole and _complete(first) else None
 
     def _own_point(self) -> dict[str, Any]:
         """The config's own settings, the first trial; none where the ranges do not hold them."""
@@ -315,37 +355,40 @@ class Search:
 
     def _plan(self, study: 'optuna.Study') -> None:
         """Put the points into the study that are not there yet, or were lost."""
+        there = {
+            trial.user_attrs.get('point') for trial in study.get_trials(deepcopy=False)
+            if trial.state.name == 'WAITING' or _counts(trial)}
+        for number, point in enumerate(self._points()):
+            if number not in there:
+                study.enqueue_trial(point, dict(point=number))
+
+    def _ask(self, study: 'optuna.Study') -> 'optuna.Trial | None':
+        """The next trial, its folder locked; None if there are enough.
+
+        The folder of the search is locked meanwhile: so a trial that runs, and whose folder nobody
+        has locked, is one whose process has ended.
+        """
         from vpt_dense import outputs
 
         with outputs.waiting_lock(self.folder):
-            there = {
-                trial.user_attrs.get('point') for trial in study.get_trials(deepcopy=False)
-                if trial.state.name == 'WAITING' or _counts(trial)}
-            for number, point in enumerate(self._points()):
-                if number not in there:
-                    study.enqueue_trial(point, dict(point=number))
-
-    def _ask(self, study: 'optuna.Study') -> 'optuna.Trial | None':
-        """The next trial; None if there is none, as other processes have all that is left."""
-        if self.sampler == 'tpe':
-            return study.ask(dict(self.space))
-        for plan in (False, True):
-            if plan:
+            self._close_dead(study)
+            if len(_first(study, self.trials)) == self.trials:
+                return None
+            if self.sampler != 'tpe' and not study.get_trials(
+                    deepcopy=False, states=(_state('WAITING'),)):
                 self._plan(study)
-            if study.get_trials(deepcopy=False, states=(_state('WAITING'),)):
-                trial = study.ask(dict(self.space))
-                if 'point' in trial.user_attrs:
-                    return trial
-                study.tell(trial, state=_state('FAIL'))  # another process took the last one
-        return None
+            trial = study.ask(dict(self.space))
+            self._place(trial.number).mkdir(exist_ok=True)
+            self._locks[trial.number] = outputs.FolderLock(self._place(trial.number))
+            return trial
 
     def _close_dead(self, study: 'optuna.Study') -> None:
         """A trial whose process has ended without a word does not count."""
         from vpt_dense import outputs
 
         for trial in study.get_trials(deepcopy=False, states=(_state('RUNNING'),)):
-            if 'locked' not in trial.user_attrs and not self.alone:
-                continue  # it is beginning
+            if trial.number in self._locks:
+                continue  # it is this process's
             self._place(trial.number).mkdir(exist_ok=True)
             try:
                 lock = outputs.FolderLock(self._place(trial.number))
@@ -382,41 +425,46 @@ class Search:
                     self._stops = []
                     self._failed = _PATIENCE
                 raise
-        if not done(study):
+        if not _complete(_first(study, self.trials)):
             raise UserError(f'no trial in {self.folder} has a result')
         return study
 
+    def best(self, study: 'optuna.Study') -> Any:
+        """The best trial of the number; those of a call that asked for more are left out."""
+        return best_of(study, self.trials)
+
     def _work(self, study: 'optuna.Study', say: Callable[[str], object]) -> None:
         """Carry out trials until there are enough."""
-        from vpt_dense import outputs
-
-        while self._failed < _PATIENCE:
+        told = False
+        while True:
             with self._lock:
-                if _count(study) >= self.trials:
+                if self._failed >= _PATIENCE:
                     return
                 trial = self._ask(study)
-                if trial is None:
-                    return
-                if _count(study, trial.number) >= self.trials:  # another process was quicker
-                    study.tell(trial, state=_state('FAIL'))
-                    return
-                folder = self._place(trial.number)
-                folder.mkdir(exist_ok=True)
-                lock = outputs.FolderLock(folder)
-                trial.set_user_attr('locked', True)
+                others = {each.number for each in _first(study, self.trials)
+                          if each.state.name == 'RUNNING'} - self._locks.keys()
                 stop = threading.Event()
-                self._stops.append(stop)
-            try:
-                self._train(study, trial, folder / 'run', stop, say)
-            finally:
-                del lock
+                self._stops += [] if trial is None else [stop]
+            if trial is not None:
+                try:
+                    self._train(study, trial, self._place(trial.number) / 'run', stop, say)
+                finally:
+                    with self._lock:
+                        del self._locks[trial.number]
+            elif not others:
+                return
+            else:  # theirs may be the best one; or they are killed, and it is to be repeated
+                if not told:
+                    say(f'waiting for {len(others)} trials of other processes')
+                    told = True
+                time.sleep(_PAUSE)
 
     def _train(
         self, study: 'optuna.Study', trial: 'optuna.Trial', work_dir: Path, stop: threading.Event,
         say: Callable[[str], object],
     ) -> None:  # fmt: skip
         options = options_of(trial)
-        name = f'{self.method or "trial"} {len(study.trials)}/{self.trials}'
+        name = f'{self.method or "trial"} {len(_first(study))}/{self.trials}'
         told = ' '.join(options)
         pruned, looked = False, 0
 
@@ -435,6 +483,8 @@ class Search:
         try:
             summary = self.comparison.train(self.method, work_dir, options, look, stop)
             value = ((summary['last'] or {}).get('metrics') or {}).get(self.metric)
+            if value is not None and not is_number(value):
+                raise UserError(f'the last validation has {self.metric} {value}')
             if value is None:
                 raise UserError(
                     f'the training ends without a validation that has {self.metric}; a search '
@@ -451,7 +501,9 @@ class Search:
             study.tell(trial, state=_state('FAIL'))
             say(f'{name}: {told}: {explain(error)}')
             self._failed += not done(study)
-            if self._failed >= _PATIENCE or trial.number == 0:
+            # The config's own settings are the first trial; of a grid it is any point.
+            own = trial.number == 0 and self.sampler != 'grid' and self._own_point()
+            if own or self._failed >= _PATIENCE:
                 raise
             return
         study.tell(trial, value)
@@ -472,7 +524,7 @@ class Search:
         """
         from vpt_dense import safe_files
 
-        best = best_of(study)
+        best = self.best(study)
         cfg = self.comparison.config(self.method, options_of(best))
         told = ' '.join(options_of(best))
         text = (f'# {self.metric} {best.value:.2f} on validation, the best of {self.trials} '
@@ -480,7 +532,7 @@ class Search:
         written = {'best.py': text, 'trials.csv': as_csv(study, self.metric)}
         for name, content in written.items():
             safe_files.write_text(self.folder / name, content)
-        draw(study, self.metric, self.folder / 'trials.svg')
+        draw(study, best, self.metric, self.folder / 'trials.svg')
         return [self.folder / name for name in (*written, 'trials.svg')]
 
 
@@ -492,15 +544,16 @@ def _agree(known: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
 
 def options_of(trial: Any) -> list[str]:
     """The settings of a trial, as ``KEY=VALUE``."""
-    return [_option(key, value) for key, value in trial.params.items()]
+    return [_option(key, value, trial.distributions[key]) for key, value in trial.params.items()]
 
 
 def _state(name: str) -> Any:
     return import_optuna().trial.TrialState[name]
 
 
-def _option(key: str, value: Any) -> str:
-    return f'{key}={value:.4g}' if isinstance(value, float) else f'{key}={value}'
+def _option(key: str, value: Any, distribution: Any) -> str:
+    listed = hasattr(distribution, 'choices')  # and meant as it is written
+    return f'{key}={value}' if listed or not isinstance(value, float) else f'{key}={value:.4g}'
 
 
 def _holds(distribution: Any, value: Any) -> bool:
@@ -515,26 +568,30 @@ def _counts(trial: Any) -> bool:
     return trial.state.name in ('RUNNING', 'COMPLETE', 'PRUNED') or 'error' in trial.user_attrs
 
 
-def _count(study: 'optuna.Study', below: float = math.inf) -> int:
-    """How many trials there are, of those before one."""
-    trials = study.get_trials(deepcopy=False)
-    return sum(trial.number < below and _counts(trial) for trial in trials)
+def _first(study: 'optuna.Study', trials: int | None = None) -> list[Any]:
+    """The first trials of the number; None: all. Earlier calls may have asked for more."""
+    return [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)][:trials]
+
+
+def _complete(trials: Sequence[Any]) -> list[Any]:
+    return [trial for trial in trials if trial.state.name == 'COMPLETE']
 
 
 def done(study: 'optuna.Study') -> list[Any]:
     """The trials that have a result, by number."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == 'COMPLETE']
+    return _complete(study.get_trials(deepcopy=False))
 
 
-def best_of(study: 'optuna.Study') -> Any:
-    """The best trial; of equal ones the first."""
+def best_of(study: 'optuna.Study', trials: int | None = None) -> Any:
+    """The best of the first trials, None: of all; of equal ones the first."""
     sign = 1 if study.direction.name == 'MAXIMIZE' else -1
-    return max(done(study), key=lambda trial: (sign * trial.value, -trial.number))
+    complete = _complete(_first(study, trials))
+    return max(complete, key=lambda trial: (sign * trial.value, -trial.number))
 
 
 def as_csv(study: 'optuna.Study', metric: str) -> str:
     """Every trial: number, state, settings, score."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
+    trials = _first(study)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator='\n')
@@ -547,7 +604,7 @@ def as_csv(study: 'optuna.Study', metric: str) -> str:
     return stream.getvalue()
 
 
-def draw(study: 'optuna.Study', metric: str, out: Path) -> None:
+def draw(study: 'optuna.Study', best: Any, metric: str, out: Path) -> None:
     """Draw the score over each setting, all trials; the best is marked."""
     import matplotlib
 
@@ -557,7 +614,6 @@ def draw(study: 'optuna.Study', metric: str, out: Path) -> None:
     matplotlib.rcParams['svg.hashsalt'] = 'vpt_dense'
     from matplotlib import pyplot
 
-    best = best_of(study)
     keys = list(best.params)
     figure, rows = pyplot.subplots(
         1, len(keys), figsize=(3.2 * len(keys), 3.2), sharey=True, squeeze=False,

@@ -18,7 +18,6 @@ from vpt_dense.comparison.search import (
     PRUNERS,
     SAMPLERS,
     Search,
-    best_of,
     grid_of,
     options_of,
     read_space,
@@ -153,12 +152,12 @@ class Suite:
                      for method in self.methods})
         return self._made[key]
 
-    def trials(self, task: str) -> int:
-        """The trials of the search of each method; a grid has no more than its points."""
-        about = self.tasks[task]
-        if self.sampler != 'grid' or not about.trials:
-            return about.trials
-        return min(about.trials, len(grid_of(read_space(about.space))))
+    def trials(self, cell: Cell) -> int:
+        """The trials of the search of a cell; a grid has no more than its points."""
+        trials = self.tasks[cell.task].trials
+        if self.sampler != 'grid' or not trials:
+            return trials
+        return min(trials, len(grid_of(read_space(self._space(cell)))))
 
     def _space(self, cell: Cell) -> Sequence[str]:
         return self.method_space.get(cell.method, self.tasks[cell.task].space)
@@ -181,7 +180,7 @@ class Suite:
             self.comparison(cell.task, False, amp, threads), cell.method,
             self.folder / cell.task / 'search' / cell.method, task.trials,
             read_space(self._space(cell)),
-            self.pruner, sampler=self.sampler, alone=True, check=check)
+            self.pruner, sampler=self.sampler, check=check)
 
     def check(self) -> None:
         """Read every config as its runs will, before anything runs.
@@ -193,11 +192,14 @@ class Suite:
         for cell in self.cells():
             task = self.tasks[cell.task]
             try:
-                self.comparison(cell.task, True, False).config(cell.method)
+                final = self.comparison(cell.task, True, False)
+                final.config(cell.method)
                 # Where data are does not change what a config takes.
                 own = tuple(each for each in task.options if not each.startswith('dataset.'))
-                key = (task.recipe, own, tuple(self._space(cell)), cell.method)
+                key = (task.recipe, own, task.retrain, tuple(self._space(cell)), cell.method)
                 search = self.search(cell, False, check=key not in tried)
+                if search and task.retrain and key not in tried:
+                    final.config(cell.method, search.example())
                 tried.add(key)
             except Exception as error:
                 raise UserError(f'suite {self.path}: {cell}: {explain(error)}') from error
@@ -230,7 +232,7 @@ class Suite:
                 if search:
                     study = search.run(say=say)
                     search.write(study)
-                    comparison.found[cell.method] = options_of(best_of(study))
+                    comparison.found[cell.method] = options_of(search.best(study))
             except Exception as error:
                 failures['search'] = explain(error)
             else:
@@ -360,15 +362,12 @@ def _suite(path: str, said: dict[str, Any], folder: Path) -> Suite:
         _check_keys(own, _TASK_KEYS, where)
         _check_values(own, where)
         tasks[name] = _task(name, own, values)
+    _check_use(said, about, tasks)
     groups = {name for name, task in tasks.items() if task.group is not None}
     if groups and groups != set(tasks):
         raise UserError(
             f'tasks.{next(name for name in tasks if name not in groups)} has no group, others do: '
             'give every task one, or none')
-    if not any(task.trials for task in tasks.values()):
-        for key in _OF_SEARCH:
-            if key in said:
-                raise UserError(f'{key} does nothing without trials: set trials, or leave it out')
     methods = list(next(iter(tasks.values())).sources)
     reference = values['reference']
     if reference is None:
@@ -381,6 +380,29 @@ def _suite(path: str, said: dict[str, Any], folder: Path) -> Suite:
         path, folder, tasks, methods, list(seeds), values['pruner'], values['sampler'], reference,
         values['amp'], _of_methods(values, 'space', methods),
         _of_methods(values, 'options', methods))
+
+
+def _check_use(said: Mapping[str, Any], about: Mapping, tasks: Mapping[str, Task]) -> None:
+    """What the suite says for all tasks is of use to one at least.
+
+    Raises:
+        UserError: Names the key that is not.
+    """
+    if not any(task.trials for task in tasks.values()):
+        for key in _OF_SEARCH:
+            if key in said:
+                raise UserError(f'{key} does nothing without trials: set trials, or leave it out')
+    if set(said.get('method_space') or ()) == set(next(iter(tasks.values())).sources):
+        for key, found in (('space', said), *((f'tasks.{name}.space', about[name])
+                                              for name in tasks)):
+            if 'space' in found:
+                raise UserError(f'{key} does nothing, as method_space has all methods: leave one '
+                                'of them out')
+    for key in _OF_TASKS:
+        users = [name for name, task in tasks.items()
+                 if task.trials or key not in ('space', 'retrain')]
+        if key in said and all(key in about[name] for name in users):
+            raise UserError(f'{key} does nothing, as each task has its own: leave it out')
 
 
 def _of_methods(

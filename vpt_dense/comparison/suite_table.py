@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,8 +46,8 @@ def gather(suite: Suite, states: Mapping[Cell, Mapping[str, Any]]) -> dict[str, 
             metric = report.find_metric(state['results'])
             row, = report.summarise(state['results'], metric, [cell.method])
             record.update(
-                metric=metric, **{key: row[key] for key in ('mean', 'std', 'scores', 'seeds')},
-                backbone_trainable=row['backbone_trainable'],
+                metric=metric, **{key: row[key] for key in (
+                    'mean', 'std', 'scores', 'seeds', 'trainable', 'backbone_trainable')},
                 backbone_total=state['results'][0].get('backbone_total'))
         cells.append(record)
     return dict(cells=cells, **summarise(cells, suite.methods, suite.reference))
@@ -67,8 +68,9 @@ def summarise(
     Returns:
         ``groups``, ``summary``, ``missing`` and ``notes``. ``summary`` has, by method:
         ``group_mean`` (None without groups), ``mean``, ``won`` (tasks, against the reference),
-        ``parameters`` (of all tasks, in backbones), ``difference`` (mean of the paired differences
-        from the reference, and the ends of its 95 % t interval) and ``wilcoxon`` (p, two-sided).
+        ``parameters`` (of all tasks, in backbones; None where these differ), ``difference`` (mean
+        of the paired differences from the reference, and the ends of its 95 % t interval) and
+        ``wilcoxon`` (p, two-sided).
     """
     by = {(cell['task'], cell['method']): cell for cell in cells}
     groups = {cell['task']: cell['group'] for cell in cells}
@@ -78,6 +80,8 @@ def summarise(
     notes = []
     if len(metrics) > 1:
         notes.append(f'No means over tasks, as their metrics differ: {", ".join(metrics)}.')
+    if len({cell.get('backbone_total') for cell in cells if cell['metric']}) > 1:
+        notes.append('No total of parameters over tasks whose backbones have different sizes.')
 
     def scores(method: str, names: Sequence[str]) -> list[float] | None:
         """The scores of tasks; None if one is not whole."""
@@ -108,8 +112,9 @@ def summarise(
         if own and other:
             pairs = list(zip(own, other, strict=True))
             signs = [_less_is_better(by[task, method]['metric']) for task in groups]
-            summary['won'][method] = sum(
-                (a < b if less else a > b) for (a, b), less in zip(pairs, signs, strict=True))
+            if all(math.isfinite(value) for value in (*own, *other)):  # nothing is above nan
+                summary['won'][method] = sum(
+                    (a < b if less else a > b) for (a, b), less in zip(pairs, signs, strict=True))
             if len(metrics) == 1:
                 differences = [a - b for a, b in pairs]
                 summary['difference'][method] = _interval(differences)
@@ -133,18 +138,18 @@ def _missing(cell: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    """The parameters of a method over all tasks, heads left out, in backbones.
+    """The parameters of a method over all tasks, in backbones.
 
-    The backbone counts once and what each task tunes for every task; where all of the backbone
-    trains, every task has its own and nothing is shared.
+    As the VPT paper counts them (https://arxiv.org/abs/2203.12119, table 1): the backbone once, and
+    for every task what it trains, its head too. Where all of the backbone trains, every task has
+    its own and nothing is shared.
     """
     totals = {cell.get('backbone_total') for cell in cells}
     backbone = totals.pop()
     if totals or not backbone:
         return None  # several backbones, or records that do not say it
-    tuned = [cell['backbone_trainable'] for cell in cells]
-    shared = 0 if all(own >= backbone for own in tuned) else backbone
-    return (shared + sum(tuned)) / backbone
+    shared = 0 if all(cell['backbone_trainable'] >= backbone for cell in cells) else backbone
+    return (shared + sum(cell['trainable'] for cell in cells)) / backbone
 
 
 def _interval(differences: Sequence[float]) -> list[float] | None:
@@ -155,7 +160,7 @@ def _interval(differences: Sequence[float]) -> list[float] | None:
     from scipy import stats
 
     mean = statistics.fmean(differences)
-    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * statistics.stdev(differences) / count**0.5
+    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * report.spread(differences) / count**0.5
     return [mean, mean - half, mean + half]
 
 
@@ -242,10 +247,11 @@ def write(table: Mapping[str, Any], suite: Suite, command: str) -> list[Path]:
         tables.markdown(header, rows, text_columns), f'`{command}`',
         f'{", ".join(metrics) or "No run is finished"}: means of the test over seeds '
         f'{" ".join(map(str, suite.seeds))}, ± their standard deviation'
-        + (', after a search of each task and method' if searched else '') + '.',
+        + (', after a search of each task and method' if searched else '')
+        + ('. Less is better' if table['less_is_better'] else '') + '.',
         'Total parameters: those of all tasks together, in backbones: the backbone once and what '
-        'each task tunes in it, heads left out; a method that tunes the whole backbone needs one '
-        'for each task.']
+        'each task trains, its head too; a method that tunes the whole backbone needs one for each '
+        'task.']
     if suite.reference:
         text.append(
             'Differences are paired by task: the t interval is for their mean, the test is '
@@ -307,7 +313,8 @@ def write_pages(
     """
     pages = []
     for task in suite.tasks.values():
-        own = {cell.method: state for cell, state in states.items() if cell.task == task.name}
+        own_cells = [cell for cell in states if cell.task == task.name]
+        own = {cell.method: states[cell] for cell in own_cells}
         results = [result for state in own.values() for result in state['results']]
         if not results:
             continue
@@ -316,9 +323,11 @@ def write_pages(
         failures = {f'{method}, {name}': error for method, state in own.items()
                     for name, error in state['failures'].items()}
         folder = suite.folder / task.name
+        counts = sorted({suite.trials(cell) for cell in own_cells})
         notes = dict(
             command=command, cost=None, amp=results[0]['amp'], threads=results[0]['threads'],
-            versions=results[0]['versions'], costs={}, trials=suite.trials(task.name) or None,
+            versions=results[0]['versions'], costs={},
+            trials=' to '.join(map(str, counts)) if counts[-1] else None,
             searched={method: state['found'] for method, state in own.items()
                       if state['found']})
         report.write(rows, metric, folder, notes, failures)

@@ -54,8 +54,10 @@ def _fgvc(folder: Path) -> dict[str, Any]:
     except UserError:
         names = []
     prefix = list_files.find_prefix(folder)
-    return {**_look(folder, lists, expected, names, prefix),
-            'classes': (len(names) or None, found.classes)}
+    seen = _look(folder, lists, expected, names, prefix)
+    if names and len(names) != found.classes:
+        seen['problems'].append(f'{len(names)} classes, {found.classes} expected')
+    return {**seen, 'classes': (len(names) or None, found.classes)}
 
 
 def _look(
@@ -93,13 +95,18 @@ def _overlaps(
     """Lines for images that two lists share which must share none, and for a sum that is none."""
     content = {split: dict(list_files.read_list([folder / lists[split]], folder / prefix, names))
                for split, number in images.items() if number is not None}
-    parts = [split for split in content if split != 'train800val200']
-    for i, first in enumerate(parts):
-        for second in parts[i + 1 :]:
+    apart = [split for split in content if split != 'train800val200']
+    for i, first in enumerate(apart):
+        for second in apart[i + 1 :]:
             shared = content[first].keys() & content[second].keys()
             if shared:
                 yield (f'{lists[first]} and {lists[second]} share {len(shared):,} images, '
                        f'e.g. {min(shared)}')
     if {'train800', 'val200', 'train800val200'} <= content.keys():
-        if content['train800val200'] != {**content['train800'], **content['val200']}:
+        both, parts = content['train800val200'], {**content['train800'], **content['val200']}
+        if both.keys().isdisjoint(parts):  # a folder of copies: their names say nothing
+            same = Counter(both.values()) == Counter(parts.values())
+        else:
+            same = both == parts
+        if not same:
             yield 'train800val200.txt is not train800.txt and val200.txt together'

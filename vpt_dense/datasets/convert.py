@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from vpt_dense import safe_files
 from vpt_dense.datasets.checks import find_classes, list_class_files
 from vpt_dense.datasets.list_files import missing, sorted_labels
-from vpt_dense.errors import UserError, suggest
+from vpt_dense.errors import UserError, explain, is_programs, suggest
 
 Samples = list[tuple[str, Any]]  # (path, class)
 
@@ -47,7 +48,8 @@ def fine_grained(folder: str | os.PathLike, seed: int = 0) -> dict[str, int]:
         {list: images}; ``split.json`` beside them holds the seed.
 
     Raises:
-        UserError: If the folder is none of these, images are missing, or the lists are there.
+        UserError: If the folder is none of these, its files are broken, images are missing or there
+            twice, or the lists are there.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -65,7 +67,13 @@ def fine_grained(folder: str | os.PathLike, seed: int = 0) -> dict[str, int]:
     }
     for files, read in layouts.items():
         if all((root / file).is_file() for file in files):
-            splits = read(root)
+            try:
+                splits = read(root)
+            except Exception as error:
+                if isinstance(error, UserError) or is_programs(error):
+                    raise
+                raise UserError(f'{root}: {", ".join(files)} are not as their authors have them '
+                                f'({explain(error)}); unpack them again') from error
             break
     else:
         raise UserError(
@@ -145,7 +153,11 @@ def _of_mmpretrain(root: Path, kind: Any, names: Iterable[str], images: Path) ->
 
 
 def _there(root: Path, images: Path, splits: dict[str, Samples]) -> dict[str, Samples]:
-    paths = {path: str(images / path) for samples in splits.values() for path, _ in samples}
+    listed = Counter(path for samples in splits.values() for path, _ in samples)
+    path, times = listed.most_common(1)[0] if listed else ('', 0)
+    if times > 1:
+        raise UserError(f'{root}: {path} is in its lists {times} times')
+    paths = {path: str(images / path) for path in listed}
     lacking = missing(paths)
     if lacking:
         raise UserError(
@@ -304,5 +316,5 @@ def _write(image: Any, path: Path) -> str:
         shutil.copyfile(image, path)
     else:
         path = path.with_suffix('.png')
-        image.save(path)
+        (image.convert('RGB') if image.mode in ('CMYK', 'YCbCr') else image).save(path)
     return path.name

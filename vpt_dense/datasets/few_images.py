@@ -27,12 +27,19 @@ class Training:
         cfg: A resolved config.
 
     Raises:
-        UserError: If it has no training set or several, or one that takes no list.
+        UserError: If it has no training set or several, a part of one, or one that takes no list.
     """
 
     def __init__(self, cfg: Any) -> None:
         from mmengine.registry import DATASETS, init_default_scope
 
+        node = (cfg.get('train_dataloader') or {}).get('dataset')
+        while isinstance(node, dict):
+            if kind_of(node).endswith('Subset'):
+                raise UserError(
+                    'train_dataloader.dataset: lists are of all training images, and this config '
+                    'takes some of them; leave subset and class_split out')
+            node = node.get('dataset')
         parts = leaf_datasets(cfg.get('train_dataloader'))
         if len(parts) != 1:
             raise UserError(f'train_dataloader: one data set was expected, found {len(parts)}')

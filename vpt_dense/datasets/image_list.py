@@ -23,8 +23,9 @@ from vpt_dense.registry import DATASETS
 class ImageList(BaseDataset):
     """Images and labels of a list: a text file, or the JSON files that fine-grained sets share.
 
-    The classes are ``metainfo.classes``; or ``num_classes`` of them, called by their numbers; or
-    the lines of ``data_root``/classes.txt; or the labels in ``data_root``/train.json, sorted.
+    The classes are ``metainfo.classes``; or the lines of ``data_root``/classes.txt, if these are
+    what ``data_root``/train.json calls them; or ``num_classes`` of them, called by their numbers;
+    or the labels in train.json, sorted.
 
     Args:
         ann_file: The list, relative to ``data_root``; or several. A text file has a line
@@ -32,7 +33,7 @@ class ImageList(BaseDataset):
         data_root: Folder of the lists.
         data_prefix: Folder in ``data_root`` that the paths are relative to.
         metainfo: ``classes``.
-        num_classes: Their number, instead of names.
+        num_classes: Their number, where they have no names.
         **kwargs: See ``mmpretrain.datasets.BaseDataset``.
 
     Raises:
@@ -75,7 +76,7 @@ class VTAB(ImageList):
     Args:
         data_root: Folder of the task, such as data/vtab-1k/dtd.
         split: The list: train800, val200, train800val200 or test.
-        ann_file: Another list, of images of that split.
+        ann_file: Another list, or several, of images of that split.
         metainfo: ``classes``, names instead of numbers. A task of one's own has them here or in
             ``data_root``/classes.txt.
         **kwargs: See :class:`ImageList`.
@@ -85,7 +86,7 @@ class VTAB(ImageList):
     """
 
     def __init__(
-        self, data_root: str, split: str = 'train800val200', ann_file: str = '',
+        self, data_root: str, split: str = 'train800val200', ann_file: str | Sequence[str] = '',
         metainfo: Mapping[str, Any] | None = None, **kwargs,
     ) -> None:  # fmt: skip
         check_choice(split, 'dataset.split', VTAB_SPLITS)
@@ -105,7 +106,7 @@ class FGVC(ImageList):
     Args:
         data_root: Folder of the lists.
         split: train, val, test; or trainval, which is train and val.
-        ann_file: Another list, of images of that split.
+        ann_file: Another list, or several, of images of that split.
         data_prefix: Folder in ``data_root`` that the paths are relative to; None: images, Images,
             jpg or ``data_root`` itself, the first in which the first image is.
         **kwargs: See :class:`ImageList`.
@@ -115,7 +116,7 @@ class FGVC(ImageList):
     """
 
     def __init__(
-        self, data_root: str, split: str = 'train', ann_file: str = '',
+        self, data_root: str, split: str = 'train', ann_file: str | Sequence[str] = '',
         data_prefix: str | None = None, **kwargs,
     ) -> None:  # fmt: skip
         check_choice(split, 'dataset.split', FGVC_SPLITS)

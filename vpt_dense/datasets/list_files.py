@@ -3,10 +3,12 @@
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vpt_dense.argument_checks import is_list
 from vpt_dense.errors import UserError, suggest
 
 #: The lists of a task of VTAB-1k; the third is the first two together.
@@ -112,14 +114,14 @@ def parts_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
 def lists_of(dataset: Mapping[str, Any]) -> list[str]:
     """The lists that a data set of :data:`KINDS` reads, relative to its ``data_root``."""
     kind = str(dataset['type']).rpartition('.')[2]
-    if kind != 'ImageList' and dataset.get('ann_file'):
-        return [dataset['ann_file']]
-    if kind == 'VTAB':
+    files = dataset.get('ann_file') or []
+    if kind == 'VTAB' and not files:
         return [f'{dataset.get("split") or "train800val200"}.txt']
-    if kind == 'FGVC':
+    if kind == 'FGVC' and not files:
         return [f'{part}.json' for part in parts_of(dataset)]
-    files = dataset['ann_file']
-    return [files] if isinstance(files, str) else list(files)
+    if not files:
+        raise UserError(f'dataset.ann_file: a {kind} needs a list of images')
+    return list(files) if is_list(files) else [files]
 
 
 def samples_of(dataset: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -138,8 +140,9 @@ def samples_of(dataset: Mapping[str, Any]) -> list[tuple[str, int]]:
 def find_prefix(data_root: str | os.PathLike) -> str:
     """The folder of the images of a fine-grained set, of those that the sets have."""
     try:
-        first = next(iter(json.loads(Path(data_root, 'train.json').read_text('utf-8-sig'))))
-    except (OSError, ValueError, StopIteration, TypeError):
+        names = json.loads(Path(data_root, 'train.json').read_text('utf-8-sig'))
+        first = next(iter(names)).replace('\\', '/')
+    except (OSError, ValueError, StopIteration, TypeError, AttributeError):
         return ''  # what is wrong is told when the list is read
     prefixes = ('images', 'Images', 'jpg')
     return next((name for name in prefixes if Path(data_root, name, first).is_file()), '')
@@ -170,22 +173,31 @@ def class_names(
         number: Of classes, if they have no names.
 
     Raises:
-        UserError: If nothing says them, or the number is another than that of the names.
+        UserError: If nothing says them, one is there twice, or the number is another than that of
+            the names.
     """
+    root, where = Path(data_root), 'dataset.classes'
+    if classes is None and (root / 'classes.txt').is_file():
+        where = str(root / 'classes.txt')
+        lines = Path(where).read_text(encoding='utf-8-sig').splitlines()
+        classes = [line.strip() for line in lines if line.strip()]
+        if (root / 'train.json').is_file():  # authors of sets have files of that name too
+            labels = sorted_labels(map(str, read_json(root / 'train.json').values()))
+            classes = classes if set(labels) <= set(classes) else labels
     if classes is not None:
         if number is not None and number != len(classes):
             raise UserError(
-                f'dataset.num_classes is {number}, but dataset.classes has {len(classes)} names; '
+                f'dataset.num_classes is {number}, but {where} has {len(classes)} names; '
                 'leave one of them out')
-        return list(classes)
+        names = list(map(str, classes))
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f'{where} has the class {twice!r} twice')
+        return names
     if number is not None:
         return [str(label) for label in range(number)]
-    root = Path(data_root)
-    if (root / 'classes.txt').is_file():
-        lines = (root / 'classes.txt').read_text(encoding='utf-8-sig').splitlines()
-        return [line.strip() for line in lines if line.strip()]
     if (root / 'train.json').is_file():
-        return [str(label) for label in sorted_labels(read_json(root / 'train.json').values())]
+        return sorted_labels(map(str, read_json(root / 'train.json').values()))
     if not root.is_dir():
         raise UserError(f'dataset.data_root: no folder {root} (from {os.getcwd()})')
     raise UserError(
@@ -196,7 +208,7 @@ def class_names(
 def sorted_labels(labels: Iterable[Any]) -> list[Any]:
     """Different labels in order: numbers by value ('10' behind '9'), names by letter."""
     found = set(labels)
-    if all(str(label).lstrip('-').isdigit() for label in found):
+    if all(re.fullmatch(r'-?[0-9]+', str(label)) for label in found):
         return sorted(found, key=int)
     return sorted(found, key=str)
 
@@ -284,8 +296,8 @@ def read_list(
         [(path, label)], in the order of the lists.
 
     Raises:
-        UserError: As :func:`read_json` and :func:`read_text`; or images are not there, or in two of
-            the lists.
+        UserError: As :func:`read_json` and :func:`read_text`; or images are not there, or there
+            twice, in one of the lists or in two.
     """
     numbers = {str(name): label for label, name in enumerate(classes)}
     found: dict[str, int] = {}
@@ -306,6 +318,12 @@ def read_list(
             raise UserError(f'lists {" and ".join(map(str, files))}: {both!r} is in both')
         found.update(labels)
     paths = {name: os.path.join(folder, name) for name in found}
+    seen: dict[str, str] = {}
+    for name, path in paths.items():
+        other = seen.setdefault(os.path.normpath(path), name)
+        if other != name:
+            raise UserError(
+                f'list {", ".join(map(str, files))}: {other!r} and {name!r} are one image')
     lacking = missing(paths)
     if lacking:
         raise UserError(
