@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from vpt_dense import building, safe_files, tables, tasks
@@ -16,7 +17,7 @@ from vpt_dense.comparison import runs
 from vpt_dense.continual import scores
 from vpt_dense.continual.class_subset import choose, classes_of_images
 from vpt_dense.continual.stream import names_of
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, explain
 from vpt_dense.tree import kind_of
 
 #: What is known of a finished step, in its folder.
@@ -44,6 +45,8 @@ class Stream:
         """Read the classes."""
         cfg = self.comparison.config(self.method)
         self.dense = tasks.is_dense(cfg.model)
+        #: Dataloader -> the classes of its images.
+        self._there: dict[str, Sequence[frozenset[int]]] = {}
         if self.domains:
             self.steps, self.names = [], list(self.domains)
             self.number = len(self.domains)
@@ -57,19 +60,43 @@ class Stream:
         """Refuse what a later step would refuse, before anything trains.
 
         Raises:
-            UserError: If a strategy is not for this stream, or a step has no image.
+            UserError: If a strategy is not for this stream, a step has no image, or a domain cannot
+                be read.
         """
         for strategy in strategies:
             self.comparison.config(self.method, [f'continual.strategy={strategy}'])
         places = [self.folder(strategy, seed) / f'step_{self.number - 1}' / STEP
                   for strategy in strategies for seed in seeds]
-        if self.steps and not all((runs.read(place) or {}).get('trained') for place in places):
-            for strategy in {'joint' if each == 'joint' else 'sequential' for each in strategies}:
-                self._check_images(strategy)
+        if all((runs.read(place) or {}).get('trained') for place in places):
+            return
+        if self.domains:
+            self._check_domains()
+            return
+        for strategy in {'joint' if each == 'joint' else 'sequential' for each in strategies}:
+            self._check_images(strategy)
+
+    def _check_domains(self) -> None:
+        """The data of every domain must be there; what is trained counts for these alone."""
+        for domain, name in enumerate(self.names):
+            cfg = self.comparison.config(self.method, [f'continual.step={domain}'])
+            try:
+                for loader in ('train_dataloader', 'test_dataloader'):
+                    self._build(cfg, cfg[loader].dataset)
+            except Exception as error:
+                raise UserError(f'continual.domains: {name}: {explain(error)}') from error
+
+    @staticmethod
+    def _build(cfg: Config, data: dict[str, Any]) -> Any:
+        """A data set of a config, with the list of its images read."""
+        building.import_packages(cfg)
+        with building.scope(cfg):
+            found = DATASETS.build(data)
+        found.full_init()
+        return found
 
     def _check_images(self, strategy: str) -> None:
         """Every step must have an image to train on, and one to be tested on."""
-        there: dict[str, Sequence[frozenset[int]]] = {}
+        there = self._there
         for step, labels in enumerate(self.steps):
             cfg = self.comparison.config(
                 self.method, [f'continual.step={step}', f'continual.strategy={strategy}'])
@@ -77,13 +104,9 @@ class Stream:
             for name in ('train_dataloader', 'test_dataloader'):
                 data = cfg[name].dataset
                 if name not in there:
-                    building.import_packages(cfg)
+                    inner = data.dataset if kind_of(data) == 'ClassSubset' else data
                     try:
-                        with building.scope(cfg):
-                            inner = DATASETS.build(
-                                data.dataset if kind_of(data) == 'ClassSubset' else data)
-                        inner.full_init()
-                        there[name] = classes_of_images(inner, 'continual')
+                        there[name] = classes_of_images(self._build(cfg, inner), 'continual')
                     except Exception:  # of data that cannot be read the training says more
                         return
                 if name == 'train_dataloader':

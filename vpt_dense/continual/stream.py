@@ -76,7 +76,7 @@ def classes_of_steps(
             "continual.steps must be a number, 'FIRST-EACH', a file, or a list of classes for each "
             f'step, found {steps!r}')
     by_name = {name: label for label, name in enumerate(names)}
-    found = [[entry if is_int(entry, 0) else by_name.get(entry, entry) for entry in part]
+    found = [[by_name.get(entry, entry) if isinstance(entry, str) else entry for entry in part]
              for part in parts]
     every = [entry for part in found for entry in part]
     if not all(map(is_int, every)) or sorted(every) != labels:
