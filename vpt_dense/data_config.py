@@ -61,7 +61,7 @@ def place(cfg: Config) -> list[str] | None:
         _follow(placed, common, history)
         _check_reach(placed, common, history)
     for _, dataset in placed:
-        merged = merge(common, dataset)
+        merged = _merge(common, dataset)
         prefix = merged.get('data_prefix')
         if isinstance(prefix, dict) and prefix.get('seg_map_path', '') is None:  # no masks
             del prefix['seg_map_path']
@@ -140,11 +140,11 @@ def _normal(dataset: dict, where: str) -> ConfigDict:
                 f'{where}.classes; give one [R, G, B] for each, or leave palette out'
             )
     if said:
-        dataset['metainfo'] = merge(dataset.get('metainfo') or {}, said)
+        dataset['metainfo'] = _merge(dataset.get('metainfo') or {}, said)
     return dataset
 
 
-def merge(common: dict, own: dict) -> ConfigDict:
+def _merge(common: dict, own: dict) -> ConfigDict:
     """``own`` over ``common``, dicts key by key; a palette belongs to its classes."""
     merged = ConfigDict(copy.deepcopy(dict(common)))
     if 'classes' in own and 'palette' not in own:
@@ -152,7 +152,7 @@ def merge(common: dict, own: dict) -> ConfigDict:
             merged.pop('palette', None)
     for key, value in own.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
+            merged[key] = _merge(merged[key], value)
         else:
             merged[key] = value
     return merged

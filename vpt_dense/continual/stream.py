@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import data_config, shipped, tasks
+from vpt_dense import shipped, tasks
 from vpt_dense.argument_checks import check_choice, check_flag, check_number, is_int, is_list
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, get, kind_of, leaf_datasets, placed_heads, walk
@@ -268,7 +268,9 @@ def _over(dataset: ConfigDict, domain: Mapping[str, Any]) -> ConfigDict:
     """What a domain says of a data set, put over it or over the one that it is around."""
     if isinstance(dataset.get('dataset'), Mapping):
         return ConfigDict(dataset, dataset=_over(ConfigDict(dataset['dataset']), domain))
-    return data_config.merge(dataset, domain)
+    both = {key: {**dataset[key], **said} for key, said in domain.items()  # as data_prefix
+            if isinstance(said, Mapping) and isinstance(dataset.get(key), Mapping)}
+    return ConfigDict(dataset, **{**domain, **both})
 
 
 def _place_classes(
