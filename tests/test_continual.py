@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from vpt_dense import config, registry  # noqa: F401  registers
 from vpt_dense.comparison import runs, streams
 from vpt_dense.continual import null_space, scores, stream
 from vpt_dense.errors import UserError
+from vpt_dense.hooks import PromptLossHook
 
 RECIPE = str(CONFIGS / 'vpt/vit-b_imagefolder.py')
 CLASSES = ['a', 'b', 'c', 'd', 'e']
@@ -696,11 +698,15 @@ def test_the_part_of_a_step_trains_alone(data):
         assert trained(method, strategy='frozen') == (0, set())
 
 
-def test_components_of_the_first_step_stay_as_they_were_loaded():
-    part = queried('CODAPrompt', num_tokens=2, components=3, layers=(1, 3))[0].prompt
-    before = [parameter.clone() for parameter in part.parameters()]
-    part.begin_step()
-    assert all(map(torch.equal, before, part.parameters()))
+@pytest.mark.parametrize(('step', 'file', 'begins'), [
+    (0, None, True), (0, 'a.pth', False), (1, 'a.pth', True)])
+def test_a_part_that_was_loaded_has_begun(step, file, begins):
+    model = queried('CODAPrompt', num_tokens=2, components=3, layers=(1, 3), steps=2, step=step)[0]
+    before = model.prompt.steps[step].keys.clone()
+    whole = torch.nn.Module()
+    whole.backbone = model
+    PromptLossHook().before_train(SimpleNamespace(model=whole, iter=0, _load_from=file))
+    assert torch.equal(model.prompt.steps[step].keys, before) != begins
 
 
 @pytest.mark.parametrize('method', STEPPED)

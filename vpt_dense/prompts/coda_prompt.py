@@ -84,12 +84,7 @@ class CODAPrompt(SteppedPrompt):
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Make the components of this step orthogonal to those before (Gram-Schmidt).
-
-        Those of the first start so, or have been loaded.
-        """
-        if not self.step:
-            return
+        """Make the components of this step orthogonal to those before (Gram-Schmidt)."""
         for name, own in self.steps[self.step].named_parameters():
             for layer, rows in enumerate(own):
                 before = [each.get_parameter(name)[layer] for each in self.steps[: self.step]]
