@@ -861,6 +861,14 @@ def test_a_step_of_a_segmentation(masks):
         (keep,) = [each for each in data.pipeline.transforms if 'KeepLabels' in repr(each)]
         found = keep.transform(dict(gt_seg_map=np.array([0, 3, 4, 255])))['gt_seg_map']
         assert found.tolist() == [0, 3, 0, 255]  # what is ignored stays so
+    for again in (cfg, config.load(MASKS, [
+            *TINY_MASKS, f'tta_pipeline={cfg.tta_pipeline!r}', f'dataset.data_root={masks}',
+            "continual={steps: '2-1', step: 1, background: ground}"], 'deep')):
+        # With --tta too.
+        (steps,) = [each.transforms for each in again.tta_pipeline if 'transforms' in each]
+        kinds = [each.type.rpartition('.')[2] for group in steps for each in group]
+        assert kinds[-3:] == ['LoadMask', 'KeepLabels', 'PackSegInputs'], kinds
+        assert kinds.count('KeepLabels') == 1
     cfg = load_masks(masks, steps=[['red', 'ground'], ['blue', 'green', 'white']], test_on='step')
     data = DATASETS.build(cfg.test_dataloader.dataset)
     assert int(data[1]['data_samples'].gt_sem_seg.data.max()) == 255  # without one: left out

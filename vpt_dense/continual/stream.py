@@ -22,6 +22,8 @@ _KEYS = ('steps', 'domains', 'step', 'seed', 'strategy', 'test_on', 'background'
 _OF_NSP2 = ('null_space', 'eta', 'invariance')
 #: Prompts with a part for each step.
 _STEPPED = ('DualPrompt', 'CODAPrompt')
+#: What loads the masks of a segmentation.
+_LOADS = ('LoadAnnotations', 'LoadMask')
 _FIRST_EACH = re.compile(r'(\d+)-(\d+)')
 
 
@@ -317,7 +319,14 @@ def _place_classes(
         other, kept = (ignored, []) if background is None else (background, [background, ignored])
         for name in tests:
             for dataset in leaf_datasets(cfg[name]):
-                _keep(dataset, [*tested, *kept], other)
+                pipeline = dataset.get('pipeline') or ()
+                dataset['pipeline'] = _keep(pipeline, [*tested, *kept], other)
+                if not any(kind_of(each) == 'KeepLabels' for each in dataset['pipeline']):
+                    raise UserError(
+                        'continual: a pipeline of validation and test must load masks '
+                        f'(LoadAnnotations), found {", ".join(map(kind_of, pipeline))}')
+        if cfg.get('tta_pipeline'):
+            cfg.tta_pipeline = _keep(cfg.tta_pipeline, [*tested, *kept], other)
         return len(steps)
     for name in tests:
         _wrap(cfg[name], tested)
@@ -406,14 +415,21 @@ def _wrap(loader: dict, labels: Sequence[int], without: Sequence[int] = ()) -> N
         **(dict(without=sorted(without)) if without else {}))
 
 
-def _keep(dataset: dict, labels: Sequence[int], other: int) -> None:
-    """Keep some labels of a data set, in place of those that a finished config keeps."""
-    pipeline = [step for step in dataset.get('pipeline') or () if kind_of(step) != 'KeepLabels']
-    kinds = [kind_of(step) for step in pipeline]
-    places = [i for i, kind in enumerate(kinds) if kind in ('LoadAnnotations', 'LoadMask')]
-    if not places:
-        raise UserError(
-            'continual: a pipeline of validation and test must load masks (LoadAnnotations), '
-            f'found {", ".join(kinds)}')
-    keep = ConfigDict(type='vpt_dense.KeepLabels', labels=sorted(labels), other=other)
-    dataset['pipeline'] = [*pipeline[: places[0] + 1], keep, *pipeline[places[0] + 1 :]]
+def _keep(pipeline: Sequence[dict], labels: Sequence[int], other: int) -> list[dict]:
+    """Keep some labels behind what loads masks, in place of those that a finished config keeps."""
+    keep, found = ConfigDict(type='vpt_dense.KeepLabels', labels=sorted(labels), other=other), []
+    for step in pipeline:
+        if kind_of(step) == 'TestTimeAug':  # of lists, each of alternatives
+            groups = [group for group in step['transforms'] if not _is_one(group, 'KeepLabels')]
+            step = ConfigDict(step, transforms=[
+                each for group in groups
+                for each in ([group, [keep]] if _is_one(group, *_LOADS) else [group])])
+        if kind_of(step) != 'KeepLabels':
+            found.append(step)
+        if kind_of(step) in _LOADS:
+            found.append(keep)
+    return found
+
+
+def _is_one(group: Sequence[dict], *kinds: str) -> bool:
+    return any(kind_of(each) in kinds for each in group)
