@@ -21,7 +21,7 @@ from mmpretrain.structures import DataSample
 from tool_helpers import in_process, run_tool
 from utils import CONFIGS, ROOT, images, in_scope, randomise, tiny_vit
 
-from vpt_dense import config, registry  # noqa: F401  registers
+from vpt_dense import config, preflight, registry  # noqa: F401  registers
 from vpt_dense.comparison import runs, streams
 from vpt_dense.continual import null_space, scores, stream
 from vpt_dense.errors import UserError
@@ -415,6 +415,12 @@ def test_what_a_step_begins_with(tmp_path, data, monkeypatch):
     with pytest.raises(UserError, match='the test has no image of z'):
         stream._mean([dict(rows[-1], **{'class': 'z'})])
 
+    (place.parent / streams.STEP).unlink()
+    place.touch()
+    with pytest.raises(UserError, match='step_0 holds checkpoints of a run that was started other'):
+        stream.run('sequential', 0)
+    place.unlink()
+
     # A name that two classes have is none to find them by.
     monkeypatch.setattr(streams, 'draw', lambda *arguments: None)
     stream.names = ['crane', 'crane', 'c', 'd', 'e']
@@ -726,6 +732,16 @@ def test_a_stream_with_prompts_of_steps(capfd, tmp_path, data, calls, method):
     assert moved == own if method != 'l2p' else moved
     log = (out / 'sequential_seed0/step_1/output.log').read_text()
     assert ('loss_ortho' if method == 'coda-prompt' else 'loss_match') in log
+
+
+def test_prompts_that_add_to_the_loss_need_their_hook(data):
+    cfg = config.load(RECIPE, {'dataset.data_root': str(data)}, 'l2p')
+    preflight.check_prompt_loss(cfg)
+    prompt = cfg.model.backbone.prompt
+    cfg.model.backbone.prompt = dict(type='vpt_dense.PromptEnsemble', prompt=prompt)
+    cfg.custom_hooks = []
+    with pytest.raises(UserError, match='prompt.prompt: L2PPrompt adds to the loss by a hook'):
+        preflight.check_prompt_loss(cfg)
 
 
 # --- forward transfer, domains ----------------------------------------------------------------

@@ -147,6 +147,10 @@ class Stream:
                 options.append(f'continual.null_space={before / "null_space.safetensors"}')
             mark = self._mark(seed, options)
             known = runs.read(place / STEP)
+            if known is None and any(place.glob('*.pth')):
+                raise UserError(
+                    f'{place} holds checkpoints of a run that was started otherwise; move it away '
+                    'or take another --work-dir')
             if known is None:
                 known = mark
                 safe_files.write_text(place / STEP, json.dumps(mark) + '\n')
