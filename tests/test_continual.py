@@ -704,14 +704,14 @@ def test_the_part_of_a_step_trains_alone(data):
         assert trained(method, strategy='frozen') == (0, set())
 
 
-@pytest.mark.parametrize(('step', 'file', 'begins'), [
-    (0, None, True), (0, 'a.pth', False), (1, 'a.pth', True)])
-def test_a_part_that_was_loaded_has_begun(step, file, begins):
+@pytest.mark.parametrize(('step', 'loaded', 'begins'), [
+    (0, False, True), (0, True, False), (1, True, True)])
+def test_a_part_that_was_loaded_has_begun(step, loaded, begins):
     model = queried('CODAPrompt', num_tokens=2, components=3, layers=(1, 3), steps=2, step=step)[0]
     before = model.prompt.steps[step].keys.clone()
     whole = torch.nn.Module()
     whole.backbone = model
-    PromptLossHook().before_train(SimpleNamespace(model=whole, iter=0, _load_from=file))
+    PromptLossHook().before_train(SimpleNamespace(model=whole, iter=0, _has_loaded=loaded))
     assert torch.equal(model.prompt.steps[step].keys, before) != begins
 
 
