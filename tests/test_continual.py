@@ -9,19 +9,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine import DATASETS, MODELS
+from mmengine.optim import OptimWrapper
+from mmpretrain.structures import DataSample
 from tool_helpers import in_process, run_tool
 from utils import CONFIGS, ROOT, images, in_scope, randomise, tiny_vit
 
-from vpt_dense import config, registry  # noqa: F401  registers
+from vpt_dense import config, preflight, registry  # noqa: F401  registers
 from vpt_dense.comparison import runs, streams
 from vpt_dense.continual import null_space, scores, stream
 from vpt_dense.errors import UserError
+from vpt_dense.hooks import PromptLossHook
 
 RECIPE = str(CONFIGS / 'vpt/vit-b_imagefolder.py')
 CLASSES = ['a', 'b', 'c', 'd', 'e']
@@ -109,10 +113,28 @@ def test_streams_that_come_along():
     (dict(steps=4), 'step 1 has one class alone'),
     (dict(steps=[[0], [1, 2, 3, 4]], strategy='joint'), 'step 0 has one class alone'),
     (dict(steps=2, temperature=0), 'temperature'),
+    (dict(steps=[[0, 1], [2, 3, 4]], seed=1), 'seed does nothing with steps='),
+    (dict(steps='cifar-100_10', seed=1), 'is of 100 classes'),
+    (dict(steps=[[[0]], [1, 2, 3, 4]]), 'is none of them'),
+    (dict(domains=['a', dict(data_root='b', ignore_index=3)]), 'ignore_index is the same in all'),
 ])
 def test_what_cannot_be_is_refused(data, given, message):
     with pytest.raises(UserError, match=message):
         config.load(RECIPE, {'dataset.data_root': str(data), 'continual': given}, 'deep')
+
+
+@pytest.mark.parametrize(('method', 'options', 'given', 'message'), [
+    ('deep', {'model.head.type': 'MultiLabelLinearClsHead'}, {}, 'must be a LinearClsHead'),
+    ('deep', {'model.head.loss.class_weight': [1, 2, 3, 4, 5]}, dict(strategy='joint'),
+     r'model\.head\.loss\.class_weight is for all classes'),
+    ('coda-prompt', {'ensemble': dict(seeds=[0, 1])}, {}, 'ensemble: there is none of prompts'),
+    ('deep', {'model.neck': dict(type='LinearNeck', in_channels=768, out_channels=768)},
+     dict(strategy='frozen', step=1), 'a LinearNeck, would train too'),
+])
+def test_what_steps_have_no_place_for_is_refused(data, method, options, given, message):
+    with pytest.raises(UserError, match=message):
+        config.load(RECIPE, {'dataset.data_root': str(data), **options,
+                             'continual': dict(steps=2, **given)}, method)
 
 
 def test_a_step_of_a_config(data, tmp_path):
@@ -146,11 +168,6 @@ def test_images_of_some_classes(data):
             type='vpt_dense.ClassSubset', dataset=inner, labels=[1])))
 
 
-class Sample:
-    def __init__(self, label):
-        self.gt_label = torch.tensor([label])
-
-
 @pytest.mark.parametrize('joint', [False, True])
 def test_the_head_of_a_step(joint):
     in_scope('mmpretrain')
@@ -171,12 +188,30 @@ def test_the_head_of_a_step(joint):
             expected = wanted[:, column] if step < 2 else torch.full((3,), -torch.inf)
             torch.testing.assert_close(out[:, label], expected)
     labels = [4, 1, 0] if joint else [1, 1, 1]
-    loss = head.loss((features,), [Sample(label) for label in labels])['loss']
+    loss = head.loss((features,), [DataSample().set_gt_label(label) for label in labels])['loss']
     columns = [4, 0, 1] if joint else [1]
     wanted = torch.nn.functional.cross_entropy(
         torch.stack([out[:, label] for label in columns], 1) / 4,
         torch.tensor([columns.index(label) for label in labels]))
     torch.testing.assert_close(loss, wanted)
+
+
+def test_the_head_of_a_step_knows_mixed_images_and_accuracy():
+    in_scope('mmpretrain')
+    head = randomise(MODELS.build(dict(
+        type='vpt_dense.StepHead', num_classes=5, in_channels=8, steps=[[4, 0], [3, 1, 2]], step=1,
+        cal_acc=True, topk=(1,), loss=dict(type='CrossEntropyLoss', use_soft=True))))
+    head.steps[1].bias.data += 10  # upstream counts scores above 0 alone
+    features, head.cal_acc = images(3, 8), False
+    mixed = torch.tensor([[0, 0.25, 0, 0.75, 0], [0, 0, 1, 0, 0], [0, 0.5, 0.5, 0, 0]])
+    samples = [DataSample().set_gt_label(3).set_gt_score(row) for row in mixed]
+    scores = head.steps[1](features)
+    wanted = torch.nn.functional.cross_entropy(scores, mixed[:, [3, 1, 2]])
+    torch.testing.assert_close(head.loss((features,), samples)['loss'], wanted)
+    head.loss_module, head.cal_acc = MODELS.build(dict(type='CrossEntropyLoss')), True
+    labels = [[3, 1, 2][i] for i in scores.argmax(1).tolist()]
+    found = head.loss((features,), [DataSample().set_gt_label(label) for label in labels])
+    assert float(found['accuracy_top-1'][0]) == 100
 
 
 def test_scores_of_a_stream():
@@ -249,6 +284,19 @@ def test_a_change_in_the_null_space_changes_no_output():
     assert moved['null'] < 1e-10 < 1e-8 < moved['any'], moved
 
 
+def test_invariance_weighs_as_much_as_the_loss():
+    """The last passes of a training may be fewer than the others that make one step."""
+    hook, token = null_space.NullSpaceHook(), torch.nn.Parameter(torch.ones(1))
+    hook._wrapper = wrapper = OptimWrapper(
+        torch.optim.SGD([token], 0.1), accumulative_counts=2)
+    wrapper.initialize_count_status(torch.nn.Identity(), 0, 3)
+    found = []
+    for _ in range(3):
+        found.append(hook._scale())
+        wrapper.update_params(token.sum())
+    assert found == [0.5, 0.5, 1]
+
+
 # --- runs ------------------------------------------------------------------------------------
 
 
@@ -268,7 +316,7 @@ def run(capfd, out, data, *arguments, options=()):
 
 
 def test_a_stream(capfd, tmp_path, data, calls):
-    out = tmp_path / 'a stream'
+    out = tmp_path / 'a stream, [here]'
     outcome = run(capfd, out, data, '--strategies', 'sequential', 'nsp2', 'frozen', 'joint')
     assert outcome.code == 0, outcome.err
     assert calls == ['train', 'test'] * 8
@@ -310,6 +358,24 @@ def test_a_stream(capfd, tmp_path, data, calls):
     outcome = run(capfd, out, data, '--order', '1')
     assert outcome.code == 2 and 'of other settings or data' in outcome.err
 
+    # Killed while it looked at its images, a step looks again, and sees the same.
+    place = out / 'nsp2_seed0/step_1'
+    seen = null_space._read(str(place / null_space.FILE))
+    for name in (null_space.FILE, 'summary.json'):
+        (place / name).unlink()
+    known = json.loads((place / streams.STEP).read_text())
+    mark = {key: known[key] for key in ('fingerprint', 'data', 'options')}
+    (place / streams.STEP).write_text(json.dumps(mark))
+    assert run(capfd, out, data, '--strategies', 'nsp2').code == 0
+    seen_again = null_space._read(str(place / null_space.FILE))
+    assert all(torch.equal(seen[key], seen_again[key]) for key in seen)
+
+    # What is finished needs no checkpoint.
+    calls.clear()
+    for path in out.rglob('*.pth'):
+        path.unlink()
+    assert run(capfd, out, data, '--strategies', 'sequential', 'nsp2').code == 0 and not calls
+
 
 def test_strict_projection_moves_prompts_in_the_null_space_alone(capfd, tmp_path, data, calls):
     out = tmp_path / 'out'
@@ -328,12 +394,71 @@ def test_strict_projection_moves_prompts_in_the_null_space_alone(capfd, tmp_path
             assert (own @ vectors[:, :rank]).norm() < 1e-3 * change.norm()
 
 
+def stream_of(tmp_path, data, *options, domains=()):
+    given = f'continual.domains={list(map(str, domains))!r}' if domains else 'continual.steps=2'
+    return streams.Stream(runs.Comparison(RECIPE, tmp_path / 'out', options=[
+        *TINY, f'dataset.data_root={data}', given, *options]), 'deep', list(map(str, domains)))
+
+
+def test_what_a_step_begins_with(tmp_path, data, monkeypatch):
+    begun, rows = [], [dict(accuracy=50.0, support=2)] * 4 + [dict(accuracy=None, support=0)]
+    monkeypatch.setattr(runs.Comparison, 'train', lambda self, method, place, options, seed:
+                        begun.append([o for o in options if not o.startswith('continual.')]))
+    monkeypatch.setattr(streams.Stream, '_last', lambda self, place: place / 'last.pth')
+    monkeypatch.setattr(streams.Stream, '_test', lambda *arguments: rows)
+    stream = stream_of(tmp_path, data)
+    for strategy in ('sequential', 'joint'):
+        assert stream.run(strategy, 0)['matrix'] == [[50.0], [50.0, 50.0]]
+    place = tmp_path / 'out/sequential_seed0/step_0/last.pth'
+    # Heads of earlier steps stay, though the first may have new ones.
+    assert begun == [[], [f'load_from={place}', 'new_heads=False'], [], []]
+    with pytest.raises(UserError, match='the test has no image of z'):
+        stream._mean([dict(rows[-1], **{'class': 'z'})])
+
+    (place.parent / streams.STEP).unlink()
+    place.touch()
+    with pytest.raises(UserError, match='step_0 holds checkpoints of a run that was started other'):
+        stream.run('sequential', 0)
+    place.unlink()
+
+    # A name that two classes have is none to find them by.
+    monkeypatch.setattr(streams, 'draw', lambda *arguments: None)
+    stream.names = ['crane', 'crane', 'c', 'd', 'e']
+    stream.write(['sequential'], [0])
+    assert json.loads((tmp_path / 'out/stream.json').read_text()) == stream.steps
+
+
+def test_a_stream_looks_at_its_data_before(tmp_path, data):
+    root = shutil.copytree(data, tmp_path / 'data')
+    for name in 'cd':
+        for file in (root / 'val' / name).iterdir():
+            file.unlink()
+    with pytest.raises(UserError, match='step 2 of 2: test_dataloader: no image of c, d'):
+        stream_of(tmp_path, root, "continual.steps=[['a','b','e'],['c','d']]").check(
+            ['sequential'], [0])
+    with pytest.raises(UserError, match='continual.domains: .*nowhere: no folder'):
+        stream_of(tmp_path, data, domains=[data, tmp_path / 'nowhere']).check(['joint'], [0])
+
+
+def test_a_step_is_of_the_data_of_all_domains(tmp_path, data):
+    other = shutil.copytree(data, tmp_path / 'other')
+    before = stream_of(tmp_path, data, domains=[data, other])._mark(0, [])
+    assert before == stream_of(tmp_path, data, domains=[data, other])._mark(0, [])
+    file = other / 'val/a/0.png'
+    cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
+    assert before != stream_of(tmp_path, data, domains=[data, other])._mark(0, [])
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--eta', '0.5'], '--eta does nothing'), (['--steps', '9'], '9, but there are 5 classes'),
     (['--strategies', 'nsp2', '--method', 'lora'], 'needs VPT-deep'),
+    (['--strategies', 'nsp2', '--method', 'deep-bias'], 'projection.bias trains too'),
+    (['--strategies', 'nsp2', 'custom_hooks=[{type: EMAHook}]'], 'EMAHook keeps means'),
     (['--order', '-1'], '--order must not')])
 def test_wrong_streams(capfd, tmp_path, data, calls, arguments, message):
-    outcome = run(capfd, tmp_path / 'out', data, *arguments)
+    options = [each for each in arguments if '=' in each]
+    arguments = [each for each in arguments if '=' not in each]
+    outcome = run(capfd, tmp_path / 'out', data, *arguments, options=options)
     assert outcome.code == 2 and message in outcome.err, outcome.err
 
 
@@ -559,6 +684,37 @@ STEPPED = {
 }
 
 
+def test_the_part_of_a_step_trains_alone(data):
+    from vpt_dense import building
+
+    def trained(method, *options, **continual):
+        cfg = config.load(RECIPE, [
+            f'dataset.data_root={data}', *TINY, *STEPPED[method], *options,
+            f'continual={dict(steps=2, step=1, **continual)!r}'], method)
+        model = building.build_model(cfg)
+        return model.backbone.prompt.step, {
+            name.removeprefix('prompt.').rpartition('.')[0]
+            for name, p in model.backbone.named_parameters() if p.requires_grad}
+
+    wide = "model.backbone.trainable=['prompt']"
+    for method in ('dualprompt', 'coda-prompt'):
+        general = {''} if method == 'dualprompt' else set()
+        assert trained(method) == trained(method, wide) == (1, general | {'steps.1'})
+        # Frozen, images see what the first step has left, not a part that nobody trained.
+        assert trained(method, strategy='frozen') == (0, set())
+
+
+@pytest.mark.parametrize(('step', 'loaded', 'begins'), [
+    (0, False, True), (0, True, False), (1, True, True)])
+def test_a_part_that_was_loaded_has_begun(step, loaded, begins):
+    model = queried('CODAPrompt', num_tokens=2, components=3, layers=(1, 3), steps=2, step=step)[0]
+    before = model.prompt.steps[step].keys.clone()
+    whole = torch.nn.Module()
+    whole.backbone = model
+    PromptLossHook().before_train(SimpleNamespace(model=whole, iter=0, _has_loaded=loaded))
+    assert torch.equal(model.prompt.steps[step].keys, before) != begins
+
+
 @pytest.mark.parametrize('method', STEPPED)
 def test_a_stream_with_prompts_of_steps(capfd, tmp_path, data, calls, method):
     out = tmp_path / 'out'
@@ -576,6 +732,16 @@ def test_a_stream_with_prompts_of_steps(capfd, tmp_path, data, calls, method):
     assert moved == own if method != 'l2p' else moved
     log = (out / 'sequential_seed0/step_1/output.log').read_text()
     assert ('loss_ortho' if method == 'coda-prompt' else 'loss_match') in log
+
+
+def test_prompts_that_add_to_the_loss_need_their_hook(data):
+    cfg = config.load(RECIPE, {'dataset.data_root': str(data)}, 'l2p')
+    preflight.check_prompt_loss(cfg)
+    prompt = cfg.model.backbone.prompt
+    cfg.model.backbone.prompt = dict(type='vpt_dense.PromptEnsemble', prompt=prompt)
+    cfg.custom_hooks = []
+    with pytest.raises(UserError, match='prompt.prompt: L2PPrompt adds to the loss by a hook'):
+        preflight.check_prompt_loss(cfg)
 
 
 # --- forward transfer, domains ----------------------------------------------------------------
@@ -649,6 +815,9 @@ def test_the_data_of_domains(tmp_path, data, other_data):
     finished = tmp_path / 'finished.py'
     alone.dump(str(finished))
     assert config.load(str(finished)).train_dataloader == alone.train_dataloader
+    prefix = load_masks('a', domains=['a', dict(data_root='b', data_prefix=dict(img_path='dark'))],
+                        step=1).test_dataloader.dataset.data_prefix  # masks stay
+    assert prefix == dict(img_path='dark', seg_map_path='annotations/validation')
     joint = load(step=1, strategy='joint').train_dataloader.dataset
     assert joint.type == 'ConcatDataset'
     assert [each.data_root for each in joint.datasets] == [str(data), str(other_data)]
@@ -688,10 +857,9 @@ def masks(tmp_path_factory):
     return root
 
 
-def load_masks(masks, method='deep', **continual):
-    options = dict(option.split('=', 1) for option in TINY_MASKS)
-    return config.load(MASKS, [f'{key}={value}' for key, value in options.items()] + [
-        f'dataset.data_root={masks}', f'continual={continual!r}'], method)
+def load_masks(masks, *options, method='deep', **continual):
+    return config.load(MASKS, [
+        *TINY_MASKS, f'dataset.data_root={masks}', *options, f'continual={continual!r}'], method)
 
 
 def test_a_step_of_a_segmentation(masks):
@@ -706,6 +874,17 @@ def test_a_step_of_a_segmentation(masks):
         data = DATASETS.build(cfg[f'{name}_dataloader'].dataset)
         labels = [int(data[i]['data_samples'].gt_sem_seg.data.max()) for i in range(len(data))]
         assert labels == [1, 2, 3, 0] * 2  # what has not come is background
+        (keep,) = [each for each in data.pipeline.transforms if 'KeepLabels' in repr(each)]
+        found = keep.transform(dict(gt_seg_map=np.array([0, 3, 4, 255])))['gt_seg_map']
+        assert found.tolist() == [0, 3, 0, 255]  # what is ignored stays so
+    for again in (cfg, config.load(MASKS, [
+            *TINY_MASKS, f'tta_pipeline={cfg.tta_pipeline!r}', f'dataset.data_root={masks}',
+            "continual={steps: '2-1', step: 1, background: ground}"], 'deep')):
+        # With --tta too.
+        (steps,) = [each.transforms for each in again.tta_pipeline if 'transforms' in each]
+        kinds = [each.type.rpartition('.')[2] for group in steps for each in group]
+        assert kinds[-3:] == ['LoadMask', 'KeepLabels', 'PackSegInputs'], kinds
+        assert kinds.count('KeepLabels') == 1
     cfg = load_masks(masks, steps=[['red', 'ground'], ['blue', 'green', 'white']], test_on='step')
     data = DATASETS.build(cfg.test_dataloader.dataset)
     assert int(data[1]['data_samples'].gt_sem_seg.data.max()) == 255  # without one: left out
@@ -718,8 +897,10 @@ def test_a_step_of_a_segmentation(masks):
         steps='100-50', step=1)}, 'deep')  # of a data set that knows its classes
     assert [len(step) for step in ade.model.continual.steps] == [100, 50]
     assert ade.test_dataloader.dataset.pipeline[-2].other == 255
+    with pytest.raises(UserError, match="'step' tells the classes of one step apart, and joint"):
+        load_masks(masks, steps='2-1', step=1, strategy='joint', test_on='step')
     with pytest.raises(UserError, match='eclipse_like gives each step prompts of its own'):
-        load_masks(masks, 'head', steps='2-1', strategy='eclipse_like', background='ground')
+        load_masks(masks, method='head', steps='2-1', strategy='eclipse_like', background='ground')
     with pytest.raises(UserError, match='nsp2 is for classification'):
         load_masks(masks, steps='2-1', strategy='nsp2', background='ground')
     with pytest.raises(UserError, match="'sky' is none of the classes"):
@@ -761,11 +942,11 @@ def test_images_without_later_classes(masks, tmp_path):
     streams.Stream(comparison, 'deep').check(['joint'], [0])
 
 
-def build_masks(masks, **continual):
+def build_masks(masks, *options, **continual):
     from vpt_dense import building
 
     return randomise(building.build_model(load_masks(
-        masks, steps='2-1', background='ground', **continual)))
+        masks, *options, steps='2-1', background='ground', **continual)))
 
 
 def test_scores_of_a_segmentation(masks):
@@ -818,6 +999,16 @@ def test_prompts_of_each_step_look_at_an_image(masks):
                for name in trained)
     model.train()
     assert not model.decode_head.norm.training and model.decode_head.conv_seg.training
+    neck = ("model.neck={type: 'FPN', in_channels: [32], out_channels: 32, num_outs: 1, "
+            "norm_cfg: {type: 'BN'}}")
+    for strategy in ('frozen', 'eclipse_like'):
+        model = build_masks(masks, neck, "model.backbone.trainable=['prompt']", step=1,
+                            strategy=strategy).train()
+        assert not any(p.requires_grad for p in model.neck.parameters())
+        assert not model.neck.lateral_convs[0].bn.training
+        assert not any(p.requires_grad for p in model.backbone.parameters()) or {
+            name for name, p in model.backbone.named_parameters() if p.requires_grad} == {
+            'prompt.steps.1.tokens'}
 
 
 @pytest.mark.slow

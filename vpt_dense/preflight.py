@@ -28,6 +28,7 @@ from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import (
     DATALOADERS,
     as_list,
+    get,
     heads,
     kind_of,
     leaf_datasets,
@@ -71,6 +72,7 @@ def check(cfg: Config, mode: str, checkpoint: str | None = None) -> None:
         check_optimizer(cfg.get('optim_wrapper') or {}, cfg.get('default_scope'))
         check_counting(cfg)
         check_crop(cfg)
+        check_prompt_loss(cfg)
     if checkpoint is not None and not isinstance(checkpoint, str):
         raise UserError(f'load_from is {checkpoint!r}; it must be the path of a checkpoint')
     if checkpoint and '://' not in checkpoint:
@@ -195,6 +197,19 @@ def check_class_weights(cfg: Config) -> None:
                         f'{place}.class_weight has {len(weights)} weights, but the head has '
                         f'{number} {channels}; give one for each, or None'
                     )
+
+
+def check_prompt_loss(cfg: Config) -> None:
+    """What some prompts add to the loss, and what they begin with, comes by a hook."""
+    from vpt_dense import prompts
+
+    hooks = [kind_of(hook) for hook in cfg.get('custom_hooks') or [] if isinstance(hook, dict)]
+    for where, part in walk(get(cfg, 'model.backbone.prompt'), 'model.backbone.prompt'):
+        kind = getattr(prompts, kind_of(part), None)
+        if 'query' in getattr(kind, 'needs', ()) and 'PromptLossHook' not in hooks:
+            raise UserError(
+                f'{where}: {kind.__name__} adds to the loss by a hook that custom_hooks has not; '
+                "add dict(type='vpt_dense.PromptLossHook'), or take its --method")
 
 
 def check_topk(cfg: Config, mode: str) -> None:

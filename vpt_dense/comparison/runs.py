@@ -230,8 +230,15 @@ class Comparison:
         mark = self.fingerprint(method, seed)
         return own_place(self.folder / f'{method}_seed{seed}', f'/{RESULT}', mark)
 
-    def fingerprint(self, method: str, seed: int) -> dict[str, str | None]:
+    def fingerprint(
+        self, method: str, seed: int, further: Sequence[str] = ()
+    ) -> dict[str, str | None]:
         """The fingerprints that a run must have to count as this run.
+
+        Args:
+            method: Name of the method.
+            seed: Of the run.
+            further: Further overrides of its config.
 
         Returns:
             ``fingerprint``: sha256 over seed, precision, the resolved config and the pretrained
@@ -241,9 +248,9 @@ class Comparison:
         """
         from vpt_dense.preflight import pretrained
 
-        key = (method, *self.options_of(method))
+        key = (method, *self.options_of(method, further))
         if key not in self._known:
-            cfg = self.config(method)
+            cfg = self.config(method, further)
             weights = [Path(path).expanduser() for _, path in pretrained(cfg.model, 'model')]
             places = tuple(dict.fromkeys(_data_places(cfg)))
             self._known[key] = cfg.pretty_text.encode(), weights, places

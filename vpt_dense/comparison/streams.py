@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from vpt_dense import building, safe_files, tables, tasks
@@ -16,7 +17,8 @@ from vpt_dense.comparison import runs
 from vpt_dense.continual import scores
 from vpt_dense.continual.class_subset import choose, classes_of_images
 from vpt_dense.continual.stream import names_of
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, explain
+from vpt_dense.tree import kind_of
 
 #: What is known of a finished step, in its folder.
 STEP = 'step.json'
@@ -43,6 +45,8 @@ class Stream:
         """Read the classes."""
         cfg = self.comparison.config(self.method)
         self.dense = tasks.is_dense(cfg.model)
+        #: Dataloader -> the classes of its images.
+        self._there: dict[str, Sequence[frozenset[int]]] = {}
         if self.domains:
             self.steps, self.names = [], list(self.domains)
             self.number = len(self.domains)
@@ -56,34 +60,59 @@ class Stream:
         """Refuse what a later step would refuse, before anything trains.
 
         Raises:
-            UserError: If a strategy is not for this stream, or a step has no image.
+            UserError: If a strategy is not for this stream, a step has no image, or a domain cannot
+                be read.
         """
         for strategy in strategies:
             self.comparison.config(self.method, [f'continual.strategy={strategy}'])
         places = [self.folder(strategy, seed) / f'step_{self.number - 1}' / STEP
                   for strategy in strategies for seed in seeds]
-        if self.steps and not all((runs.read(place) or {}).get('trained') for place in places):
-            for strategy in {'joint' if each == 'joint' else 'sequential' for each in strategies}:
-                self._check_images(strategy)
+        if all((runs.read(place) or {}).get('trained') for place in places):
+            return
+        if self.domains:
+            self._check_domains()
+            return
+        for strategy in {'joint' if each == 'joint' else 'sequential' for each in strategies}:
+            self._check_images(strategy)
+
+    def _check_domains(self) -> None:
+        """The data of every domain must be there; what is trained counts for these alone."""
+        for domain, name in enumerate(self.names):
+            cfg = self.comparison.config(self.method, [f'continual.step={domain}'])
+            try:
+                for loader in ('train_dataloader', 'test_dataloader'):
+                    self._build(cfg, cfg[loader].dataset)
+            except Exception as error:
+                raise UserError(f'continual.domains: {name}: {explain(error)}') from error
+
+    @staticmethod
+    def _build(cfg: Config, data: dict[str, Any]) -> Any:
+        """A data set of a config, with the list of its images read."""
+        building.import_packages(cfg)
+        with building.scope(cfg):
+            found = DATASETS.build(data)
+        found.full_init()
+        return found
 
     def _check_images(self, strategy: str) -> None:
-        """Every step must have an image to train on; a training counts those of its own alone."""
-        there = None
-        for step in range(self.number):
+        """Every step must have an image to train on, and one to be tested on."""
+        there = self._there
+        for step, labels in enumerate(self.steps):
             cfg = self.comparison.config(
                 self.method, [f'continual.step={step}', f'continual.strategy={strategy}'])
-            data = cfg.train_dataloader.dataset
-            if there is None:
-                building.import_packages(cfg)
-                try:
-                    with building.scope(cfg):
-                        inner = DATASETS.build(data.dataset)
-                    inner.full_init()
-                    there = classes_of_images(inner, 'continual')
-                except Exception:  # of data that cannot be read the training says more
-                    return
-            choose(there, self.names, data.labels, data.get('without', ()),
-                   f'continual: step {step + 1} of {self.number}')
+            key = f'continual: step {step + 1} of {self.number}'
+            for name in ('train_dataloader', 'test_dataloader'):
+                data = cfg[name].dataset
+                if name not in there:
+                    inner = data.dataset if kind_of(data) == 'ClassSubset' else data
+                    try:
+                        there[name] = classes_of_images(self._build(cfg, inner), 'continual')
+                    except Exception:  # of data that cannot be read the training says more
+                        return
+                if name == 'train_dataloader':
+                    choose(there[name], self.names, data.labels, data.get('without', ()), key)
+                else:
+                    choose(there[name], self.names, labels, (), f'{key}: test_dataloader')
 
     def folder(self, strategy: str, seed: int) -> Path:
         """The folder of a run."""
@@ -107,17 +136,21 @@ class Stream:
         found: dict[str, list] = dict(matrix=[], own=[])
         before: Path | None = None
         own |= strategy == 'alone'
+        if strategy == 'joint' and self.dense and self.steps:
+            own = False  # there is one last layer for all
         for step in range(self.number):
             place = self.folder(strategy, seed) / f'step_{step}'
             options = [f'continual.step={step}', f'continual.strategy={strategy}']
             if strategy == 'nsp2' and self.eta is not None:
-                options.append(f'continual.eta={self.eta:g}')
-            if before is not None and strategy not in ('joint', 'alone'):
-                options.append(f'load_from={self._last(before)}')
-                if strategy == 'nsp2':
-                    options.append(f'continual.null_space={before / "null_space.safetensors"}')
+                options.append(f'continual.eta={self.eta!r}')
+            if before is not None and strategy == 'nsp2':
+                options.append(f'continual.null_space={before / "null_space.safetensors"}')
             mark = self._mark(seed, options)
             known = runs.read(place / STEP)
+            if known is None and any(place.glob('*.pth')):
+                raise UserError(
+                    f'{place} holds checkpoints of a run that was started otherwise; move it away '
+                    'or take another --work-dir')
             if known is None:
                 known = mark
                 safe_files.write_text(place / STEP, json.dumps(mark) + '\n')
@@ -127,7 +160,11 @@ class Stream:
                     'away, or take another --work-dir')
             if not known.get('trained'):
                 print(f'{strategy}, seed {seed}: step {step + 1} of {self.number}', flush=True)
-                self.comparison.train(self.method, place, options, seed=seed)
+                start = []
+                if before is not None and strategy not in ('joint', 'alone'):
+                    # The heads too, whatever the first step began with.
+                    start = [f'load_from={self._last(before)}', 'new_heads=False']
+                self.comparison.train(self.method, place, [*options, *start], seed=seed)
                 known = dict(known, trained=True)
                 safe_files.write_text(place / STEP, json.dumps(known, indent=1) + '\n')
             if strategy != 'alone' and 'accuracies' not in known:
@@ -145,9 +182,13 @@ class Stream:
 
     def _mark(self, seed: int, options: Sequence[str]) -> dict[str, Any]:
         """What a step must be of to count; what it begins with is that of the step before."""
-        own = [option for option in options
-               if not option.startswith(('load_from=', 'continual.null_space='))]
-        return dict(self.comparison.fingerprint(self.method, seed), options=own)
+        own = [option for option in options if not option.startswith('continual.null_space=')]
+        mark = self.comparison.fingerprint(self.method, seed)
+        if self.domains:
+            mark['data'] = [
+                self.comparison.fingerprint(self.method, seed, [f'continual.step={domain}'])['data']
+                for domain in range(self.number)]
+        return dict(mark, options=own)
 
     def _last(self, place: Path) -> Path:
         """The last checkpoint of a step."""
@@ -176,28 +217,28 @@ class Stream:
         """The accuracy on a domain."""
         test = self._test(
             place, [*options, f'continual.test_on={domain}'], f'domain_{domain}')
-        return self._mean(test['per_class'])
+        return self._mean(test)
 
-    def _of(self, test: dict[str, Any], labels: Sequence[int]) -> float:
+    def _of(self, test: Sequence[dict[str, Any]], labels: Sequence[int]) -> float:
         """The accuracy of some classes in percent, or their mean IoU."""
-        by_name = {each['class']: each for each in test['per_class']}
-        return self._mean([by_name[self.names[label]] for label in labels])
+        return self._mean([test[label] for label in labels])  # two classes may have one name
 
     def _mean(self, rows: Sequence[dict[str, Any]]) -> float:
         """The accuracy of classes, weighted by their images, or their mean IoU, in percent."""
-        if not self.dense:
-            images = sum(row['support'] for row in rows)
-            right = sum(row['accuracy'] * row['support'] for row in rows if row['support'])
-            return right / images
-        known = [row['IoU'] for row in rows if not math.isnan(row['IoU'])]
+        key = 'IoU' if self.dense else 'accuracy'
+        known = [row for row in rows if row[key] is not None]
         if not known:
             raise UserError(
-                f'{self.comparison.pattern}: the test has no pixel of '
-                f'{", ".join(row["class"] for row in rows)}')
-        return statistics.fmean(known)
+                f'{self.comparison.pattern}: the test has no {"pixel" if self.dense else "image"} '
+                f'of {", ".join(row["class"] for row in rows)}')
+        return statistics.fmean(
+            [row[key] for row in known],
+            None if self.dense else [row['support'] for row in known])
 
-    def _test(self, place: Path, options: Sequence[str], name: str = 'seen') -> dict[str, Any]:
-        """What a test of a step's last checkpoint finds; it has a folder of its own."""
+    def _test(
+        self, place: Path, options: Sequence[str], name: str = 'seen'
+    ) -> list[dict[str, Any]]:
+        """What a test of a step's last checkpoint finds of each class, in a folder of its own."""
         folder = place / f'test_{name}'
         call_tool = functools.partial(
             runs.call, log=place / 'output.log', threads=self.comparison.threads)
@@ -205,7 +246,12 @@ class Stream:
             *runs.TOOL, 'test', self.comparison.config_path(self.method), place,
             *self.comparison.method_option(self.method), '--work-dir', folder, '--cfg-options',
             *self.comparison.options_of(self.method, options)])
-        return json.loads((folder / 'test.json').read_text(encoding='utf-8'))
+        found = json.loads((folder / 'test.json').read_text(encoding='utf-8'))['per_class']
+        if not found:
+            raise UserError(
+                'test_evaluator: a stream needs results by class; take vpt_dense.'
+                f'{"IoUMetric" if self.dense else "Accuracy"}')
+        return found
 
     # --- results ---------------------------------------------------------------------------------
 
@@ -221,8 +267,9 @@ class Stream:
             own={strategy: [run['own'] for run in each] for strategy, each in found.items()},
             amp=self.comparison.amp, config=str(self.comparison.pattern),
             options=list(self.comparison.options))
+        by_name = len(set(self.names)) == len(self.names)
         stream = list(self.domains) or [
-            [self.names[label] for label in step] for step in self.steps]
+            [self.names[label] if by_name else label for label in step] for step in self.steps]
         written = {
             'table.md': tables.markdown(*lay_out(content)) + '\n',
             'table.json': json.dumps(content, indent=1) + '\n',

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from mmpretrain.models.heads import LinearClsHead
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from vpt_dense.registry import MODELS
@@ -59,6 +60,8 @@ class StepHead(LinearClsHead):
         self.own = slice(sum(sizes[:first]), sum(sizes[: step + 1]))
         first = sum(sizes[:step]) if own_alone else 0
         self.seen = slice(first, sum(sizes[: step + 1]))
+        #: Labels of the columns that train, in their order.
+        self._own_labels = labels[self.own]
 
     def _columns(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Scores in the order of the steps, (B, classes)."""
@@ -72,9 +75,13 @@ class StepHead(LinearClsHead):
         scores[:, self.seen.stop :] = -torch.inf
         return scores[:, self.places]
 
-    def loss(self, feats: tuple[Tensor, ...], data_samples: list, **kwargs) -> dict:
-        """The loss of the columns that train."""
+    def loss(self, feats: tuple[Tensor, ...], data_samples: list[DataSample], **kwargs) -> dict:
+        """The loss of the columns that train; and their accuracies, with ``cal_acc``."""
         scores = self._columns(feats)[:, self.own] / self.temperature
-        target = torch.cat([sample.gt_label for sample in data_samples])
-        target = self.places[target] - self.own.start
-        return dict(loss=self.loss_module(scores, target, avg_factor=len(target), **kwargs))
+        own = [DataSample() for _ in data_samples]
+        for mine, given in zip(own, data_samples, strict=True):
+            if 'gt_score' in given:  # of images that are mixed
+                mine.set_gt_score(given.gt_score[self._own_labels])
+            else:
+                mine.set_gt_label(self.places[given.gt_label] - self.own.start)
+        return self._get_loss(scores, own, **kwargs)

@@ -15,7 +15,7 @@ class KeepLabels(BaseTransform):
     It stands behind what loads ``gt_seg_map``.
 
     Args:
-        labels: That are kept.
+        labels: That are kept, the ignored one among them, unless it is ``other``.
         other: What the rest becomes: the ignored label, or that of the background.
     """
 

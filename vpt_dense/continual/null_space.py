@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from mmengine import dist
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from vpt_dense.errors import UserError
 from vpt_dense.params import unwrap
 from vpt_dense.prompts import TokenPrompt
 from vpt_dense.registry import HOOKS
+from vpt_dense.seeding import Position
 
 #: What a step leaves in its work dir.
 FILE = 'null_space.safetensors'
@@ -135,6 +136,17 @@ class NullSpaceHook(Hook):
                 'continual.strategy=nsp2 needs VPT-deep (--method deep) in all blocks of a '
                 "vpt_dense.VisionTransformer, without projection, and prompts_as='keys_values'")
         self._prompt, self._left = prompt.tokens, None
+        other = next((name for name, parameter in unwrap(runner.model).named_parameters()
+                      if parameter.requires_grad and parameter is not self._prompt
+                      and not name.startswith('head.')), None)
+        if other is not None:
+            raise UserError(
+                'continual.strategy=nsp2 keeps changes of prompts from earlier images, but '
+                f'{other} trains too; take a method that trains prompts alone (--method deep)')
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise UserError(
+                'continual.strategy=nsp2 looks at the prompts of the last iteration, but EMAHook '
+                'keeps means of all; leave it out of custom_hooks')
         if self.null_space is None:
             return
         self._left = left = _read(self.null_space)
@@ -168,7 +180,7 @@ class NullSpaceHook(Hook):
         wrapper = self._wrapper
         scaler = getattr(wrapper, 'loss_scaler', None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        return scale / wrapper._accumulative_counts
+        return float(wrapper.scale_loss(torch.tensor(scale)))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict = None) -> None:
         """Keep the prompts as they are."""
@@ -191,7 +203,10 @@ class NullSpaceHook(Hook):
         if self._handle is not None:
             self._handle.remove()
         loader = runner.train_dataloader
-        shares = range(dist.get_rank(), len(loader.dataset), dist.get_world_size())
+        seed = runner.seed or 0
+        shares = [  # what augmentation draws follows from them, wherever the run has been
+            Position(i, (seed, 0, 0, i))
+            for i in range(dist.get_rank(), len(loader.dataset), dist.get_world_size())]
         once = torch.utils.data.DataLoader(  # the run's own may never end
             loader.dataset, loader.batch_size, sampler=shares, collate_fn=loader.collate_fn)
         found = _look(self._backbone, unwrap(runner.model), once)

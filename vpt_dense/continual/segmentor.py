@@ -68,8 +68,8 @@ class StepEncoderDecoder(EncoderDecoder):
 
     Args:
         continual: ``steps``, ``step``, ``background``, ``among`` of :class:`StepConv`, and
-            ``frozen_head``: whether all of the heads but the step's layer is frozen, batch norms
-            included.
+            ``frozen_head``: whether all of the heads but the step's layer is frozen, and the neck,
+            batch norms included.
         **kwargs: As in :class:`vpt_dense.segmentors.EncoderDecoder`.
 
     Raises:
@@ -95,7 +95,10 @@ class StepEncoderDecoder(EncoderDecoder):
             head.conv_seg = StepConv(layer.in_channels, head.num_classes, **settings)
             for step, own in enumerate(head.conv_seg.layers):
                 own.requires_grad_(step == settings['step'])
-        self._heads = heads  # a list: their names among the modules stay
+        #: What may be frozen: a list, so that their names among the modules stay.
+        self._behind = [*heads, *([self.neck] if self.with_neck else [])]
+        if self.frozen_head and self.with_neck:
+            self.neck.requires_grad_(False)
         table = torch.zeros(256, dtype=torch.long)
         for channel, label in enumerate(settings['steps'][settings['step']]):
             table[label] = 1 + channel
@@ -103,11 +106,11 @@ class StepEncoderDecoder(EncoderDecoder):
         self.register_buffer('own_labels', table, persistent=False)
 
     def train(self, mode: bool = True) -> 'StepEncoderDecoder':
-        """As usual, but what is frozen of the heads stays as it is in a test."""
+        """As usual, but what is frozen of heads and neck stays as it is in a test."""
         super().train(mode)
         if mode and self.frozen_head:
-            for head in self._heads:
-                for module in head.modules():
+            for part in self._behind:
+                for module in part.modules():
                     if isinstance(module, nn.modules.batchnorm._NormBase):
                         module.eval()
         return self

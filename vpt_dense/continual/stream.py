@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from vpt_dense import shipped, tasks
 from vpt_dense.argument_checks import check_choice, check_flag, check_number, is_int, is_list
 from vpt_dense.errors import UserError, suggest
-from vpt_dense.tree import DATALOADERS, get, kind_of, leaf_datasets
+from vpt_dense.tree import DATALOADERS, get, kind_of, leaf_datasets, placed_heads, walk
 
 #: What a step trains on, and what it leaves as it is.
 STRATEGIES = ('sequential', 'frozen', 'alone', 'joint', 'nsp2', 'eclipse_like')
@@ -22,6 +22,8 @@ _KEYS = ('steps', 'domains', 'step', 'seed', 'strategy', 'test_on', 'background'
 _OF_NSP2 = ('null_space', 'eta', 'invariance')
 #: Prompts with a part for each step.
 _STEPPED = ('DualPrompt', 'CODAPrompt')
+#: What loads the masks of a segmentation.
+_LOADS = ('LoadAnnotations', 'LoadMask')
 _FIRST_EACH = re.compile(r'(\d+)-(\d+)')
 
 
@@ -76,7 +78,7 @@ def classes_of_steps(
             "continual.steps must be a number, 'FIRST-EACH', a file, or a list of classes for each "
             f'step, found {steps!r}')
     by_name = {name: label for label, name in enumerate(names)}
-    found = [[entry if is_int(entry, 0) else by_name.get(entry, entry) for entry in part]
+    found = [[by_name.get(entry, entry) if isinstance(entry, str) else entry for entry in part]
              for part in parts]
     every = [entry for part in found for entry in part]
     if not all(map(is_int, every)) or sorted(every) != labels:
@@ -137,11 +139,12 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
     """Make a config one step of a stream, in place, where it has ``continual``.
 
     ``continual = dict(steps=5, step=0)``: the classes come in ``steps`` (:func:`classes_of_steps`,
-    with ``seed``, 0 if it is left out, but for 'FIRST-EACH'), and the run is of step ``step``, from
-    0. It trains on the images of the step's classes, and validates and tests on all classes so
-    far. A head of classification becomes :class:`vpt_dense.continual.head.StepHead`; a segmentor
-    :class:`vpt_dense.continual.segmentor.StepEncoderDecoder`, with the class ``background``, if
-    there is one; ``disjoint=True`` leaves out images that hold a class of a later step.
+    with ``seed`` of the order, 0 if it is left out of a number of steps), and the run is of step
+    ``step``, from 0. It trains on the images of the step's classes, and validates and tests on all
+    classes so far. A head of classification becomes :class:`vpt_dense.continual.head.StepHead`; a
+    segmentor :class:`vpt_dense.continual.segmentor.StepEncoderDecoder`, with the class
+    ``background``, if there is one; ``disjoint=True`` leaves out images that hold a class of a
+    later step.
     ``domains=[DATA_ROOT, dict(...), ...]`` instead: each step has the same classes in other data,
     for which ``dataset`` says so. ``strategy``:
 
@@ -195,9 +198,14 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
         _place_classes(cfg, given, strategy, classes, task))
     later = step > 0
     anew = strategy in ('alone', 'joint')
-    _place_prompt(cfg.model.backbone, number, step, strategy, anew)
+    _place_prompt(cfg, number, step, strategy, anew)
     if strategy == 'frozen' and later:
         cfg.model.backbone.trainable = []
+        neck = {} if task.dense and not by_domain else cfg.model.get('neck') or {}
+        if neck and kind_of(neck) != 'GlobalAveragePooling':
+            raise UserError(
+                'continual.strategy: frozen trains the head alone from step 1 on, and model.neck, '
+                f'a {kind_of(neck)}, would train too; leave it out')
     if strategy == 'nsp2':
         settings = {key: given[key] for key in _OF_NSP2 if key in given}
         if later and not settings.get('null_space'):
@@ -226,6 +234,10 @@ def _place_domains(cfg: Config, given: Mapping[str, Any], strategy: str) -> int:
         raise UserError(
             'continual.domains must be a list of two data roots at least, or of what dataset says '
             f'of each, found {domains!r}')
+    for key in ('classes', 'palette', 'metainfo', 'ignore_index'):
+        if any(key in each for each in domains if isinstance(each, Mapping)):
+            raise UserError(
+                f'continual.domains: {key} is the same in all domains; say dataset.{key}')
     _check_step(step, len(domains))
     tested = given.get('test_on', step)
     if not is_int(tested, 0) or tested >= len(domains):
@@ -258,7 +270,9 @@ def _over(dataset: ConfigDict, domain: Mapping[str, Any]) -> ConfigDict:
     """What a domain says of a data set, put over it or over the one that it is around."""
     if isinstance(dataset.get('dataset'), Mapping):
         return ConfigDict(dataset, dataset=_over(ConfigDict(dataset['dataset']), domain))
-    return ConfigDict(dataset, **domain)
+    both = {key: {**dataset[key], **said} for key, said in domain.items()  # as data_prefix
+            if isinstance(said, Mapping) and isinstance(dataset.get(key), Mapping)}
+    return ConfigDict(dataset, **{**domain, **both})
 
 
 def _place_classes(
@@ -284,6 +298,11 @@ def _place_classes(
     if seed is not None and not is_int(seed, 0):
         raise UserError(f'continual.seed must be a whole number or None, found {seed!r}')
     steps = classes_of_steps(given['steps'], classes, seed, background)
+    if given.get('seed') is not None and not (in_order or is_int(given['steps'])):
+        raise UserError(
+            f'continual.seed does nothing with steps={given["steps"]!r}, which say what comes '
+            'when; leave it out')
+    _refuse_class_weights(cfg.model)
     step = given.get('step', 0)
     _check_step(step, len(steps))
     test_on = check_choice(given.get('test_on', 'seen'), 'continual.test_on', ('seen', 'step'))
@@ -296,11 +315,18 @@ def _place_classes(
     _wrap(cfg[train], trained, later)
     if task.dense:
         _place_segmentor(cfg, steps, step, strategy, background, test_on)
-        other = background if background is not None else cfg.model.decode_head.get(
-            'ignore_index', 255)
+        ignored = cfg.model.decode_head.get('ignore_index', 255)
+        other, kept = (ignored, []) if background is None else (background, [background, ignored])
         for name in tests:
             for dataset in leaf_datasets(cfg[name]):
-                _keep(dataset, [*tested, *([] if background is None else [background])], other)
+                pipeline = dataset.get('pipeline') or ()
+                dataset['pipeline'] = _keep(pipeline, [*tested, *kept], other)
+                if not any(kind_of(each) == 'KeepLabels' for each in dataset['pipeline']):
+                    raise UserError(
+                        'continual: a pipeline of validation and test must load masks '
+                        f'(LoadAnnotations), found {", ".join(map(kind_of, pipeline))}')
+        if cfg.get('tta_pipeline'):
+            cfg.tta_pipeline = _keep(cfg.tta_pipeline, [*tested, *kept], other)
         return len(steps)
     for name in tests:
         _wrap(cfg[name], tested)
@@ -312,12 +338,23 @@ def _place_classes(
     temperature = check_number(
         given.get('temperature', 1.0), 'continual.temperature', positive=True)
     head = cfg.model.head
-    if not str(head.get('type')).endswith(('LinearClsHead', 'StepHead')):
+    if kind_of(head) not in ('LinearClsHead', 'StepHead'):
         raise UserError(f'continual: the head must be a LinearClsHead, found {head.get("type")}')
     head.pop('init_cfg', None)  # of a layer for all classes: the steps' layers start at zero
     head.update(type='vpt_dense.StepHead', steps=steps, step=step, joint=strategy == 'joint',
                 own_alone=test_on == 'step', temperature=temperature)  # fmt: skip
     return len(steps)
+
+
+def _refuse_class_weights(model: ConfigDict) -> None:
+    """A loss of a step has other classes than the data, in another order."""
+    for place, head in placed_heads(model):
+        for key in ('loss', 'loss_decode'):
+            for where, loss in walk(head.get(key), f'{place}.{key}'):
+                if loss.get('class_weight') is not None:
+                    raise UserError(
+                        f'{where}.class_weight is for all classes, and each step of continual has '
+                        'its own; leave it out')
 
 
 def _place_segmentor(
@@ -330,6 +367,10 @@ def _place_segmentor(
         raise UserError(
             f'continual: the model must be an EncoderDecoder, found {model.get("type")}')
     if strategy == 'joint':
+        if test_on == 'step':
+            raise UserError(
+                "continual.test_on: 'step' tells the classes of one step apart, and joint has one "
+                'last layer for those of all')
         steps = [[label for each in steps[: step + 1] for label in each], *steps[step + 1 :]]
         step = 0
     model.update(type='vpt_dense.StepEncoderDecoder', continual=ConfigDict(
@@ -338,11 +379,16 @@ def _place_segmentor(
         frozen_head=step > 0 and strategy in ('frozen', 'eclipse_like')))
 
 
-def _place_prompt(
-    backbone: ConfigDict, number: int, step: int, strategy: str, anew: bool
-) -> None:
-    """Tell prompts of steps which is theirs, and let its part alone train."""
+def _place_prompt(cfg: Config, number: int, step: int, strategy: str, anew: bool) -> None:
+    """Tell prompts with a part for each step which is theirs."""
+    backbone = cfg.model.backbone
     prompt = backbone.get('prompt')
+    inner = get(prompt, 'prompt') if kind_of(prompt or {}) == 'PromptEnsemble' else prompt
+    if (cfg.get('ensemble') or inner is not prompt) and (
+            strategy == 'eclipse_like' or kind_of(inner or {}) in _STEPPED):
+        raise UserError(
+            'ensemble: there is none of prompts with a part for each step of continual; train the '
+            'members one by one')
     if strategy == 'eclipse_like':
         if not isinstance(prompt, Mapping):
             raise UserError(
@@ -351,16 +397,12 @@ def _place_prompt(
         if kind_of(prompt) != 'StepPrompts':
             prompt = dict(type='vpt_dense.StepPrompts', prompt=prompt)
         backbone.prompt = ConfigDict(prompt, steps=number, step=step)
+        if step > 0:
+            backbone.trainable = [r'^prompt\.']
     elif isinstance(prompt, Mapping) and kind_of(prompt) in _STEPPED:
-        number, step = (1, 0) if anew else (number, step)
+        # Frozen, images go on seeing the prompts of the first step alone.
+        number, step = (1, 0) if anew else (number, 0 if strategy == 'frozen' else step)
         backbone.prompt = ConfigDict(prompt, steps=number, step=step)
-    else:
-        return
-    own = rf'^prompt\.(?!steps\.(?!{step}\.))'
-    known = backbone.get('trainable')
-    later = strategy == 'eclipse_like' and step > 0
-    backbone.trainable = [own] if known is None or later else [
-        own if pattern.startswith(r'^prompt\.') else pattern for pattern in known]
 
 
 def _wrap(loader: dict, labels: Sequence[int], without: Sequence[int] = ()) -> None:
@@ -373,14 +415,21 @@ def _wrap(loader: dict, labels: Sequence[int], without: Sequence[int] = ()) -> N
         **(dict(without=sorted(without)) if without else {}))
 
 
-def _keep(dataset: dict, labels: Sequence[int], other: int) -> None:
-    """Keep some labels of a data set, in place of those that a finished config keeps."""
-    pipeline = [step for step in dataset.get('pipeline') or () if kind_of(step) != 'KeepLabels']
-    kinds = [kind_of(step) for step in pipeline]
-    places = [i for i, kind in enumerate(kinds) if kind in ('LoadAnnotations', 'LoadMask')]
-    if not places:
-        raise UserError(
-            'continual: a pipeline of validation and test must load masks (LoadAnnotations), '
-            f'found {", ".join(kinds)}')
-    keep = ConfigDict(type='vpt_dense.KeepLabels', labels=sorted(labels), other=other)
-    dataset['pipeline'] = [*pipeline[: places[0] + 1], keep, *pipeline[places[0] + 1 :]]
+def _keep(pipeline: Sequence[dict], labels: Sequence[int], other: int) -> list[dict]:
+    """Keep some labels behind what loads masks, in place of those that a finished config keeps."""
+    keep, found = ConfigDict(type='vpt_dense.KeepLabels', labels=sorted(labels), other=other), []
+    for step in pipeline:
+        if kind_of(step) == 'TestTimeAug':  # of lists, each of alternatives
+            groups = [group for group in step['transforms'] if not _is_one(group, 'KeepLabels')]
+            step = ConfigDict(step, transforms=[
+                each for group in groups
+                for each in ([group, [keep]] if _is_one(group, *_LOADS) else [group])])
+        if kind_of(step) != 'KeepLabels':
+            found.append(step)
+        if kind_of(step) in _LOADS:
+            found.append(keep)
+    return found
+
+
+def _is_one(group: Sequence[dict], *kinds: str) -> bool:
+    return any(kind_of(each) in kinds for each in group)

@@ -28,7 +28,8 @@ class PromptLossHook(Hook):
         model = unwrap(runner.model)
         prompt = model.backbone.prompt
         begin = getattr(prompt, 'begin_step', None)
-        if begin is not None and runner.iter == 0:
+        # The first step's part has come with a checkpoint, if there is one: it has begun.
+        if begin is not None and runner.iter == 0 and (prompt.step > 0 or not runner._has_loaded):
             begin()
 
         def add(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:

@@ -68,7 +68,7 @@ class QueriedPrompt(Prompt):
 class SteppedPrompt(QueriedPrompt):
     """Such prompts as keys and values, with a part for each step of a stream of classes.
 
-    ``continual`` fills in ``steps`` and ``step``, and lets the part of its step train alone.
+    ``continual`` fills in ``steps`` and ``step``; the part of its step trains alone.
 
     Args:
         site: Filled in by the backbone.
@@ -92,6 +92,11 @@ class SteppedPrompt(QueriedPrompt):
             raise ValueError(f'prompt.step must be one of 0 to {steps - 1}, found {step!r}')
         self.step, self.heads, self.head_dims = step, site.heads, site.head_dims
 
+    def check(self, backbone: nn.Module) -> None:
+        """See :meth:`Prompt.check`; then parts of other steps are frozen."""
+        super().check(backbone)
+        freeze_others(self.steps, self.step)
+
     def begin_step(self) -> None:
         """Do what the part of this step starts with, when those before have been loaded."""
 
@@ -105,6 +110,13 @@ class SteppedPrompt(QueriedPrompt):
             raise ValueError(
                 f'prompt.{key}: {start} to {stop} are no layers of {site.num_layers}')
         return range(start, stop)
+
+
+def freeze_others(steps: nn.ModuleList, step: int) -> None:
+    """Let the part of one step train alone, whatever ``trainable`` says of the others."""
+    for number, part in enumerate(steps):
+        if number != step:
+            part.requires_grad_(False)
 
 
 def cosines(one: Tensor, other: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from vpt_dense.argument_checks import is_int
 from vpt_dense.parts import build, register
 from vpt_dense.prompts.base import Prompt, Site, TokenLayout
+from vpt_dense.prompts.queried_prompt import freeze_others
 
 
 @register
 class StepPrompts(Prompt):
-    """Prompts of one kind, one for each step, of which one acts.
+    """Prompts of one kind, one for each step, of which one acts, and trains.
 
     Args:
         prompt: Config of the prompt of a step, any :class:`vpt_dense.prompts.Prompt`.
@@ -53,8 +54,9 @@ class StepPrompts(Prompt):
         return self.steps[self.active]
 
     def check(self, backbone: nn.Module) -> None:
-        """See :meth:`Prompt.check`."""
-        self.steps[0].check(backbone)
+        """See :meth:`Prompt.check`; then prompts of other steps are frozen."""
+        self.own.check(backbone)
+        freeze_others(self.steps, self.active)
 
     def start_from(self, backbone: nn.Module) -> None:
         """See :meth:`Prompt.start_from`."""
