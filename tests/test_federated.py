@@ -578,7 +578,7 @@ def test_the_command_tells_what_became_of_a_run(rounds, message, tmp_path, capfd
     (['--by', 'iid', '--clients', '3', '--strategy', 'X'], 'strategy must be'),
     (['--by', 'pathological', '--clients', '30', '--shards', '1', '--rounds', '2'], 'too few'),
     (['--by', 'iid', '--clients', '3', '--rounds', '2', '--cfg-options', 'subset.share=0.5'],
-     'a Subset would take'),
+     'leave subset and class_split out'),
 ])
 def test_the_command_refuses_in_one_line(options, tmp_path, capfd, more, message):
     code, _, err = run_tool(
