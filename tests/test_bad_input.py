@@ -407,7 +407,8 @@ def validation_label(data):
         (all_ignored, r'every pixel is ignored', 0),
         (garbage_image, r'images/training/00\d.jpg', 0),
         (garbage_image, r'images/training/00\d.jpg', 1),
-        (label_200, r'annotations/training/00\d.png: label id 200', 1),
+        pytest.param(label_200, r'annotations/training/00\d.png: label id 200', 1,
+                     marks=pytest.mark.slow),  # its worker is waited for
         (colour_mask, r'annotations/training/00\d.png.*channels', 0),
         (truncated_mask, r'annotations/training/00\d.png.*truncated', 0),
         (mask_of_another_size, r'its mask .*training/00\d.png has 16 x 16; they must be of one', 0),

@@ -362,7 +362,7 @@ class Silent(SimpleHTTPRequestHandler):
 def over_http(load):
     def way(path, tmp_path):
         server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Silent, directory=path.parent))
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             with mock.patch.dict(os.environ, TORCH_HOME=str(tmp_path / 'torch')):
@@ -594,6 +594,7 @@ def test_a_config_in_a_resumed_checkpoint_is_data(tmp_path, marker, data, capfd)
 # --- before this package is asked for anything -----------------------------------------------
 
 
+@pytest.mark.slow
 def test_reading_a_config_is_enough(tmp_path, marker, data):
     """An inferencer opens the weights before any of our classes is built."""
     path, _ = make('top_level_system', tmp_path, marker)

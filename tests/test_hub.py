@@ -103,7 +103,7 @@ def server(tmp_path, monkeypatch):
     running = ThreadingHTTPServer(('127.0.0.1', 0), handler)
     running.url = f'http://127.0.0.1:{running.server_port}'
     running.repos = handler.repos
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setenv('HF_ENDPOINT', running.url)
     # Clients read it when they are imported, those before 2.0 in more places.

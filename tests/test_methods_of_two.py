@@ -62,9 +62,12 @@ def failures_of_two(request):
 #: Of families that differ from another in sizes and layers the task with more outputs will do.
 ASKED = [case for case in TRAINED
          if case[1] not in COLUMNS_ARE_SLOW or case[2] == ROWS[case[0]].tasks[-1]]
+#: Of these each is built of other blocks.
+QUICK = ('vit', 'swin', 'convnext', 'resnet')
 
 
 @pytest.mark.parametrize(('name', 'family', 'task'), [
-    pytest.param(*case, marks=[pytest.mark.slow] if case[2] == 'seg' else []) for case in ASKED])
+    pytest.param(*case, marks=[] if case[2] == 'cls' and case[1] in QUICK else [pytest.mark.slow])
+    for case in ASKED])
 def test_a_step_of_two_processes_is_that_of_one(failures_of_two, name, family, task):
     assert [line for found, line in failures_of_two if found == (name, family, task)] == []

@@ -20,6 +20,7 @@ def hidden(tmp_path_factory):
         yield run
 
 
+@pytest.mark.slow  # `make test-minimal` has it, where nothing else is installed
 def test_nothing_of_openmmlab_is_needed(hidden):
     done = hidden(f"import runpy; runpy.run_path({PROGRAM!r}, run_name='__main__')")
     assert done.returncode == 0, done.stderr

@@ -266,9 +266,10 @@ def expected(name, model, x):
 
 
 @method
-@pytest.mark.parametrize('size', [(32, 32), (48, 24), (24, 72)])
-@pytest.mark.parametrize('options', [
-    {}, dict(prompts_as='tokens'), dict(memory='lean'), dict(with_cp=True)], ids=str)
+@pytest.mark.parametrize(('size', 'options'), [
+    pytest.param(size, options, marks=() if not options or size == (24, 72) else pytest.mark.slow)
+    for size in ((32, 32), (48, 24), (24, 72)) for options in (
+        {}, dict(prompts_as='tokens'), dict(memory='lean'), dict(with_cp=True))], ids=str)
 def test_formula(name, size, options):
     x = images(2, 3, *size, dtype=torch.float64)
     model = build(name, out_type='raw', out_indices=[1, 3], **options).train()

@@ -24,7 +24,9 @@ def test_a_batch_of_three_is_three_batches_of_one(name, variant, task):
 
 
 @pytest.mark.parametrize(
-    ('name', 'variant', 'task'), [c for c in OF_VARIANTS if 'prompt' in ROWS[c[0]].tuning])
+    ('name', 'variant', 'task'), [
+        pytest.param(*c, marks=() if c[2] == ROWS[c[0]].tasks[-1] else pytest.mark.slow)
+        for c in OF_VARIANTS if 'prompt' in ROWS[c[0]].tuning])
 def test_prompts_as_tokens_are_prompts_as_keys_and_values(name, variant, task):
     """Features and gradients."""
     results = []

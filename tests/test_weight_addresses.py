@@ -88,7 +88,7 @@ def server(tmp_path, monkeypatch):
     folder.mkdir()
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    thread = threading.Thread(target=httpd.serve_forever)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
     thread.start()
     yield f'http://127.0.0.1:{httpd.server_port}', folder
     httpd.shutdown()
