@@ -42,7 +42,7 @@ test-medical:  ## Run the tests of NIfTI and DICOM, with the extra that they nee
 .test-medical: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_medical.py
 
-test-slow: $(STAMP)  ## Run the slow tests: graphs of every method, whole trainings, signals
+test-slow: $(STAMP)  ## Run the slow tests: graphs of every kind, whole trainings, signals
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) $(DEAL)
 
 test-long: $(STAMP)  ## Run the longest tests, before a release: slow ones check the same on less

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import pytest
 from mmengine.registry import MODELS
 from sizes import Sizes, convnext, count, formula_of, resnet, swin, vit
 from utils import TINY_ARCH, randomise
@@ -396,6 +397,13 @@ GRAPHS = [
     and name not in _OTHERS_GRAPHS and name in _PLACES.get(family, ROWS)
     and (set(ROWS[name].tuning) != {'trainable'} or name in ('full', 'linear'))
 ]  # fmt: skip
+
+#: Rows of every kind; the graphs of others are made of the same operations, and long.
+_OF_EVERY_KIND = ('full', 'deep', 'prefix', 'coda-prompt', 'pad', 'lora-all', 'adapter', 'ssf',
+                  'rein', 'deep, first 2, removed')
+GRAPH_PARAMS = [
+    pytest.param(*each, marks=pytest.mark.slow if each[0] in _OF_EVERY_KIND else pytest.mark.long)
+    for each in GRAPHS]
 
 
 def few_blocks(family: str, task: str, name: str = '') -> dict[str, Any]:

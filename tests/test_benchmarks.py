@@ -15,7 +15,7 @@ from utils import ROOT, images, randomise, tiny_vit
 
 from vpt_dense.errors import main
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 FOLDER = ROOT / 'tools/benchmark'
 ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, feedforward_channels=192)

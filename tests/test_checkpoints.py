@@ -651,7 +651,7 @@ def test_many_killed_runs_lose_nothing():
     assert all(int(count) > 0 for count in killed.groups())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_crash_test_finds_losses():
     """Saving as mmengine does loses checkpoints."""
     done = crash_test(20, '--stock')

@@ -59,7 +59,7 @@ def test_it_learns_and_writes_what_was_tuned(name, tmp_path):
         assert not any('.blocks.' in key for key in state)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trainer_goes_on_from_what_was_tuned(tmp_path):
     printed = run('hf_trainer', tmp_path, '--out', 'whole')
     (first, *_) = sorted((tmp_path / 'whole').glob('checkpoint-*'))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import BACKBONES, GRAPHS, build, few_blocks
+from methods import BACKBONES, GRAPH_PARAMS, build, few_blocks
 from mmengine.registry import MODELS
 from torch import nn
 from utils import TINY_ARCH, images, randomise
@@ -65,8 +65,7 @@ def test_graphs_take_batches_of_any_size(kind):
     check(randomise(MODELS.build(QUICK[kind])), (32, 32))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(('name', 'family', 'task'), GRAPHS)
+@pytest.mark.parametrize(('name', 'family', 'task'), GRAPH_PARAMS)
 def test_graphs_of_every_method_on_every_backbone(name, family, task):
     model = build(name, family, task, **few_blocks(family, task, name))
     check(model, BACKBONES[family].size)

@@ -530,8 +530,9 @@ SLOW = {
 
 @pytest.mark.parametrize(
     ('way', 'name'),
-    [pytest.param(way, name, marks=() if name in SOME else pytest.mark.slow)
-     for way in SLOW for name in PAYLOADS],
+    [pytest.param(way, name, marks=() if name in SOME else (
+        pytest.mark.slow if number % 2 else pytest.mark.long))
+     for way in SLOW for number, name in enumerate(PAYLOADS)],
 )  # fmt: skip
 def test_nothing_runs_in_tools(tmp_path, marker, data, capfd, way, name):
     path, told = make(name, tmp_path, marker)

@@ -257,7 +257,7 @@ def test_nodes_meet_at_the_first(slurm, ends, tmp_path):
     assert done.returncode == 2 and 'GPUS=3 is not a multiple of GPUS_PER_NODE=2' in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_preempted_job_goes_on(run, whole, slurm, tmp_path):
     """Two nodes of one process: saved on a signal, requeued, killed, and as an undisturbed run."""
     place, work = whole.parent, tmp_path / 'work'

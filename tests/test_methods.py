@@ -11,7 +11,7 @@ from methods import (
     CASES,
     COLUMNS_ARE_SLOW,
     FAMILIES,
-    GRAPHS,
+    GRAPH_PARAMS,
     OF_VARIANTS,
     ROWS,
     TIMM,
@@ -198,16 +198,7 @@ def test_bf16_autocast_forward(name, family, task):
         assert (other - one).norm() / one.norm() < 0.06
 
 
-#: Rows of every kind, compiled on the two backbones with most of them; test_export.py has all
-#: graphs, and what is compiled is made of these.
-OF_EVERY_KIND = ('full', 'deep', 'shallow', 'prefix', 'coda-prompt', 'pad', 'lora', 'lora-all',
-                 'adapter', 'ssf', 'rein', 'deep, first 2, removed')
-
-
-@pytest.mark.parametrize(('name', 'family', 'task'), [
-    pytest.param(*each, marks=pytest.mark.long if (
-        each[1] in ('vit', 'swin') and each[0] not in OF_EVERY_KIND) else pytest.mark.slow)
-    for each in GRAPHS])
+@pytest.mark.parametrize(('name', 'family', 'task'), GRAPH_PARAMS)
 def test_compiled_forward(name, family, task):
     model = build(name, family, task, **few_blocks(family, task, name))
     model = model.double().eval()  # large random features round too much

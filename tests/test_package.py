@@ -209,7 +209,7 @@ def test_imports_are_declared():
     assert undeclared == {}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_works_alone(tmp_path):
     """Built in an isolated environment, which pip fetches setuptools for; run in a bare folder."""
     source = tmp_path / 'source'

@@ -503,7 +503,7 @@ def test_two_processes_share_the_cells(tmp_path):
     assert shares[0] and shares[1] and len(shares[0] | shares[1]) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shards_make_one_table(tmp_path):
     path, out = plan(tmp_path), tmp_path / 'out'
     for share in ('1/2', '2/2'):
