@@ -168,12 +168,14 @@ def whole(run):
 
 
 @pytest.mark.parametrize(('kills', 'resumed'), [
-    pytest.param(['begin:0:1', 'after:4:0'], [4], marks=pytest.mark.long),
-    # A validation that is the best so far saves too: that of iteration 3.
-    pytest.param(['before:1:1', 'after:2:1', 'before:4:1', 'validation:6:0'], [2, 3, 6],
+    pytest.param(['begin:0:1', 'after:4:0'], [{4}], marks=pytest.mark.long),
+    # A validation that is the best so far saves too, that of iteration 3: process 0 does, which may
+    # be at it when process 1 is killed.
+    pytest.param(['before:1:1', 'after:2:1', 'before:4:1', 'validation:6:0'], [{2}, {2, 3}, {6}],
                  marks=pytest.mark.slow),
     pytest.param(['begin:0:0', 'before:1:1', 'before:2:0', 'after:2:1', 'before:4:1',
-                  'validation:6:0', 'validation:6:1'], [2, 3, 6, 6], marks=pytest.mark.long),
+                  'validation:6:0', 'validation:6:1'], [{2}, {2, 3}, {6}, {6}],
+                 marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_killed_process_changes_nothing(run, whole, kills, resumed):
     """Of another run are the checkpoints that lie in its folder when it is killed first."""
@@ -184,7 +186,9 @@ def test_a_killed_process_changes_nothing(run, whole, kills, resumed):
     told = [line for line in lines if line.startswith('warning: a process was killed (SIGKILL)')]
     assert len(told) == len(kills), lines
     found = [line for line in out.splitlines() if line.startswith('resuming from')]
-    assert [Path(line).name for line in found] == [f'iter_{n}.pth' for n in resumed]
+    assert len(found) == len(resumed), found
+    for line, numbers in zip(found, resumed, strict=True):
+        assert Path(line).name in {f'iter_{n}.pth' for n in numbers}, found
     assert differences(final(whole), final(work)) == []
     assert evaluations(whole) == evaluations(work)
 
