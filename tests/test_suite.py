@@ -547,7 +547,7 @@ def test_settings_of_slurm():
 
 
 SBATCH = """#!/bin/bash
-# Runs what Slurm would, each job of an array with its number.
+# Runs what Slurm would, each job of an array with its number: a copy, as submitit moves the script.
 cp "$1" {folder}/script_$$.sh
 [ -n "{refuse}" ] && {{ echo 'sbatch: error: invalid partition specified: {refuse}' >&2; exit 1; }}
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
@@ -556,7 +556,7 @@ export SLURM_JOB_ID SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PR
 export SLURM_LOCALID=0 SLURM_JOB_NODELIST=here
 for i in $(seq 0 ${{last:-0}}); do
     SLURM_JOB_ID=$((100 + i)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$i \\
-        bash "$1" >/dev/null 2>&1 </dev/null &
+        bash {folder}/script_$$.sh >/dev/null 2>&1 </dev/null &
 done
 """
 SRUN = """#!/bin/bash
@@ -610,7 +610,7 @@ def test_slurm(tmp_path):
                      rf'{re.escape(str(out))}/submitit', text, re.MULTILINE), text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_slurm_when_a_job_is_preempted(tmp_path):
     """Slurm signals all processes of a job; submitit puts it into the queue again."""
     pytest.importorskip('submitit')
