@@ -237,7 +237,11 @@ ROWS = {
         _TOKENS, starts_equal=True, files=('attn-proj',)),
     # --- prompts in token space
     'shallow': Row(dict(prompt=TOKENS), _TOKENS, files=('shallow', 'shallow_cls')),
-    'deep': Row(dict(prompt=DEEP), _TOKENS, files=('deep', 'samples', 'prototypes')),
+    'deep': Row(
+        dict(prompt=DEEP), _TOKENS, files=('deep', 'samples', 'prototypes', 'vipamin', 'da-vpt')),
+    'da-vpt-plus': Row(
+        dict(prompt=DEEP, trainable=[r'^prompt\.', r'\.qkv\.bias$']),
+        ('vit', 'eva02', 'siglip2', 'radio'), files=('da-vpt-plus',)),
     'prompt-fixed': Row(dict(prompt=DEEP, trainable=[]), _TOKENS, files=('prompt-fixed',)),
     'pixel': Row(
         dict(prompt=dict(type='vpt_dense.PixelPrompt', num_tokens=5)), _PLAIN, files=('pixel',)),
@@ -324,6 +328,10 @@ ROWS = {
     'lora': Row(
         dict(adapters=[dict(type='vpt_dense.LoRA', rank=2)]), _TOKENS, starts_equal=True,
         merges=True, files=('lora',)),
+    'sparse': Row(
+        dict(adapters=[dict(
+            type='vpt_dense.SparseUpdate', counts={r'^(?!attn_pool).*\.(qkv|fc2)$': 7})]),
+        _TOKENS, starts_equal=True, merges=True, formula='7 * sum(n * (qkv + 1))'),
     'cvpt': Row(
         dict(adapters=[dict(type='vpt_dense.CVPT', num_tokens=5)]), _TOKENS, files=('cvpt',)),
     'lora-qv': Row(

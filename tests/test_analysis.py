@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 
 import cv2
 import pytest
@@ -10,8 +11,8 @@ from mmengine.config import Config
 from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, images, in_scope, make_ade_folder, randomise, tiny_vit
 
-from vpt_dense import config
-from vpt_dense.analysis import attention, cost, curves, errors_of, features
+from vpt_dense import building, config, memory
+from vpt_dense.analysis import attention, cost, curves, errors_of, features, sensitivity
 from vpt_dense.errors import UserError
 
 PROMPT = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
@@ -216,6 +217,123 @@ def test_operations_are_counted(tmp_path):
     assert of('deep', f'{cost.TOKENS}=30') - head == pytest.approx(3 * added / 1e9, rel=1e-6)
 
 
+# --- sensitivity -----------------------------------------------------------------------------
+
+
+def test_sensitivities_are_squared_gradients(tmp_path):
+    path = write_leaf(tmp_path, make_ade_folder(tmp_path / 'data', size=(32, 32), num_images=4))
+    cfg = config.load(str(path))
+    cfg.model.backbone.update(prompt=None, trainable=['.*'])
+    torch.manual_seed(0)
+    whole = building.build_model(cfg)
+    batches = [memory.synthetic_batch(cfg, 2, (32, 32)) for _ in range(2)]
+    for i, batch in enumerate(batches):
+        for image in batch['inputs']:
+            image.random_(0, 256)
+        for sample in batch['data_samples']:
+            sample.gt_sem_seg.data[:, :16] = 3 + i
+    found = sensitivity.measure(whole, batches)
+    assert all(p.grad is None for p in whole.parameters())
+    name, wanted = 'layers.1.attn.qkv.weight', 0.0
+    for batch in batches:
+        data = whole.data_preprocessor(batch, True)
+        loss, _ = whole.parse_losses(whole(**data, mode='loss'))
+        parameter = whole.backbone.get_parameter(name)
+        wanted = wanted + torch.autograd.grad(loss, parameter)[0] ** 2
+    torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-9)
+    assert found[name].any() and set(found) == {
+        n for n, _ in whole.backbone.named_parameters() if n.startswith('layers.')}
+
+
+def scores_of(backbone):
+    found = {n: torch.full_like(p, 1e-6) for n, p in backbone.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for name in found:  # no two are equal
+        found[name] *= 1 + torch.rand(found[name].shape, generator=generator)
+    return found
+
+
+def test_what_is_sensitive_trains():
+    backbone = model(prompt=None)
+    dims, scores = backbone.embed_dims, scores_of(backbone)
+    scores['layers.1.attn.qkv.weight'][dims : 2 * dims] = 1.0  # the keys, all of them
+    scores['layers.2.attn.proj.weight'].view(-1)[[3, 70, 71]] = 2.0
+    scores['layers.0.attn.qkv.weight'][2 * dims, 5] = 3.0  # of the values
+    scores['layers.0.ln1.bias'][:] = 4.0
+    low_rank = 2 * 2 * dims
+    found = sensitivity.choose(backbone, scores, low_rank + 3 + 1 + dims, rank=2)
+    assert found.low_rank == [('layers.1.attn.qkv', 'k')]
+    assert found.vectors == ['layers.0.ln1.bias']
+    assert {name: places.tolist() for name, places in found.single.items()} == {
+        'layers.2.attn.proj': [3, 70, 71], 'layers.0.attn.qkv': [2 * dims * dims + 5]}
+    assert found.number == low_rank + 4 + dims
+    less = sensitivity.choose(backbone, scores, 4 + dims, rank=2)
+    assert not less.low_rank and less.number == 4 + dims
+    whole = sensitivity.choose(backbone, scores, low_rank + 4 + dims, rank=2, single=False)
+    assert not whole.single and whole.number == low_rank + dims
+    with pytest.raises(UserError, match=f'a budget of 3 .* the smallest vector has {dims}'):
+        sensitivity.choose(backbone, scores, 3, rank=2, single=False)
+
+
+def test_a_choice_is_a_method(tmp_path):
+    backbone = model(prompt=None)
+    scores = scores_of(backbone)
+    scores['layers.1.attn.qkv.weight'][:] = 1.0
+    scores['layers.3.ffn.layers.1.weight'][2, :30] = 2.0
+    scores['layers.2.ln2.weight'][:] = 3.0
+    choice = sensitivity.choose(backbone, scores, 2_000, rank=2)
+    text = sensitivity.method_file(choice, 2, tmp_path / 'places.safetensors', 'A note.')
+    found = runpy.run_path(str((tmp_path / 'method.py').resolve())) if (
+        (tmp_path / 'method.py').write_text(text)) else {}
+    tuned = model(prompt=None, **found['method'])
+    assert sum(p.numel() for p in tuned.parameters() if p.requires_grad) == choice.number
+    (hook,) = found['method_hooks']
+    assert hook['type'] == 'vpt_dense.SparsePlacesHook' and found['optim_group'] == 'adapters'
+    rows = sensitivity.table(backbone, scores, choice)
+    trained = sum(row[4] for row in rows if isinstance(row[4], int))
+    assert trained == sum(len(places) for places in choice.single.values())
+    assert {('layers.1.attn.qkv', part) for part in 'qkv'} <= set(choice.low_rank)
+    assert sum(row[4] == 'LoRA' for row in rows) == len(choice.low_rank)
+
+
+@pytest.mark.slow
+def test_what_is_sensitive_is_found_and_trained(capfd, tmp_path):
+    from vpt_dense import safe_files
+
+    data = make_ade_folder(tmp_path / 'data', size=(32, 32), num_images=4)
+    path = write_leaf(tmp_path, data)
+    text = path.read_text().replace('setr_vit-l_deep_ade20k', 'setr_vit-l_ade20k').replace(
+        '        prompt=dict(num_tokens=2)),', '        ),')
+    path.write_text(text)
+    options = ['--cfg-options', 'model.backbone.init_cfg=None']
+    out = tmp_path / 'out'
+    ask = ['analyse', 'sensitivity', path, '--out', out, '--images', 3, '--budget', 700, '--rank',
+           1, *options]  # fmt: skip
+    outcome = run_tool(capfd, *ask)
+    assert outcome.code == 0, outcome.err
+    printed = outcome.out
+    outcome = run_tool(capfd, *ask)
+    assert outcome.code == 2 and 'method.py is there already' in outcome.err
+    work = tmp_path / 'work'
+    outcome = run_tool(capfd, 'train', path, '--method', out / 'method.py', '--work-dir', work,
+                       *options)
+    assert outcome.code == 0, outcome.err
+    report = json.loads((work / 'params.json').read_text())
+    parts = report['parts']
+    number = sum(parts[p]['trainable'] for p in ('backbone', 'adapters') if p in parts)
+    assert f'{number} parameters: LoRA on ' in printed and 0 < number <= 700
+    places = safe_files.read(out / 'places.safetensors')['state_dict']
+    saved = safe_files.read(work / 'iter_2.pth')['state_dict']
+    stored = [v for k, v in saved.items() if k.endswith('.places')]
+    assert [len(v) for v in stored] == [len(v) for v in places.values()]
+    assert all(any(torch.equal(a, b) for b in places.values()) for a in stored)
+    places.popitem()
+    safe_files.write_tensors(places, out / 'places.safetensors', {})
+    outcome = run_tool(capfd, 'train', path, '--method', out / 'method.py', '--work-dir',
+                       tmp_path / 'other', *options)
+    assert outcome.code == 2 and 'is only in the model' in outcome.err.splitlines()[-1]
+
+
 # --- the command -----------------------------------------------------------------------------
 
 
@@ -272,6 +390,8 @@ def test_the_command(capfd, tmp_path):
     (['errors', 'c', 'k', '--against-config', 'x'], 'does nothing without --against'),
     (['attention', 'c', 'k', '--images', '-1'], '--images must be at least 0'),
     (['curves', '.'], 'no finished run in .'),
+    (['sensitivity', 'c', '--ratio', '0'], '--ratio must be above 0'),
+    (['sensitivity', 'c', '--budget', '0'], '--budget must be at least 1'),
     (['cost', 'vpt_dense::setr_vit-l_ade20k', '--tokens', '-1'], '--tokens must not be negative'),
 ])
 def test_mistakes_end_in_one_line(capfd, tmp_path, monkeypatch, arguments, message):

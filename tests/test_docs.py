@@ -79,7 +79,7 @@ def test_configs_exist(page):
 def options(capfd, tool: str) -> str:
     """What a tool's help says, with that of its sub-commands."""
     told = run_tool(capfd, tool, '--help').out
-    for name in re.findall(r'^    (\w+) ', told, re.MULTILINE):
+    for name in re.findall(r'^    (\w+)(?: |$)', told, re.MULTILINE):
         told += run_tool(capfd, tool, name, '--help').out
     return told
 

@@ -170,6 +170,54 @@ def test_samples_of_each_block_come_from_what_enters_it(flowers, tmp_path):
         assert (patches - centres[nearest]).square().sum() < 1.2 * best
 
 
+@pytest.mark.parametrize('leaf', [DEEP, 'vit-b_shallow_imagefolder.py'])
+def test_vipamin_is_near_patches_and_what_attention_leaves_out(leaf, flowers, tmp_path):
+    """By hand, with three patches each, and half of what is outside."""
+    cfg = prepare(tmp_path, flowers, dict(source='vipamin', neighbours=3, share=0.5), leaf)
+    runner, tokens = start(cfg)
+    images, _ = training_images(cfg, runner.model)
+    b, tokens = runner.model.backbone, tokens.clone()
+    randomise(b, 0)  # prompts and all as they were when the hook began
+    assert len(tokens) == (4 if leaf == DEEP else 1)
+    with torch.no_grad():
+        x = b.patch_embed(images)[0]
+        x = torch.cat((b.cls_token.expand(len(x), -1, -1), x), 1) + b.pos_embed
+        for i in range(len(tokens)):
+            layer, heads = b.layers[i], b.layers[i].attn.num_heads
+
+            def qkv(t, layer=layer, heads=heads):
+                parts = layer.attn.qkv(layer.ln1(t)).unflatten(-1, (3, heads, -1))
+                return parts.permute(2, 0, 3, 1, 4)  # (3, b, heads, n, d)
+
+            q, k, v = qkv(x)
+            out = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+            out = out.transpose(1, 2).flatten(2).mean(0).double()  # (17, C)
+            mine = torch.nn.functional.normalize(qkv(b.prompt.tokens[i : i + 1])[1][0].mean(0))
+            theirs = torch.nn.functional.normalize(k.mean(1)[:, 1:].mean(0))
+            chosen = (mine @ theirs.T).topk(3).indices
+            match = x.mean(0)[1:][chosen].mean(1)
+            novel = 2 * tokens[i] - match
+            # Their values are orthogonal to what attention puts out.
+            dims = x.shape[-1]
+            weight = layer.attn.qkv.weight[2 * dims :].double()
+            values = novel.double() @ weight.T + layer.attn.qkv.bias[2 * dims :].double()
+            cosine = torch.nn.functional.cosine_similarity(values[:, None], out[None], dim=-1)
+            assert cosine.abs().max() < 1e-3 and values.norm(dim=-1).min() > 0.1
+            x = layer(x)
+
+
+def test_vipamin_without_anything_new_is_a_mean_of_patches(flowers, tmp_path):
+    cfg = prepare(tmp_path, flowers, dict(source='vipamin', neighbours=16, share=0.0))
+    runner, tokens = start(cfg)
+    images, _ = training_images(cfg, runner.model)
+    b = runner.model.backbone
+    with torch.no_grad():
+        x = b.patch_embed(images)[0]
+        x = (torch.cat((b.cls_token.expand(len(x), -1, -1), x), 1) + b.pos_embed)[:, 1:]
+    torch.testing.assert_close(
+        tokens[0], x.mean((0, 1)).expand(3, -1), rtol=0, atol=1e-5)  # all 16 are near
+
+
 def test_max_images_are_spread_over_the_data(flowers, tmp_path):
     cfg = prepare(tmp_path, flowers, dict(source='prototypes', max_images=3))
     runner, tokens = start(cfg)
@@ -228,6 +276,9 @@ def test_segmentation_starts_from_samples(layers, tmp_path):
         (dict(source='prototypes'),
          {'model.backbone.with_cls_token': False, 'model.backbone.out_type': 'avg_tokens'},
          r'needs a cls token, but model\.backbone\.with_cls_token is False'),
+        (dict(source='vipamin'), {'val_dataloader.dataset.pipeline.1.scale': 512,
+                                  'val_dataloader.dataset.pipeline.2.crop_size': 512},
+         r'at 4097 places leaves none of 64 directions; take smaller images, or share=0'),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_in_one_line(hook, options, message, flowers, tmp_path):
@@ -263,9 +314,13 @@ def test_segmentation_has_no_prototypes(tmp_path):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(source='classes'), r"PromptStartHook\.source must be 'prototypes' or 'samples'"),
+        (dict(source='classes'), r"PromptStartHook\.source must be 'prototypes', 'samples' or"),
         (dict(source='samples', layers=3), r"PromptStartHook\.layers must be 'one' or 'each'"),
         (dict(source='samples', max_images=0), r'max_images must be an integer of at least 1'),
+        (dict(source='samples', share=0.5), r"share is of source='vipamin' alone, found 'samples'"),
+        (dict(source='vipamin', layers='one'), r"source='vipamin' is of 'each' block, found 'one'"),
+        (dict(source='vipamin', share=2), r'PromptStartHook\.share must be from 0 to 1, found 2'),
+        (dict(source='vipamin', neighbours=0), r'neighbours must be an integer of at least 1'),
         (dict(source='samples', seed=-1), r'PromptStartHook\.seed must be an .* found -1'),
     ],
 )
@@ -299,7 +354,8 @@ def run(cfg):
 
 
 @pytest.mark.parametrize(
-    'source', ['prototypes', pytest.param('samples', marks=pytest.mark.slow)]
+    'source', ['prototypes', *(
+        pytest.param(source, marks=pytest.mark.slow) for source in ('samples', 'vipamin'))]
 )
 def test_fragment_trains_and_resumes_exactly(source, flowers, tmp_path):
     path = tmp_path / 'leaf.py'
@@ -314,7 +370,8 @@ def test_fragment_trains_and_resumes_exactly(source, flowers, tmp_path):
         options = {'train_cfg.max_epochs': 2, **options}
         cfg = config.load(str(path), tiny_folder(tmp_path / folder, flowers, **options))
         assert cfg.custom_hooks[-1].type == HOOK and 'method_hooks' not in cfg
-        assert cfg.model.backbone.prompt.num_tokens == (3 if source == 'prototypes' else 10)
+        assert cfg.model.backbone.prompt.num_tokens == (
+            dict(prototypes=3, samples=10, vipamin=20)[source])
         return cfg
 
     whole, begun = run(load('whole'))

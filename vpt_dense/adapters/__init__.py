@@ -9,9 +9,10 @@ from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.rein import Rein
 from vpt_dense.adapters.rep_adapter import RepAdapter
 from vpt_dense.adapters.side_network import SideNetwork
+from vpt_dense.adapters.sparse_update import SparseUpdate
 from vpt_dense.adapters.ssf import SSF
 
 __all__ = [
     'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
-    'LoRA', 'Rein', 'RepAdapter', 'SideNetwork', 'merge_adapters',
+    'LoRA', 'Rein', 'RepAdapter', 'SideNetwork', 'SparseUpdate', 'merge_adapters',
 ]

@@ -1,4 +1,4 @@
-"""Shows what a tuned model does: attention, prompts, features, errors; curves and cost of methods.
+"""Shows what a tuned model does: attention, features, errors; curves, cost; what should train.
 
 ``vpt-dense analyse attention CONFIG CHECKPOINT``: each kind writes a picture and its numbers.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import errors
+from vpt_dense import errors, outputs
 from vpt_dense.errors import UserError
 
 
@@ -63,15 +63,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cost.add_argument('--steps', type=int, default=10, help='steps that are timed')
     cost.add_argument('--amp', action='store_true', help='mixed precision in training')
     cost.add_config_options('override settings', method=False)
+    sensitive = kind('sensitivity', 'the weights that the loss depends on most, and a method file '
+                     'in which these train (SPT)')
+    sensitive.add_argument('config', help='a recipe')
+    sensitive.add_argument('--images', type=int, default=400, metavar='N',
+                           help='spread over the training images (default: %(default)s; 0: all)')
+    sensitive.add_argument('--budget', type=int, default=400_000, metavar='N',
+                           help='parameters that may train in the backbone (default: %(default)s)')
+    sensitive.add_argument('--rank', type=int, default=8, help='of LoRA (default: %(default)s)')
+    sensitive.add_argument('--ratio', type=float, default=5.0, metavar='R',
+                           help='LoRA updates a matrix that has a share 1/R of its cost in '
+                           'sensitive weights (default: %(default)s)')
+    sensitive.add_argument('--no-single', action='store_true',
+                           help='no single weights: LoRA and whole vectors alone')
+    outputs.add_force_option(sensitive)
+    sensitive.add_argument('--device', default='cpu')
+    sensitive.add_argument('--seed', type=int, default=0, help='of the head and the augmentation')
+    sensitive.add_argument('--base', metavar='PATH', help='pretrained weights of the backbone')
+    sensitive.add_config_options('override settings', method=False)
     args = parser.parse_args(argv)
     args.out = args.out or Path('work_dirs/analysis', args.kind)
     if getattr(args, 'against_config', None) and not args.against:
         raise UserError('--against-config does nothing without --against')
     for name, least in (('images', 0), ('neighbours', 1), ('per_class', 1), ('worst', 0),
-                        ('steps', 1)):
+                        ('steps', 1), ('budget', 1), ('rank', 1)):
         value = getattr(args, name, least)
         if value < least:
             raise UserError(f'--{name.replace("_", "-")} must be at least {least}, found {value}')
+    if getattr(args, 'ratio', 1.0) <= 0:
+        raise UserError(f'--ratio must be above 0, found {args.ratio}')
     return args
 
 
@@ -414,9 +434,65 @@ def _cost(args: argparse.Namespace) -> list[Path]:
         figures.lines(args.out / 'cost.png', series, 'prompts', 'testing, ms an image')]
 
 
+def _sensitivity(args: argparse.Namespace) -> list[Path]:
+    import torch
+    from mmengine.dataset import pseudo_collate
+    from mmengine.registry import DATASETS
+
+    from vpt_dense import building, config, live, preflight, run_setup, safe_files, seeding
+    from vpt_dense.analysis import figures, sensitivity
+
+    outputs.check_free([args.out / 'method.py'], args.force)
+    cfg = config.load(args.config, args.cfg_options, 'full')
+    if args.base:
+        run_setup.use_base(cfg, args.base)
+    cfg.work_dir, cfg.launcher = str(args.out), 'none'
+    preflight.check(cfg, 'train')
+    with seeding.seeded('sensitivity', args.seed):
+        model = building.build_model(cfg)
+        model.init_weights()
+        model.to(args.device)
+        with building.scope(cfg):
+            dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        number = min(args.images, len(dataset)) if args.images else len(dataset)
+        spread = torch.linspace(0, len(dataset) - 1, number, dtype=torch.float64)
+        chosen = spread.round().long().split(cfg.train_dataloader.batch_size)
+
+        def batches() -> Iterator[dict]:
+            for indices in live.track(chosen, len(chosen), 'gradients: batches', print):
+                yield pseudo_collate([dataset[i] for i in indices.tolist()])
+
+        scores = sensitivity.measure(model, batches())
+    backbone = model.backbone
+    choice = sensitivity.choose(
+        backbone, scores, args.budget, args.rank, args.ratio, not args.no_single)
+    rows = sensitivity.table(backbone, scores, choice)
+    header = ['weight', 'part', 'number', 'sensitivity', 'trains']
+    written = [_write_csv(args.out / 'sensitivity.csv', header, rows)]
+    places = None
+    if choice.single:
+        places = args.out.absolute() / 'places.safetensors'
+        safe_files.write_tensors(choice.single, places, {})
+        written.append(places)
+    total = sum(p.numel() for p in backbone.parameters())
+    note = (f'SPT (https://arxiv.org/abs/2303.08566): {choice.number:,} of {total:,} parameters, '
+            f'from {number} images of {Path(args.config).stem}')
+    file = args.out / 'method.py'
+    safe_files.write_text(file, sensitivity.method_file(choice, args.rank, places, note))
+    blocks = [f'{block.name}.' for block in backbone.block_list()]
+    sums = [sum(row[3] for row in rows if row[0].startswith(name)) for name in blocks]
+    series = {'all weights': [(i, value, 0.0) for i, value in enumerate(sums)]}
+    written += [figures.lines(args.out / 'sensitivity.png', series, 'block',
+                              'sum of squared gradients'), file]
+    alone = sum(len(each) for each in choice.single.values())
+    print(f'{choice.number:,} parameters: LoRA on {len(choice.low_rank)} matrices, '
+          f'{len(choice.vectors)} vectors, {alone:,} single weights')
+    return written
+
+
 def _short(value: Any) -> str:
     return '-' if value is None else f'{value:,.2f}' if isinstance(value, float) else str(value)
 
 
 _KINDS = dict(attention=_attention, prompts=_prompts, features=_features, errors=_errors,
-              curves=_curves, cost=_cost)
+              curves=_curves, cost=_cost, sensitivity=_sensitivity)

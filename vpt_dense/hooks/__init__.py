@@ -8,6 +8,7 @@ from vpt_dense.hooks.gradient_hook import GradientHook
 from vpt_dense.hooks.invalid_loss_hook import InvalidLossHook
 from vpt_dense.hooks.label_mapping_hook import LabelMappingHook
 from vpt_dense.hooks.label_maps_hook import LabelMapsHook
+from vpt_dense.hooks.metric_loss_hook import MetricLossHook
 from vpt_dense.hooks.missed_validation_hook import MissedValidationHook
 from vpt_dense.hooks.monitor_hook import MonitorHook
 from vpt_dense.hooks.plateau_hook import PlateauHook
@@ -18,6 +19,7 @@ from vpt_dense.hooks.prompt_loss_hook import PromptLossHook
 from vpt_dense.hooks.prompt_start_hook import PromptStartHook
 from vpt_dense.hooks.report_hook import ReportHook
 from vpt_dense.hooks.seed_hook import SeedHook
+from vpt_dense.hooks.sparse_places_hook import SparsePlacesHook
 
 __all__ = [
     'AccumulationHook',
@@ -28,6 +30,7 @@ __all__ = [
     'InvalidLossHook',
     'LabelMappingHook',
     'LabelMapsHook',
+    'MetricLossHook',
     'MissedValidationHook',
     'MonitorHook',
     'PlateauHook',
@@ -38,4 +41,5 @@ __all__ = [
     'PromptStartHook',
     'ReportHook',
     'SeedHook',
+    'SparsePlacesHook',
 ]

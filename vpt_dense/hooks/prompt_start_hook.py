@@ -2,9 +2,12 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -12,12 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from vpt_dense import live, seeding
-from vpt_dense.argument_checks import check_choice, check_count
+from vpt_dense.argument_checks import check_choice, check_count, check_number
 from vpt_dense.errors import UserError
 from vpt_dense.params import unwrap
 from vpt_dense.prompts import TokenPrompt
 from vpt_dense.registry import HOOKS
 from vpt_dense.tree import leaf_datasets
+
+if TYPE_CHECKING:
+    from vpt_dense.adapters import Block
 
 #: Patches that a k-means looks at, about.
 _PATCHES = 20_000
@@ -32,6 +38,14 @@ class PromptStartHook(Hook):
     - 'samples': the centres of a k-means of patches, as many as there are prompts. The idea is that
       of X. Wang et al., "Revisiting the Power of Prompt for Visual Tuning", ICML 2024,
       https://arxiv.org/abs/2402.02382. It asks for no labels.
+    - 'vipamin': VIPAMIN (NeurIPS 2025; by what https://github.com/iamjaekyun/vipamin computes).
+      With X (N, C) the tokens that enter the block, K (N, C / heads) the keys of its patches,
+      averaged over heads, and O what attention puts out before its projection, all means over the
+      images, place by place: a prompt starts at (1 - share) M + share R. M is the mean of X over
+      the ``neighbours`` patches whose K is nearest, by cosine, to that of the prompt's random
+      start. R comes from further random prompts r: their values W_v r + b_v, of which the span of
+      O is taken out, go back through the pseudo-inverse of W_v (theirs uses its transpose). It
+      asks for no labels, and for images of one size.
 
     The tokens come from the backbone without its prompt and side network, in eval mode. The images
     are those of ``train_dataloader``, loaded as ``val_dataloader`` says (its transforms, batch size
@@ -40,15 +54,17 @@ class PromptStartHook(Hook):
     ``load_from``, and the generators of random numbers are left as they were.
 
     Args:
-        source: 'prototypes' or 'samples'.
+        source: 'prototypes', 'samples' or 'vipamin'.
         layers: 'one': the same start for the prompts of all blocks. Prototypes are then the cls
             tokens that the last block and the final norm put out, samples come from the patch
             embeddings without positions (behind ``pre_norm``, if there is one). 'each': a start for
             each block's prompts: the cls tokens that the block puts out (at its input, the first
             block's would be the same for all classes), and the patches that enter the block, with
-            their positions.
+            their positions. 'vipamin' is always 'each'.
         max_images: Images that are looked at, spread evenly over the data set; None: all.
-        seed: Of the patches that are chosen and of the k-means.
+        seed: Of the patches that are chosen and of the k-means, or of the further random prompts.
+        neighbours: See 'vipamin', and for it alone; 8 by default. The authors search 2 to 128.
+        share: Likewise, 0 to 1; 0.5 by default.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -59,11 +75,27 @@ class PromptStartHook(Hook):
     priority = 'HIGH'  # behind what starts the backbone and what checks the data
 
     def __init__(
-        self, source: str, layers: str = 'one', max_images: int | None = None, seed: int = 0
-    ) -> None:
+        self, source: str, layers: str | None = None, max_images: int | None = None, seed: int = 0,
+        neighbours: int | None = None, share: float | None = None,
+    ) -> None:  # fmt: skip
+        own = source == 'vipamin'
+        for key, value in dict(neighbours=neighbours, share=share).items():
+            if value is not None and not own:
+                raise ValueError(
+                    f"PromptStartHook.{key} is of source='vipamin' alone, found {source!r}")
+        if own and layers not in (None, 'each'):
+            raise ValueError(
+                f"PromptStartHook.layers: source='vipamin' is of 'each' block, found {layers!r}")
+        layers = layers or ('each' if own else 'one')
+        self.neighbours = check_count(
+            8 if neighbours is None else neighbours, 'PromptStartHook.neighbours')
+        self.share = check_number(0.5 if share is None else share, 'PromptStartHook.share')
+        if not 0 <= self.share <= 1:
+            raise ValueError(f'PromptStartHook.share must be from 0 to 1, found {share!r}')
         if max_images is not None:
             check_count(max_images, 'PromptStartHook.max_images')
-        self.source = check_choice(source, 'PromptStartHook.source', ('prototypes', 'samples'))
+        self.source = check_choice(
+            source, 'PromptStartHook.source', ('prototypes', 'samples', 'vipamin'))
         self.layers = check_choice(layers, 'PromptStartHook.layers', ('one', 'each'))
         self.max_images = max_images
         self.seed = check_count(seed, 'PromptStartHook.seed', 0)
@@ -84,7 +116,8 @@ class PromptStartHook(Hook):
         sets = range(prompt.start, prompt.start + len(prompt.tokens))
         with seeding.seeded('prompt start', self.seed), torch.no_grad():
             batches = _Batches(runner, model, self.max_images)
-            make = self._prototypes if self.source == 'prototypes' else self._samples
+            make = dict(prototypes=self._prototypes, samples=self._samples,
+                        vipamin=self._vipamin)[self.source]
             start = make(plain, batches, model, prompt, list(sets)).to(prompt.tokens)
             dist.broadcast(start)
             prompt.tokens.copy_(start)
@@ -210,6 +243,89 @@ class PromptStartHook(Hook):
             for place, i in zip(start, sets, strict=True):
                 place.copy_(centres[i if self.layers == 'each' else 0])
         return start
+
+    def _vipamin(
+        self, plain: nn.Module, batches: '_Batches', model: nn.Module, prompt: TokenPrompt,
+        sets: list[int],
+    ) -> Tensor:
+        """Means of near patches, and what attention does not put out, (sets, P, C)."""
+        if not {'parts'} <= plain.offers:
+            raise UserError(
+                f"PromptStartHook(source='vipamin') needs blocks with attention and an MLP one "
+                f'after the other, {type(plain).__name__} has others')
+        if batches.number < dist.get_world_size():
+            raise UserError(
+                f"PromptStartHook(source='vipamin'): {batches.number} images are too few for "
+                f'{dist.get_world_size()} processes; raise max_images')
+        blocks = plain.block_list()
+        plain.out_indices = [plain.num_layers - 1]
+        sums: dict[int, list[Tensor]] = {i: [] for i in sets}
+        seen: dict[int, list[Tensor]] = {i: [] for i in sets}
+        for i in sets:
+            blocks[i].module.register_forward_pre_hook(
+                lambda _, inputs, i=i: seen[i].append(inputs[0]))
+            blocks[i].proj.register_forward_pre_hook(
+                lambda _, inputs, i=i: seen[i].append(inputs[0]))
+        size, number = None, 0
+        for images, _ in batches:
+            size = size or tuple(images.shape[-2:])
+            if tuple(images.shape[-2:]) != size:
+                raise UserError(
+                    f"PromptStartHook(source='vipamin') takes means over images, place by place, "
+                    f'and they are of {size[0]}x{size[1]} and of '
+                    f'{images.shape[-2]}x{images.shape[-1]} pixels; let the transforms of '
+                    'val_dataloader make them all one size')
+            plain(images)
+            number += len(images)
+            for i, parts in seen.items():
+                tokens, out = (part.double() for part in parts)
+                keys = _keys(blocks[i], parts[0][:, plain.num_first :]).double()
+                found = [part.sum(0) for part in (tokens, keys, out)]
+                parts.clear()
+                sums[i] = [a + b for a, b in zip(sums[i], found, strict=True)] if sums[i] else found
+        counts = torch.tensor(float(number), dtype=torch.float64, device=prompt.tokens.device)
+        dist.all_reduce(counts)
+        shape = (len(sets), prompt.num_tokens, plain.embed_dims)
+        start = torch.empty(shape, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(self.seed)
+        bound = math.sqrt(6 / (3 * math.prod(plain.patch_size_pixels()) + plain.embed_dims))
+        for place, i, random in zip(start, sets, prompt.tokens, strict=True):
+            for part in sums[i]:
+                dist.all_reduce(part)
+            tokens, keys, out = (part / counts for part in sums[i])
+            block = blocks[i]
+            own = F.normalize(_keys(block, random[None])[0].double(), dim=-1)
+            near = own @ F.normalize(keys, dim=-1).T  # (P, N)
+            chosen = near.topk(min(self.neighbours, near.shape[1]), dim=1).indices
+            match = tokens[plain.num_first :][chosen].mean(1)
+            further = torch.rand(shape[1:], generator=generator, dtype=torch.float64)
+            novel = _outside(block, (bound * (2 * further - 1)).to(out.device), out)
+            if self.share and novel is None:
+                raise UserError(
+                    f"PromptStartHook(source='vipamin'): what attention puts out at "
+                    f'{len(out)} places leaves none of {plain.embed_dims} directions; take '
+                    'smaller images, or share=0')
+            place.copy_(match if novel is None else (1 - self.share) * match + self.share * novel)
+        return start
+
+
+def _keys(block: 'Block', tokens: Tensor) -> Tensor:
+    """Keys of tokens (b, n, C) by a block, the mean over its heads, (b, n, C / heads)."""
+    tokens = block.norm1(tokens) if block.prenorm else tokens
+    return block.keys_values(tokens)[0].mean(1)
+
+
+def _outside(block: 'Block', tokens: Tensor, out: Tensor) -> Tensor | None:
+    """Prompts whose values have no part in the span of vectors (n, C); None: that is all."""
+    if len(out) >= out.shape[1]:
+        return None
+    weight, bias = block.weights('kv')
+    weight = weight.chunk(2)[1].double()
+    bias = 0.0 if bias is None else bias.chunk(2)[1].double()
+    basis = torch.linalg.qr(out.T).Q  # (C, n)
+    values = tokens @ weight.T + bias
+    values = values - values @ basis @ basis.T
+    return (values - bias) @ torch.linalg.pinv(weight).T
 
 
 class _Spread(Sampler):
