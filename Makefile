@@ -42,7 +42,7 @@ test-medical:  ## Run the tests of NIfTI and DICOM, with the extra that they nee
 .test-medical: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_medical.py
 
-LONGEST := tests/test_suite.py tests/test_preemption.py
+LONGEST := tests/test_suite.py tests/test_launch.py
 # These first: at the end one worker would be left with them.
 test-slow: $(STAMP)  ## Run the slow tests: graphs of every kind, whole trainings, signals
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) $(DEAL) \

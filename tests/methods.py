@@ -369,6 +369,8 @@ ROWS = {
 #: Families that differ from another of timm in sizes and layers: what holds by the code that they
 #: share is tested slowly, or on the other.
 COLUMNS_ARE_SLOW = tuple(TIMM)[1:]
+#: Those of them whose slow tests are long: their blocks are those of another, and so is their code.
+COLUMNS_ARE_LONG = ('siglip2', 'radio')
 #: Every row on every family that it fits, in every task.
 CASES = [
     (name, family, task)
@@ -407,8 +409,7 @@ GRAPHS = [
 ]  # fmt: skip
 
 #: Rows of every kind; the graphs of others are made of the same operations, and long.
-_OF_EVERY_KIND = ('full', 'deep', 'prefix', 'coda-prompt', 'pad', 'lora-all', 'adapter', 'ssf',
-                  'rein', 'deep, first 2, removed')
+_OF_EVERY_KIND = ('full', 'deep', 'coda-prompt', 'pad', 'lora-all', 'ssf', 'rein')
 GRAPH_PARAMS = [
     pytest.param(*each, marks=pytest.mark.slow if each[0] in _OF_EVERY_KIND else pytest.mark.long)
     for each in GRAPHS]

@@ -462,7 +462,7 @@ def test_wrong_streams(capfd, tmp_path, data, calls, arguments, message):
     assert outcome.code == 2 and message in outcome.err, outcome.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_stream_goes_on_to_the_same_end(tmp_path, data):
     """SIGKILL of the whole group, twice, while the second step trains."""
     def start(out):

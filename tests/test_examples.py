@@ -43,7 +43,7 @@ def run(name: str, folder, *options: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @example
 def test_it_learns_and_writes_what_was_tuned(name, tmp_path):
     options = ['--out', 'out'] if name == 'hf_trainer' else []

@@ -251,7 +251,7 @@ PAYLOADS = {
     'renamed_to_safetensors': (renamed_to_safetensors, '.safetensors', 'truncated or damaged'),
     'torch_script': (torch_script, '.pth', 'TorchScript'),
 }
-#: These tell one way in from another; the rest goes through all of them in the slow suite.
+#: These tell one way in from another; the rest goes through all of them in the slow and long suites.
 SOME = ('top_level_system', 'getattr_to_rebuild', 'legacy')
 LIVE = [name for name in PAYLOADS if name not in ('object_array', 'torch_script')]
 
@@ -531,7 +531,7 @@ SLOW = {
 @pytest.mark.parametrize(
     ('way', 'name'),
     [pytest.param(way, name, marks=() if name in SOME else (
-        pytest.mark.slow if number % 2 else pytest.mark.long))
+        pytest.mark.slow if number % 4 == 1 else pytest.mark.long))
      for way in SLOW for number, name in enumerate(PAYLOADS)],
 )  # fmt: skip
 def test_nothing_runs_in_tools(tmp_path, marker, data, capfd, way, name):

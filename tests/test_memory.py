@@ -347,7 +347,7 @@ print(json.dumps([estimate['megabytes']['peak'], peak - before]))
 
 
 @pytest.mark.parametrize('method', [
-    pytest.param('deep', marks=pytest.mark.slow), pytest.param('full', marks=pytest.mark.long)])
+    pytest.param(each, marks=pytest.mark.long) for each in ('deep', 'full')])
 def test_estimate_is_the_growth_of_a_process(method, tmp_path):
     """ViT-B, 256 pixels, on Linux. The allocator is told to give back what is freed: no gaps.
 

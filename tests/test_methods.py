@@ -9,6 +9,7 @@ import torch
 from methods import (
     BACKBONES,
     CASES,
+    COLUMNS_ARE_LONG,
     COLUMNS_ARE_SLOW,
     FAMILIES,
     GRAPH_PARAMS,
@@ -41,7 +42,11 @@ def params(cases: list[tuple[str, str, str]], quick: bool = False) -> list:
             return family != 'vit' and not last
         return family in TIMM and not (last and family not in COLUMNS_ARE_SLOW)
 
-    return [pytest.param(*c, marks=pytest.mark.slow if is_slow(*c) else ()) for c in cases]
+    def mark(name: str, family: str, task: str) -> object:
+        later = pytest.mark.long if family in COLUMNS_ARE_LONG else pytest.mark.slow
+        return later if is_slow(name, family, task) else ()
+
+    return [pytest.param(*c, marks=mark(*c)) for c in cases]
 
 
 def rows(*args, **kwargs) -> pytest.MarkDecorator:

@@ -740,7 +740,7 @@ print((resident_peak() - before) / 2**20)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_of_a_large_image_is_bounded(seg, tmp_path):
     """Its logits would take 2.2 GiB."""
     rng = np.random.default_rng(0)

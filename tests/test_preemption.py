@@ -121,7 +121,7 @@ def evaluations(work: Path) -> list[dict]:
 
 @pytest.mark.parametrize(('processes', 'number', 'extra'), [
     pytest.param(1, signal.SIGTERM, WORKERS, marks=pytest.mark.slow),
-    pytest.param(2, signal.SIGUSR1, BY_EPOCH, marks=pytest.mark.slow),
+    pytest.param(2, signal.SIGUSR1, BY_EPOCH, marks=pytest.mark.long),
     pytest.param(1, signal.SIGUSR1, BY_EPOCH, marks=pytest.mark.long),
     pytest.param(2, signal.SIGTERM, WORKERS, marks=pytest.mark.long),
 ])  # fmt: skip
@@ -155,7 +155,7 @@ def test_saves_and_goes_on_exactly(tmp_path, data, processes, number, extra):
         [4 // processes, 8 // processes] if by_epoch else [3, 6, 8])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_leaves_a_validation_and_makes_up_for_it(tmp_path, data):
     leaf = leaf_in(tmp_path, data, "default_hooks['checkpoint']['interval'] = 3\n")
     run = Run(tmp_path, leaf, seconds=0.5)

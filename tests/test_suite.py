@@ -582,7 +582,7 @@ def slurm_here(folder, refuse=''):
     return dict(PATH=f'{folder}{os.pathsep}{os.environ["PATH"]}')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_submitit_here(tmp_path):
     pytest.importorskip('submitit')
     path, out = plan(tmp_path), tmp_path / 'out'
@@ -789,7 +789,7 @@ def test_a_ray_head_that_is_not_there(tmp_path, capfd, monkeypatch, address):
 # --- end to end ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_suite(tmp_path, capfd):
     """Two data sets, two methods, trained; the table is of their tests."""
     for name, prompt in (('deep', 'num_tokens=2'), ('shallow', 'num_tokens=3, deep=False')):

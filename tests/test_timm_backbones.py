@@ -92,7 +92,7 @@ def test_refused_names(name):
 
 #: timm has thousands of names, most of which differ in numbers from another.
 walks = pytest.mark.parametrize('every', [
-    pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.long)],
+    pytest.param(each, marks=pytest.mark.long) for each in (False, True)],
     ids=['one of each', 'all'])  # fmt: skip
 
 
