@@ -82,10 +82,14 @@ class Job:
                 raise UserError(
                     f'custom_hooks: a {kind} has nothing to do in a round of a federation, which '
                     'sends what was trained last; leave it out')
-            if kind in ('PromptStartHook', 'LabelMappingHook'):
+            if kind in ('PromptStartHook', 'LabelMappingHook', 'SparsePlacesHook'):
                 raise UserError(
-                    f'custom_hooks: a {kind} sets a part of the model from the images of each '
-                    'client, which would replace what the server sends; take another method')
+                    f'custom_hooks: a {kind} sets a part of the model when a training begins, '
+                    'which would replace what the server sends; take another method')
+            if kind == 'MetricLossHook':
+                raise UserError(
+                    'custom_hooks: a MetricLossHook deals classes to prompts by what it has seen '
+                    'of a whole training, a round is a piece of one; take another method')
         return cfg
 
 
