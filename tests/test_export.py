@@ -110,6 +110,8 @@ HEADS = {
     'linear': dict(type='vpt_dense.LinearHead', in_index=1),
     'Segmenter': dict(type='vpt_dense.SegmenterMaskTransformerHead', in_index=1, num_layers=1,
                       num_heads=2, embed_dims=64, norm_cfg=dict(type='LN')),
+    'PMD': dict(type='vpt_dense.PlainMaskHead', in_channels=[64, 64], in_index=[0, 1], num_heads=2,
+                num_queries=5, num_blocks=2, hidden_dims=32),
     'ensemble': dict(type='vpt_dense.SETRUPHead', in_index=1, num_convs=1, up_scale=2,
                      kernel_size=3),
 }
@@ -122,6 +124,8 @@ def segmentor(kind: str = 'SETR', num_classes: int = 5, **backbone) -> nn.Module
         norm_cfg=dict(type='SyncBN'), dropout_ratio=0)
     if kind == 'linear':
         del head['channels']
+    if kind == 'PMD':
+        head = dict(num_classes=num_classes, norm_cfg=head['norm_cfg'])
     head |= HEADS[kind]
     prompt, vit = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True), BACKBONES['vit']
     if kind == 'ensemble':

@@ -251,7 +251,7 @@ PAYLOADS = {
     'renamed_to_safetensors': (renamed_to_safetensors, '.safetensors', 'truncated or damaged'),
     'torch_script': (torch_script, '.pth', 'TorchScript'),
 }
-#: These tell one way in from another; the rest goes through all of them in the slow and long suites.
+#: These tell one way in from another; the rest goes through all of them in slow and long tests.
 SOME = ('top_level_system', 'getattr_to_rebuild', 'legacy')
 LIVE = [name for name in PAYLOADS if name not in ('object_array', 'torch_script')]
 

@@ -63,8 +63,8 @@ MODELS = _child(
             ).items()
         },
         'vpt_dense.heads': [
-            'FCNHead', 'LinearHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',
-            'UPerHead',
+            'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
+            'SegmenterMaskTransformerHead', 'UPerHead',
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],

@@ -1,10 +1,11 @@
 """Decode heads. Needs mmseg, so the registry imports it when one of them is asked for."""
 
 from vpt_dense.heads.linear import LinearHead
+from vpt_dense.heads.plain_mask import PlainMaskHead
 from vpt_dense.heads.setr import SETRMLAHead, SETRUPHead
 from vpt_dense.heads.upsampled import FCNHead, SegmenterMaskTransformerHead, UPerHead
 
 __all__ = [
-    'FCNHead', 'LinearHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',
-    'UPerHead',
+    'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
+    'SegmenterMaskTransformerHead', 'UPerHead',
 ]

@@ -61,10 +61,10 @@ class LinearHead(UpsampledLoss, BaseDecodeHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Turn feature maps, each (B, C, h, w), into class scores (B, num_classes, h, w)."""
-        x = self._transform_inputs([_normalise_tokens(features) for features in inputs])
+        x = self._transform_inputs([normalise_tokens(features) for features in inputs])
         return self.cls_seg(self.norm(x))
 
 
-def _normalise_tokens(x: Tensor) -> Tensor:
+def normalise_tokens(x: Tensor) -> Tensor:
     """Bring the channels of every position of (B, C, h, w) to mean 0 and variance 1."""
     return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
