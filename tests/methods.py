@@ -349,6 +349,15 @@ ROWS = {
     'rein': Row(
         dict(adapters=[dict(type='vpt_dense.Rein', num_tokens=6, rank=2)]), _TOKENS,
         files=('rein',)),
+    'mona': Row(
+        dict(adapters=[dict(type='vpt_dense.Mona', hidden_dims=8)]), _TOKENS, starts_equal=True,
+        files=('mona',)),
+    'mona, random start': Row(
+        dict(adapters=[dict(type='vpt_dense.Mona', hidden_dims=8, zero_start=False)]), ('vit',),
+        formula=formula_of('mona')),
+    'convpass': Row(
+        dict(adapters=[dict(type='vpt_dense.Convpass', hidden_dims=4)]), _TOKENS,
+        starts_equal=True, files=('convpass',)),
     'side': Row(dict(adapters=[dict(type='vpt_dense.SideNetwork')]), _TOKENS, files=('side',)),
     # --- combinations
     'deep-bias': Row(
@@ -375,7 +384,8 @@ OF_VARIANTS = [
 ]  # fmt: skip
 #: Rows whose graph is that of another: they differ in what trains, in sizes, or in dropout, which
 #: no graph has; and one that has both parts of two others.
-_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv')
+_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv',
+                  'mona, random start')
 #: A row for each place of a block where something stands or changes: what a method itself computes
 #: there is in its graph on the plain vision transformer, and families differ in their places.
 _PLACES = {
@@ -383,11 +393,11 @@ _PLACES = {
     'eva02': ('linear', 'deep', 'e2vpt', 'add-deep', 'lora-all', 'adapter', 'rep-adapter', 'ssf'),
     # timm's blocks: its attention is computed by ours where keys and values join.
     'dinov3': ('full', 'linear', 'deep', 'pixel', 'add-deep', 'e2vpt', 'pad', 'lora-all', 'cvpt',
-               'adapter', 'rep-adapter', 'ssf', 'rein', 'side'),
+               'adapter', 'rep-adapter', 'ssf', 'rein', 'mona', 'convpass', 'side'),
     # Windows: tokens, keys and values are put into each.
     'swin': ('full', 'linear', 'shallow', 'deep', 'prefix', 'e2vpt', 'residual', 'deep, projected',
              'deep, first 2, removed', 'deep, last 2', 'pad', 'lora-all', 'cvpt', 'adapter',
-             'rep-adapter', 'ssf', 'rein', 'side'),
+             'rep-adapter', 'ssf', 'rein', 'mona', 'convpass', 'side'),
 }
 #: Those whose graphs are made of other operations: which weights train does not count, but for all
 #: and none of them; and of the tasks the one with more outputs does for both.

@@ -58,7 +58,7 @@ def reference(model: nn.Module, x: torch.Tensor, change) -> torch.Tensor:
         weights = torch.einsum('bnhc,bmhc->bhnm', q, k).div(math.sqrt(q.shape[-1])).softmax(-1)
         mixed = torch.einsum('bhnm,bmhc->bnhc', weights, v).flatten(2)
         out = change('proj', i, mixed @ attn.proj.weight.T + attn.proj.bias, mixed)
-        x = x + scale(out, attn.gamma1)
+        x = change('attention', i, x + scale(out, attn.gamma1), x)
         u = change('norm2', i, norm(x, block.ln2), x)
         (first,), last = model.block_list()[i].fc1, model.block_list()[i].fc2
         hidden = change('fc1', i, u @ first.weight.T + first.bias, u)
@@ -149,12 +149,64 @@ def lora_by_hand(model):
     return change
 
 
+def on_the_grid(z, kernel, bias, groups):
+    """A convolution written out as shifted products: tokens (B, n, r), the last 4x4 of them."""
+    side, out = kernel.shape[-1] // 2, []
+    maps = z[:, -16:].unflatten(1, (4, 4))
+    wide = torch.zeros(len(z), 4 + 2 * side, 4 + 2 * side, z.shape[2], dtype=z.dtype)
+    wide[:, side : side + 4, side : side + 4] = maps
+    for row in range(4):
+        for column in range(4):
+            window = wide[:, row : row + 2 * side + 1, column : column + 2 * side + 1]
+            equation = 'bhwc,chw->bc' if groups else 'bhwc,ochw->bo'
+            out.append(torch.einsum(equation, window, kernel) + bias)
+    return torch.stack(out, 1)
+
+
+def gelu(z):
+    return 0.5 * z * (1 + torch.erf(z / math.sqrt(2)))
+
+
+def mona_by_hand(model):
+    def change(place, layer, value, tokens):
+        if place not in ('attention', 'ffn'):
+            return value
+        m = model.adapters[0].branches[2 * layer + (place == 'ffn')]
+        mean, variance = value.mean(-1, True), value.var(-1, unbiased=False, keepdim=True)
+        normed = (value - mean) / (variance + 1e-5).sqrt() * m.norm.weight + m.norm.bias
+        z = (normed * m.gamma + value * m.gamma_x) @ m.down.weight.T + m.down.bias
+        found = sum(on_the_grid(z, c.weight[:, 0], c.bias, True) for c in m.filters) / 3
+        assert [tuple(c.weight.shape[2:]) for c in m.filters] == [(3, 3), (5, 5), (7, 7)]
+        z = torch.cat((z[:, :-16], z[:, -16:] + found), 1)
+        z = z + z @ m.mix.weight.T + m.mix.bias
+        return value + gelu(z) @ m.up.weight.T + m.up.bias
+    return change
+
+
+def convpass_by_hand(model):
+    seen = {}
+
+    def change(place, layer, value, tokens):
+        if place in ('norm1', 'norm2'):
+            seen[place] = value
+        if place not in ('attention', 'ffn'):
+            return value
+        c = model.adapters[0].branches[2 * layer + (place == 'ffn')]
+        z = gelu(seen['norm1' if place == 'attention' else 'norm2'] @ c.down.weight.T + c.down.bias)
+        first = z[:, :-16] @ c.conv.weight[:, :, 1, 1].T + c.conv.bias
+        z = torch.cat((first, on_the_grid(z, c.conv.weight, c.conv.bias, False)), 1)
+        return value + 0.7 * (gelu(z) @ c.up.weight.T + c.up.bias)
+    return change
+
+
 BY_HAND = {
     'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
     'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
     'RepAdapter': (dict(rank=4, scale=0.7), rep_by_hand),
     'SSF': ({}, ssf_by_hand),
     'Rein': (dict(num_tokens=6, rank=2), rein_by_hand),
+    'Mona': (dict(hidden_dims=8), mona_by_hand),
+    'Convpass': (dict(hidden_dims=4, scale=0.7), convpass_by_hand),
     'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
 }
 

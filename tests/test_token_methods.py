@@ -688,8 +688,9 @@ def test_cvpt_takes_the_raw_weights_of_the_block():
         assert (model(x)[0] - wanted).abs().max() > 1e-3
         tokens = images(2, 7, D, dtype=torch.float64)
         for i in range(LAYERS):
-            torch.testing.assert_close(
-                cross.after_attention(tokens, i), alone.adapters[0].after_attention(tokens, i))
+            one, other = (each.after_attention(tokens, tokens, i, TokenLayout(1, 0, (2, 3)))
+                          for each in (cross, alone.adapters[0]))
+            torch.testing.assert_close(one, other)
         for update in model.adapters[1].updates:
             update.up.zero_()
         torch.testing.assert_close(model(x)[0], wanted, rtol=1e-12, atol=1e-12)

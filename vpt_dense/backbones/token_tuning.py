@@ -151,9 +151,9 @@ class TokenTuning(TunedBackbone):
         """
         for change in self.changes():
             x = change.before_block(x, i, layout)
-        arguments: dict[str, Any] = {}
         if self.prompt is None:
-            return x, layout, arguments
+            return x, layout, dict(layout=layout)
+        arguments: dict[str, Any] = {}
         tokens = self.prompt_tokens(x, i, prepared, layout)  # (B or 1, P, C)
         further = self.prompt.keys_values(i, prepared)
         if further is not None:
@@ -168,6 +168,7 @@ class TokenTuning(TunedBackbone):
         elif tokens is not None:
             tokens = spread(tokens, x.shape[0]).to(x.dtype)
             x, layout = layout.replace(x, tokens)  # (B, F + P + N, C)
+        arguments['layout'] = layout
         return x, layout, arguments
 
     def prompt_tokens(

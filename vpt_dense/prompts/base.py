@@ -59,6 +59,16 @@ class TokenLayout(NamedTuple):
         """The patches among tokens, (B, N, C)."""
         return x[:, self.num_first + self.num_prompts :]
 
+    def maps(self, x: Tensor) -> Tensor:
+        """The patches among tokens on their grid, (B, C, rows, columns)."""
+        return self.patches(x).transpose(1, 2).unflatten(2, self.grid)
+
+    def put_maps(self, x: Tensor, maps: Tensor) -> Tensor:
+        """Tokens, (B, F + P + N, C), with maps (B, C, rows, columns) in the place of patches."""
+        patches = maps.flatten(2).transpose(1, 2)  # (B, N, C)
+        first = self.num_first + self.num_prompts
+        return torch.cat((x[:, :first], patches), dim=1) if first else patches
+
     def replace(self, x: Tensor, prompts: Tensor | None) -> tuple[Tensor, 'TokenLayout']:
         """Put prompts, (B, P, C), in the place of those among tokens; None: take these out.
 
