@@ -1,6 +1,5 @@
 """Convolutions beside attention and beside the MLP: Convpass."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,8 +57,9 @@ class Convpass(Adapter):
         check_number(scale, 'adapters.scale', positive=True)
         check_dropout(dropout, 'adapters.dropout')
         self.blocks = tuple(backbone.block_list())  # no submodules, see CVPT
+        read = {block.name for block in backbone.read_blocks()}
         self.branches = nn.ModuleList(
-            Branch(block.embed_dims, hidden_dims, scale, dropout)
+            Branch(block.embed_dims, hidden_dims, scale, dropout, block.name in read)
             for block in self.blocks for _ in range(2))
 
     def after_attention(
@@ -79,26 +79,29 @@ class Convpass(Adapter):
 
 
 class Branch(nn.Module):
-    """s V(u), (B, F + P + N, C) to the same."""
+    """s V(u), (B, F + P + N, C) to the same.
 
-    def __init__(self, dims: int, hidden: int, scale: float, dropout: float) -> None:
+    Without ``on_grid``, where nothing reads the patches, they are treated like other tokens.
+    """
+
+    def __init__(
+        self, dims: int, hidden: int, scale: float, dropout: float, on_grid: bool
+    ) -> None:
         super().__init__()
         self.down, self.up = zero_bottleneck(dims, hidden)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1)
         nn.init.dirac_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
         self.dropout = nn.Dropout(dropout)
-        self.scale = scale
+        self.scale, self.on_grid = scale, on_grid
 
     def forward(self, u: Tensor, layout: TokenLayout) -> Tensor:
         """Map tokens to tokens."""
         low = F.gelu(self.down(u))  # (B, F + P + N, r)
         first = layout.num_first + layout.num_prompts
-        parts = []
-        if first:  # each an image of one place
-            middle = self.conv.weight[:, :, 1, 1]
-            parts.append(F.linear(low[:, :first], middle, self.conv.bias))
-        if layout.grid != (0, 0):
-            parts.append(self.conv(layout.maps(low)).flatten(2).transpose(1, 2))
-        mixed = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        mixed = low
+        if first or not self.on_grid:  # each an image of one place
+            mixed = F.linear(low, self.conv.weight[:, :, 1, 1], self.conv.bias)
+        if self.on_grid:
+            mixed = layout.put_maps(mixed, self.conv(layout.maps(low)))
         return self.scale * self.up(self.dropout(F.gelu(mixed)))

@@ -122,4 +122,4 @@ class Branch(nn.Module):
             F.pad(each.weight, [(largest - size) // 2] * 4)
             for each, size in zip(self.filters, SIZES, strict=True)]).mean(0)
         bias = torch.stack([each.bias for each in self.filters]).mean(0)
-        return F.conv2d(maps, kernel, bias, padding=largest // 2, groups=maps.shape[1])
+        return F.conv2d(maps, kernel, bias, padding=largest // 2, groups=len(bias))
