@@ -260,6 +260,9 @@ ROWS = {
     'e2vpt': Row(
         dict(prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=5, num_kv_tokens=3)), _TOKENS,
         files=('e2vpt',)),
+    'vfpt': Row(
+        dict(prompt=dict(type='vpt_dense.FourierPrompt', num_tokens=5, fourier_share=0.6)),
+        _TOKENS, files=('vfpt',)),
     'gated': Row(
         dict(prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=5)), _PLAIN, files=('gated',)),
     'residual': Row(
@@ -395,9 +398,9 @@ _PLACES = {
     'dinov3': ('full', 'linear', 'deep', 'pixel', 'add-deep', 'e2vpt', 'pad', 'lora-all', 'cvpt',
                'adapter', 'rep-adapter', 'ssf', 'rein', 'mona', 'convpass', 'side'),
     # Windows: tokens, keys and values are put into each.
-    'swin': ('full', 'linear', 'shallow', 'deep', 'prefix', 'e2vpt', 'residual', 'deep, projected',
-             'deep, first 2, removed', 'deep, last 2', 'pad', 'lora-all', 'cvpt', 'adapter',
-             'rep-adapter', 'ssf', 'rein', 'mona', 'convpass', 'side'),
+    'swin': ('full', 'linear', 'shallow', 'deep', 'prefix', 'e2vpt', 'vfpt', 'residual',
+             'deep, projected', 'deep, first 2, removed', 'deep, last 2', 'pad', 'lora-all',
+             'cvpt', 'adapter', 'rep-adapter', 'ssf', 'rein', 'mona', 'convpass', 'side'),
 }
 #: Those whose graphs are made of other operations: which weights train does not count, but for all
 #: and none of them; and of the tasks the one with more outputs does for both.

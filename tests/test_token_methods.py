@@ -18,6 +18,7 @@ from vpt_dense.prompts import (
     TokenLayout,
     VAPTPrompt,
 )
+from vpt_dense.prompts.fourier_prompt import real_transform
 
 D, LAYERS, HEADS, P = 64, 4, 4, 5
 
@@ -37,6 +38,8 @@ METHODS = {
     'e2vpt': prompt('E2VPTPrompt', num_kv_tokens=3),
     'e2vpt-two': prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=False),
     'e2vpt-last-2': prompt('E2VPTPrompt', num_kv_tokens=3, layer_range=(-2, None)),
+    'vfpt': prompt('FourierPrompt', fourier_share=0.6),
+    'vfpt-all': prompt('FourierPrompt', fourier_share=1, layer_range=(1, None), project_dims=7),
     'gated': prompt('GatedPrompt'),
     'residual': prompt('ResidualPrompt'),
     'residual-last-3': prompt('ResidualPrompt', layer_range=(1, None)),
@@ -117,6 +120,23 @@ def by_e2vpt(model, x, grid):
             x = run(layer, x, part.tokens[row : row + 1], (part.keys[row], values[row]))[1]
         else:
             x = run(layer, x)[1]
+        yield x
+
+
+def by_waves(model, x, grid):
+    part, number = model.prompt, model.prompt.project[1].number
+    rows, columns = torch.arange(number).double(), torch.arange(D).double()
+    for i, layer in enumerate(model.layers):
+        if i < part.start:
+            x = run(layer, x)[1]
+        else:
+            tokens = part.project[0](part.tokens[i - part.start])
+            made = [
+                sum((tokens[n] * torch.cos(2 * math.pi * (u * n / number + v * columns / D))).sum()
+                    for n in range(number))
+                for u in rows for v in columns]
+            made = torch.stack(made).unflatten(0, (number, D))
+            x = run(layer, x, torch.cat((made, tokens[number:]))[None])[1]
         yield x
 
 
@@ -246,8 +266,8 @@ def by_cvpt(model, x, grid):
 
 
 FORMULAS = {
-    'prefix': by_prefix, 'e2vpt': by_e2vpt, 'gated': by_gates, 'residual': by_residuals,
-    'vapt': by_vapt, 'cvpt': by_cvpt, 'lspt_like': by_memory, 'ivpt_like': by_links,
+    'prefix': by_prefix, 'e2vpt': by_e2vpt, 'vfpt': by_waves, 'gated': by_gates,
+    'residual': by_residuals, 'vapt': by_vapt, 'cvpt': by_cvpt, 'lspt_like': by_memory, 'ivpt_like': by_links,
 }  # fmt: skip
 
 
@@ -311,6 +331,7 @@ def test_nothing_is_kept_between_two_forwards(name):
 @pytest.mark.parametrize(('name', 'layers'), [
     ('prefix', [0, 1, 2, 3]), ('prefix-middle', [1, 2]), ('e2vpt', [0, 1, 2, 3]),
     ('e2vpt-last-2', [2, 3]), ('residual', [0, 1, 2, 3]),
+    ('vfpt', [0, 1, 2, 3]), ('vfpt-all', [1, 2, 3]),
 ])  # fmt: skip
 def test_folded(name, layers):
     x = images(2, 3, 32, 40, dtype=torch.float64)
@@ -672,6 +693,35 @@ def test_counts(arch, counts):
     assert found == counts
 
 
+def test_the_transform_without_complex_numbers():
+    """As graphs have it; also where a prompt is as wide as that of a large model."""
+    for shape in ((3, 5, 64), (2, 1, 7), (1, 50, 1024)):
+        x = images(*shape, dtype=torch.float64)
+        wanted = torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real
+        torch.testing.assert_close(real_transform(x), wanted, rtol=1e-10, atol=1e-10)
+        rough = real_transform(x.float())
+        assert rough.dtype == torch.float32
+        assert (rough - wanted).norm() < 1e-5 * wanted.norm()
+        with torch.autocast('cpu', torch.bfloat16):
+            assert torch.equal(real_transform(x.float()), rough)
+
+
+def test_fourier_prompts_of_no_share_are_vpt_deep():
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    deep = randomise(tiny_vit(**prompt('TokenPrompt', deep=True))).double()
+    model = tiny_vit(**prompt('FourierPrompt', fourier_share=0)).double()
+    model.load_state_dict(deep.state_dict())
+    assert torch.equal(model.eval()(x)[0], deep.eval()(x)[0])
+
+
+def test_fourier_prompts_in_half_precision():
+    part = tiny_vit(**prompt('FourierPrompt', fourier_share=0.6)).prompt.bfloat16()
+    (found, *_), wanted = part.prepare(), part.tokens[0].double()
+    wanted = torch.cat((torch.fft.fft2(wanted[:3]).real, wanted[3:]))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found[0].double(), wanted, rtol=0.01, atol=1e-6)
+
+
 # --- what is special ---------------------------------------------------------------------------
 
 
@@ -782,6 +832,12 @@ ERRORS = {
     'vapt small ensemble': (dict(prompt=dict(
         type='vpt_dense.PromptEnsemble', seeds=[0], **prompt('VAPTPrompt', kernel_size=5))),
         r'prompt\.kernel_size=5 needs images .*, found 4 x 4 patches'),
+    'share': (prompt('FourierPrompt', fourier_share=1.5),
+              r'prompt\.fourier_share must be a number from 0 to 1, found 1\.5'),
+    'no share': (prompt('FourierPrompt', fourier_share='all'),
+                 r"prompt\.fourier_share must be a number, found 'all'"),
+    'small share': (prompt('FourierPrompt', fourier_share=0.05),
+                    r'prompt\.fourier_share=0\.05 of prompt\.num_tokens=5 is no token'),
     'flag': (prompt('TokenPrompt', deep='no'), r"prompt\.deep must be True or False, found 'no'"),
     'e2vpt flag': (prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=1),
                    r'prompt\.shared_kv must be True or False, found 1'),

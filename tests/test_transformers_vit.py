@@ -208,7 +208,8 @@ def pairs(ours: nn.Module, twins: nn.Module) -> list[tuple[list[Tensor], Tensor]
 
 _METHODS = {
     **{row: ROWS[row].tuning for row in (
-        'shallow', 'deep', 'prefix', 'e2vpt', 'gated', 'residual', 'vapt', 'pixel', 'add-deep',
+        'shallow', 'deep', 'prefix', 'e2vpt', 'vfpt', 'gated', 'residual', 'vapt', 'pixel',
+        'add-deep',
         'deep, first 2', 'deep, projected', 'shallow, in the middle', 'lora-qv', 'cvpt', 'adapter',
         'adaptformer', 'rep-adapter', 'ssf', 'rein', 'mona', 'convpass')},
     'deep, as tokens': dict(prompt=DEEP, prompts_as='tokens'),

@@ -113,8 +113,9 @@ class PromptStartHook(Hook):
             )
         if not isinstance(prompt.project, nn.Identity):
             raise UserError(
-                f'{where} gives tokens of the width of the backbone; leave '
-                'model.backbone.prompt.project_dims out'
+                f'{where} gives tokens as they enter the blocks, and this '
+                f'{type(prompt).__name__} transforms what it learns; leave '
+                'model.backbone.prompt.project_dims out, or take another prompt'
             )
         if self.layers == 'each' and prompt.shared:
             raise UserError(
