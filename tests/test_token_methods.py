@@ -267,7 +267,8 @@ def by_cvpt(model, x, grid):
 
 FORMULAS = {
     'prefix': by_prefix, 'e2vpt': by_e2vpt, 'vfpt': by_waves, 'gated': by_gates,
-    'residual': by_residuals, 'vapt': by_vapt, 'cvpt': by_cvpt, 'lspt_like': by_memory, 'ivpt_like': by_links,
+    'residual': by_residuals, 'vapt': by_vapt, 'cvpt': by_cvpt,
+    'lspt_like': by_memory, 'ivpt_like': by_links,
 }  # fmt: skip
 
 

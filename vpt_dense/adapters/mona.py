@@ -108,7 +108,10 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """Map tokens to tokens."""
-        z = self.down(self.norm(x) * self.gamma + x * self.gamma_x)  # (B, F + P + N, r)
+        # gamma goes into the norm, whose output backward needs not then.
+        weight, bias = self.norm.weight * self.gamma, self.norm.bias * self.gamma
+        n = F.layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        z = self.down(n + x * self.gamma_x)  # (B, F + P + N, r)
         if len(self.filters):
             maps = layout.maps(z)  # (B, r, h, w)
             z = layout.put_maps(z, maps + self._filter(maps))
