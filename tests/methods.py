@@ -201,6 +201,9 @@ class Row(NamedTuple):
 
 TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
 DEEP = dict(**TOKENS, deep=True)
+#: Of 5 tokens in each of 4 layers: 3 or 4 of them in part, 37 pieces.
+KEPT = [[0xffff, 0, 0xfff0, 0, 0x8ff1 - 1], [0, 0xff, 0xfff, 0xff00, 0x1ff],
+        [0x7fff, 0x7fff, 0x7f, 0, 0], [0, 0, 0x5555, 0xffff, 0x1fff]]
 
 ROWS = {
     # --- what trains of the backbone itself
@@ -292,6 +295,9 @@ ROWS = {
         _OURS, tasks=('cls',), files=('coda-prompt',),
         formula='2 * components * (2 * num_tokens + 2) * d[0]'),
     # --- options of theirs
+    'e2vpt, pruned': Row(
+        dict(prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=5, num_kv_tokens=3, kept=KEPT)),
+        ('vit', 'swin'), formula='sum(n * (37 * d // 16 + num_kv_tokens * d))'),
     'deep, dropout': Row(
         dict(prompt=dict(DEEP, dropout=0.5)), ('vit', 'swin'), formula=formula_of('deep')),
     'deep, shared': Row(

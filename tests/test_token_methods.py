@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from methods import BACKBONES
+from methods import BACKBONES, KEPT
 from mmengine.registry import MODELS
 from torch import nn
 from utils import images, randomise, tiny_vit
@@ -40,6 +40,9 @@ METHODS = {
     'e2vpt-last-2': prompt('E2VPTPrompt', num_kv_tokens=3, layer_range=(-2, None)),
     'vfpt': prompt('FourierPrompt', fourier_share=0.6),
     'vfpt-all': prompt('FourierPrompt', fourier_share=1, layer_range=(1, None), project_dims=7),
+    'pruned': prompt('E2VPTPrompt', num_kv_tokens=3, kept=KEPT),
+    'pruned-last-2': prompt(
+        'E2VPTPrompt', num_kv_tokens=3, kept=KEPT[2:], layer_range=(-2, None)),
     'gated': prompt('GatedPrompt'),
     'residual': prompt('ResidualPrompt'),
     'residual-last-3': prompt('ResidualPrompt', layer_range=(1, None)),
@@ -138,6 +141,24 @@ def by_waves(model, x, grid):
             made = torch.stack(made).unflatten(0, (number, D))
             x = run(layer, x, torch.cat((made, tokens[number:]))[None])[1]
         yield x
+
+
+def by_pruned(model, x, grid):
+    part, pieces = model.prompt, list(model.prompt.tokens)
+    for i, layer in enumerate(model.layers):
+        if i < part.start:
+            x = run(layer, x)[1]
+        else:
+            tokens = []
+            for bits in part.kept[i - part.start]:
+                if bits:
+                    token = [pieces.pop(0) if bit == '1' else torch.zeros(D // 16).double()
+                             for bit in reversed(f'{bits:016b}')]
+                    tokens.append(torch.cat(token))
+            keys = part.keys[i - part.start]
+            x = run(layer, x, torch.stack(tokens)[None], (keys, keys))[1]
+        yield x
+    assert not pieces
 
 
 def by_gates(model, x, grid):
@@ -266,8 +287,8 @@ def by_cvpt(model, x, grid):
 
 
 FORMULAS = {
-    'prefix': by_prefix, 'e2vpt': by_e2vpt, 'vfpt': by_waves, 'gated': by_gates,
-    'residual': by_residuals, 'vapt': by_vapt, 'cvpt': by_cvpt,
+    'prefix': by_prefix, 'e2vpt': by_e2vpt, 'vfpt': by_waves, 'pruned': by_pruned,
+    'gated': by_gates, 'residual': by_residuals, 'vapt': by_vapt, 'cvpt': by_cvpt,
     'lspt_like': by_memory, 'ivpt_like': by_links,
 }  # fmt: skip
 
@@ -332,7 +353,7 @@ def test_nothing_is_kept_between_two_forwards(name):
 @pytest.mark.parametrize(('name', 'layers'), [
     ('prefix', [0, 1, 2, 3]), ('prefix-middle', [1, 2]), ('e2vpt', [0, 1, 2, 3]),
     ('e2vpt-last-2', [2, 3]), ('residual', [0, 1, 2, 3]),
-    ('vfpt', [0, 1, 2, 3]), ('vfpt-all', [1, 2, 3]),
+    ('vfpt', [0, 1, 2, 3]), ('vfpt-all', [1, 2, 3]), ('pruned-last-2', [2, 3]),
 ])  # fmt: skip
 def test_folded(name, layers):
     x = images(2, 3, 32, 40, dtype=torch.float64)
@@ -723,6 +744,25 @@ def test_fourier_prompts_in_half_precision():
     torch.testing.assert_close(found[0].double(), wanted, rtol=0.01, atol=1e-6)
 
 
+def test_pruned_prompts_start_as_those_that_are_not():
+    def built(**kwargs):
+        torch.manual_seed(3)
+        return tiny_vit(**prompt('E2VPTPrompt', num_kv_tokens=3, **kwargs))
+
+    whole, pruned = built(), built(kept=KEPT)
+    pieces = whole.prompt.tokens.detach().unflatten(-1, (16, -1))
+    masks = torch.tensor([[[bits >> i & 1 for i in range(16)] for bits in row] for row in KEPT])
+    assert torch.equal(pruned.prompt.tokens, pieces[masks.bool()])
+    assert torch.equal(pruned.prompt.keys, whole.prompt.keys)
+    for i, tokens in enumerate(pruned.prompt.prepare()):
+        entering = (pieces * masks[..., None])[i][masks[i].any(-1)].flatten(1)
+        assert torch.equal(tokens[0], entering)
+    assert '148 pieces kept' in str(pruned.prompt)
+    complete = built(kept=[[2**16 - 1] * P] * 4).double().eval()
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    torch.testing.assert_close(complete(x), whole.double().eval()(x), rtol=1e-12, atol=1e-12)
+
+
 # --- what is special ---------------------------------------------------------------------------
 
 
@@ -833,6 +873,17 @@ ERRORS = {
     'vapt small ensemble': (dict(prompt=dict(
         type='vpt_dense.PromptEnsemble', seeds=[0], **prompt('VAPTPrompt', kernel_size=5))),
         r'prompt\.kernel_size=5 needs images .*, found 4 x 4 patches'),
+    'kept layers': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[1] * P] * 3),
+                    r'prompt\.kept must be 5 numbers from 0 to 65535 for each of 4 layers'),
+    'kept tokens': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[1] * 4] * 4), 'prompt.kept must'),
+    'kept bits': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[65536] * P] * 4), r'\.kept must'),
+    'kept none': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[1] * P] * 3 + [[0] * P]),
+                  r'not all 0 in one; vpt-dense analyse pruning'),
+    'kept shared': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=KEPT, shared=True),
+                    r'prompt\.kept prunes .*; leave prompt\.shared and prompt\.project_dims out'),
+    'kept width': (dict(prompt('E2VPTPrompt', num_kv_tokens=3, kept=KEPT), arch=dict(
+        embed_dims=40, num_layers=4, num_heads=4, feedforward_channels=80)),
+        r'prompt\.kept: 16 does not divide the width 40'),
     'share': (prompt('FourierPrompt', fourier_share=1.5),
               r'prompt\.fourier_share must be a number from 0 to 1, found 1\.5'),
     'no share': (prompt('FourierPrompt', fourier_share='all'),

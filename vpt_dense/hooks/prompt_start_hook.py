@@ -111,7 +111,7 @@ class PromptStartHook(Hook):
                 f'{where} starts a TokenPrompt of a vision transformer; model.backbone is '
                 f'{type(backbone).__name__}, its prompt {found}'
             )
-        if not isinstance(prompt.project, nn.Identity):
+        if not isinstance(prompt.project, nn.Identity) or prompt.tokens.ndim < 3:
             raise UserError(
                 f'{where} gives tokens as they enter the blocks, and this '
                 f'{type(prompt).__name__} transforms what it learns; leave '
