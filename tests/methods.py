@@ -74,6 +74,7 @@ def _timm(
 
 _NO_BIAS = r'blocks\.0\.attn\.\w+ has no bias, so that no shift can be merged into it'
 _CLS = dict(out_type='cls_token', reads_patches=False)
+_NO_CLASS = {'tcpa': r"TCPAPrompt has prompts for the class token"}
 #: Vision transformers of timm, under timm's names.
 TIMM: dict[str, Backbone] = {
     # Rotary positions alone, no bias of queries, keys and values.
@@ -144,9 +145,11 @@ VARIANTS: dict[str, Backbone] = {
         dict(type='vpt_dense.CLIPVisionTransformer', norm_prompts=True), pre_norm=True,
     )._replace(unmergeable={'add': 'without the pre_norm', 'add-1': 'without the pre_norm',
                             'ssf': 'patch_embed.projection has no bias'}),
-    'average pool': _variant(dict(out_type='avg_featmap'), norms=2, reads_patches=True),
+    'average pool': _variant(
+        dict(out_type='avg_featmap'), norms=2, reads_patches=True)._replace(unfit=_NO_CLASS),
     'average pool of MAE': _variant(
-        dict(out_type='avg_featmap', final_norm=False), reads_patches=True),
+        dict(out_type='avg_featmap', final_norm=False), reads_patches=True,
+    )._replace(unfit=_NO_CLASS),
     'SwiGLU': _variant(_SWIGLU, **_GLU),
     'no cls token': _variant(
         dict(with_cls_token=False), 'seg', cls=False,
@@ -280,6 +283,10 @@ ROWS = {
     'ivpt_like': Row(
         dict(prompt=dict(type='vpt_dense.IVPTLikePrompt', num_tokens=5)), _PLAIN,
         files=('ivpt_like',)),
+    'tcpa': Row(
+        dict(prompt=dict(type='vpt_dense.TCPAPrompt', num_tokens=2, class_pool=4, class_chosen=2,
+                         patch_pool=5, patch_chosen=2)),
+        _OURS, tasks=('cls',), files=('tcpa',)),
     # --- prompts that are chosen by what the frozen backbone makes of an image
     'l2p': Row(
         dict(prompt=dict(type='vpt_dense.L2PPrompt', num_tokens=3, pool_size=4, chosen=4),

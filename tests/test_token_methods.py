@@ -763,6 +763,119 @@ def test_pruned_prompts_start_as_those_that_are_not():
     torch.testing.assert_close(complete(x), whole.double().eval()(x), rtol=1e-12, atol=1e-12)
 
 
+# --- prompts that tokens choose ----------------------------------------------------------------
+
+
+def chosen_by_hand(model, x):
+    """Cls token behind the last block, and 1 - cosine of all chosen keys by block and pool."""
+    part, terms = model.prompt, []
+    for i, layer in enumerate(model.layers):
+        pools = [(part.class_tokens[i], part.class_keys[i], 2)]
+        if i < LAYERS - 1:
+            pools.append((part.patch_tokens[i], part.patch_keys[i], 1))
+        allowed, prompts = [], torch.cat([tokens.flatten(0, 1) for tokens, _, _ in pools])
+        found = [[] for _ in pools]
+        for image in x:
+            for n, token in enumerate(image):
+                row = []
+                for p, (tokens, keys, number) in enumerate(pools):
+                    cosines = [(token @ key / token.norm() / key.norm()).item() for key in keys]
+                    best = sorted(range(len(keys)), key=lambda j: -cosines[j])[:number]
+                    mine = (n == 0) == (p == 0)
+                    if mine:
+                        cosine = torch.cosine_similarity(token.detach()[None], keys[best])
+                        found[p] += list(1 - cosine)
+                    row += [mine and j in best for j in range(len(keys)) for _ in tokens[j]]
+                allowed.append(row)
+        terms += [torch.stack(each).mean() for each in found]
+        allowed = torch.tensor(allowed).unflatten(0, x.shape[:2])
+        normed, asked = layer.ln1(x), layer.ln1(torch.cat((x, prompts.expand(len(x), -1, -1)), 1))
+        qkv = layer.attn.qkv
+        queries = (normed @ qkv.weight[:D].T + qkv.bias[:D]).unflatten(-1, (HEADS, -1))
+        keys, values = (asked @ qkv.weight[D:].T + qkv.bias[D:]).unflatten(
+            -1, (2, HEADS, -1)).unbind(2)
+        weights = torch.einsum('bnhc,bmhc->bhnm', queries, keys).div(4).exp()
+        weights = weights * torch.cat((torch.ones(*x.shape[:2], x.shape[1]), allowed), 2)[:, None]
+        mixed = torch.einsum('bhnm,bmhc->bnhc', weights / weights.sum(-1, keepdim=True), values)
+        x = x + mixed.flatten(2) @ layer.attn.proj.weight.T + layer.attn.proj.bias
+        x = layer.ffn(layer.ln2(x), identity=x)
+    return model.ln1(x)[:, 0], torch.stack(terms)
+
+
+TCPA = dict(prompt=dict(
+    type='vpt_dense.TCPAPrompt', num_tokens=2, class_pool=5, class_chosen=2, patch_pool=3,
+    patch_chosen=1, match=0.7))
+
+
+@pytest.mark.parametrize('options', [{}, dict(memory='lean'), dict(with_cp=True)], ids=str)
+@pytest.mark.parametrize('registers', [0, 2])
+def test_tokens_choose_their_prompts(registers, options):
+    x = images(2, 3, 24, 32, dtype=torch.float64)
+    model = randomise(tiny_vit(
+        **TCPA, out_type='cls_token', num_registers=registers, **options)).double().train()
+    entering = []
+    handle = model.layers[0].register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    model(x)
+    handle.remove()
+    wanted, terms = chosen_by_hand(model, entering[0].detach())
+    model.prompt.penalties()
+    (found,) = model(x)
+    penalty = model.prompt.penalties()
+    assert model.prompt.penalties() == {}  # handed out once
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(penalty['loss_match'], 0.7 * terms.mean())
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert len(names) == 4
+    grads = []
+    for out, loss in ((found, penalty['loss_match']), (wanted, 0.7 * terms.mean())):
+        model.zero_grad()
+        (out.square().sum() + loss).backward()
+        grads.append({n: model.get_parameter(n).grad for n in names})
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+    assert all(grad.any() for grad in grads[0].values())
+    model.eval()(x)
+    assert model.prompt.penalties() == {}
+
+
+def test_pools_that_are_chosen_whole_are_keys_and_values_for_all_of_a_kind():
+    """And where all prompts are equal, it does not matter which are chosen."""
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    few, all_ = (randomise(tiny_vit(out_type='cls_token', prompt=dict(
+        type='vpt_dense.TCPAPrompt', class_pool=4, class_chosen=chosen, patch_pool=4,
+        patch_chosen=chosen))).double().eval() for chosen in (1, 4))
+    assert (few(x)[0] - all_(x)[0]).abs().max() > 1e-4
+    with torch.no_grad():
+        for model in (few, all_):
+            for tokens in (model.prompt.class_tokens, model.prompt.patch_tokens):
+                tokens.copy_(tokens[:, :1])
+        shared = [model.prompt.visible(torch.randn(2, 17, D), 0, model.prompt.prepare(), None)
+                  for model in (few, all_)]
+    assert shared[1][:, 0].sum(-1).tolist() == [4, 4] and not shared[1][:, 0, 4:].any()
+    assert (shared[1][:, 1:, 4:].all() and not shared[1][:, 1:, :4].any())
+    assert (shared[0].sum(-1) == 1).all()
+
+
+def test_members_of_an_ensemble_choose_for_themselves():
+    x = images(4, 3, 32, 32, dtype=torch.float64)
+    ensemble = randomise(tiny_vit(out_type='cls_token', prompt=dict(
+        type='vpt_dense.PromptEnsemble', seeds=[0, 1], **TCPA))).double()
+    found = ensemble.eval()(x)[0], ensemble.train()(x)[0]
+    penalties = ensemble.prompt.penalties()
+    assert set(penalties) == {'m0.loss_match', 'm1.loss_match'}
+    for i in range(2):
+        single = tiny_vit(out_type='cls_token', **TCPA).double()
+        state = ensemble.state_dict()
+        member = f'prompt.members.{i}.'
+        single.load_state_dict({
+            n.replace(member, 'prompt.'): t for n, t in state.items()
+            if not n.startswith('prompt.') or n.startswith(member)})
+        torch.testing.assert_close(found[0][4 * i : 4 * i + 4], single.eval()(x)[0])
+        own = x[2 * i : 2 * i + 2]
+        torch.testing.assert_close(found[1][2 * i : 2 * i + 2], single.train()(own)[0])
+        torch.testing.assert_close(
+            penalties[f'm{i}.loss_match'], single.prompt.penalties()['loss_match'])
+
+
 # --- what is special ---------------------------------------------------------------------------
 
 
@@ -884,6 +997,15 @@ ERRORS = {
     'kept width': (dict(prompt('E2VPTPrompt', num_kv_tokens=3, kept=KEPT), arch=dict(
         embed_dims=40, num_layers=4, num_heads=4, feedforward_channels=80)),
         r'prompt\.kept: 16 does not divide the width 40'),
+    'chosen': (dict(prompt=dict(type='vpt_dense.TCPAPrompt', class_pool=3, class_chosen=4)),
+               r'prompt\.class_chosen must be at most prompt\.class_pool=3, found 4'),
+    'pool': (dict(prompt=dict(type='vpt_dense.TCPAPrompt', patch_pool=0)),
+             r'prompt\.patch_pool must be an integer of at least 1, found 0'),
+    'match': (dict(prompt=dict(type='vpt_dense.TCPAPrompt', match=-1)),
+              r'prompt\.match must not be negative, found -1'),
+    'no class': (TCPA, r"TCPAPrompt has prompts for the class token; it needs out_type='cls_to"),
+    'seen by all': (dict(TCPA, out_type='cls_token', prompts_as='tokens'),
+                    r'TCPAPrompt hides prompts from tokens, which takes prompts as keys and val'),
     'share': (prompt('FourierPrompt', fourier_share=1.5),
               r'prompt\.fourier_share must be a number from 0 to 1, found 1\.5'),
     'no share': (prompt('FourierPrompt', fourier_share='all'),
@@ -935,11 +1057,14 @@ ONE = dict(embed_dims=D, num_layers=1, num_heads=HEADS, feedforward_channels=2 *
     (prompt('ResidualPrompt'), 'cls_token', {'prompt.tokens'}),
     (prompt('LSPTLikePrompt'), 'cls_token', {'prompt.tokens'}),
     (prompt('IVPTLikePrompt'), 'cls_token', {'prompt.tokens', 'prompt.boosts'}),
+    (dict(prompt=dict(type='vpt_dense.TCPAPrompt')), 'cls_token', {
+        'prompt.class_tokens', 'prompt.class_keys'}),
     (dict(adapters=[dict(type='vpt_dense.Rein', num_tokens=3, rank=2)]), 'featmap', None),
-], ids=['gated', 'vapt', 'residual', 'lspt', 'ivpt', 'rein'])
+], ids=['gated', 'vapt', 'residual', 'lspt', 'ivpt', 'tcpa', 'rein'])
 def test_one_block_trains_nothing_that_cannot_act(method, out_type, trained):
     model = randomise(tiny_vit(**method, arch=ONE, out_type=out_type))
-    model(images(2, 3, 32, 32))[0].square().sum().backward()
+    out = model(images(2, 3, 32, 32))[0].square().sum()
+    (out + sum(model.prompt.penalties().values() if trained else [])).backward()
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert all(p.numel() and p.grad is not None and p.grad.any() for p in found.values())
     assert trained is None or found.keys() == trained

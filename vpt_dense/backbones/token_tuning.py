@@ -163,6 +163,10 @@ class TokenTuning(TunedBackbone):
                 arguments['prompts'] = tokens
             if layout.num_prompts:  # those of earlier blocks end here
                 x, layout = layout.replace(x, None)  # (B, F + N, C)
+            if 'hidden prompts' in self.offers:
+                visible = self.prompt.visible(x, i, prepared, layout)
+                if visible is not None:
+                    arguments['visible'] = visible
             if self.reads_only_first(i):
                 arguments['only_first'] = True
         elif tokens is not None:

@@ -134,6 +134,7 @@ class Prompt(Part):
         num_tokens: P, how many enter a block.
         least_words: Tokens of a text that it reads behind its own.
         reads_image: Whether it needs :meth:`prepare_for` in place of :meth:`prepare`.
+        adds_loss: Whether it has :meth:`penalties`.
         fills: Arguments that a model of two towers fills in.
     """
 
@@ -142,6 +143,7 @@ class Prompt(Part):
     num_tokens = 0
     least_words = 0
     reads_image = False
+    adds_loss = False
     fills: frozenset[str] = frozenset()
 
     def check(self, backbone: nn.Module) -> None:
@@ -240,6 +242,24 @@ class Prompt(Part):
         Returns:
             Two tensors (1, heads, P, C / heads), or (B, ...) where they depend on the images; None:
             there are none beside those of the tokens.
+        """
+        return None
+
+    def visible(
+        self, x: Tensor, layer: int, prepared: object, layout: TokenLayout
+    ) -> Tensor | None:
+        """Tell which of a block's prompts each token attends to, if not to all.
+
+        For prompts that are keys and values alone, on backbones that offer 'hidden prompts'.
+
+        Args:
+            x: The tokens that enter the block, (B, F + N, C).
+            layer: Index of the block.
+            prepared: As :meth:`forward` gets it.
+            layout: What the tokens are.
+
+        Returns:
+            (B, F + N, P), bool; None: all tokens attend to all prompts.
         """
         return None
 
