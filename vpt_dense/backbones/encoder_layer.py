@@ -87,8 +87,8 @@ class PromptedAttention(MultiheadAttention):
         mask = {}
         if visible is not None:  # prompts come last
             visible = visible[:, : first.shape[1]]
-            mask['attn_mask'] = F.pad(
-                visible, (keys.shape[2] - visible.shape[2], 0), value=True)[:, None]
+            others = visible.new_ones(*visible.shape[:2], keys.shape[2] - visible.shape[2])
+            mask['attn_mask'] = torch.cat((others, visible), dim=2)[:, None]
         out = self.scaled_dot_product_attention(
             queries, keys, values, dropout_p=self.attn_drop if self.training else 0.0, **mask
         )

@@ -2,11 +2,13 @@
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from vpt_dense.startable import Startable
 
@@ -80,6 +82,12 @@ class TokenLayout(NamedTuple):
         number = 0 if prompts is None else prompts.shape[1]
         tokens = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return tokens, TokenLayout(self.num_first, number, self.grid)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Within it operations on the device of a tensor are as precise as their inputs."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
 
 
 class Part(Startable, metaclass=ABCMeta):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_number
 from vpt_dense.parts import register
-from vpt_dense.prompts.base import Site
+from vpt_dense.prompts.base import Site, without_autocast
 from vpt_dense.prompts.token_prompt import TokenPrompt
 
 
@@ -91,7 +91,7 @@ def real_transform(x: Tensor) -> Tensor:
         The same shape.
     """
     (rows_cos, rows_sin), (cos, sin) = (_waves(n, x) for n in x.shape[-2:])
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return rows_cos @ (x @ cos) - rows_sin @ (x @ sin)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_count, check_number
 from vpt_dense.parts import register
-from vpt_dense.prompts.base import Prompt, Site, TokenLayout
+from vpt_dense.prompts.base import Prompt, Site, TokenLayout, without_autocast
 
 
 @register
@@ -117,24 +117,25 @@ class TCPAPrompt(Prompt):
 
     def visible(self, x: Tensor, layer: int, prepared: object, layout: TokenLayout) -> Tensor:
         """See :meth:`Prompt.visible`."""
-        tokens, keys, of_patches = prepared[layer]
-        mask = x.new_zeros(*x.shape[:2], tokens.shape[1], dtype=torch.bool)
-        number = keys.shape[0] * self.num_tokens
-        mask[:, :1, :number] = self._choose(x[:, :1], keys, self.class_chosen)
-        if of_patches is not None:
-            mask[:, 1:, number:] = self._choose(x[:, 1:], of_patches, self.patch_chosen)
-        return mask
+        _, keys, of_patches = prepared[layer]
+        of_class = self._choose(x[:, :1], keys, self.class_chosen)  # (B, 1, class_pool L)
+        rest = x.new_zeros(x.shape[0], x.shape[1] - 1, of_class.shape[2], dtype=torch.bool)
+        if of_patches is None:
+            return torch.cat((of_class, rest), dim=1)
+        own = self._choose(x[:, 1:], of_patches, self.patch_chosen)
+        others = own.new_zeros(own.shape[0], 1, own.shape[2])
+        return torch.cat((torch.cat((of_class, others), 2), torch.cat((rest, own), 2)), dim=1)
 
     def _choose(self, x: Tensor, keys: Tensor, number: int) -> Tensor:
         """Which tokens of prompts tokens (B, n, C) choose, (B, n, K L); and the loss of it."""
         precise = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             unit = F.normalize(x.detach().to(precise), dim=-1)
             cosines = unit @ F.normalize(keys.to(precise), dim=-1).T  # (B, n, K)
         found, chosen = cosines.topk(number, dim=-1)
         if self.training:
             self._terms.append((1 - found).mean())
-        mask = torch.zeros_like(cosines, dtype=torch.bool).scatter(-1, chosen, True)
+        mask = torch.zeros_like(cosines).scatter(-1, chosen, 1.0) > 0
         return mask.repeat_interleave(self.num_tokens, dim=-1)
 
     def penalties(self) -> dict[str, Tensor]:
