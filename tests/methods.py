@@ -74,6 +74,7 @@ def _timm(
 
 _NO_BIAS = r'blocks\.0\.attn\.\w+ has no bias, so that no shift can be merged into it'
 _CLS = dict(out_type='cls_token', reads_patches=False)
+_NO_CLASS = {'tcpa': r"TCPAPrompt has prompts for the class token"}
 #: Vision transformers of timm, under timm's names.
 TIMM: dict[str, Backbone] = {
     # Rotary positions alone, no bias of queries, keys and values.
@@ -144,9 +145,11 @@ VARIANTS: dict[str, Backbone] = {
         dict(type='vpt_dense.CLIPVisionTransformer', norm_prompts=True), pre_norm=True,
     )._replace(unmergeable={'add': 'without the pre_norm', 'add-1': 'without the pre_norm',
                             'ssf': 'patch_embed.projection has no bias'}),
-    'average pool': _variant(dict(out_type='avg_featmap'), norms=2, reads_patches=True),
+    'average pool': _variant(
+        dict(out_type='avg_featmap'), norms=2, reads_patches=True)._replace(unfit=_NO_CLASS),
     'average pool of MAE': _variant(
-        dict(out_type='avg_featmap', final_norm=False), reads_patches=True),
+        dict(out_type='avg_featmap', final_norm=False), reads_patches=True,
+    )._replace(unfit=_NO_CLASS),
     'SwiGLU': _variant(_SWIGLU, **_GLU),
     'no cls token': _variant(
         dict(with_cls_token=False), 'seg', cls=False,
@@ -201,6 +204,9 @@ class Row(NamedTuple):
 
 TOKENS = dict(type='vpt_dense.TokenPrompt', num_tokens=5)
 DEEP = dict(**TOKENS, deep=True)
+#: Of 5 tokens in each of 4 layers: 3 or 4 of them in part, 37 pieces.
+KEPT = [[0xffff, 0, 0xfff0, 0, 0x8ff1 - 1], [0, 0xff, 0xfff, 0xff00, 0x1ff],
+        [0x7fff, 0x7fff, 0x7f, 0, 0], [0, 0, 0x5555, 0xffff, 0x1fff]]
 
 ROWS = {
     # --- what trains of the backbone itself
@@ -264,6 +270,9 @@ ROWS = {
     'e2vpt': Row(
         dict(prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=5, num_kv_tokens=3)), _TOKENS,
         files=('e2vpt',)),
+    'vfpt': Row(
+        dict(prompt=dict(type='vpt_dense.FourierPrompt', num_tokens=5, fourier_share=0.6)),
+        _TOKENS, files=('vfpt',)),
     'gated': Row(
         dict(prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=5)), _PLAIN, files=('gated',)),
     'residual': Row(
@@ -278,6 +287,10 @@ ROWS = {
     'ivpt_like': Row(
         dict(prompt=dict(type='vpt_dense.IVPTLikePrompt', num_tokens=5)), _PLAIN,
         files=('ivpt_like',)),
+    'tcpa': Row(
+        dict(prompt=dict(type='vpt_dense.TCPAPrompt', num_tokens=2, class_pool=4, class_chosen=2,
+                         patch_pool=5, patch_chosen=2)),
+        _OURS, tasks=('cls',), files=('tcpa',)),
     # --- prompts that are chosen by what the frozen backbone makes of an image
     'l2p': Row(
         dict(prompt=dict(type='vpt_dense.L2PPrompt', num_tokens=3, pool_size=4, chosen=4),
@@ -293,6 +306,9 @@ ROWS = {
         _OURS, tasks=('cls',), files=('coda-prompt',),
         formula='2 * components * (2 * num_tokens + 2) * d[0]'),
     # --- options of theirs
+    'e2vpt, pruned': Row(
+        dict(prompt=dict(type='vpt_dense.E2VPTPrompt', num_tokens=5, num_kv_tokens=3, kept=KEPT)),
+        ('vit', 'swin'), formula='sum(n * (37 * d // 16 + num_kv_tokens * d))'),
     'deep, dropout': Row(
         dict(prompt=dict(DEEP, dropout=0.5)), ('vit', 'swin'), formula=formula_of('deep')),
     'deep, shared': Row(
@@ -357,6 +373,15 @@ ROWS = {
     'rein': Row(
         dict(adapters=[dict(type='vpt_dense.Rein', num_tokens=6, rank=2)]), _TOKENS,
         files=('rein',)),
+    'mona': Row(
+        dict(adapters=[dict(type='vpt_dense.Mona', hidden_dims=8)]), _TOKENS, starts_equal=True,
+        files=('mona',)),
+    'mona, random start': Row(
+        dict(adapters=[dict(type='vpt_dense.Mona', hidden_dims=8, zero_start=False)]), ('vit',),
+        formula=formula_of('mona')),
+    'convpass': Row(
+        dict(adapters=[dict(type='vpt_dense.Convpass', hidden_dims=4)]), _TOKENS,
+        starts_equal=True, files=('convpass',)),
     'side': Row(dict(adapters=[dict(type='vpt_dense.SideNetwork')]), _TOKENS, files=('side',)),
     # --- combinations
     'deep-bias': Row(
@@ -385,7 +410,8 @@ OF_VARIANTS = [
 ]  # fmt: skip
 #: Rows whose graph is that of another: they differ in what trains, in sizes, or in dropout, which
 #: no graph has; and one that has both parts of two others.
-_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv')
+_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv',
+                  'mona, random start')
 #: A row for each place of a block where something stands or changes: what a method itself computes
 #: there is in its graph on the plain vision transformer, and families differ in their places.
 _PLACES = {
@@ -393,11 +419,11 @@ _PLACES = {
     'eva02': ('linear', 'deep', 'e2vpt', 'add-deep', 'lora-all', 'adapter', 'rep-adapter', 'ssf'),
     # timm's blocks: its attention is computed by ours where keys and values join.
     'dinov3': ('full', 'linear', 'deep', 'pixel', 'add-deep', 'e2vpt', 'pad', 'lora-all', 'cvpt',
-               'adapter', 'rep-adapter', 'ssf', 'rein', 'side'),
+               'adapter', 'rep-adapter', 'ssf', 'rein', 'mona', 'convpass', 'side'),
     # Windows: tokens, keys and values are put into each.
-    'swin': ('full', 'linear', 'shallow', 'deep', 'prefix', 'e2vpt', 'residual', 'deep, projected',
-             'deep, first 2, removed', 'deep, last 2', 'pad', 'lora-all', 'cvpt', 'adapter',
-             'rep-adapter', 'ssf', 'rein', 'side'),
+    'swin': ('full', 'linear', 'shallow', 'deep', 'prefix', 'e2vpt', 'vfpt', 'residual',
+             'deep, projected', 'deep, first 2, removed', 'deep, last 2', 'pad', 'lora-all',
+             'cvpt', 'adapter', 'rep-adapter', 'ssf', 'rein', 'mona', 'convpass', 'side'),
 }
 #: Those whose graphs are made of other operations: which weights train does not count, but for all
 #: and none of them; and of the tasks the one with more outputs does for both.

@@ -12,10 +12,11 @@ from methods import BACKBONES
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
-from utils import CONFIGS, images, randomise, tiny_vit
+from utils import CONFIGS, TINY_ARCH, images, randomise, tiny_vit
 
 from vpt_dense import building, config, params
 from vpt_dense.errors import UserError
+from vpt_dense.prompts import TokenLayout
 from vpt_dense.tuning import is_added
 
 SWIGLU = dict(layer_cfgs=dict(ffn_type='swiglu_fused'), layer_scale_init_value=0.5)
@@ -58,7 +59,7 @@ def reference(model: nn.Module, x: torch.Tensor, change) -> torch.Tensor:
         weights = torch.einsum('bnhc,bmhc->bhnm', q, k).div(math.sqrt(q.shape[-1])).softmax(-1)
         mixed = torch.einsum('bhnm,bmhc->bnhc', weights, v).flatten(2)
         out = change('proj', i, mixed @ attn.proj.weight.T + attn.proj.bias, mixed)
-        x = x + scale(out, attn.gamma1)
+        x = change('attention', i, x + scale(out, attn.gamma1), x)
         u = change('norm2', i, norm(x, block.ln2), x)
         (first,), last = model.block_list()[i].fc1, model.block_list()[i].fc2
         hidden = change('fc1', i, u @ first.weight.T + first.bias, u)
@@ -149,12 +150,64 @@ def lora_by_hand(model):
     return change
 
 
+def on_the_grid(z, kernel, bias, groups):
+    """A convolution written out as shifted products: tokens (B, n, r), the last 4x4 of them."""
+    side, out = kernel.shape[-1] // 2, []
+    maps = z[:, -16:].unflatten(1, (4, 4))
+    wide = torch.zeros(len(z), 4 + 2 * side, 4 + 2 * side, z.shape[2], dtype=z.dtype)
+    wide[:, side : side + 4, side : side + 4] = maps
+    for row in range(4):
+        for column in range(4):
+            window = wide[:, row : row + 2 * side + 1, column : column + 2 * side + 1]
+            equation = 'bhwc,chw->bc' if groups else 'bhwc,ochw->bo'
+            out.append(torch.einsum(equation, window, kernel) + bias)
+    return torch.stack(out, 1)
+
+
+def gelu(z):
+    return 0.5 * z * (1 + torch.erf(z / math.sqrt(2)))
+
+
+def mona_by_hand(model):
+    def change(place, layer, value, tokens):
+        if place not in ('attention', 'ffn'):
+            return value
+        m = model.adapters[0].branches[2 * layer + (place == 'ffn')]
+        mean, variance = value.mean(-1, True), value.var(-1, unbiased=False, keepdim=True)
+        normed = (value - mean) / (variance + 1e-5).sqrt() * m.norm.weight + m.norm.bias
+        z = (normed * m.gamma + value * m.gamma_x) @ m.down.weight.T + m.down.bias
+        found = sum(on_the_grid(z, c.weight[:, 0], c.bias, True) for c in m.filters) / 3
+        assert [tuple(c.weight.shape[2:]) for c in m.filters] == [(3, 3), (5, 5), (7, 7)]
+        z = torch.cat((z[:, :-16], z[:, -16:] + found), 1)
+        z = z + z @ m.mix.weight.T + m.mix.bias
+        return value + gelu(z) @ m.up.weight.T + m.up.bias
+    return change
+
+
+def convpass_by_hand(model):
+    seen = {}
+
+    def change(place, layer, value, tokens):
+        if place in ('norm1', 'norm2'):
+            seen[place] = value
+        if place not in ('attention', 'ffn'):
+            return value
+        c = model.adapters[0].branches[2 * layer + (place == 'ffn')]
+        z = gelu(seen['norm1' if place == 'attention' else 'norm2'] @ c.down.weight.T + c.down.bias)
+        first = z[:, :-16] @ c.conv.weight[:, :, 1, 1].T + c.conv.bias
+        z = torch.cat((first, on_the_grid(z, c.conv.weight, c.conv.bias, False)), 1)
+        return value + 0.7 * (gelu(z) @ c.up.weight.T + c.up.bias)
+    return change
+
+
 BY_HAND = {
     'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
     'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
     'RepAdapter': (dict(rank=4, scale=0.7), rep_by_hand),
     'SSF': ({}, ssf_by_hand),
     'Rein': (dict(num_tokens=6, rank=2), rein_by_hand),
+    'Mona': (dict(hidden_dims=8), mona_by_hand),
+    'Convpass': (dict(hidden_dims=4, scale=0.7), convpass_by_hand),
     'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
 }
 
@@ -190,8 +243,6 @@ def test_rein_leaves_all_but_patches_alone():
     """The tokens of one block, with the class token, registers and prompts before them."""
     prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3)
     model = with_adapter('Rein', num_tokens=6, rank=2, num_registers=2, prompt=prompt)
-    from vpt_dense.prompts import TokenLayout
-
     x = images(2, 1 + 2 + 3 + 16, 64, dtype=torch.float64)
     out = model.adapters[0].after_block(x, 1, TokenLayout(3, 3, (4, 4)))
     assert torch.equal(out[:, :6], x[:, :6])
@@ -208,12 +259,126 @@ def test_a_first_token_of_rein_takes_what_no_other_should_have():
         tokens = rein.tokens[0].factors[0]
         tokens.zero_()
         tokens[0, 0] = 1000
-    from vpt_dense.prompts import TokenLayout
-
     out = rein.after_block(x, 0, TokenLayout(1, 0, (4, 4)))
     feature = rein.maps['64'].feature
     wanted = x[:, 1:] + rein.scale * (x[:, 1:] @ feature.weight.T + feature.bias)
     torch.testing.assert_close(out[:, 1:], wanted)
+
+
+# --- convolutions on the grid ------------------------------------------------------------------
+
+
+CONVOLUTIONS = {'Mona': dict(hidden_dims=8), 'Convpass': dict(hidden_dims=4)}
+
+
+@pytest.mark.parametrize('kind', CONVOLUTIONS)
+def test_tokens_without_a_place_are_changed_one_by_one(kind):
+    """Class, register and prompt tokens; and patches meet their neighbours, not these."""
+    branch = with_adapter(kind, **CONVOLUTIONS[kind]).adapters[0].branches[2]
+    x = images(2, 1 + 2 + 3 + 15, 64, dtype=torch.float64)
+    out = branch(x, TokenLayout(3, 3, (3, 5)))
+    assert torch.equal(branch(x, TokenLayout(1, 5, (3, 5))), out)
+    alone = branch(x[:, 6:], TokenLayout(0, 0, (3, 5)))
+    torch.testing.assert_close(out[:, 6:], alone, rtol=1e-12, atol=1e-12)
+    other = x.clone()
+    other[:, 1:] += 1
+    torch.testing.assert_close(branch(other, TokenLayout(3, 3, (3, 5)))[:, :1], out[:, :1])
+    other = x.clone()
+    other[:, 6] += 1  # the first place
+    moved = (branch(other, TokenLayout(3, 3, (3, 5))) - out).abs().amax((0, 2)) > 1e-9
+    assert not moved[1:6].any() and moved[6]
+    reach = 4 if kind == 'Mona' else 2
+    near = [row < reach and column < reach for row in range(3) for column in range(5)]
+    assert moved[6:].tolist() == near
+    with torch.no_grad():  # the map is rows of columns
+        turned = branch(x[:, 6:].unflatten(1, (3, 5)).transpose(1, 2).flatten(1, 2),
+                        TokenLayout(0, 0, (5, 3)))
+        for each in branch.modules():
+            if isinstance(each, nn.Conv2d):
+                each.weight.copy_(each.weight.transpose(2, 3).clone())
+        back = branch(x[:, 6:], TokenLayout(0, 0, (3, 5))).unflatten(1, (3, 5))
+    torch.testing.assert_close(turned, back.transpose(1, 2).flatten(1, 2))
+
+
+@pytest.mark.parametrize('kind', CONVOLUTIONS)
+@pytest.mark.parametrize('deep', [True, False])
+def test_the_same_where_the_first_token_alone_is_computed(kind, deep):
+    """The last block of a classifier, with prompts as keys and values; and recomputed."""
+    prompt = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=deep)
+    adapter = dict(type=f'vpt_dense.{kind}', dropout=0.0, **CONVOLUTIONS[kind])
+    results = []
+    for how in ({}, dict(prompts_as='tokens'), dict(memory='lean'), dict(with_cp=True)):
+        model = randomise(tiny_vit(
+            prompt=prompt, adapters=[adapter], out_type='cls_token', num_registers=2, **how))
+        (out,) = model.double().train()(images(2, 3, 40, 24, dtype=torch.float64))
+        out.pow(2).sum().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        results.append([out, *(p.grad for p in model.parameters() if p.requires_grad)])
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0], rtol=1e-10, atol=1e-10)
+
+
+def test_mona_has_no_filters_where_nothing_reads_patches():
+    def filtered(**kwargs) -> list[int]:
+        model = tiny_vit(adapters=[dict(type='vpt_dense.Mona')], **kwargs)
+        return [len(branch.filters) for branch in model.adapters[0].branches]
+
+    assert filtered() == [3] * 8
+    assert filtered(out_type='cls_token') == [3] * 6 + [0] * 2
+    assert filtered(out_type='cls_token', out_indices=[0]) == [0] * 8
+    assert filtered(out_type='raw', out_indices=[1]) == [3] * 4 + [0] * 4
+
+
+def test_mona_starts_with_the_norm_almost_off():
+    torch.manual_seed(0)
+    for zero in (True, False):
+        for branch in with_start('Mona', zero_start=zero).branches:
+            assert (branch.gamma == 1e-6).all() and (branch.gamma_x == 1).all()
+            assert branch.up.weight.any() != zero and branch.up.bias.any() != zero
+            assert branch.down.weight.any() and branch.mix.weight.any()
+    branch = with_start('Convpass').branches[3]
+    assert torch.equal(branch.conv.weight[:, :, 1, 1], torch.eye(8))
+    assert branch.conv.weight.sum() == 8 and not branch.conv.bias.any()
+    assert not any(tensor.any() for tensor in (branch.up.weight, branch.up.bias, branch.down.bias))
+
+
+def with_start(kind: str, **settings) -> nn.Module:
+    return tiny_vit(adapters=[dict(type=f'vpt_dense.{kind}', **settings)]).adapters[0]
+
+
+def test_convpass_does_not_call_the_norms_again():
+    model = with_adapter('Convpass')
+    seen = []
+    for layer in model.layers:
+        layer.ln1.register_forward_hook(lambda *_: seen.append(1))
+        layer.ln2.register_forward_hook(lambda *_: seen.append(2))
+    model(images(1, 3, 32, 32, dtype=torch.float64))
+    assert seen == [1, 2] * 4
+
+
+@pytest.mark.parametrize('kind', CONVOLUTIONS)
+def test_patches_that_attend_to_themselves_are_on_the_grid_too(kind):
+    """CLIP's last block for dense prediction."""
+    cfg = dict(type='vpt_dense.CLIPVisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=8,
+               project_dims=16, out_type='embeddings', out_indices=[1, 3], dense_from='values')
+    adapter = dict(type=f'vpt_dense.{kind}', **CONVOLUTIONS[kind])
+    model = randomise(MODELS.build(dict(cfg, adapters=[adapter]))).double().eval()
+    x, last = images(2, 3, 32, 48, dtype=torch.float64), model.layers[3]
+    entered = []
+    last.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    _, patches, _ = model(x)
+    before = entered[0][:, 1:]
+    values = last.attn.qkv(last.ln1(before))[..., 128:]
+    layout, (first, second) = TokenLayout(0, 0, (4, 6)), model.adapters[0].branches[6:]
+    made = before + last.attn.proj(values)
+    if kind == 'Mona':
+        made = first(made, layout)
+        made = second(made + last.ffn.layers(last.ln2(made)), layout)
+    else:
+        made = made + first(last.ln1(before), layout)
+        made = made + last.ffn.layers(last.ln2(made)) + second(last.ln2(made), layout)
+    wanted = model.proj(model.ln1(made)).unflatten(1, (4, 6)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(patches, wanted)
 
 
 # --- side-tuning -----------------------------------------------------------------------------
@@ -285,7 +450,8 @@ def test_side_network_starts_half_and_half_from_the_weights_it_is_given(tmp_path
 # --- how they start, and that they move -------------------------------------------------------
 
 
-@pytest.mark.parametrize('kind', ['BottleneckAdapter', 'AdaptFormer', 'RepAdapter', 'LoRA'])
+@pytest.mark.parametrize(
+    'kind', ['BottleneckAdapter', 'AdaptFormer', 'RepAdapter', 'LoRA', 'Mona', 'Convpass'])
 @pytest.mark.parametrize('backbone', [{}, SWIGLU], ids=['plain', 'swiglu'])
 def test_not_dead_after_one_step_or_two(kind, backbone):
     """What starts at zero moves first, the rest from the second step on, and nothing stays."""

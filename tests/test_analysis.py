@@ -2,17 +2,29 @@
 
 import csv
 import json
+import re
 import runpy
+from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
+from methods import build_at_start
 from mmengine.config import Config
 from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, images, in_scope, make_ade_folder, randomise, tiny_vit
 
 from vpt_dense import building, config, memory
-from vpt_dense.analysis import attention, cost, curves, errors_of, features, sensitivity
+from vpt_dense.analysis import (
+    attention,
+    cost,
+    curves,
+    errors_of,
+    features,
+    importance,
+    sensitivity,
+)
+from vpt_dense.commands import analyse
 from vpt_dense.errors import UserError
 
 PROMPT = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True)
@@ -334,6 +346,86 @@ def test_what_is_sensitive_is_found_and_trained(capfd, tmp_path):
     assert outcome.code == 2 and 'is only in the model' in outcome.err.splitlines()[-1]
 
 
+# --- importance of prompts ---------------------------------------------------------------------
+
+
+class Judged(torch.nn.Module):
+    """A model as runs have them: losses of images by their labels."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs, data_samples, mode):
+        assert mode == 'loss'
+        out = self.backbone(inputs)[0].flatten(1)
+        return dict(loss=(out.tanh().mean(1) * data_samples).square().mean())
+
+    def parse_losses(self, losses):
+        return losses['loss'], losses
+
+
+E2VPT = dict(type='vpt_dense.E2VPTPrompt', num_tokens=3, num_kv_tokens=2)
+
+
+def test_importance_is_what_the_loss_moves_with_masks():
+    judged = Judged(model(prompt=E2VPT).double())
+    prompt, start = judged.backbone.prompt, judged.backbone.prompt.tokens.detach().clone()
+    batches = [dict(inputs=images(1, 3, 32, 32, seed=i, dtype=torch.float64),
+                    data_samples=torch.tensor([1.0 + i])) for i in range(3)]
+    found = importance.importance(judged, batches)
+    assert found.tokens.shape == (4, 3) and found.pieces.shape == (4, 3, 16)
+    tokens, pieces = torch.zeros(4, 3).double(), torch.zeros(4, 3, 16).double()
+    name = 'backbone.prompt.tokens'
+    for batch in batches:
+        masks = torch.ones(4, 3, 1).double().requires_grad_()
+        fine = torch.ones(4, 3, 16).double().requires_grad_()
+        masked = start * masks * fine.repeat_interleave(64 // 16, -1)
+        out = torch.func.functional_call(judged, {name: masked}, kwargs=dict(batch, mode='loss'))
+        out['loss'].backward()
+        tokens += masks.grad[..., 0].abs() / 3
+        pieces += fine.grad.abs() / 3
+    torch.testing.assert_close(found.tokens, tokens)
+    torch.testing.assert_close(found.pieces, pieces)
+    assert torch.equal(prompt.tokens, start) and prompt.tokens.grad is None
+
+
+def test_what_stays_has_the_highest_scores():
+    pieces = torch.arange(2 * 3 * 16.0).reshape(2, 3, 16)
+    pieces[1, 0, 5], pieces[1, 1] = 1000, 0
+    tokens = torch.tensor([[1.0, 3.0, 2.0], [9.0, 1.0, 2.0]])
+    found = importance.Importance(tokens, pieces)
+    assert importance.choose(found, 1, 1) == [[0xffff] * 3] * 2
+    assert importance.choose(found, 2 / 3, 0.5) == [
+        [0, 0, 0xffff], [1 << 5, 0, 0xfffe]]
+    assert importance.choose(found, 0.01, 0.01) == [[0, 1 << 15, 0], [1 << 5, 0, 0]]
+
+
+def test_importance_of_a_swin():
+    prompt = dict(E2VPT, num_tokens=2)
+    swin = randomise(build_at_start(dict(prompt=prompt), 'swin', 'cls')).double().eval()
+    batch = dict(inputs=images(1, 3, 32, 32, dtype=torch.float64), data_samples=torch.ones(1))
+    found = importance.importance(Judged(swin), [batch])
+    assert found.tokens.shape == (4, 2) and (found.pieces > 0).all()
+    kept = importance.choose(found, 0.5, 0.75)
+    pruned = build_at_start(dict(prompt=dict(prompt, kept=kept)), 'swin', 'cls')
+    for name, width in (('0', 1), ('1', 2)):
+        assert pruned.prompt.stages[name].tokens.shape == (2 * 12, width)
+
+
+@pytest.mark.parametrize(('prompt', 'message'), [
+    (None, 'of --method e2vpt, this model has none'),
+    (PROMPT, 'of --method e2vpt, this model has TokenPrompt'),
+    (dict(E2VPT, shared=True), 'leave model.backbone.prompt.kept, shared and project_dims out'),
+    (dict(E2VPT, kept=[[1, 1, 1]] * 4), 'leave model.backbone.prompt.kept'),
+])
+def test_what_has_no_importance(prompt, message):
+    with pytest.raises(UserError, match=message):
+        importance.importance(Judged(model(prompt=prompt)), [])
+    with pytest.raises(UserError, match='without images'):
+        importance.importance(Judged(model(prompt=E2VPT)), [])
+
+
 # --- the command -----------------------------------------------------------------------------
 
 
@@ -386,7 +478,37 @@ def test_the_command(capfd, tmp_path):
     assert len(found) % 2 == 0 and {row['weights'] for row in found} == {'before', 'after'}
 
 
+@pytest.mark.slow
+def test_prompts_are_pruned_and_train_again(capfd, tmp_path):
+    prompt = dict(_delete_=True, type='vpt_dense.E2VPTPrompt', num_tokens=4, num_kv_tokens=2)
+    path = write_leaf(tmp_path, make_ade_folder(tmp_path / 'data', size=(32, 32), num_images=4),
+                      f"model['backbone']['prompt'] = {prompt!r}\nrandomness = dict(seed=5)\n")
+    options = ['--cfg-options', 'model.backbone.init_cfg=None']
+    work, out = tmp_path / 'work', tmp_path / 'out'
+    assert run_tool(capfd, 'train', path, *options).code == 0
+    outcome = run_tool(capfd, 'analyse', 'pruning', path, work, '--out', out, '--images', 3,
+                       '--keep-tokens', 0.75, '--keep-pieces', 0.25, *options)
+    assert outcome.code == 0, outcome.err
+    assert re.match('[2-6] of 8 prompts stay, and 24 of all 128 pieces\n', outcome.out)
+    found = rows(out / 'importance.csv')
+    assert len(found) == 8 and sum(int(row['kept']).bit_count() for row in found) == 24
+    for layer in ('0', '1'):
+        own = sorted((float(row['score']), int(row['kept']) > 0)
+                     for row in found if row['layer'] == layer)
+        assert own[0][1] is False
+    assert (out / 'importance.png').stat().st_size
+    cfg = Config.fromfile(out / 'pruned.py')
+    assert cfg.work_dir == f'{work}_pruned' and cfg.randomness.seed == 5
+    outcome = run_tool(capfd, 'train', out / 'pruned.py')
+    assert outcome.code == 0, outcome.err
+    state = torch.load(tmp_path / 'work_pruned/iter_2.pth', weights_only=False)['state_dict']
+    assert state['backbone.prompt.tokens'].shape == (24, 2)
+    outcome = run_tool(capfd, 'test', out / 'pruned.py', tmp_path / 'work_pruned')
+    assert outcome.code == 0, outcome.err
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
+    (['pruning', 'c', 'k', '--keep-tokens', '0'], '--keep-tokens must be above 0 and at most 1'),
     (['errors', 'c', 'k', '--against-config', 'x'], 'does nothing without --against'),
     (['attention', 'c', 'k', '--images', '-1'], '--images must be at least 0'),
     (['curves', '.'], 'no finished run in .'),
@@ -399,3 +521,17 @@ def test_mistakes_end_in_one_line(capfd, tmp_path, monkeypatch, arguments, messa
     (tmp_path / 'c').write_text('')
     outcome = run_tool(capfd, 'analyse', *arguments)
     assert outcome.code == 2 and message in outcome.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(('number', 'indices'), [(3, [0, 3, 6]), (0, list(range(10)))])
+def test_images_from_all_over_a_split(monkeypatch, number, indices):
+    """Those of one class may come first."""
+    samples = [dict(data_samples=SimpleNamespace(img_path=f'{i}.png')) for i in range(10)]
+    monkeypatch.setattr('mmengine.registry.DATASETS.build', lambda cfg: samples)
+    predictor = SimpleNamespace(cfg=Config(dict(train_dataloader=dict(dataset=dict(type='x')))))
+    args = SimpleNamespace(split='train', images=number)
+    found = [name for name, _ in analyse._batches(predictor, args, spread=True)]
+    assert found == [f'{i}.png' for i in indices]
+    if number:
+        first = [name for name, _ in analyse._batches(predictor, args)]
+        assert first == ['0.png', '1.png', '2.png']

@@ -134,7 +134,8 @@ def test_nor_with_what_is_tuned(tokenizer, part):
 @pytest.mark.parametrize('part', [
     *(dict(prompt=dict(type=f'vpt_dense.{name}', num_tokens=2)) for name in (
         'VAPTPrompt', 'LSPTLikePrompt', 'IVPTLikePrompt')),
-    *(dict(adapters=[dict(type=f'vpt_dense.{name}')]) for name in ('AddPrompt', 'SSF')),
+    *(dict(adapters=[dict(type=f'vpt_dense.{name}')]) for name in (
+        'AddPrompt', 'Convpass', 'Mona', 'SSF')),
 ], ids=lambda part: str(part).split('vpt_dense.')[1].split("'")[0])  # fmt: skip
 def test_what_reads_a_grid_of_patches_is_refused(tokenizer, part):
     """LSPT and iVPT would pool the padding behind a text."""

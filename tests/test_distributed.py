@@ -1,5 +1,6 @@
 """Two processes on a CPU: the same step as one process on the joined batch."""
 
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,17 +12,20 @@ from processes import run_two
 from torch import nn
 from utils import CONFIGS, in_scope, randomise
 
+from vpt_dense.hooks import PromptLossHook
+
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
 #: Name -> (fragment, backbone's options in two processes, and in the one that it must equal).
 SEGMENTATION = {name: (name, {}, {}) for name in (
-    'full', 'head', 'bias', 'shallow', 'deep', 'deep-bias')} | {
+    'full', 'head', 'bias', 'shallow', 'deep', 'deep-bias', 'mona', 'convpass')} | {
     'deep-not-tokens': ('deep', {}, dict(prompts_as='tokens')),
     'deep-lean': ('deep', dict(memory='lean'), {}),
     'deep-bias-lean': ('deep-bias', dict(memory='lean'), {}),
     'full-lean': ('full', dict(memory='lean'), {}),
     'deep-with-cp': ('deep', dict(with_cp=True), {}),
 }
-CLASSIFICATION = {name: (name, {}, {}) for name in ('linear', 'deep', 'partial-1', 'bias')} | {
+CLASSIFICATION = {name: (name, {}, {}) for name in (
+    'linear', 'deep', 'partial-1', 'bias', 'mona', 'convpass', 'vfpt', 'tcpa')} | {
     'deep-not-tokens': ('deep', {}, dict(prompts_as='tokens')),
     'deep-lean': ('deep', dict(memory='lean'), {}),
 }
@@ -31,8 +35,9 @@ def tuning(method: str) -> dict:
     from mmengine import Config
 
     found = Config.fromfile(CONFIGS / f'_base_/methods/{method}.py').method.to_dict()
-    if 'prompt' in found:
-        found['prompt'].update(num_tokens=3, dropout=0.0)
+    for part in (found.get('prompt', {}), *found.get('adapters', ())):
+        usual = dict(num_tokens=3, dropout=0.0)
+        part.update({key: value for key, value in usual.items() if key in part})
     return found
 
 
@@ -62,13 +67,16 @@ def segmentation(method: str, options: dict) -> nn.Module:
 
 def classification(method: str, options: dict) -> nn.Module:
     in_scope('mmpretrain')
-    return MODELS.build(dict(
+    model = MODELS.build(dict(
         type='ImageClassifier',
         data_preprocessor=dict(type='ClsDataPreprocessor'),
         backbone=dict(**backbone('cls_token', tuning(method)), **options),
         head=dict(type='LinearClsHead', num_classes=5, in_channels=16,
                   loss=dict(type='CrossEntropyLoss')),
     ))  # fmt: skip
+    if getattr(model.backbone.prompt, 'adds_loss', False):
+        PromptLossHook().before_train(SimpleNamespace(model=model, iter=0, _has_loaded=False))
+    return model
 
 
 def batch(task: str) -> dict:

@@ -264,7 +264,7 @@ def test_segmentation_starts_from_samples(layers, tmp_path):
         (dict(source='prototypes'), {'model.backbone.prompt.num_tokens': 5},
          r'prompt\.num_tokens is 5, but .* one for each of the 3 classes; set num_tokens'),
         (dict(source='samples'), {'model.backbone.prompt.project_dims': 8},
-         r"source='samples'\) gives tokens of the width .*project_dims out"),
+         r"source='samples'\) gives tokens as they enter .*TokenPrompt trans.*project_dims out"),
         (dict(source='samples', layers='each'), {'model.backbone.prompt.shared': True},
          r"layers='each' needs prompts for each block, but .*prompt\.shared is True"),
         (dict(source='samples'), {'model.backbone.prompt': None, 'model.backbone.trainable': []},

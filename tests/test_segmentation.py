@@ -18,7 +18,7 @@ from vpt_dense import method_files
 ALL = [f'setr_vit-l_ade20k {method}' for method in method_files.names()
        if method not in ('pool-both', 'pool-image', 'pool-prompts', 'prototypes',
                          'partial-1_resnet-50', 'partial-1_convnext-b', 'l2p', 'dualprompt',
-                         'coda-prompt')]
+                         'coda-prompt', 'tcpa')]
 PUBLISHED = [f'setr_vit-l_{method}_ade20k' for method in (
     'full', 'head', 'bias', 'shallow', 'deep', 'deep-bias')]
 

@@ -361,15 +361,20 @@ class Witness(Adapter):
         super().__init__(backbone)
         self.calls: list[tuple] = []
 
-    def note(self, place: str, x: Tensor, layer: int, layout: TokenLayout | None = None) -> Tensor:
+    def note(self, place: str, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
         self.calls.append((place, layer, tuple(x.shape), layout))
         return x
 
     def before_block(self, x, layer, layout):
         return self.note('before', x, layer, layout)
 
-    def after_attention(self, x, layer):
-        return self.note('inside', x, layer)
+    def after_attention(self, x, before, layer, layout):
+        assert before.shape == x.shape
+        return self.note('inside', x, layer, layout)
+
+    def after_mlp(self, x, before, layer, layout):
+        assert before.shape == x.shape
+        return self.note('behind', x, layer, layout)
 
     def after_block(self, x, layer, layout):
         return self.note('after', x, layer, layout)
@@ -395,7 +400,8 @@ def test_adapters_are_called_in_every_block_of_every_stage(deep):
         many, few = rows * columns + flow, rows * columns + entering
         expected += [
             ('before', layer, (2, few, width), TokenLayout(0, entering, grid)),
-            ('inside', layer, (2, many, width), None),
+            ('inside', layer, (2, many, width), TokenLayout(0, flow, grid)),
+            ('behind', layer, (2, many, width), TokenLayout(0, flow, grid)),
             ('after', layer, (2, many, width), TokenLayout(0, flow, grid)),
         ]
     assert calls == expected

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from methods import BACKBONES
+from methods import BACKBONES, KEPT
 from mmengine.registry import MODELS
 from torch import nn
 from utils import images, randomise, tiny_vit
@@ -18,6 +18,7 @@ from vpt_dense.prompts import (
     TokenLayout,
     VAPTPrompt,
 )
+from vpt_dense.prompts.fourier_prompt import real_transform
 
 D, LAYERS, HEADS, P = 64, 4, 4, 5
 
@@ -37,6 +38,11 @@ METHODS = {
     'e2vpt': prompt('E2VPTPrompt', num_kv_tokens=3),
     'e2vpt-two': prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=False),
     'e2vpt-last-2': prompt('E2VPTPrompt', num_kv_tokens=3, layer_range=(-2, None)),
+    'vfpt': prompt('FourierPrompt', fourier_share=0.6),
+    'vfpt-all': prompt('FourierPrompt', fourier_share=1, layer_range=(1, None), project_dims=7),
+    'pruned': prompt('E2VPTPrompt', num_kv_tokens=3, kept=KEPT),
+    'pruned-last-2': prompt(
+        'E2VPTPrompt', num_kv_tokens=3, kept=KEPT[2:], layer_range=(-2, None)),
     'gated': prompt('GatedPrompt'),
     'residual': prompt('ResidualPrompt'),
     'residual-last-3': prompt('ResidualPrompt', layer_range=(1, None)),
@@ -118,6 +124,41 @@ def by_e2vpt(model, x, grid):
         else:
             x = run(layer, x)[1]
         yield x
+
+
+def by_waves(model, x, grid):
+    part, number = model.prompt, model.prompt.project[1].number
+    rows, columns = torch.arange(number).double(), torch.arange(D).double()
+    for i, layer in enumerate(model.layers):
+        if i < part.start:
+            x = run(layer, x)[1]
+        else:
+            tokens = part.project[0](part.tokens[i - part.start])
+            made = [
+                sum((tokens[n] * torch.cos(2 * math.pi * (u * n / number + v * columns / D))).sum()
+                    for n in range(number))
+                for u in rows for v in columns]
+            made = torch.stack(made).unflatten(0, (number, D))
+            x = run(layer, x, torch.cat((made, tokens[number:]))[None])[1]
+        yield x
+
+
+def by_pruned(model, x, grid):
+    part, pieces = model.prompt, list(model.prompt.tokens)
+    for i, layer in enumerate(model.layers):
+        if i < part.start:
+            x = run(layer, x)[1]
+        else:
+            tokens = []
+            for bits in part.kept[i - part.start]:
+                if bits:
+                    token = [pieces.pop(0) if bit == '1' else torch.zeros(D // 16).double()
+                             for bit in reversed(f'{bits:016b}')]
+                    tokens.append(torch.cat(token))
+            keys = part.keys[i - part.start]
+            x = run(layer, x, torch.stack(tokens)[None], (keys, keys))[1]
+        yield x
+    assert not pieces
 
 
 def by_gates(model, x, grid):
@@ -246,8 +287,9 @@ def by_cvpt(model, x, grid):
 
 
 FORMULAS = {
-    'prefix': by_prefix, 'e2vpt': by_e2vpt, 'gated': by_gates, 'residual': by_residuals,
-    'vapt': by_vapt, 'cvpt': by_cvpt, 'lspt_like': by_memory, 'ivpt_like': by_links,
+    'prefix': by_prefix, 'e2vpt': by_e2vpt, 'vfpt': by_waves, 'pruned': by_pruned,
+    'gated': by_gates, 'residual': by_residuals, 'vapt': by_vapt, 'cvpt': by_cvpt,
+    'lspt_like': by_memory, 'ivpt_like': by_links,
 }  # fmt: skip
 
 
@@ -311,6 +353,7 @@ def test_nothing_is_kept_between_two_forwards(name):
 @pytest.mark.parametrize(('name', 'layers'), [
     ('prefix', [0, 1, 2, 3]), ('prefix-middle', [1, 2]), ('e2vpt', [0, 1, 2, 3]),
     ('e2vpt-last-2', [2, 3]), ('residual', [0, 1, 2, 3]),
+    ('vfpt', [0, 1, 2, 3]), ('vfpt-all', [1, 2, 3]), ('pruned-last-2', [2, 3]),
 ])  # fmt: skip
 def test_folded(name, layers):
     x = images(2, 3, 32, 40, dtype=torch.float64)
@@ -672,6 +715,167 @@ def test_counts(arch, counts):
     assert found == counts
 
 
+def test_the_transform_without_complex_numbers():
+    """As graphs have it; also where a prompt is as wide as that of a large model."""
+    for shape in ((3, 5, 64), (2, 1, 7), (1, 50, 1024)):
+        x = images(*shape, dtype=torch.float64)
+        wanted = torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real
+        torch.testing.assert_close(real_transform(x), wanted, rtol=1e-10, atol=1e-10)
+        rough = real_transform(x.float())
+        assert rough.dtype == torch.float32
+        assert (rough - wanted).norm() < 1e-5 * wanted.norm()
+        with torch.autocast('cpu', torch.bfloat16):
+            assert torch.equal(real_transform(x.float()), rough)
+
+
+def test_fourier_prompts_of_no_share_are_vpt_deep():
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    deep = randomise(tiny_vit(**prompt('TokenPrompt', deep=True))).double()
+    model = tiny_vit(**prompt('FourierPrompt', fourier_share=0)).double()
+    model.load_state_dict(deep.state_dict())
+    assert torch.equal(model.eval()(x)[0], deep.eval()(x)[0])
+
+
+def test_fourier_prompts_in_half_precision():
+    part = tiny_vit(**prompt('FourierPrompt', fourier_share=0.6)).prompt.bfloat16()
+    (found, *_), wanted = part.prepare(), part.tokens[0].double()
+    wanted = torch.cat((torch.fft.fft2(wanted[:3]).real, wanted[3:]))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found[0].double(), wanted, rtol=0.01, atol=1e-6)
+
+
+def test_pruned_prompts_start_as_those_that_are_not():
+    def built(**kwargs):
+        torch.manual_seed(3)
+        return tiny_vit(**prompt('E2VPTPrompt', num_kv_tokens=3, **kwargs))
+
+    whole, pruned = built(), built(kept=KEPT)
+    pieces = whole.prompt.tokens.detach().unflatten(-1, (16, -1))
+    masks = torch.tensor([[[bits >> i & 1 for i in range(16)] for bits in row] for row in KEPT])
+    assert torch.equal(pruned.prompt.tokens, pieces[masks.bool()])
+    assert torch.equal(pruned.prompt.keys, whole.prompt.keys)
+    for i, tokens in enumerate(pruned.prompt.prepare()):
+        entering = (pieces * masks[..., None])[i][masks[i].any(-1)].flatten(1)
+        assert torch.equal(tokens[0], entering)
+    assert '148 pieces kept' in str(pruned.prompt)
+    complete = built(kept=[[2**16 - 1] * P] * 4).double().eval()
+    x = images(2, 3, 32, 40, dtype=torch.float64)
+    torch.testing.assert_close(complete(x), whole.double().eval()(x), rtol=1e-12, atol=1e-12)
+
+
+# --- prompts that tokens choose ----------------------------------------------------------------
+
+
+def chosen_by_hand(model, x):
+    """Cls token behind the last block, and 1 - cosine of all chosen keys by block and pool."""
+    part, terms = model.prompt, []
+    for i, layer in enumerate(model.layers):
+        pools = [(part.class_tokens[i], part.class_keys[i], 2)]
+        if i < LAYERS - 1:
+            pools.append((part.patch_tokens[i], part.patch_keys[i], 1))
+        allowed, prompts = [], torch.cat([tokens.flatten(0, 1) for tokens, _, _ in pools])
+        found = [[] for _ in pools]
+        for image in x:
+            for n, token in enumerate(image):
+                row = []
+                for p, (tokens, keys, number) in enumerate(pools):
+                    cosines = [(token @ key / token.norm() / key.norm()).item() for key in keys]
+                    best = sorted(range(len(keys)), key=lambda j: -cosines[j])[:number]
+                    mine = (n == 0) == (p == 0)
+                    if mine:
+                        cosine = torch.cosine_similarity(token.detach()[None], keys[best])
+                        found[p] += list(1 - cosine)
+                    row += [mine and j in best for j in range(len(keys)) for _ in tokens[j]]
+                allowed.append(row)
+        terms += [torch.stack(each).mean() for each in found]
+        allowed = torch.tensor(allowed).unflatten(0, x.shape[:2])
+        normed, asked = layer.ln1(x), layer.ln1(torch.cat((x, prompts.expand(len(x), -1, -1)), 1))
+        qkv = layer.attn.qkv
+        queries = (normed @ qkv.weight[:D].T + qkv.bias[:D]).unflatten(-1, (HEADS, -1))
+        keys, values = (asked @ qkv.weight[D:].T + qkv.bias[D:]).unflatten(
+            -1, (2, HEADS, -1)).unbind(2)
+        weights = torch.einsum('bnhc,bmhc->bhnm', queries, keys).div(4).exp()
+        weights = weights * torch.cat((torch.ones(*x.shape[:2], x.shape[1]), allowed), 2)[:, None]
+        mixed = torch.einsum('bhnm,bmhc->bnhc', weights / weights.sum(-1, keepdim=True), values)
+        x = x + mixed.flatten(2) @ layer.attn.proj.weight.T + layer.attn.proj.bias
+        x = layer.ffn(layer.ln2(x), identity=x)
+    return model.ln1(x)[:, 0], torch.stack(terms)
+
+
+TCPA = dict(prompt=dict(
+    type='vpt_dense.TCPAPrompt', num_tokens=2, class_pool=5, class_chosen=2, patch_pool=3,
+    patch_chosen=1, match=0.7))
+
+
+@pytest.mark.parametrize('options', [{}, dict(memory='lean'), dict(with_cp=True)], ids=str)
+@pytest.mark.parametrize('registers', [0, 2])
+def test_tokens_choose_their_prompts(registers, options):
+    x = images(2, 3, 24, 32, dtype=torch.float64)
+    model = randomise(tiny_vit(
+        **TCPA, out_type='cls_token', num_registers=registers, **options)).double().train()
+    entering = []
+    handle = model.layers[0].register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    model(x)
+    handle.remove()
+    wanted, terms = chosen_by_hand(model, entering[0].detach())
+    model.prompt.penalties()
+    (found,) = model(x)
+    penalty = model.prompt.penalties()
+    assert model.prompt.penalties() == {}  # handed out once
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(penalty['loss_match'], 0.7 * terms.mean())
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert len(names) == 4
+    grads = []
+    for out, loss in ((found, penalty['loss_match']), (wanted, 0.7 * terms.mean())):
+        model.zero_grad()
+        (out.square().sum() + loss).backward()
+        grads.append({n: model.get_parameter(n).grad for n in names})
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+    assert all(grad.any() for grad in grads[0].values())
+    model.eval()(x)
+    assert model.prompt.penalties() == {}
+
+
+def test_pools_that_are_chosen_whole_are_keys_and_values_for_all_of_a_kind():
+    """And where all prompts are equal, it does not matter which are chosen."""
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    few, all_ = (randomise(tiny_vit(out_type='cls_token', prompt=dict(
+        type='vpt_dense.TCPAPrompt', class_pool=4, class_chosen=chosen, patch_pool=4,
+        patch_chosen=chosen))).double().eval() for chosen in (1, 4))
+    assert (few(x)[0] - all_(x)[0]).abs().max() > 1e-4
+    with torch.no_grad():
+        for model in (few, all_):
+            for tokens in (model.prompt.class_tokens, model.prompt.patch_tokens):
+                tokens.copy_(tokens[:, :1])
+        shared = [model.prompt.visible(torch.randn(2, 17, D), 0, model.prompt.prepare(), None)
+                  for model in (few, all_)]
+    assert shared[1][:, 0].sum(-1).tolist() == [4, 4] and not shared[1][:, 0, 4:].any()
+    assert (shared[1][:, 1:, 4:].all() and not shared[1][:, 1:, :4].any())
+    assert (shared[0].sum(-1) == 1).all()
+
+
+def test_members_of_an_ensemble_choose_for_themselves():
+    x = images(4, 3, 32, 32, dtype=torch.float64)
+    ensemble = randomise(tiny_vit(out_type='cls_token', prompt=dict(
+        type='vpt_dense.PromptEnsemble', seeds=[0, 1], **TCPA))).double()
+    found = ensemble.eval()(x)[0], ensemble.train()(x)[0]
+    penalties = ensemble.prompt.penalties()
+    assert set(penalties) == {'m0.loss_match', 'm1.loss_match'}
+    for i in range(2):
+        single = tiny_vit(out_type='cls_token', **TCPA).double()
+        state = ensemble.state_dict()
+        member = f'prompt.members.{i}.'
+        single.load_state_dict({
+            n.replace(member, 'prompt.'): t for n, t in state.items()
+            if not n.startswith('prompt.') or n.startswith(member)})
+        torch.testing.assert_close(found[0][4 * i : 4 * i + 4], single.eval()(x)[0])
+        own = x[2 * i : 2 * i + 2]
+        torch.testing.assert_close(found[1][2 * i : 2 * i + 2], single.train()(own)[0])
+        torch.testing.assert_close(
+            penalties[f'm{i}.loss_match'], single.prompt.penalties()['loss_match'])
+
+
 # --- what is special ---------------------------------------------------------------------------
 
 
@@ -688,8 +892,9 @@ def test_cvpt_takes_the_raw_weights_of_the_block():
         assert (model(x)[0] - wanted).abs().max() > 1e-3
         tokens = images(2, 7, D, dtype=torch.float64)
         for i in range(LAYERS):
-            torch.testing.assert_close(
-                cross.after_attention(tokens, i), alone.adapters[0].after_attention(tokens, i))
+            one, other = (each.after_attention(tokens, tokens, i, TokenLayout(1, 0, (2, 3)))
+                          for each in (cross, alone.adapters[0]))
+            torch.testing.assert_close(one, other)
         for update in model.adapters[1].updates:
             update.up.zero_()
         torch.testing.assert_close(model(x)[0], wanted, rtol=1e-12, atol=1e-12)
@@ -781,6 +986,32 @@ ERRORS = {
     'vapt small ensemble': (dict(prompt=dict(
         type='vpt_dense.PromptEnsemble', seeds=[0], **prompt('VAPTPrompt', kernel_size=5))),
         r'prompt\.kernel_size=5 needs images .*, found 4 x 4 patches'),
+    'kept layers': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[1] * P] * 3),
+                    r'prompt\.kept must be 5 numbers from 0 to 65535 for each of 4 layers'),
+    'kept tokens': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[1] * 4] * 4), 'prompt.kept must'),
+    'kept bits': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[65536] * P] * 4), r'\.kept must'),
+    'kept none': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=[[1] * P] * 3 + [[0] * P]),
+                  r'not all 0 in one; vpt-dense analyse pruning'),
+    'kept shared': (prompt('E2VPTPrompt', num_kv_tokens=3, kept=KEPT, shared=True),
+                    r'prompt\.kept prunes .*; leave prompt\.shared and prompt\.project_dims out'),
+    'kept width': (dict(prompt('E2VPTPrompt', num_kv_tokens=3, kept=KEPT), arch=dict(
+        embed_dims=40, num_layers=4, num_heads=4, feedforward_channels=80)),
+        r'prompt\.kept: 16 does not divide the width 40'),
+    'chosen': (dict(prompt=dict(type='vpt_dense.TCPAPrompt', class_pool=3, class_chosen=4)),
+               r'prompt\.class_chosen must be at most prompt\.class_pool=3, found 4'),
+    'pool': (dict(prompt=dict(type='vpt_dense.TCPAPrompt', patch_pool=0)),
+             r'prompt\.patch_pool must be an integer of at least 1, found 0'),
+    'match': (dict(prompt=dict(type='vpt_dense.TCPAPrompt', match=-1)),
+              r'prompt\.match must not be negative, found -1'),
+    'no class': (TCPA, r"TCPAPrompt has prompts for the class token; it needs out_type='cls_to"),
+    'seen by all': (dict(TCPA, out_type='cls_token', prompts_as='tokens'),
+                    r'TCPAPrompt hides prompts from tokens, which takes prompts as keys and val'),
+    'share': (prompt('FourierPrompt', fourier_share=1.5),
+              r'prompt\.fourier_share must be a number from 0 to 1, found 1\.5'),
+    'no share': (prompt('FourierPrompt', fourier_share='all'),
+                 r"prompt\.fourier_share must be a number, found 'all'"),
+    'small share': (prompt('FourierPrompt', fourier_share=0.05),
+                    r'prompt\.fourier_share=0\.05 of prompt\.num_tokens=5 is no token'),
     'flag': (prompt('TokenPrompt', deep='no'), r"prompt\.deep must be True or False, found 'no'"),
     'e2vpt flag': (prompt('E2VPTPrompt', num_kv_tokens=3, shared_kv=1),
                    r'prompt\.shared_kv must be True or False, found 1'),
@@ -826,11 +1057,14 @@ ONE = dict(embed_dims=D, num_layers=1, num_heads=HEADS, feedforward_channels=2 *
     (prompt('ResidualPrompt'), 'cls_token', {'prompt.tokens'}),
     (prompt('LSPTLikePrompt'), 'cls_token', {'prompt.tokens'}),
     (prompt('IVPTLikePrompt'), 'cls_token', {'prompt.tokens', 'prompt.boosts'}),
+    (dict(prompt=dict(type='vpt_dense.TCPAPrompt')), 'cls_token', {
+        'prompt.class_tokens', 'prompt.class_keys'}),
     (dict(adapters=[dict(type='vpt_dense.Rein', num_tokens=3, rank=2)]), 'featmap', None),
-], ids=['gated', 'vapt', 'residual', 'lspt', 'ivpt', 'rein'])
+], ids=['gated', 'vapt', 'residual', 'lspt', 'ivpt', 'tcpa', 'rein'])
 def test_one_block_trains_nothing_that_cannot_act(method, out_type, trained):
     model = randomise(tiny_vit(**method, arch=ONE, out_type=out_type))
-    model(images(2, 3, 32, 32))[0].square().sum().backward()
+    out = model(images(2, 3, 32, 32))[0].square().sum()
+    (out + sum(model.prompt.penalties().values() if trained else [])).backward()
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert all(p.numel() and p.grad is not None and p.grad.any() for p in found.values())
     assert trained is None or found.keys() == trained

@@ -67,7 +67,7 @@ METHODS = {
     **{row: ROWS[row].tuning for row in (
         'bias', 'partial-1', 'shallow', 'deep', 'prefix', 'e2vpt', 'gated', 'residual', 'vapt',
         'pixel', 'add-deep', 'lora', 'lora-qv', 'lora-all', 'cvpt', 'adapter', 'adaptformer',
-        'rep-adapter', 'ssf', 'deep-lora')},
+        'rep-adapter', 'ssf', 'mona', 'convpass', 'deep-lora')},
     'deep, as tokens': dict(prompt=DEEP, prompts_as='tokens'),
     'deep, SSF and RepAdapter': dict(prompt=DEEP, adapters=[
         *ROWS['ssf'].tuning['adapters'], *ROWS['rep-adapter'].tuning['adapters']]),

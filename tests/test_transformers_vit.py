@@ -208,9 +208,10 @@ def pairs(ours: nn.Module, twins: nn.Module) -> list[tuple[list[Tensor], Tensor]
 
 _METHODS = {
     **{row: ROWS[row].tuning for row in (
-        'shallow', 'deep', 'prefix', 'e2vpt', 'gated', 'residual', 'vapt', 'pixel', 'add-deep',
+        'shallow', 'deep', 'prefix', 'e2vpt', 'vfpt', 'gated', 'residual', 'vapt', 'pixel',
+        'add-deep',
         'deep, first 2', 'deep, projected', 'shallow, in the middle', 'lora-qv', 'cvpt', 'adapter',
-        'adaptformer', 'rep-adapter', 'ssf', 'rein')},
+        'adaptformer', 'rep-adapter', 'ssf', 'rein', 'mona', 'convpass')},
     'deep, as tokens': dict(prompt=DEEP, prompts_as='tokens'),
     'shallow and all weights': dict(prompt=TOKENS, trainable=['.*']),
     'deep and LoRA': dict(prompt=DEEP, adapters=ROWS['lora-qv'].tuning['adapters']),

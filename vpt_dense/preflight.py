@@ -206,7 +206,7 @@ def check_prompt_loss(cfg: Config) -> None:
     hooks = [kind_of(hook) for hook in cfg.get('custom_hooks') or [] if isinstance(hook, dict)]
     for where, part in walk(get(cfg, 'model.backbone.prompt'), 'model.backbone.prompt'):
         kind = getattr(prompts, kind_of(part), None)
-        if 'query' in getattr(kind, 'needs', ()) and 'PromptLossHook' not in hooks:
+        if getattr(kind, 'adds_loss', False) and 'PromptLossHook' not in hooks:
             raise UserError(
                 f'{where}: {kind.__name__} adds to the loss by a hook that custom_hooks has not; '
                 "add dict(type='vpt_dense.PromptLossHook'), or take its --method")

@@ -4,8 +4,10 @@ from vpt_dense.adapters.adaptformer import AdaptFormer
 from vpt_dense.adapters.add_prompt import AddPrompt
 from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
 from vpt_dense.adapters.bottleneck import BottleneckAdapter
+from vpt_dense.adapters.convpass import Convpass
 from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.lora import LoRA
+from vpt_dense.adapters.mona import Mona
 from vpt_dense.adapters.rein import Rein
 from vpt_dense.adapters.rep_adapter import RepAdapter
 from vpt_dense.adapters.side_network import SideNetwork
@@ -14,5 +16,6 @@ from vpt_dense.adapters.ssf import SSF
 
 __all__ = [
     'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
-    'LoRA', 'Rein', 'RepAdapter', 'SideNetwork', 'SparseUpdate', 'merge_adapters',
+    'Convpass', 'LoRA', 'Mona', 'Rein', 'RepAdapter', 'SideNetwork', 'SparseUpdate',
+    'merge_adapters',
 ]

@@ -6,6 +6,7 @@ from vpt_dense.adapters.base import Adapter
 from vpt_dense.adapters.bottleneck import zero_bottleneck
 from vpt_dense.argument_checks import check_count, check_dropout, check_number
 from vpt_dense.parts import register
+from vpt_dense.prompts import TokenLayout
 
 
 @register
@@ -45,7 +46,7 @@ class AdaptFormer(Adapter):
         for block in backbone.block_list():
             self.branches.append(Branch(block.embed_dims, hidden_dims, scale, dropout))
 
-    def after_mlp(self, x: Tensor, before: Tensor, layer: int) -> Tensor:
+    def after_mlp(self, x: Tensor, before: Tensor, layer: int, layout: TokenLayout) -> Tensor:
         """See :meth:`Adapter.after_mlp`."""
         return x + self.branches[layer](before)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt_dense.argument_checks import check_patterns
-from vpt_dense.prompts import Part
+from vpt_dense.prompts import Part, TokenLayout
 from vpt_dense.tuning import is_added
 
 #: The parts of attention's input, in the order of the rows of a layer that makes all of them.
@@ -146,17 +146,28 @@ class Adapter(Part):
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
 
-    def after_attention(self, x: Tensor, layer: int) -> Tensor:
-        """Change the tokens between attention and MLP, (B, n, C), the residual already added."""
-        return x
-
-    def after_mlp(self, x: Tensor, before: Tensor, layer: int) -> Tensor:
-        """Change the tokens behind the MLP, (B, n, C), the residual already added.
+    def after_attention(
+        self, x: Tensor, before: Tensor, layer: int, layout: TokenLayout
+    ) -> Tensor:
+        """Change the tokens between attention and MLP, the residual already added.
 
         Args:
-            x: The tokens.
-            before: Those in front of the MLP and its norm, (B, n, C).
+            x: The tokens, (B, F + P + N, C). Where nothing reads the others behind a block, it may
+                be the first token alone.
+            before: The same tokens in front of attention and its norm.
             layer: Index of the block.
+            layout: What the tokens are.
+        """
+        return x
+
+    def after_mlp(self, x: Tensor, before: Tensor, layer: int, layout: TokenLayout) -> Tensor:
+        """Change the tokens behind the MLP, the residual already added.
+
+        Args:
+            x: The tokens, as in :meth:`after_attention`.
+            before: The same tokens in front of the MLP and its norm.
+            layer: Index of the block.
+            layout: What the tokens are.
         """
         return x
 

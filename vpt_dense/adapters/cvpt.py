@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vpt_dense.adapters.base import Adapter
 from vpt_dense.argument_checks import check_count, check_dropout
 from vpt_dense.parts import register
+from vpt_dense.prompts import TokenLayout
 
 
 @register
@@ -59,7 +60,9 @@ class CVPT(Adapter):
             parameter = nn.Parameter(torch.empty(len(site.layers), num_tokens, site.dims))
             self.prompts.append(nn.init.xavier_uniform_(parameter))
 
-    def after_attention(self, x: Tensor, layer: int) -> Tensor:
+    def after_attention(
+        self, x: Tensor, before: Tensor, layer: int, layout: TokenLayout
+    ) -> Tensor:
         """See :meth:`Adapter.after_attention`."""
         block = self.blocks[layer]
         index, row = self.places[layer]

@@ -189,10 +189,11 @@ class CLIPVisionTransformer(VisionTransformer):
             return out
         first, patches = out[:, : layout.num_first + layout.num_prompts], layout.patches(x)
         values = block.attn.qkv(block.ln1(patches))[..., 2 * self.embed_dims :]
-        patches = patches + block.attn.out_drop(block.attn.gamma1(block.attn.proj(values)))
+        alone = TokenLayout(0, 0, layout.grid)
+        made = patches + block.attn.out_drop(block.attn.gamma1(block.attn.proj(values)))
         for adapter in block.adapters:
-            patches = adapter.after_attention(patches, i)
-        return torch.cat((first, block._feed(patches)), dim=1)
+            made = adapter.after_attention(made, patches, i, alone)
+        return torch.cat((first, block._feed(made, alone)), dim=1)
 
     def leave_block(
         self, x: Tensor, i: int, layout: TokenLayout, outs: list[Tensor]

@@ -24,6 +24,7 @@ class PromptedAttention(MultiheadAttention):
         prompts: Tensor | None = None,
         keys_values: tuple[Tensor, Tensor] | None = None,
         only_first: bool = False,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Compute attention.
 
@@ -34,6 +35,7 @@ class PromptedAttention(MultiheadAttention):
                 B or 1.
             keys_values: Further keys and values, each (b, heads, P', C / heads).
             only_first: Compute the output of the first token (cls) alone.
+            visible: Which of ``prompts`` each token attends to, (B, N, P), bool; None: to all.
 
         Returns:
             (B, N, C), or (B, 1, C) with ``only_first``. Without prompts it is the parent's output,
@@ -46,7 +48,7 @@ class PromptedAttention(MultiheadAttention):
         first = x[:, :1] if only_first else x
         further = [] if keys_values is None else [keys_values]
         plain = is_plain(self.qkv)
-        alone = positions is not None or only_first
+        alone = positions is not None or only_first or visible is not None
         if updates is not None:
             made = in_parts(self.qkv, updates, x, *([] if prompts is None else [prompts]))
             (queries, keys, values), *theirs = (
@@ -82,8 +84,13 @@ class PromptedAttention(MultiheadAttention):
                 torch.cat([own, *(spread(e.to(own.dtype), x.shape[0]) for e in extra)], 2)
                 for own, *extra in zip((keys, values), *further, strict=True)
             )  # (B, heads, N + P, C / heads)
+        mask = {}
+        if visible is not None:  # prompts come last
+            visible = visible[:, : first.shape[1]]
+            others = visible.new_ones(*visible.shape[:2], keys.shape[2] - visible.shape[2])
+            mask['attn_mask'] = torch.cat((others, visible), dim=2)[:, None]
         out = self.scaled_dot_product_attention(
-            queries, keys, values, dropout_p=self.attn_drop if self.training else 0.0
+            queries, keys, values, dropout_p=self.attn_drop if self.training else 0.0, **mask
         )
         out = self.proj(out.transpose(1, 2).flatten(2))
         return self.out_drop(self.gamma1(self.proj_drop(out)))

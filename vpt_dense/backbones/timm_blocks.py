@@ -210,6 +210,7 @@ class PreNormBlock(InPlaceBlock):
         """
         if self._has_adapters_inside():
             return super()._halves(x, *arguments, **further)
+        further = {key: value for key, value in further.items() if key != 'layout'}
         x = self._join(x, self._checkpoint(self._mix, x, *arguments, **further), 1)
         return self._join(x, self._checkpoint(self._transform, x), 2)
 

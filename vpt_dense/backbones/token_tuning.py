@@ -151,9 +151,9 @@ class TokenTuning(TunedBackbone):
         """
         for change in self.changes():
             x = change.before_block(x, i, layout)
-        arguments: dict[str, Any] = {}
         if self.prompt is None:
-            return x, layout, arguments
+            return x, layout, dict(layout=layout)
+        arguments: dict[str, Any] = {}
         tokens = self.prompt_tokens(x, i, prepared, layout)  # (B or 1, P, C)
         further = self.prompt.keys_values(i, prepared)
         if further is not None:
@@ -163,11 +163,16 @@ class TokenTuning(TunedBackbone):
                 arguments['prompts'] = tokens
             if layout.num_prompts:  # those of earlier blocks end here
                 x, layout = layout.replace(x, None)  # (B, F + N, C)
+            if 'hidden prompts' in self.offers:
+                visible = self.prompt.visible(x, i, prepared, layout)
+                if visible is not None:
+                    arguments['visible'] = visible
             if self.reads_only_first(i):
                 arguments['only_first'] = True
         elif tokens is not None:
             tokens = spread(tokens, x.shape[0]).to(x.dtype)
             x, layout = layout.replace(x, tokens)  # (B, F + P + N, C)
+        arguments['layout'] = layout
         return x, layout, arguments
 
     def prompt_tokens(

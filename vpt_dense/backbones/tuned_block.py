@@ -11,6 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from vpt_dense.adapters import Adapter
 from vpt_dense.argument_checks import check_choice
 from vpt_dense.overrides import are_of
+from vpt_dense.prompts import TokenLayout
+
+#: Of a block of which the first token alone is computed.
+_ONE = TokenLayout(1, 0, (0, 0))
 
 
 class TunedBlock(nn.Module):
@@ -61,8 +65,9 @@ class TunedBlock(nn.Module):
             x: Tokens, (B, N, C); prompts that pass through the block are among them.
             *arguments: Those of the attention of this class, see ``forward`` there.
             **further: Likewise. All classes have ``prompts``, tokens (b, P, C), b being B or 1,
-                that act on ``x`` through their keys and values alone; and ``keys_values``, two
-                tensors (b, heads, P', C / heads) that all tokens attend to.
+                that act on ``x`` through their keys and values alone; ``keys_values``, two tensors
+                (b, heads, P', C / heads) that all tokens attend to; and ``layout``, what the tokens
+                ``x`` are, for the adapters.
 
         Returns:
             (B, N, C). Without prompts it is the parent's output, bit for bit.
@@ -83,30 +88,40 @@ class TunedBlock(nn.Module):
 
     def _halves(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
         """The block, of whose two halves backward keeps the inputs."""
+        layout = self._layout_between(further)
         x = self._checkpoint(self._attend, x, *arguments, **further)
-        return self._checkpoint(self._feed, x)
+        return self._checkpoint(self._feed, x, layout)
 
     def _has_adapters_inside(self) -> bool:
         """Whether an adapter acts on the tokens between or behind attention and MLP."""
         return not all(
             are_of(Adapter, adapter, 'after_attention', 'after_mlp') for adapter in self.adapters)
 
-    def _attend(self, *arguments: Any, **further: Any) -> Tensor:
+    def _attend(
+        self, x: Tensor, *arguments: Any, layout: TokenLayout | None = None, **further: Any
+    ) -> Tensor:
         """The first half of the block: x + attention, and what adapters make of it."""
-        x = self._attention(*arguments, **further)
+        out = self._attention(x, *arguments, **further)
+        if further.get('only_first'):
+            x, layout = x[:, :1], _ONE
         for adapter in self.adapters:
-            x = adapter.after_attention(x, self.index)
-        return x
+            out = adapter.after_attention(out, x, self.index, layout)
+        return out
 
-    def _feed(self, x: Tensor) -> Tensor:
+    def _feed(self, x: Tensor, layout: TokenLayout | None) -> Tensor:
         """The second half: x + MLP, and what adapters make of it."""
         out = self._feed_forward(x)
         for adapter in self.adapters:
-            out = adapter.after_mlp(out, x, self.index)
+            out = adapter.after_mlp(out, x, self.index, layout)
         return out
 
-    def _whole(self, *arguments: Any, **further: Any) -> Tensor:
-        return self._feed(self._attend(*arguments, **further))
+    def _whole(self, x: Tensor, *arguments: Any, **further: Any) -> Tensor:
+        return self._feed(self._attend(x, *arguments, **further), self._layout_between(further))
+
+    @staticmethod
+    def _layout_between(further: dict[str, Any]) -> TokenLayout | None:
+        """What the tokens between attention and MLP are, from the arguments of the block."""
+        return _ONE if further.get('only_first') else further.get('layout')
 
     def _needs_graph(self, arguments: Iterable) -> bool:
         """Whether backward will come here: a checkpoint keeps its inputs even if it will not."""

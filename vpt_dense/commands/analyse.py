@@ -24,14 +24,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         new.add_argument('--out', type=Path, help='folder (default: work_dirs/analysis/WHAT)')
         return new
 
-    def of_model(name: str, text: str, images: int) -> argparse.ArgumentParser:
+    def of_model(
+        name: str, text: str, images: int, which: str = 'the first N'
+    ) -> argparse.ArgumentParser:
         new = kind(name, text)
         new.add_argument('config', help='config of the training')
         new.add_argument('checkpoint', help='checkpoint, delta, or folder of a run')
         new.add_argument('--split', choices=['train', 'val', 'test'], default='val',
                          help='whose images, as they are read there (default: %(default)s)')
         new.add_argument('--images', type=int, default=images, metavar='N',
-                         help='the first N (default: %(default)s; 0: all)')
+                         help=f'{which} (default: %(default)s; 0: all)')
         new.add_argument('--device', default='cpu')
         new.add_argument('--base', metavar='PATH', help='pretrained weights of the backbone')
         new.add_config_options('override settings')
@@ -39,6 +41,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     of_model('attention', 'attention to and of the prompts, by block and over images', 4)
     of_model('prompts', 'how alike the prompts of the blocks are', 1)
+    pruning = of_model(
+        'pruning', 'which prompts of E2VPT matter; a config that leaves out the others', 500,
+        'N from all over the split')
+    pruning.set_defaults(split='train')
+    for what in ('tokens', 'pieces'):
+        pruning.add_argument(f'--keep-{what}', type=float, default=0.5, metavar='SHARE',
+                             help=f'of the {what} of a block (default: %(default)s)')
     features = of_model('features', 't-SNE and neighbours of features before and after tuning', 200)
     features.add_argument('--neighbours', type=int, default=20)
     features.add_argument('--per-class', type=int, default=3, metavar='N',
@@ -85,6 +94,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.out = args.out or Path('work_dirs/analysis', args.kind)
     if getattr(args, 'against_config', None) and not args.against:
         raise UserError('--against-config does nothing without --against')
+    for name in ('keep_tokens', 'keep_pieces'):
+        if not 0 < getattr(args, name, 1) <= 1:
+            raise UserError(f'--{name.replace("_", "-")} must be above 0 and at most 1, found '
+                            f'{getattr(args, name)}')
     for name, least in (('images', 0), ('neighbours', 1), ('per_class', 1), ('worst', 0),
                         ('steps', 1), ('budget', 1), ('rank', 1)):
         value = getattr(args, name, least)
@@ -127,8 +140,13 @@ def _ignored(predictor: Any) -> int | None:
     return 255 if ignored is None else ignored
 
 
-def _batches(predictor: Any, args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
-    """Name of each image, and a batch of it alone as a loader makes it."""
+def _batches(
+    predictor: Any, args: argparse.Namespace, spread: bool = False
+) -> Iterator[tuple[str, dict]]:
+    """Name of each image, and a batch of it alone as a loader makes it.
+
+    The first ones, or with ``spread`` as many from all over the data set.
+    """
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS
 
@@ -141,7 +159,7 @@ def _batches(predictor: Any, args: argparse.Namespace) -> Iterator[tuple[str, di
         dataset = DATASETS.build(loader.dataset)
         number = min(args.images, len(dataset)) if args.images else len(dataset)
         for i in range(number):
-            batch = pseudo_collate([dataset[i]])
+            batch = pseudo_collate([dataset[i * len(dataset) // number if spread else i]])
             yield Path(batch['data_samples'][0].img_path).name, batch
 
 
@@ -240,6 +258,40 @@ def _prompts(args: argparse.Namespace) -> list[Path]:
     return [_write_csv(args.out / 'similarity.csv', ['block', *names], rows),
             figures.heatmap(args.out / 'similarity.png', matrix.cpu().numpy(), names,
                             ('block', 'block'))]
+
+
+def _pruning(args: argparse.Namespace) -> list[Path]:
+    from vpt_dense import config, safe_files, seeding
+    from vpt_dense.analysis import figures, importance
+
+    predictor = _load(args)
+    preprocess = predictor.model.data_preprocessor
+    with seeding.seeded('pruning'):  # training images are augmented
+        batches = (preprocess(batch, True) for _, batch in _batches(predictor, args, spread=True))
+        found = importance.importance(predictor.model, batches)
+    kept = importance.choose(found, args.keep_tokens, args.keep_pieces)
+    rows = [
+        [i, t, score, *of_pieces, bits]
+        for i, (scores, pieces, row) in enumerate(zip(*found, kept, strict=True))
+        for t, (score, of_pieces, bits) in enumerate(
+            zip(scores.tolist(), pieces.tolist(), row, strict=True))]
+    header = ['layer', 'token', 'score', *(f'piece {i}' for i in range(len(rows[0]) - 4)), 'kept']
+    written = [_write_csv(args.out / 'importance.csv', header, rows)]
+    series = {'tokens, mean and deviation': [
+        (i, own.mean().item(), own.std(correction=0).item()) for i, own in enumerate(found.tokens)]}
+    written.append(figures.lines(
+        args.out / 'importance.png', series, 'layer', 'importance for the loss'))
+    cfg = config.load(args.config, args.cfg_options, args.method)
+    cfg.model.backbone.prompt.kept = kept
+    if cfg.get('work_dir'):
+        cfg.work_dir = f'{cfg.work_dir}_pruned'
+    flat = [bits for row in kept for bits in row]
+    told = (f'{sum(bits > 0 for bits in flat)} of {found.tokens.numel()} prompts stay, and '
+            f'{sum(bits.bit_count() for bits in flat)} of all {found.pieces.numel()} pieces')
+    print(told)
+    path = args.out / 'pruned.py'
+    safe_files.write_text(path, f'# {told}: {args.config}\n{cfg.pretty_text}')
+    return [*written, path]
 
 
 def _features(args: argparse.Namespace) -> list[Path]:
@@ -494,5 +546,5 @@ def _short(value: Any) -> str:
     return '-' if value is None else f'{value:,.2f}' if isinstance(value, float) else str(value)
 
 
-_KINDS = dict(attention=_attention, prompts=_prompts, features=_features, errors=_errors,
-              curves=_curves, cost=_cost, sensitivity=_sensitivity)
+_KINDS = dict(attention=_attention, prompts=_prompts, pruning=_pruning, features=_features,
+              errors=_errors, curves=_curves, cost=_cost, sensitivity=_sensitivity)

@@ -164,6 +164,16 @@ class PromptEnsemble(Members, Prompt):
         keys, values = (torch.cat(same) for same in zip(*found, strict=True))
         return keys, values
 
+    def visible(
+        self, x: Tensor, layer: int, prepared: list, layout: TokenLayout
+    ) -> Tensor | None:
+        """See :meth:`Prompt.visible`; (k * B, F + N, P)."""
+        if layer < self.first_layer:
+            return None
+        found = [member.visible(part, layer, state, layout)
+                 for member, part, state in zip(self.members, self.split(x), prepared, strict=True)]
+        return None if found[0] is None else torch.cat(found)
+
     def leaves(self, layer: int) -> bool:
         """See :meth:`Prompt.leaves`."""
         return self.members[0].leaves(layer)

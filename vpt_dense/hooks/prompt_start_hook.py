@@ -144,10 +144,11 @@ class PromptStartHook(Hook):
                 f'{where} starts a TokenPrompt of a vision transformer; model.backbone is '
                 f'{type(backbone).__name__}, its prompt {found}'
             )
-        if not isinstance(prompt.project, nn.Identity):
+        if not isinstance(prompt.project, nn.Identity) or prompt.tokens.ndim < 3:
             raise UserError(
-                f'{where} gives tokens of the width of the backbone; leave '
-                'model.backbone.prompt.project_dims out'
+                f'{where} gives tokens as they enter the blocks, and this '
+                f'{type(prompt).__name__} transforms what it learns; leave '
+                'model.backbone.prompt.project_dims out, or take another prompt'
             )
         if self.layers == 'each' and prompt.shared:
             raise UserError(

@@ -2,11 +2,13 @@
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from vpt_dense.startable import Startable
 
@@ -59,6 +61,16 @@ class TokenLayout(NamedTuple):
         """The patches among tokens, (B, N, C)."""
         return x[:, self.num_first + self.num_prompts :]
 
+    def maps(self, x: Tensor) -> Tensor:
+        """The patches among tokens on their grid, (B, C, rows, columns)."""
+        return self.patches(x).transpose(1, 2).unflatten(2, self.grid)
+
+    def put_maps(self, x: Tensor, maps: Tensor) -> Tensor:
+        """Tokens, (B, F + P + N, C), with maps (B, C, rows, columns) in the place of patches."""
+        patches = maps.flatten(2).transpose(1, 2)  # (B, N, C)
+        first = self.num_first + self.num_prompts
+        return torch.cat((x[:, :first], patches), dim=1) if first else patches
+
     def replace(self, x: Tensor, prompts: Tensor | None) -> tuple[Tensor, 'TokenLayout']:
         """Put prompts, (B, P, C), in the place of those among tokens; None: take these out.
 
@@ -70,6 +82,12 @@ class TokenLayout(NamedTuple):
         number = 0 if prompts is None else prompts.shape[1]
         tokens = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return tokens, TokenLayout(self.num_first, number, self.grid)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Within it operations on the device of a tensor are as precise as their inputs."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
 
 
 class Part(Startable, metaclass=ABCMeta):
@@ -124,6 +142,7 @@ class Prompt(Part):
         num_tokens: P, how many enter a block.
         least_words: Tokens of a text that it reads behind its own.
         reads_image: Whether it needs :meth:`prepare_for` in place of :meth:`prepare`.
+        adds_loss: Whether it has :meth:`penalties`.
         fills: Arguments that a model of two towers fills in.
     """
 
@@ -132,6 +151,7 @@ class Prompt(Part):
     num_tokens = 0
     least_words = 0
     reads_image = False
+    adds_loss = False
     fills: frozenset[str] = frozenset()
 
     def check(self, backbone: nn.Module) -> None:
@@ -230,6 +250,24 @@ class Prompt(Part):
         Returns:
             Two tensors (1, heads, P, C / heads), or (B, ...) where they depend on the images; None:
             there are none beside those of the tokens.
+        """
+        return None
+
+    def visible(
+        self, x: Tensor, layer: int, prepared: object, layout: TokenLayout
+    ) -> Tensor | None:
+        """Tell which of a block's prompts each token attends to, if not to all.
+
+        For prompts that are keys and values alone, on backbones that offer 'hidden prompts'.
+
+        Args:
+            x: The tokens that enter the block, (B, F + N, C).
+            layer: Index of the block.
+            prepared: As :meth:`forward` gets it.
+            layout: What the tokens are.
+
+        Returns:
+            (B, F + N, P), bool; None: all tokens attend to all prompts.
         """
         return None
 

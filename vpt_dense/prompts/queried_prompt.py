@@ -24,6 +24,7 @@ class QueriedPrompt(Prompt):
     """
 
     needs = frozenset({'tokens', 'one width', 'query'})
+    adds_loss = True
 
     def __init__(self, site: Site, weight: float, key: str, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)

@@ -97,6 +97,12 @@ class StepPrompts(Prompt):
         """See :meth:`Prompt.keys_values`."""
         return self.own.keys_values(layer, prepared)
 
+    def visible(
+        self, x: Tensor, layer: int, prepared: object, layout: TokenLayout
+    ) -> Tensor | None:
+        """See :meth:`Prompt.visible`."""
+        return self.own.visible(x, layer, prepared, layout)
+
     def leaves(self, layer: int) -> bool:
         """See :meth:`Prompt.leaves`."""
         return self.own.leaves(layer)
