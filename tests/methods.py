@@ -335,6 +335,15 @@ ROWS = {
                  targets=[r'^(?!attn_pool).*\.(qkv|proj|fc1|fc2)$'])]),
         _TOKENS, starts_equal=True, merges=True,
         formula='sum(n * rank * ((qkv + 3) * d + 2 * d + (fc1 * d + u) + (h + d)))'),
+    'rslora': Row(
+        dict(adapters=[dict(type='vpt_dense.LoRA', rank=2, alpha=3, rslora=True)]), _TOKENS,
+        starts_equal=True, merges=True, files=('rslora',)),
+    'dora': Row(
+        dict(adapters=[dict(type='vpt_dense.DoRA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('dora',)),
+    'dora-qv': Row(
+        dict(adapters=[dict(type='vpt_dense.DoRA', rank=2, alpha=3, parts=['q', 'v'])]), _TOKENS,
+        starts_equal=True, merges=True, formula='sum(n * (4 * rank + 2) * d)'),
     'adapter': Row(
         dict(adapters=[dict(type='vpt_dense.BottleneckAdapter', reduction=8)]), _TOKENS,
         starts_equal=True, files=('adapter',)),
@@ -375,7 +384,8 @@ OF_VARIANTS = [
 ]  # fmt: skip
 #: Rows whose graph is that of another: they differ in what trains, in sizes, or in dropout, which
 #: no graph has; and one that has both parts of two others.
-_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv')
+_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv', 'rslora',
+                  'dora-qv')
 #: A row for each place of a block where something stands or changes: what a method itself computes
 #: there is in its graph on the plain vision transformer, and families differ in their places.
 _PLACES = {

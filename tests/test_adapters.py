@@ -15,6 +15,7 @@ from torch import nn
 from utils import CONFIGS, images, randomise, tiny_vit
 
 from vpt_dense import building, config, params
+from vpt_dense.backbones.hosts import host_of
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
 
@@ -149,6 +150,21 @@ def lora_by_hand(model):
     return change
 
 
+def dora_by_hand(model):
+    """As the paper has it: a magnitude for each row, and the weight's direction."""
+    scale = 3 / math.sqrt(2)
+
+    def change(place, layer, value, tokens):
+        if place != 'qkv':
+            return value
+        linear, update = model.layers[layer].attn.qkv, model.adapters[0].updates[layer]
+        direction = linear.weight + scale * update.low.up @ update.low.down
+        magnitude = linear.weight.square().sum(1).sqrt() + update.magnitude
+        weight = magnitude[:, None] * direction / direction.square().sum(1, keepdim=True).sqrt()
+        return tokens @ weight.T + linear.bias
+    return change
+
+
 BY_HAND = {
     'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
     'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
@@ -156,6 +172,7 @@ BY_HAND = {
     'SSF': ({}, ssf_by_hand),
     'Rein': (dict(num_tokens=6, rank=2), rein_by_hand),
     'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
+    'DoRA': (dict(rank=2, alpha=3, rslora=True), dora_by_hand),
 }
 
 
@@ -285,7 +302,8 @@ def test_side_network_starts_half_and_half_from_the_weights_it_is_given(tmp_path
 # --- how they start, and that they move -------------------------------------------------------
 
 
-@pytest.mark.parametrize('kind', ['BottleneckAdapter', 'AdaptFormer', 'RepAdapter', 'LoRA'])
+@pytest.mark.parametrize(
+    'kind', ['BottleneckAdapter', 'AdaptFormer', 'RepAdapter', 'LoRA', 'DoRA'])
 @pytest.mark.parametrize('backbone', [{}, SWIGLU], ids=['plain', 'swiglu'])
 def test_not_dead_after_one_step_or_two(kind, backbone):
     """What starts at zero moves first, the rest from the second step on, and nothing stays."""
@@ -373,6 +391,7 @@ COUNTS = [
     (kind('AdaptFormer'), 1_189_632, 3_171_840),
     (kind('LoRA', rank=16), 589_824, 1_572_864),
     (kind('LoRA', rank=8, parts=('q', 'v')), 294_912, 786_432),
+    (kind('DoRA', rank=8), 294_912 + 12 * 3 * 768, 786_432 + 24 * 3 * 1024),
     (kind('SSF'), 205_824, 544_768),
     (kind('RepAdapter'), 239_808, 639_360),
     (dict(kind('Rein'), out_type='featmap'), None, 2_990_081 - 459_264),
@@ -496,6 +515,96 @@ def test_mlp_3_is_a_head_of_three_layers():
             math.sqrt(2 / layer.fc.out_features), rel=0.02)
 
 
+# --- variants of LoRA --------------------------------------------------------------------------
+
+
+def test_rslora_divides_by_the_root_of_the_rank():
+    """The same numbers as a LoRA whose alpha is that much larger."""
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    model = with_adapter('LoRA', rank=4, alpha=3, rslora=True)
+    other = with_adapter('LoRA', rank=4, alpha=3 * math.sqrt(4))
+    plain = with_adapter('LoRA', rank=4, alpha=3)
+    torch.testing.assert_close(model(x), other(x), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(model(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize('settings', [
+    dict(rank=3), dict(rank=3, alpha=5, targets=[r'\.(qkv|proj|fc1|fc2)$'])], ids=str)
+def test_dora_has_the_gradients_of_peft(settings):
+    """And its values, also after the start, where its magnitude is a norm and not a difference."""
+    peft = pytest.importorskip('peft')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0)).double()
+
+    ours = host_of(model := build()).take_over(
+        model, adapters=[dict(type='vpt_dense.DoRA', **settings)])
+    ends = [t.split('.')[-1] for t in ours.adapters[0].names]
+    theirs = peft.get_peft_model(build(), peft.LoraConfig(
+        r=3, lora_alpha=settings.get('alpha', 3), use_dora=True, target_modules=sorted(set(ends))))
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    layers = theirs.base_model.model
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = layers.get_submodule(name)
+        pairs = [(layer.lora_A['default'].weight, update.low.down),
+                 (layer.lora_B['default'].weight, update.low.up)]
+        norm = layer.lora_magnitude_vector['default'].weight
+        torch.testing.assert_close(norm.double(), update.norms(layer.weight)[0], rtol=1e-6, atol=0)
+        randomise(update, seed=len(name))
+        with torch.no_grad():
+            for their, own in pairs:
+                their.data = own.double().clone()
+            norm.data = update.norms(layer.weight)[0] + update.magnitude
+    ours.train(), theirs.train()
+    results = []
+    for model in (ours, theirs):
+        model(x).square().sum().backward()
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = layers.get_submodule(name)
+        results += [
+            (update.low.down.grad, layer.lora_A['default'].weight.grad),
+            (update.low.up.grad, layer.lora_B['default'].weight.grad),
+            (update.magnitude.grad, layer.lora_magnitude_vector['default'].weight.grad)]
+    for own, their in results:
+        torch.testing.assert_close(own, their, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
+
+
+def test_dora_starts_at_weights_that_come_after_it_was_built():
+    """Rows of zeros, which have no direction, stay finite."""
+    model = tiny_vit(**kind('DoRA', targets=[r'\.(qkv|fc2)$']))
+    plain = randomise(tiny_vit())
+    with torch.no_grad():
+        plain.layers[1].attn.qkv.weight[3] = 0
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = images(2, 3, 32, 32)
+    assert torch.equal(model(x)[0], plain(x)[0])
+    model.train()(x)[0].sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.adapters.parameters())
+    model.eval()
+    with torch.no_grad():
+        model.adapters[0].merge(model)
+        torch.testing.assert_close(model(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize('other', [dict(type='vpt_dense.LoRA'), dict(type='vpt_dense.SSF'),
+                                   dict(type='vpt_dense.DoRA')])
+def test_dora_comes_before_what_changes_outputs(other):
+    dora = dict(type='vpt_dense.DoRA')
+    with pytest.raises(ValueError, match=r'adapters: DoRA must act on .*qkv give, .*list DoRA bef'):
+        tiny_vit(adapters=[other, dora])
+    if other != dora:
+        tiny_vit(adapters=[dora, other])
+
+
+def test_dora_comes_after_what_changes_inputs_or_other_layers():
+    tiny_vit(adapters=[
+        dict(type='vpt_dense.LoRA', targets=['fc1']), dict(type='vpt_dense.RepAdapter'),
+        dict(type='vpt_dense.DoRA', targets=['qkv$'])])
+
+
 # --- targets of LoRA --------------------------------------------------------------------------
 
 
@@ -553,6 +662,8 @@ def test_copies_have_hooks_of_their_own():
     ('AddPrompt', dict(per_token='no'), r"adapters\.per_token must be True or False, found 'no'"),
     ('AddPrompt', dict(deep=1), r'adapters\.deep must be True or False, found 1'),
     ('SideNetwork', dict(weights=5), r'adapters\.weights must be a path, .* found 5'),
+    ('LoRA', dict(rslora=True), r'adapters\.rslora=True divides .*alpha=None; say adapters\.alpha'),
+    ('LoRA', dict(rslora='no', alpha=1), r"adapters\.rslora must be True or False, found 'no'"),
     ('LoRA', dict(parts=[]), r"adapters\.parts must be some of 'q', 'k', 'v'"),
     ('LoRA', dict(parts=['q'], targets=['proj$']), r'adapters\.parts=.*targets matches layers\.0'),
     ('LoRA', dict(targets=['nothing']), r"adapters\.targets: pattern 'nothing' matches no linear"),

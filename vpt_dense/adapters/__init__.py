@@ -5,6 +5,7 @@ from vpt_dense.adapters.add_prompt import AddPrompt
 from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
 from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.cvpt import CVPT
+from vpt_dense.adapters.dora import DoRA
 from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.rein import Rein
 from vpt_dense.adapters.rep_adapter import RepAdapter
@@ -13,5 +14,5 @@ from vpt_dense.adapters.ssf import SSF
 
 __all__ = [
     'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
-    'LoRA', 'Rein', 'RepAdapter', 'SideNetwork', 'merge_adapters',
+    'DoRA', 'LoRA', 'Rein', 'RepAdapter', 'SideNetwork', 'merge_adapters',
 ]
