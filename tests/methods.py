@@ -344,6 +344,15 @@ ROWS = {
     'dora-qv': Row(
         dict(adapters=[dict(type='vpt_dense.DoRA', rank=2, alpha=3, parts=['q', 'v'])]), _TOKENS,
         starts_equal=True, merges=True, formula='sum(n * (4 * rank + 2) * d)'),
+    'pissa': Row(
+        dict(adapters=[dict(type='vpt_dense.PiSSA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('pissa',)),
+    'pissa-qv': Row(
+        dict(adapters=[dict(type='vpt_dense.PiSSA', rank=2, alpha=3, parts=['q', 'v'])]), _TOKENS,
+        starts_equal=True, merges=True, formula='sum(4 * n * rank * d)'),
+    'soma': Row(
+        dict(adapters=[dict(type='vpt_dense.SoMA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('soma',)),
     'adapter': Row(
         dict(adapters=[dict(type='vpt_dense.BottleneckAdapter', reduction=8)]), _TOKENS,
         starts_equal=True, files=('adapter',)),
@@ -385,7 +394,7 @@ OF_VARIANTS = [
 #: Rows whose graph is that of another: they differ in what trains, in sizes, or in dropout, which
 #: no graph has; and one that has both parts of two others.
 _OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv', 'rslora',
-                  'dora-qv')
+                  'dora-qv', 'pissa-qv', 'soma')
 #: A row for each place of a block where something stands or changes: what a method itself computes
 #: there is in its graph on the plain vision transformer, and families differ in their places.
 _PLACES = {

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -392,6 +393,8 @@ COUNTS = [
     (kind('LoRA', rank=16), 589_824, 1_572_864),
     (kind('LoRA', rank=8, parts=('q', 'v')), 294_912, 786_432),
     (kind('DoRA', rank=8), 294_912 + 12 * 3 * 768, 786_432 + 24 * 3 * 1024),
+    (kind('SoMA', layer_range=(0, None)), 2_654_208, 294_912 * 24),
+    (kind('SoMA'), None, 294_912 * 16),
     (kind('SSF'), 205_824, 544_768),
     (kind('RepAdapter'), 239_808, 639_360),
     (dict(kind('Rein'), out_type='featmap'), None, 2_990_081 - 459_264),
@@ -605,6 +608,118 @@ def test_dora_comes_after_what_changes_inputs_or_other_layers():
         dict(type='vpt_dense.DoRA', targets=['qkv$'])])
 
 
+def started(kind_: str, **settings) -> tuple[nn.Module, nn.Module]:
+    """A ViT with weights, and the same tuned and then started from them; in float32."""
+    plain = randomise(tiny_vit()).eval()
+    model = tiny_vit(**kind(kind_, **settings)).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    for adapter in model.adapters:
+        adapter.start_from(model)
+    return plain, model
+
+
+@pytest.mark.parametrize('name', ['PiSSA', 'SoMA'])
+def test_singular_components_are_those_of_the_weights(name):
+    """By numpy in float64: the largest of PiSSA, the smallest of SoMA; each of q, k and v."""
+    settings = dict(rank=5) if name == 'SoMA' else dict(rank=5, alpha=2, parts=['q', 'k', 'v'])
+    plain, model = started(name, **settings)
+    (adapter,) = model.adapters
+    scale = settings.get('alpha', 5) / 5
+    layers = [1, 2, 3] if name == 'SoMA' else range(4)
+    suffixes = ['attn.qkv'] * 3 + (
+        ['attn.proj', 'ffn.layers.0.0', 'ffn.layers.1'] if name == 'SoMA' else [])
+    assert sorted(adapter.names) == sorted(f'layers.{i}.{s}' for i in layers for s in suffixes)
+    thirds = {}
+    for layer, update in zip(adapter.names, adapter.updates, strict=True):
+        weight = plain.get_submodule(layer).weight.detach().double().numpy()
+        if layer.endswith('qkv'):
+            index = thirds[layer] = thirds.get(layer, -1) + 1
+            weight = weight[64 * index : 64 * (index + 1)]
+        u, s, v = np.linalg.svd(weight, full_matrices=False)
+        some = slice(0, 5) if name == 'PiSSA' else slice(-5, None)
+        wanted = torch.from_numpy((u[:, some] * s[some]) @ v[some])
+        found = scale * update.up.double() @ update.down.double()
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+        # The singular value is shared by the two factors.
+        ours = (update.down.double().norm(dim=1) ** 2 * scale).detach().numpy()
+        np.testing.assert_allclose(ours, s[some], rtol=1e-3, atol=1e-5)
+        assert torch.equal(update.up, update.first_up)
+        assert torch.equal(update.down, update.first_down)
+    x = images(2, 3, 32, 32)
+    torch.testing.assert_close(model(x)[0], plain(x)[0], rtol=0, atol=1e-6)
+    state = model.state_dict()
+    assert all(torch.equal(state[n], t) for n, t in plain.state_dict().items())
+
+
+def test_pissa_is_that_of_peft():
+    """Start, outputs after steps and all: PEFT changes the base's weights, ours stay."""
+    peft = pytest.importorskip('peft')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0))
+
+    model = build()
+    ours = host_of(model).take_over(
+        model, adapters=[dict(type='vpt_dense.PiSSA', rank=3, alpha=2)])
+    theirs = peft.get_peft_model(build(), peft.LoraConfig(
+        r=3, lora_alpha=2, init_lora_weights='pissa', target_modules=['qkv']))
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = theirs.base_model.model.get_submodule(name)
+        their = layer.lora_B['default'].weight @ layer.lora_A['default'].weight
+        torch.testing.assert_close(update.up @ update.down, their, rtol=0, atol=1e-5)
+        assert not torch.allclose(model.get_submodule(name).weight, layer.base_layer.weight)
+    ours.double().train(), theirs.double().train()
+    for model in (ours, theirs):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
+    assert (ours(x) - build().double()(x)).abs().max() > 1e-3
+
+
+def test_both_pairs_are_in_what_is_saved_and_no_component_is_computed_again(monkeypatch):
+    _, model = started('SoMA', rank=3)
+    with torch.no_grad():
+        for parameter in model.adapters.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    state = model.state_dict()
+    monkeypatch.setattr(torch.linalg, 'svd', None)
+    again = tiny_vit(**kind('SoMA', rank=3)).eval()
+    again.load_state_dict(state)
+    x = images(2, 3, 32, 32)
+    assert torch.equal(again(x)[0], model(x)[0])
+    assert {'adapters.0.updates.0.first_up', 'adapters.0.updates.0.first_down'} <= state.keys()
+
+
+def test_components_are_those_of_weights_that_init_cfg_loads(tmp_path):
+    plain = randomise(tiny_vit(), seed=4)
+    path = tmp_path / 'base.pth'
+    torch.save({f'backbone.{n}': t for n, t in plain.state_dict().items()}, path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    model = tiny_vit(**kind('PiSSA', rank=64), init_cfg=init_cfg)
+    assert not model.adapters[0].updates[0].up.any()  # as a LoRA until the weights are there
+    model.init_weights()
+    for i, update in enumerate(model.adapters[0].updates):  # all there is
+        torch.testing.assert_close(
+            update.up @ update.down, plain.layers[i].attn.qkv.weight, rtol=0, atol=1e-5)
+
+
+def test_soma_takes_queries_keys_and_values_apart_in_every_family():
+    model = tiny_swin(**kind('SoMA', rank=2))
+    names = model.adapters[0].names
+    assert {name[:17] for name in names} == {
+        'stages.0.blocks.1', 'stages.1.blocks.0', 'stages.1.blocks.1'}
+    assert len(names) == 3 * (3 + 3) and sum(name.endswith('qkv') for name in names) == 9
+    model = tiny_vit(**kind('SoMA', rank=2, layer_range=(-1, None), targets=['fc2']))
+    assert model.adapters[0].names == ['layers.3.ffn.layers.1']
+
+
 # --- targets of LoRA --------------------------------------------------------------------------
 
 
@@ -664,6 +779,12 @@ def test_copies_have_hooks_of_their_own():
     ('SideNetwork', dict(weights=5), r'adapters\.weights must be a path, .* found 5'),
     ('LoRA', dict(rslora=True), r'adapters\.rslora=True divides .*alpha=None; say adapters\.alpha'),
     ('LoRA', dict(rslora='no', alpha=1), r"adapters\.rslora must be True or False, found 'no'"),
+    ('PiSSA', dict(rank=65), r'adapters\.rank=65 is above the 64 singular values of layers'),
+    ('PiSSA', dict(alpha=0), r'adapters\.alpha must be a number above 0, found 0'),
+    ('PiSSA', dict(parts='q'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'q'"),
+    ('SoMA', dict(rank=0), r'adapters\.rank must be an integer'),
+    ('SoMA', dict(layer_range=(4, None)), r'adapters\.layer_range must be a pair .*4 layers'),
+    ('SoMA', dict(targets=[r'layers\.0\..*qkv']), r'adapters\.targets=.* names no layer of the bl'),
     ('LoRA', dict(parts=[]), r"adapters\.parts must be some of 'q', 'k', 'v'"),
     ('LoRA', dict(parts=['q'], targets=['proj$']), r'adapters\.parts=.*targets matches layers\.0'),
     ('LoRA', dict(targets=['nothing']), r"adapters\.targets: pattern 'nothing' matches no linear"),

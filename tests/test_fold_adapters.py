@@ -26,6 +26,8 @@ ADAPTERS = {
     'lora': dict(type='vpt_dense.LoRA', rank=2, alpha=3, targets=[r'\.(qkv|proj|fc1|fc2)$']),
     'lora-qv': dict(type='vpt_dense.LoRA', rank=2, parts=['q', 'v']),
     'dora': dict(type='vpt_dense.DoRA', rank=2, alpha=3, targets=[r'\.(qkv|proj|fc1|fc2)$']),
+    'pissa': dict(type='vpt_dense.PiSSA', rank=2, alpha=3, parts=['k', 'v']),
+    'soma': dict(type='vpt_dense.SoMA', rank=2, layer_range=(1, 3)),
     'ssf': dict(type='vpt_dense.SSF'),
     'rep': dict(type='vpt_dense.RepAdapter', rank=4, scale=0.7),
     'rep-other': dict(type='vpt_dense.RepAdapter', rank=2),
@@ -35,6 +37,7 @@ LISTS = [
     ('lora',), ('lora-qv',), ('ssf',), ('rep',), ('rep', 'rep-other'),
     *itertools.permutations(('lora', 'ssf', 'rep')), ('add', 'ssf', 'lora-qv'),
     ('dora', 'lora', 'ssf', 'rep'), ('rep', 'dora', 'ssf', 'lora-qv'),
+    ('soma', 'ssf', 'pissa'),
 ]  # fmt: skip
 VARIANTS = {
     'featmap': {},
@@ -165,7 +168,7 @@ def test_what_cannot_be_merged_stays_as_it_was():
         (dict(adapters=[ADAPTERS['rep']], qkv_bias=False), r'layers\.0\.attn\.qkv has no bias'),
         *((dict(adapters=[ADAPTERS[name]], frozen_dtype='bfloat16'),
            r'is held in bfloat16, which .*; build the backbone with frozen_dtype=None')
-          for name in ('lora', 'dora', 'ssf', 'rep')),
+          for name in ('lora', 'dora', 'soma', 'ssf', 'rep')),
     ):
         model = randomise(tiny_vit(**kwargs)).eval()
         with torch.no_grad():

@@ -237,6 +237,28 @@ def test_what_is_not_known_here_is_told(tmp_path):
         read(tmp_path, build('head'))
 
 
+@pytest.mark.parametrize('kind', ['PiSSA', 'SoMA'])
+def test_what_started_from_components_is_a_lora_of_twice_the_rank(tmp_path, kind):
+    peft = pytest.importorskip('peft')
+    model = build('ViTModel')
+    host_of(model).take_over(model, adapters=[dict(type=f'vpt_dense.{kind}', rank=2)])
+    with torch.no_grad():
+        for parameter in model.adapters.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    peft_format.write(model, tmp_path)
+    plain = features(build('ViTModel'))
+    assert (features(model) - plain).abs().max() > 1e-3
+    theirs = peft.PeftModel.from_pretrained(build('ViTModel'), tmp_path).eval()
+    torch.testing.assert_close(features(theirs), features(model), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        features(read(tmp_path, build('ViTModel'))), features(model), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r'is updated by PiSSA or SoMA, .* model with LoRA'):
+        peft_format.load(tmp_path, model)
+    if kind == 'SoMA':
+        with pytest.raises(UserError, match=r'SoMA: blocks.0.attn.qkv makes .* or keep a delta'):
+            peft_format.write(tune(build('timm'), dict(type='vpt_dense.SoMA', rank=2)), tmp_path)
+
+
 def test_a_dora_is_not_taken_for_a_lora(tmp_path):
     dora = dict(type='vpt_dense.DoRA', rank=2, parts=['q'])
     for name, (one, other) in dict(a=(dora, dict(rank=2, parts=['q'])),

@@ -7,12 +7,14 @@ from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.dora import DoRA
 from vpt_dense.adapters.lora import LoRA
+from vpt_dense.adapters.pissa import PiSSA
 from vpt_dense.adapters.rein import Rein
 from vpt_dense.adapters.rep_adapter import RepAdapter
 from vpt_dense.adapters.side_network import SideNetwork
+from vpt_dense.adapters.soma import SoMA
 from vpt_dense.adapters.ssf import SSF
 
 __all__ = [
     'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
-    'DoRA', 'LoRA', 'Rein', 'RepAdapter', 'SideNetwork', 'merge_adapters',
+    'DoRA', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA', 'merge_adapters',
 ]

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense import safe_files
-from vpt_dense.adapters import DoRA, LoRA
+from vpt_dense.adapters import DoRA, LoRA, PiSSA, SoMA
 from vpt_dense.adapters.dora import Decomposed
+from vpt_dense.adapters.lora import LowRank
+from vpt_dense.adapters.pissa import Moved
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
 from vpt_dense.weights.base import frozen_bases
@@ -46,6 +48,8 @@ _STARTS = (True, False, 'gaussian', 'eva', 'orthogonal', None)
 
 def write(model: nn.Module, folder: str | Path, heads: Sequence[str] = ()) -> None:
     """Write the LoRA or DoRA of a tuned model as a folder for PEFT.
+
+    PiSSA and SoMA become a LoRA of twice the rank, of what they have changed since their start.
 
     Args:
         model: A tuned backbone, or a model with one in it; names in the files are this model's.
@@ -102,8 +106,14 @@ def _is_dora(update: nn.Module) -> bool:
 
 
 def _low(update: nn.Module) -> nn.Module:
-    """The low-rank update within the change of a layer."""
-    return update.low if _is_dora(update) else update
+    """The low-rank update within the change of a layer; of a pair and its start, that of both."""
+    if not isinstance(update, Moved):
+        return update.low if _is_dora(update) else update
+    (number, rank), width = update.up.shape, update.down.shape[1]
+    low = LowRank(width, number, 2 * rank, update.scale, dropout=0.0)
+    low.down = nn.Parameter(torch.cat([update.down, update.first_down]).detach())
+    low.up = nn.Parameter(torch.cat([update.up, -update.first_up], dim=1).detach())
+    return low
 
 
 def _tuned(model: nn.Module) -> tuple[str, nn.Module]:
@@ -119,7 +129,7 @@ def _layers(backbone: nn.Module, heads: Sequence[str]) -> dict[str, nn.Module]:
     """Name of a layer -> its update; refuses all that is no LoRA of PEFT's kind, but for heads."""
     others = [backbone.prompt, backbone.image_prompt, *backbone.adapters]
     for part in others:
-        if part is not None and type(part) not in (LoRA, DoRA):
+        if part is not None and type(part) not in (LoRA, DoRA, PiSSA, SoMA):
             raise UserError(
                 f"PEFT's format of LoRA has no place for {type(part).__name__}; keep a delta")
     apart = tuple(f'{head}.' for head in heads)
@@ -134,8 +144,9 @@ def _layers(backbone: nn.Module, heads: Sequence[str]) -> dict[str, nn.Module]:
     for adapter in backbone.adapters:
         for name, update in zip(adapter.names, adapter.updates, strict=True):
             if any(update.padding):
+                key = 'SoMA' if isinstance(adapter, SoMA) else 'adapters.parts'
                 raise UserError(
-                    f'adapters.parts: {name} makes queries, keys and values at once, and PEFT '
+                    f'{key}: {name} makes queries, keys and values at once, and PEFT '
                     'updates whole layers only; leave parts out, or keep a delta')
             if name in layers:
                 raise UserError(f'{name} has two LoRA, PEFT takes one a layer; keep a delta')
@@ -234,6 +245,10 @@ def load(folder: str | Path, model: nn.Module, heads: bool = False) -> None:
         raise UserError(f'{folder}: {other} has a LoRA there or in the model, not in both')
     pairs = []
     for name, each in updates.items():
+        if isinstance(own[name], Moved):
+            raise UserError(
+                f'{folder}: {name} of the model is updated by PiSSA or SoMA, whose start no such '
+                'folder holds; tune the model with LoRA')
         if _is_dora(own[name]) != ('magnitude' in each):
             raise UserError(f'{folder}: {name} has a DoRA there or in the model, not in both')
         if _is_dora(own[name]) and each['magnitude'].shape == own[name].magnitude.shape:
