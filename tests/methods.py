@@ -82,13 +82,13 @@ TIMM: dict[str, Backbone] = {
         'vit_small_patch16_dinov3',
         dict(registers=4, layer_scale=True, biases=0, positions=0), _CLS,
         unmergeable={'add': r'no position embedding', 'add-1': r'no position embedding',
-                     'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS}),
+                     'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS, 'glora': _NO_BIAS}),
     # Queries, keys and values each of a layer, without a bias of the keys; a norm in the MLP.
     'eva02-timm': _timm(
         'eva02_base_patch14_448',
         dict(gates=True, mlp_norm=True, biases=2, qkv=3, fc1=2, norms=0),
         dict(out_type='pooled', norms=1),
-        unmergeable={'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS}),
+        unmergeable={'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS, 'glora': _NO_BIAS}),
     # No class token; a classifier reads what attention pools.
     'siglip2': _timm(
         'vit_base_patch16_siglip_256', dict(cls=False), dict(out_type='pooled', pool=True),
@@ -163,7 +163,7 @@ VARIANTS: dict[str, Backbone] = {
         cfg=dict(TIMM['eva02-timm'].cfg, model='eva02_tiny_patch14_336'), family='eva02-timm',
         tasks=dict(seg=(_MAPS, vit(outputs=2, gates=True, biases=2, norms=0))),
         unmergeable=dict.fromkeys(
-            ('ssf', 'rep-adapter'), r'blocks\.0\.attn\.qkv\.bias is computed from other')),
+            ('ssf', 'rep-adapter', 'glora'), r'blocks\.0\.attn\.qkv\.bias is computed from other')),
 }  # fmt: skip
 BACKBONES = {**FAMILIES, **VARIANTS}
 
@@ -359,6 +359,45 @@ ROWS = {
                  targets=[r'^(?!attn_pool).*\.(qkv|proj|fc1|fc2)$'])]),
         _TOKENS, starts_equal=True, merges=True,
         formula='sum(n * rank * ((qkv + 3) * d + 2 * d + (fc1 * d + u) + (h + d)))'),
+    'rslora': Row(
+        dict(adapters=[dict(type='vpt_dense.LoRA', rank=2, alpha=3, rslora=True)]), _TOKENS,
+        starts_equal=True, merges=True, files=('rslora',)),
+    'dora': Row(
+        dict(adapters=[dict(type='vpt_dense.DoRA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('dora',)),
+    'dora-qv': Row(
+        dict(adapters=[dict(type='vpt_dense.DoRA', rank=2, alpha=3, parts=['q', 'v'])]), _TOKENS,
+        starts_equal=True, merges=True, formula='sum(n * (4 * rank + 2) * d)'),
+    'pissa': Row(
+        dict(adapters=[dict(type='vpt_dense.PiSSA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('pissa',)),
+    'pissa-qv': Row(
+        dict(adapters=[dict(type='vpt_dense.PiSSA', rank=2, alpha=3, parts=['q', 'v'])]), _TOKENS,
+        starts_equal=True, merges=True, formula='sum(4 * n * rank * d)'),
+    'soma': Row(
+        dict(adapters=[dict(type='vpt_dense.SoMA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('soma',)),
+    'peft': Row(
+        dict(adapters=[dict(type='vpt_dense.PEFT', config=dict(peft_type='IA3'))]), _TOKENS,
+        starts_equal=True, merges=True, files=('peft',)),
+    'peft-lora': Row(
+        dict(adapters=[dict(type='vpt_dense.PEFT', config=dict(peft_type='LORA', r=2))]),
+        ('vit', 'swin'), starts_equal=True, merges=True, formula='sum(n * 8 * d)'),
+    'glora': Row(
+        dict(adapters=[dict(type='vpt_dense.GLoRA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('glora',)),
+    'vera': Row(
+        dict(adapters=[dict(type='vpt_dense.VeRA', rank=3, parts=['q', 'v'])]), _TOKENS,
+        starts_equal=True, merges=True, files=('vera',)),
+    'vera-all': Row(
+        dict(adapters=[
+            dict(type='vpt_dense.VeRA', rank=3, targets=[r'^(?!attn_pool).*\.(qkv|proj|fc1|fc2)$'])
+        ]), ('vit', 'eva02', 'swin'), starts_equal=True, merges=True,
+        formula='sum(n * (4 * rank + 5 * d + u))'),
+    **{f'fact-{form}': Row(
+        dict(adapters=[dict(type='vpt_dense.FacT', form=form, rank=2)]), _TOKENS,
+        starts_equal=True, merges=True, files=(f'fact-{form}',))
+       for form in ('tt', 'tk')},
     'adapter': Row(
         dict(adapters=[dict(type='vpt_dense.BottleneckAdapter', reduction=8)]), _TOKENS,
         starts_equal=True, files=('adapter',)),
@@ -410,8 +449,8 @@ OF_VARIANTS = [
 ]  # fmt: skip
 #: Rows whose graph is that of another: they differ in what trains, in sizes, or in dropout, which
 #: no graph has; and one that has both parts of two others.
-_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv',
-                  'mona, random start')
+_OTHERS_GRAPHS = ('prompt-fixed', 'deep-bias', 'deep-lora', 'deep, dropout', 'lora-qv', 'rslora',
+                  'dora-qv', 'pissa-qv', 'soma', 'mona, random start', 'da-vpt-plus')
 #: A row for each place of a block where something stands or changes: what a method itself computes
 #: there is in its graph on the plain vision transformer, and families differ in their places.
 _PLACES = {

@@ -1,7 +1,8 @@
 """Sizes of backbones, and the numbers of parameters that the formulas of the method files give.
 
 A formula stands in each file of configs/_base_/methods, behind ``# Trainable:``, and in the table
-of docs/methods.md; it is written in the names of :class:`Sizes` and the arguments of the method.
+of docs/methods.md; it is written in the names of :class:`Sizes`, ``late`` (blocks behind the first
+third of all, for each stage) and the arguments of the method.
 """
 
 import functools
@@ -168,6 +169,7 @@ def count(formula: str, sizes: Sizes, tuning: dict[str, Any]) -> int:
         tuning: What the method sets on it.
     """
     names = asdict(sizes)
+    names['late'] = (sizes.n.cumsum() - sizes.n.sum() // 3).clip(0, sizes.n)
     for key in ADDED:
         part = tuning.get(key) or []
         for each in part if isinstance(part, list) else [part]:

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import nn
 from utils import CONFIGS, TINY_ARCH, images, randomise, tiny_vit
 
 from vpt_dense import building, config, params
+from vpt_dense.backbones.hosts import host_of
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import TokenLayout
 from vpt_dense.tuning import is_added
@@ -28,7 +30,7 @@ def with_adapter(kind: str, seed: int = 0, **kwargs) -> nn.Module:
     vit = ('out_type', 'out_indices', 'layer_cfgs', 'layer_scale_init_value', 'pre_norm',
            'final_norm', 'num_registers', 'prompt', 'patch_cfg', 'img_size', 'with_cls_token')
     backbone = {key: kwargs.pop(key) for key in vit if key in kwargs}
-    adapter = dict(type=f'vpt_dense.{kind}', **kwargs)
+    adapter = dict(type=f'vpt_dense.{kind.partition("-")[0]}', **kwargs)
     return randomise(tiny_vit(adapters=[adapter], **backbone), seed).double().eval()
 
 
@@ -200,6 +202,82 @@ def convpass_by_hand(model):
     return change
 
 
+def dora_by_hand(model):
+    """As the paper has it: a magnitude for each row, and the weight's direction."""
+    scale = 3 / math.sqrt(2)
+
+    def change(place, layer, value, tokens):
+        if place != 'qkv':
+            return value
+        linear, update = model.layers[layer].attn.qkv, model.adapters[0].updates[layer]
+        direction = linear.weight + scale * update.low.up @ update.low.down
+        magnitude = linear.weight.square().sum(1).sqrt() + update.magnitude
+        weight = magnitude[:, None] * direction / direction.square().sum(1, keepdim=True).sqrt()
+        return tokens @ weight.T + linear.bias
+    return change
+
+
+def fact_by_hand(model):
+    """Matrix by matrix: pieces of C outputs and C inputs, the last one cut."""
+    adapter, r = model.adapters[0], 3
+    factors = adapter.factors['64']
+
+    def change(place, layer, value, tokens):
+        if place not in ('qkv', 'proj', 'fc1', 'fc2'):
+            return value
+        own = adapter.updates[4 * layer + ['qkv', 'proj', 'fc1', 'fc2'].index(place)]
+        parts, m = [value], 0
+        for a in range(0, value.shape[-1], 64):
+            for b in range(0, tokens.shape[-1], 64):
+                inputs = tokens[..., b : b + 64]
+                if factors.core is None:
+                    g = own.middle[a // 64 * r : a // 64 * r + r, b // 64 * r : b // 64 * r + r]
+                else:
+                    g = sum(own.middle[m, k] * factors.core[:, :, k] for k in range(r))
+                width = min(64, value.shape[-1] - a)
+                left = factors.up[:width] @ g @ factors.down[:, : inputs.shape[-1]]
+                parts.append(F.pad(0.5 * inputs @ left.T, (a, value.shape[-1] - a - width)))
+                m += 1
+        return sum(parts)
+    return change
+
+
+def vera_by_hand(model):
+    adapter = model.adapters[0]
+
+    def change(place, layer, value, tokens):
+        if place not in ('qkv', 'proj'):
+            return value
+        own = adapter.updates[2 * layer + (place == 'proj')]
+        fixed = adapter.fixed[f'{value.shape[-1]}x64']
+        matrix = own.outer.diag() @ fixed.up @ own.inner.diag() @ fixed.down
+        return value + tokens @ matrix.T
+    return change
+
+
+def glora_by_hand(model):
+    """Number by number, all of it as one weight and one bias."""
+    adapter = model.adapters[0]
+
+    def change(place, layer, value, tokens):
+        if place != 'qkv':
+            return value
+        linear, forms = model.layers[layer].attn.qkv, adapter.updates[layer].forms
+
+        def form(key, rows, columns):
+            if key not in forms:
+                return torch.zeros(rows, columns, dtype=torch.float64)
+            own = forms[key]
+            found = own.up if own.down is None else torch.einsum('or,ri->oi', own.up, own.down)
+            return found + torch.zeros(rows, columns, dtype=torch.float64)
+
+        w, b = linear.weight, linear.bias
+        weight = w + w * form('weight_scale', *w.shape) + form('weight_shift', *w.shape)
+        bias = b + b * form('bias_scale', len(b), 1)[:, 0] + form('bias_shift', len(b), 1)[:, 0]
+        return tokens @ weight.T + bias + (w @ form('input_shift', 64, 1))[:, 0]
+    return change
+
+
 BY_HAND = {
     'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
     'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
@@ -209,6 +287,20 @@ BY_HAND = {
     'Mona': (dict(hidden_dims=8), mona_by_hand),
     'Convpass': (dict(hidden_dims=4, scale=0.7), convpass_by_hand),
     'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
+    'DoRA': (dict(rank=2, alpha=3, rslora=True), dora_by_hand),
+    'FacT': (dict(rank=3, scale=0.5, dropout=0.0), fact_by_hand),
+    'GLoRA': (dict(rank=3), glora_by_hand),
+    'GLoRA-vectors': (dict(
+        weight_scale='vector', weight_shift='scalar', input_shift='vector', bias_scale='vector',
+        bias_shift='none'), glora_by_hand),
+    'GLoRA-biases': (dict(
+        weight_scale='none', weight_shift='none', input_shift='none', bias_scale='scalar',
+        bias_shift='scalar'), glora_by_hand),
+    'GLoRA-scales': (dict(
+        weight_scale='scalar', weight_shift='none', input_shift='none', bias_shift='none'),
+        glora_by_hand),
+    'VeRA': (dict(rank=3, targets=[r'\.(qkv|proj)$']), vera_by_hand),
+    'FacT-TK': (dict(rank=3, scale=0.5, form='tk'), fact_by_hand),
 }
 
 
@@ -227,7 +319,7 @@ def test_the_formula_written_out(kind, variant):
 @pytest.mark.parametrize('kind', BY_HAND)
 @pytest.mark.parametrize('recompute', [dict(memory='lean'), dict(with_cp=True)], ids=str)
 def test_recomputed_blocks_have_the_same_gradients(kind, recompute):
-    adapter = dict(type=f'vpt_dense.{kind}', **BY_HAND[kind][0])
+    adapter = dict(type=f'vpt_dense.{kind.partition("-")[0]}', **BY_HAND[kind][0])
     results = []
     for kwargs in ({}, recompute):
         model = randomise(tiny_vit(adapters=[adapter], **kwargs)).double().train()
@@ -451,7 +543,7 @@ def test_side_network_starts_half_and_half_from_the_weights_it_is_given(tmp_path
 
 
 @pytest.mark.parametrize(
-    'kind', ['BottleneckAdapter', 'AdaptFormer', 'RepAdapter', 'LoRA', 'Mona', 'Convpass'])
+    'kind', ['BottleneckAdapter', 'AdaptFormer', 'RepAdapter', 'LoRA', 'DoRA', 'Mona', 'Convpass'])
 @pytest.mark.parametrize('backbone', [{}, SWIGLU], ids=['plain', 'swiglu'])
 def test_not_dead_after_one_step_or_two(kind, backbone):
     """What starts at zero moves first, the rest from the second step on, and nothing stays."""
@@ -539,6 +631,14 @@ COUNTS = [
     (kind('AdaptFormer'), 1_189_632, 3_171_840),
     (kind('LoRA', rank=16), 589_824, 1_572_864),
     (kind('LoRA', rank=8, parts=('q', 'v')), 294_912, 786_432),
+    (kind('DoRA', rank=8), 294_912 + 12 * 3 * 768, 786_432 + 24 * 3 * 1024),
+    (kind('VeRA', parts=['q', 'v']), 24_576, 24 * 2 * (256 + 1024)),
+    (kind('GLoRA'), 12 * (2 * 4 * 4 * 768 + 4 * 769 + 3 * 768),
+     24 * (2 * 4 * 4 * 1024 + 4 * 1025 + 3 * 1024)),
+    (kind('FacT'), 61_440, 106_496),
+    (kind('FacT', form='tk'), 30_976, 41_472),
+    (kind('SoMA', layer_range=(0, None)), 2_654_208, 294_912 * 24),
+    (kind('SoMA'), None, 294_912 * 16),
     (kind('SSF'), 205_824, 544_768),
     (kind('RepAdapter'), 239_808, 639_360),
     (dict(kind('Rein'), out_type='featmap'), None, 2_990_081 - 459_264),
@@ -662,6 +762,304 @@ def test_mlp_3_is_a_head_of_three_layers():
             math.sqrt(2 / layer.fc.out_features), rel=0.02)
 
 
+# --- variants of LoRA --------------------------------------------------------------------------
+
+
+def test_rslora_divides_by_the_root_of_the_rank():
+    """The same numbers as a LoRA whose alpha is that much larger."""
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    model = with_adapter('LoRA', rank=4, alpha=3, rslora=True)
+    other = with_adapter('LoRA', rank=4, alpha=3 * math.sqrt(4))
+    plain = with_adapter('LoRA', rank=4, alpha=3)
+    torch.testing.assert_close(model(x), other(x), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(model(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize('settings', [
+    dict(rank=3), dict(rank=3, alpha=5, targets=[r'\.(qkv|proj|fc1|fc2)$'])], ids=str)
+def test_dora_has_the_gradients_of_peft(settings):
+    """And its values, also after the start, where its magnitude is a norm and not a difference."""
+    peft = pytest.importorskip('peft')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0)).double()
+
+    ours = host_of(model := build()).take_over(
+        model, adapters=[dict(type='vpt_dense.DoRA', **settings)])
+    ends = [t.split('.')[-1] for t in ours.adapters[0].names]
+    theirs = peft.get_peft_model(build(), peft.LoraConfig(
+        r=3, lora_alpha=settings.get('alpha', 3), use_dora=True, target_modules=sorted(set(ends))))
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    layers = theirs.base_model.model
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = layers.get_submodule(name)
+        pairs = [(layer.lora_A['default'].weight, update.low.down),
+                 (layer.lora_B['default'].weight, update.low.up)]
+        norm = layer.lora_magnitude_vector['default'].weight
+        torch.testing.assert_close(norm.double(), update.norms(layer.weight)[0], rtol=1e-6, atol=0)
+        randomise(update, seed=len(name))
+        with torch.no_grad():
+            for their, own in pairs:
+                their.data = own.double().clone()
+            norm.data = update.norms(layer.weight)[0] + update.magnitude
+    ours.train(), theirs.train()
+    results = []
+    for model in (ours, theirs):
+        model(x).square().sum().backward()
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = layers.get_submodule(name)
+        results += [
+            (update.low.down.grad, layer.lora_A['default'].weight.grad),
+            (update.low.up.grad, layer.lora_B['default'].weight.grad),
+            (update.magnitude.grad, layer.lora_magnitude_vector['default'].weight.grad)]
+    for own, their in results:
+        torch.testing.assert_close(own, their, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
+
+
+def test_dora_starts_at_weights_that_come_after_it_was_built():
+    """Rows of zeros, which have no direction, stay finite."""
+    model = tiny_vit(**kind('DoRA', targets=[r'\.(qkv|fc2)$']))
+    plain = randomise(tiny_vit())
+    with torch.no_grad():
+        plain.layers[1].attn.qkv.weight[3] = 0
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = images(2, 3, 32, 32)
+    assert torch.equal(model(x)[0], plain(x)[0])
+    model.train()(x)[0].sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.adapters.parameters())
+    model.eval()
+    with torch.no_grad():
+        model.adapters[0].merge(model)
+        torch.testing.assert_close(model(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize(('theirs', 'ours'), [
+    (dict(config_A_B='lora', config_C='lora', config_D_E='vector'), dict(bias_scale='vector')),
+    (dict(config_A_B='vector', config_C='vector', config_D_E='constant'), dict(
+        weight_scale='vector', weight_shift='vector', input_shift='vector', bias_scale='scalar',
+        bias_shift='scalar')),
+    (dict(config_A_B='constant', config_C='none', config_D_E='none'), dict(
+        weight_scale='scalar', weight_shift='scalar', input_shift='none', bias_shift='none')),
+], ids=['products', 'vectors', 'numbers'])
+def test_glora_has_the_gradients_of_peft(theirs, ours):
+    peft = pytest.importorskip('peft', '0.21')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0)).double()
+
+    model = host_of(one := build()).take_over(one, **kind('GLoRA', rank=3, **ours))
+    other = peft.get_peft_model(build(), peft.GloraConfig(r=3, target_modules=['qkv'], **theirs))
+    randomise(model.adapters, seed=2)
+    letters = dict(
+        weight_scale='A', weight_shift='B', input_shift='C', bias_scale='D', bias_shift='E')
+    pairs = []
+    for name, update in zip(model.adapters[0].names, model.adapters[0].updates, strict=True):
+        layer = other.base_model.model.get_submodule(name)
+        for key, form in update.forms.items():
+            path = getattr(layer, f'glora_{letters[key]}')['default']
+            own = [form.up] if form.down is None else [form.up, form.down]
+            for mine, their in zip(own, path.parameters(), strict=True):
+                their.data = mine.detach().clone().view(their.shape)
+                pairs.append((mine, their))
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    for each in (model.train(), other.train()):
+        each(x).square().sum().backward()
+    torch.testing.assert_close(model(x), other(x), rtol=1e-10, atol=1e-10)
+    trained = sum(p.numel() for p in other.parameters() if p.requires_grad)
+    assert trained == sum(mine.numel() for mine, _ in pairs) > 0
+    for mine, their in pairs:
+        torch.testing.assert_close(mine.grad.flatten(), their.grad.flatten(), rtol=1e-8, atol=1e-8)
+
+
+def test_glora_scales_no_bias_where_there_is_none():
+    with pytest.raises(ValueError, match=r"adapters\.bias_scale='vector': layers\.0.* has no bias"):
+        tiny_vit(**kind('GLoRA', bias_scale='vector'), qkv_bias=False)
+    tiny_vit(**kind('GLoRA'), qkv_bias=False)
+    with pytest.raises(ValueError, match='GLoRA must act on .* list GLoRA before it'):
+        tiny_vit(adapters=[dict(type='vpt_dense.LoRA'), dict(type='vpt_dense.GLoRA')])
+
+
+@pytest.mark.parametrize('other', [dict(type='vpt_dense.LoRA'), dict(type='vpt_dense.SSF'),
+                                   dict(type='vpt_dense.DoRA')])
+def test_dora_comes_before_what_changes_outputs(other):
+    dora = dict(type='vpt_dense.DoRA')
+    with pytest.raises(ValueError, match=r'adapters: DoRA must act on .*qkv give, .*list DoRA bef'):
+        tiny_vit(adapters=[other, dora])
+    if other != dora:
+        tiny_vit(adapters=[dora, other])
+
+
+def test_dora_comes_after_what_changes_inputs_or_other_layers():
+    tiny_vit(adapters=[
+        dict(type='vpt_dense.LoRA', targets=['fc1']), dict(type='vpt_dense.RepAdapter'),
+        dict(type='vpt_dense.DoRA', targets=['qkv$'])])
+
+
+def started(kind_: str, **settings) -> tuple[nn.Module, nn.Module]:
+    """A ViT with weights, and the same tuned and then started from them; in float32."""
+    plain = randomise(tiny_vit()).eval()
+    model = tiny_vit(**kind(kind_, **settings)).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    for adapter in model.adapters:
+        adapter.start_from(model)
+    return plain, model
+
+
+@pytest.mark.parametrize('name', ['PiSSA', 'SoMA'])
+def test_singular_components_are_those_of_the_weights(name):
+    """By numpy in float64: the largest of PiSSA, the smallest of SoMA; each of q, k and v."""
+    settings = dict(rank=5) if name == 'SoMA' else dict(rank=5, alpha=2, parts=['q', 'k', 'v'])
+    plain, model = started(name, **settings)
+    (adapter,) = model.adapters
+    scale = settings.get('alpha', 5) / 5
+    layers = [1, 2, 3] if name == 'SoMA' else range(4)
+    suffixes = ['attn.qkv'] * 3 + (
+        ['attn.proj', 'ffn.layers.0.0', 'ffn.layers.1'] if name == 'SoMA' else [])
+    assert sorted(adapter.names) == sorted(f'layers.{i}.{s}' for i in layers for s in suffixes)
+    thirds = {}
+    for layer, update in zip(adapter.names, adapter.updates, strict=True):
+        weight = plain.get_submodule(layer).weight.detach().double().numpy()
+        if layer.endswith('qkv'):
+            index = thirds[layer] = thirds.get(layer, -1) + 1
+            weight = weight[64 * index : 64 * (index + 1)]
+        u, s, v = np.linalg.svd(weight, full_matrices=False)
+        some = slice(0, 5) if name == 'PiSSA' else slice(-5, None)
+        wanted = torch.from_numpy((u[:, some] * s[some]) @ v[some])
+        found = scale * update.up.double() @ update.down.double()
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+        # The singular value is shared by the two factors.
+        ours = (update.down.double().norm(dim=1) ** 2 * scale).detach().numpy()
+        np.testing.assert_allclose(ours, s[some], rtol=1e-3, atol=1e-5)
+        assert torch.equal(update.up, update.first_up)
+        assert torch.equal(update.down, update.first_down)
+    x = images(2, 3, 32, 32)
+    torch.testing.assert_close(model(x)[0], plain(x)[0], rtol=0, atol=1e-6)
+    state = model.state_dict()
+    assert all(torch.equal(state[n], t) for n, t in plain.state_dict().items())
+
+
+def test_pissa_is_that_of_peft():
+    """Start, outputs after steps and all: PEFT changes the base's weights, ours stay."""
+    peft = pytest.importorskip('peft')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0))
+
+    model = build()
+    ours = host_of(model).take_over(
+        model, adapters=[dict(type='vpt_dense.PiSSA', rank=3, alpha=2)])
+    theirs = peft.get_peft_model(build(), peft.LoraConfig(
+        r=3, lora_alpha=2, init_lora_weights='pissa', target_modules=['qkv']))
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = theirs.base_model.model.get_submodule(name)
+        their = layer.lora_B['default'].weight @ layer.lora_A['default'].weight
+        torch.testing.assert_close(update.up @ update.down, their, rtol=0, atol=1e-5)
+        assert not torch.allclose(model.get_submodule(name).weight, layer.base_layer.weight)
+    ours.double().train(), theirs.double().train()
+    for model in (ours, theirs):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
+    assert (ours(x) - build().double()(x)).abs().max() > 1e-3
+
+
+def test_both_pairs_are_in_what_is_saved_and_no_component_is_computed_again(monkeypatch):
+    _, model = started('SoMA', rank=3)
+    with torch.no_grad():
+        for parameter in model.adapters.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    state = model.state_dict()
+    monkeypatch.setattr(torch.linalg, 'svd', None)
+    again = tiny_vit(**kind('SoMA', rank=3)).eval()
+    again.load_state_dict(state)
+    x = images(2, 3, 32, 32)
+    assert torch.equal(again(x)[0], model(x)[0])
+    assert {'adapters.0.updates.0.first_up', 'adapters.0.updates.0.first_down'} <= state.keys()
+
+
+def test_components_are_those_of_weights_that_init_cfg_loads(tmp_path):
+    plain = randomise(tiny_vit(), seed=4)
+    path = tmp_path / 'base.pth'
+    torch.save({f'backbone.{n}': t for n, t in plain.state_dict().items()}, path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    model = tiny_vit(**kind('PiSSA', rank=64), init_cfg=init_cfg)
+    assert not model.adapters[0].updates[0].up.any()  # as a LoRA until the weights are there
+    model.init_weights()
+    for i, update in enumerate(model.adapters[0].updates):  # all there is
+        torch.testing.assert_close(
+            update.up @ update.down, plain.layers[i].attn.qkv.weight, rtol=0, atol=1e-5)
+
+
+def test_the_matrices_of_vera_are_of_its_seed_and_stay_in_what_is_saved():
+    def build(**settings) -> nn.Module:
+        torch.manual_seed(settings.get('seed', 1))  # which has no part in it
+        return tiny_vit(**kind('VeRA', rank=300, targets=[r'\.(qkv|fc1|fc2)$'], **settings))
+
+    model, again, other = build(), build(), build(seed=3)
+    fixed = dict(model.adapters[0].fixed.named_buffers())
+    assert fixed.keys() == {
+        f'{shape}.{name}' for shape in ('192x64', '128x64', '64x128') for name in ('down', 'up')}
+    for name, tensor in fixed.items():
+        bound = math.sqrt(6 / tensor.shape[1])  # kaiming uniform
+        assert 0.98 * bound < tensor.abs().max() <= bound
+        assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert torch.equal(tensor, again.adapters[0].fixed.get_buffer(name))
+        assert not torch.equal(tensor, other.adapters[0].fixed.get_buffer(name))
+    for update in model.adapters[0].updates:
+        assert not update.outer.any() and update.inner.unique().tolist() == [pytest.approx(0.1)]
+    randomise(model)
+    other.load_state_dict(model.state_dict())
+    x = images(2, 3, 32, 32)
+    assert torch.equal(other.eval()(x)[0], model.eval()(x)[0])
+    assert 'adapters.0.fixed.192x64.down' in model.state_dict()
+
+
+def test_vera_computes_what_peft_does():
+    peft = pytest.importorskip('peft')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0)).double()
+
+    ours = host_of(model := build()).take_over(model, **kind('VeRA', rank=5))
+    theirs = peft.get_peft_model(build(), peft.VeraConfig(r=5, target_modules=['qkv']))
+    randomise(ours.adapters, seed=2)
+    (fixed,) = ours.adapters[0].fixed.values()
+    theirs.base_model.vera_A['default'].data = fixed.down
+    theirs.base_model.vera_B['default'].data = fixed.up
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = theirs.base_model.model.get_submodule(name)
+        layer.vera_A['default'], layer.vera_B['default'] = fixed.down, fixed.up
+        layer.vera_lambda_d['default'].data = update.inner.data
+        layer.vera_lambda_b['default'].data = update.outer.data
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
+    assert (ours(x) - build()(x)).abs().max() > 1e-3
+
+
+def test_soma_takes_queries_keys_and_values_apart_in_every_family():
+    model = tiny_swin(**kind('SoMA', rank=2))
+    names = model.adapters[0].names
+    assert {name[:17] for name in names} == {
+        'stages.0.blocks.1', 'stages.1.blocks.0', 'stages.1.blocks.1'}
+    assert len(names) == 3 * (3 + 3) and sum(name.endswith('qkv') for name in names) == 9
+    model = tiny_vit(**kind('SoMA', rank=2, layer_range=(-1, None), targets=['fc2']))
+    assert model.adapters[0].names == ['layers.3.ffn.layers.1']
+
+
 # --- targets of LoRA --------------------------------------------------------------------------
 
 
@@ -719,6 +1117,25 @@ def test_copies_have_hooks_of_their_own():
     ('AddPrompt', dict(per_token='no'), r"adapters\.per_token must be True or False, found 'no'"),
     ('AddPrompt', dict(deep=1), r'adapters\.deep must be True or False, found 1'),
     ('SideNetwork', dict(weights=5), r'adapters\.weights must be a path, .* found 5'),
+    ('LoRA', dict(rslora=True), r'adapters\.rslora=True divides .*alpha=None; say adapters\.alpha'),
+    ('LoRA', dict(rslora='no', alpha=1), r"adapters\.rslora must be True or False, found 'no'"),
+    ('PiSSA', dict(rank=65), r'adapters\.rank=65 is above the 64 singular values of layers'),
+    ('FacT', dict(form='cp'), r"adapters\.form must be 'tt' or 'tk', found 'cp'"),
+    ('FacT', dict(scale=0), r'adapters\.scale must be a number above 0, found 0'),
+    ('VeRA', dict(seed=-1), r'adapters\.seed must be an integer of at least 0, found -1'),
+    ('VeRA', dict(start=0), r'adapters\.start=0 would never change'),
+    ('VeRA', dict(parts=['x']), r"adapters\.parts must be some of 'q', 'k', 'v', found \['x'\]"),
+    ('GLoRA', dict(rank=0), r'adapters\.rank must be an integer'),
+    ('GLoRA', dict(weight_scale='full'), r"adapters\.weight_scale must be 'lora', 'vector', 'scal"),
+    ('GLoRA', dict(input_shift='scalar'), r"adapters\.input_shift must be 'lora', 'vector' or 'n"),
+    ('GLoRA', dict(bias_scale='lora'), r"adapters\.bias_scale must be 'vector', 'scalar' or"),
+    ('GLoRA', dict.fromkeys(('weight_scale', 'weight_shift', 'input_shift', 'bias_shift'), 'none'),
+     r"adapters: weight_scale, .*, bias_shift of GLoRA are all 'none'; choose one"),
+    ('PiSSA', dict(alpha=0), r'adapters\.alpha must be a number above 0, found 0'),
+    ('PiSSA', dict(parts='q'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'q'"),
+    ('SoMA', dict(rank=0), r'adapters\.rank must be an integer'),
+    ('SoMA', dict(layer_range=(4, None)), r'adapters\.layer_range must be a pair .*4 layers'),
+    ('SoMA', dict(targets=[r'layers\.0\..*qkv']), r'adapters\.targets=.* names no layer of the bl'),
     ('LoRA', dict(parts=[]), r"adapters\.parts must be some of 'q', 'k', 'v'"),
     ('LoRA', dict(parts=['q'], targets=['proj$']), r'adapters\.parts=.*targets matches layers\.0'),
     ('LoRA', dict(targets=['nothing']), r"adapters\.targets: pattern 'nothing' matches no linear"),

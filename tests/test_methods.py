@@ -225,7 +225,8 @@ def test_it_starts_as_the_backbone_without_it(name, family, task):
     assert all(map(is_added, missing)) and not unexpected
     x = batch(family)
     for one, other in zip(plain(x), model(x), strict=True):
-        if family == 'dinov3' and name == 'lora-qv':  # whose products are others: rounding
+        # Of parts of queries, keys and values the products are others: rounding.
+        if family == 'dinov3' and name in ('lora-qv', 'pissa-qv', 'soma', 'vera'):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
         else:
             assert torch.equal(one, other)

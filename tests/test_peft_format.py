@@ -79,6 +79,12 @@ _OURS = {
     'ViT with a head': ('head', [dict(rank=2, parts=['q', 'v'])]),
     'DINOv3': ('DINOv3ViTModel', [dict(rank=2, alpha=3, targets=[r'\.(q|v|fc1|fc2)$'])]),
     'timm': ('timm', [dict(rank=2, alpha=3, targets=[r'\.(qkv|fc1)$'])]),
+    'rank-stabilised': ('ViTModel', [dict(rank=3, alpha=5, rslora=True, parts=['q', 'v'])]),
+    'DoRA': ('ViTModel', [
+        dict(type='vpt_dense.DoRA', rank=2, alpha=3, targets=[r'\.(qkv|fc1)$'])]),
+    'DoRA, timm': ('timm', [
+        dict(type='vpt_dense.DoRA', rank=2, alpha=3, rslora=True),
+        dict(type='vpt_dense.DoRA', rank=4, targets=[r'\.fc2$'])]),
 }  # fmt: skip
 #: Keys of PEFT's LoraConfig -> a model.
 _THEIRS = {
@@ -95,6 +101,8 @@ _THEIRS = {
     'DINOv3': ('DINOv3ViTModel', dict(
         r=2, lora_alpha=3, target_modules=['q_proj', 'up_proj', 'o_proj'], lora_dropout=0.1)),
     'timm': ('timm', dict(r=2, lora_alpha=3, target_modules=['qkv', 'fc2'])),
+    'DoRA': ('ViTModel', dict(
+        r=2, lora_alpha=3, target_modules=['q_proj', 'fc2'], use_dora=True, use_rslora=True)),
     'a head': ('head', dict(
         r=2, target_modules=['q_proj', 'v_proj'], modules_to_save=['classifier'])),
 }  # fmt: skip
@@ -146,7 +154,7 @@ def test_what_peft_trained_computes_the_same_here(tmp_path, case):
     assert_close(features(model), features(theirs))
     trained = [n for n, p in theirs.named_parameters() if p.requires_grad and 'lora_' in n]
     assert len(trained) == len(list(backbone_of(model).adapters.parameters()))
-    dropouts = {u.dropout.p for a in backbone_of(model).adapters for u in a.updates}
+    dropouts = {u.p for u in backbone_of(model).adapters.modules() if isinstance(u, nn.Dropout)}
     assert dropouts == {settings.get('lora_dropout', 0.0)}
 
 
@@ -175,6 +183,8 @@ def test_what_has_no_place_in_the_format_is_told(tmp_path):
         (tune(build('timm'), dict(rank=2, parts=['q', 'v'])),
          r'adapters.parts: blocks.0.attn.qkv makes .* leave parts out'),
         (tune(build('ViTModel'), lora, lora), 'has two LoRA, PEFT takes one a layer'),
+        (tune(build('ViTModel'), dict(lora, type='vpt_dense.DoRA'), dict(
+            rank=2, targets=['fc1'])), 'one use_dora for all layers, found LoRA and DoRA'),
         (tune(build('ViTModel'), dict(rank=2, parts=['q'], dropout=0.1), dict(
             rank=2, parts=['k'])), r'one lora_dropout for all layers, found \[0.0, 0.1\]'),
         (tune(build('ViTModel'), trainable=[]), 'ViTModel has no LoRA'),
@@ -192,7 +202,8 @@ def test_what_is_not_known_here_is_told(tmp_path):
     peft_format.write(tune(build('head'), dict(rank=2, parts=['q'])), tmp_path)
     config = json.loads((tmp_path / 'adapter_config.json').read_text())
     for settings, message in (
-        (dict(use_dora=True), 'use_dora=True is not known here'),
+        (dict(use_dora=True), 'use_dora=True, but adapter_model.safetensors lacks vit.layers.0.*q'),
+        (dict(use_qalora=True), 'use_qalora=True is not known here'),
         (dict(fan_in_fan_out=True), 'fan_in_fan_out=True'), (dict(bias='all'), "bias='all'"),
         (dict(peft_type='IA3'), "peft_type is 'IA3', LORA alone"),
         (dict(init_lora_weights='pissa'), "init_lora_weights='pissa' has changed the base"),
@@ -224,6 +235,40 @@ def test_what_is_not_known_here_is_told(tmp_path):
     (tmp_path / 'adapter_model.safetensors').unlink()
     with pytest.raises((UserError, FileNotFoundError), match='adapter_model.safetensors'):
         read(tmp_path, build('head'))
+
+
+@pytest.mark.parametrize('kind', ['PiSSA', 'SoMA'])
+def test_what_started_from_components_is_a_lora_of_twice_the_rank(tmp_path, kind):
+    peft = pytest.importorskip('peft')
+    model = build('ViTModel')
+    host_of(model).take_over(model, adapters=[dict(type=f'vpt_dense.{kind}', rank=2)])
+    with torch.no_grad():
+        for parameter in model.adapters.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    peft_format.write(model, tmp_path)
+    plain = features(build('ViTModel'))
+    assert (features(model) - plain).abs().max() > 1e-3
+    theirs = peft.PeftModel.from_pretrained(build('ViTModel'), tmp_path).eval()
+    torch.testing.assert_close(features(theirs), features(model), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        features(read(tmp_path, build('ViTModel'))), features(model), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r'is updated by PiSSA or SoMA, .* model with LoRA'):
+        peft_format.load(tmp_path, model)
+    if kind == 'SoMA':
+        with pytest.raises(UserError, match=r'SoMA: blocks.0.attn.qkv makes .* or keep a delta'):
+            peft_format.write(tune(build('timm'), dict(type='vpt_dense.SoMA', rank=2)), tmp_path)
+
+
+def test_a_dora_is_not_taken_for_a_lora(tmp_path):
+    dora = dict(type='vpt_dense.DoRA', rank=2, parts=['q'])
+    for name, (one, other) in dict(a=(dora, dict(rank=2, parts=['q'])),
+                                   b=(dict(rank=2, parts=['q']), dora)).items():
+        peft_format.write(tune(build('ViTModel'), one), tmp_path / name)
+        model = tune(build('ViTModel'), other)
+        before = features(model)
+        with pytest.raises(UserError, match=r'q_proj has a DoRA there or in the model, not in bot'):
+            peft_format.load(tmp_path / name, model)
+        assert torch.equal(features(model), before)
 
 
 def test_heads_are_loaded_when_they_are_asked_for(tmp_path):

@@ -6,16 +6,23 @@ from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
 from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.convpass import Convpass
 from vpt_dense.adapters.cvpt import CVPT
+from vpt_dense.adapters.dora import DoRA
+from vpt_dense.adapters.fact import FacT
+from vpt_dense.adapters.glora import GLoRA
 from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.mona import Mona
+from vpt_dense.adapters.peft import PEFT
+from vpt_dense.adapters.pissa import PiSSA
 from vpt_dense.adapters.rein import Rein
 from vpt_dense.adapters.rep_adapter import RepAdapter
 from vpt_dense.adapters.side_network import SideNetwork
+from vpt_dense.adapters.soma import SoMA
 from vpt_dense.adapters.sparse_update import SparseUpdate
 from vpt_dense.adapters.ssf import SSF
+from vpt_dense.adapters.vera import VeRA
 
 __all__ = [
-    'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
-    'Convpass', 'LoRA', 'Mona', 'Rein', 'RepAdapter', 'SideNetwork', 'SparseUpdate',
-    'merge_adapters',
+    'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter',
+    'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'Mona', 'PiSSA', 'Rein', 'RepAdapter',
+    'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'merge_adapters',
 ]

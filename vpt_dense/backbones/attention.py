@@ -62,7 +62,7 @@ def in_parts(
 
     Args:
         linear: The fused layer.
-        updates: See :func:`vpt_dense.adapters.lora.of_parts`.
+        updates: See :func:`vpt_dense.adapters.updates.of_parts`.
         *tokens: Each (b, n, C).
 
     Returns:

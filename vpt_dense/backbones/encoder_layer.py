@@ -8,7 +8,7 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
-from vpt_dense.adapters.lora import of_parts
+from vpt_dense.adapters.updates import of_parts
 from vpt_dense.backbones.attention import attention, cast_once, in_parts, one_product
 from vpt_dense.backbones.beside import beside, is_plain, spread
 from vpt_dense.backbones.tuned_block import TunedBlock

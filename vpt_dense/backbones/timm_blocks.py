@@ -14,7 +14,7 @@ from timm.layers import (
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from vpt_dense.adapters.lora import of_parts
+from vpt_dense.adapters.updates import of_parts
 from vpt_dense.backbones.attention import attention, cast_once, in_parts, one_product
 from vpt_dense.backbones.beside import beside, is_plain, spread
 from vpt_dense.backbones.in_place import InPlaceBlock, adopt, refuse

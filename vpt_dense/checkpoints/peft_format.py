@@ -1,8 +1,9 @@
-"""LoRA as the folder that Hugging Face's PEFT writes and reads.
+"""LoRA and DoRA as the folder that Hugging Face's PEFT writes and reads.
 
 ``adapter_config.json`` and ``adapter_model.safetensors``; tensors are called
-``base_model.model.LAYER.lora_A.weight`` (r, in) and ``....lora_B.weight`` (out, r), LAYER being the
-name in the whole model, of which the tuned backbone may be a part. PEFT need not be installed.
+``base_model.model.LAYER.lora_A.weight`` (r, in), ``....lora_B.weight`` (out, r) and, of DoRA,
+``....lora_magnitude_vector`` (out,), LAYER being the name in the whole model, of which the tuned
+backbone may be a part. PEFT need not be installed.
 """
 
 import json
@@ -17,14 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from vpt_dense import safe_files
-from vpt_dense.adapters import LoRA
+from vpt_dense.adapters import DoRA, LoRA, PiSSA, SoMA
+from vpt_dense.adapters.dora import Decomposed
+from vpt_dense.adapters.lora import LowRank
+from vpt_dense.adapters.pissa import Moved
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
 from vpt_dense.weights.base import frozen_bases
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
-_KINDS = dict(lora_A='down', lora_B='up')
+_KINDS = {'lora_A.weight': 'down', 'lora_B.weight': 'up'}
+_MAGNITUDE = 'lora_magnitude_vector'
 
 #: Keys of PEFT's config that are read here, or say nothing about what is computed.
 _KNOWN = {
@@ -32,7 +37,7 @@ _KNOWN = {
     'init_lora_weights', 'rank_pattern', 'alpha_pattern', 'modules_to_save', 'exclude_modules',
     'layers_to_transform', 'layers_pattern', 'auto_mapping', 'base_model_name_or_path', 'revision',
     'task_type', 'inference_mode', 'peft_version', 'megatron_core', 'qalora_group_size',
-    'loftq_config', 'eva_config', 'ensure_weight_tying', 'runtime_config',
+    'loftq_config', 'eva_config', 'ensure_weight_tying', 'runtime_config', 'use_dora',
 }  # fmt: skip
 #: Starts that leave the weights of the base alone.
 _STARTS = (True, False, 'gaussian', 'eva', 'orthogonal', None)
@@ -42,7 +47,9 @@ _STARTS = (True, False, 'gaussian', 'eva', 'orthogonal', None)
 
 
 def write(model: nn.Module, folder: str | Path, heads: Sequence[str] = ()) -> None:
-    """Write the LoRA of a tuned model as a folder for PEFT.
+    """Write the LoRA or DoRA of a tuned model as a folder for PEFT.
+
+    PiSSA and SoMA become a LoRA of twice the rank, of what they have changed since their start.
 
     Args:
         model: A tuned backbone, or a model with one in it; names in the files are this model's.
@@ -58,13 +65,16 @@ def write(model: nn.Module, folder: str | Path, heads: Sequence[str] = ()) -> No
     layers = _layers(backbone, [head.removeprefix(prefix) for head in heads])
     if not layers:
         raise UserError(f'{type(backbone).__name__} has no LoRA, PEFT would find nothing to load')
-    ranks = {f'{prefix}{name}': update.down.shape[0] for name, update in layers.items()}
-    alphas = {
-        f'{prefix}{name}': update.scale * ranks[f'{prefix}{name}']
-        for name, update in layers.items()}
+    is_dora = {_is_dora(update) for update in layers.values()}
+    if len(is_dora) > 1:
+        raise UserError('PEFT has one use_dora for all layers, found LoRA and DoRA in the adapters')
+    (is_dora,) = is_dora
+    lows = {f'{prefix}{name}': _low(update) for name, update in layers.items()}
+    ranks = {name: low.down.shape[0] for name, low in lows.items()}
+    alphas = {name: low.scale * ranks[name] for name, low in lows.items()}
     alphas = {name: round(a) if abs(a - round(a)) < 1e-9 else a for name, a in alphas.items()}
     rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
-    dropouts = {update.dropout.p for update in layers.values()}
+    dropouts = {low.dropout.p for low in lows.values()}
     if len(dropouts) > 1:
         raise UserError(
             f'PEFT has one lora_dropout for all layers, found {sorted(dropouts)} in the adapters')
@@ -75,10 +85,13 @@ def write(model: nn.Module, folder: str | Path, heads: Sequence[str] = ()) -> No
         modules_to_save=list(heads) or None, r=rank, target_modules=_targets(model, ranks),
         rank_pattern={re.escape(n): r for n, r in ranks.items() if r != rank},
         alpha_pattern={re.escape(n): a for n, a in alphas.items() if a != alpha},
-        task_type=None, use_dora=False, use_rslora=False)
+        task_type=None, use_dora=is_dora, use_rslora=False)
     tensors = {
-        f'{_PREFIX}{prefix}{name}.{kind}.weight': getattr(update, own)
-        for name, update in layers.items() for kind, own in _KINDS.items()}
+        f'{_PREFIX}{name}.{kind}': getattr(low, own)
+        for name, low in lows.items() for kind, own in _KINDS.items()}
+    for name, update in layers.items() if is_dora else ():
+        before, _ = update.norms(backbone.get_submodule(name).weight)
+        tensors[f'{_PREFIX}{prefix}{name}.{_MAGNITUDE}'] = before + update.magnitude.detach()
     for head in heads:
         state = model.get_submodule(head).state_dict()
         tensors |= {f'{_PREFIX}{head}.{name}': tensor for name, tensor in state.items()}
@@ -86,6 +99,21 @@ def write(model: nn.Module, folder: str | Path, heads: Sequence[str] = ()) -> No
     folder.mkdir(parents=True, exist_ok=True)
     safe_files.write_tensors(tensors, folder / TENSORS, dict(format='pt'))
     safe_files.write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + '\n')
+
+
+def _is_dora(update: nn.Module) -> bool:
+    return isinstance(update, Decomposed)
+
+
+def _low(update: nn.Module) -> nn.Module:
+    """The low-rank update within the change of a layer; of a pair and its start, that of both."""
+    if not isinstance(update, Moved):
+        return update.low if _is_dora(update) else update
+    (number, rank), width = update.up.shape, update.down.shape[1]
+    low = LowRank(width, number, 2 * rank, update.scale, dropout=0.0)
+    low.down = nn.Parameter(torch.cat([update.down, update.first_down]).detach())
+    low.up = nn.Parameter(torch.cat([update.up, -update.first_up], dim=1).detach())
+    return low
 
 
 def _tuned(model: nn.Module) -> tuple[str, nn.Module]:
@@ -101,7 +129,7 @@ def _layers(backbone: nn.Module, heads: Sequence[str]) -> dict[str, nn.Module]:
     """Name of a layer -> its update; refuses all that is no LoRA of PEFT's kind, but for heads."""
     others = [backbone.prompt, backbone.image_prompt, *backbone.adapters]
     for part in others:
-        if part is not None and not isinstance(part, LoRA):
+        if part is not None and type(part) not in (LoRA, DoRA, PiSSA, SoMA):
             raise UserError(
                 f"PEFT's format of LoRA has no place for {type(part).__name__}; keep a delta")
     apart = tuple(f'{head}.' for head in heads)
@@ -116,8 +144,9 @@ def _layers(backbone: nn.Module, heads: Sequence[str]) -> dict[str, nn.Module]:
     for adapter in backbone.adapters:
         for name, update in zip(adapter.names, adapter.updates, strict=True):
             if any(update.padding):
+                key = 'SoMA' if isinstance(adapter, SoMA) else 'adapters.parts'
                 raise UserError(
-                    f'adapters.parts: {name} makes queries, keys and values at once, and PEFT '
+                    f'{key}: {name} makes queries, keys and values at once, and PEFT '
                     'updates whole layers only; leave parts out, or keep a delta')
             if name in layers:
                 raise UserError(f'{name} has two LoRA, PEFT takes one a layer; keep a delta')
@@ -158,7 +187,7 @@ def adapters(
         backbone: The part of it that will be tuned; None: all of it.
 
     Returns:
-        One LoRA for each pair of rank and scale in the folder; then see :func:`load`.
+        One LoRA or DoRA for each pair of rank and scale in the folder; then see :func:`load`.
 
     Raises:
         UserError: If the folder is damaged or asks for something that LoRA here does not do, or
@@ -169,7 +198,7 @@ def adapters(
     prefix = next((f'{n}.' if n else '' for n, m in model.named_modules() if m is backbone), None)
     if prefix is None:
         raise UserError(f'{type(backbone).__name__} is no part of {type(model).__name__}')
-    layers = _updates(folder, tensors)
+    layers = _updates(folder, config, tensors)
     linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     groups: dict[tuple[int, float], list[str]] = {}
     for name, update in layers.items():
@@ -182,8 +211,9 @@ def adapters(
         groups.setdefault((rank, _alpha(config, name, rank)), []).append(
             name.removeprefix(prefix))
     _check_complete(folder, config, layers, linears)
+    kind = 'vpt_dense.DoRA' if config.get('use_dora') else 'vpt_dense.LoRA'
     return [
-        dict(type='vpt_dense.LoRA', rank=rank, alpha=alpha,
+        dict(type=kind, rank=rank, alpha=alpha,
              dropout=config.get('lora_dropout') or 0.0, targets=_patterns(backbone, names))
         for (rank, alpha), names in groups.items()]
 
@@ -207,11 +237,25 @@ def load(folder: str | Path, model: nn.Module, heads: bool = False) -> None:
     prefix, backbone = _tuned(model)
     _check_heads(model, prefix, saved, f'{folder}: modules_to_save')
     own = _layers(backbone, [head.removeprefix(prefix) for head in saved])
-    updates = {name.removeprefix(prefix): each for name, each in _updates(folder, tensors).items()}
+    updates = {
+        name.removeprefix(prefix): each
+        for name, each in _updates(folder, config, tensors).items()}
     if own.keys() != updates.keys():
         other = min(own.keys() ^ updates.keys())
         raise UserError(f'{folder}: {other} has a LoRA there or in the model, not in both')
-    pairs = [(getattr(own[n], k), t) for n, each in updates.items() for k, t in each.items()]
+    pairs = []
+    for name, each in updates.items():
+        if isinstance(own[name], Moved):
+            raise UserError(
+                f'{folder}: {name} of the model is updated by PiSSA or SoMA, whose start no such '
+                'folder holds; tune the model with LoRA')
+        if _is_dora(own[name]) != ('magnitude' in each):
+            raise UserError(f'{folder}: {name} has a DoRA there or in the model, not in both')
+        if _is_dora(own[name]) and each['magnitude'].shape == own[name].magnitude.shape:
+            norm = backbone.get_submodule(name).weight.detach().double().norm(dim=1)
+            each['magnitude'] = each['magnitude'].to(norm) - norm
+        pairs += [(getattr(own[name] if kind == 'magnitude' else _low(own[name]), kind), tensor)
+                  for kind, tensor in each.items()]
     for head in saved:
         state = model.get_submodule(head).state_dict()
         for name, tensor in state.items():
@@ -252,20 +296,25 @@ def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, safe_files.read(Path(folder) / TENSORS)['state_dict']
 
 
-def _updates(folder: str | Path, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Layer -> ``down`` (r, in) and ``up`` (out, r)."""
+def _updates(
+    folder: str | Path, config: dict[str, Any], tensors: dict[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Layer -> ``down`` (r, in), ``up`` (out, r) and, of DoRA, ``magnitude`` (out,)."""
+    kinds = dict(_KINDS, **({_MAGNITUDE: 'magnitude'} if config.get('use_dora') else {}))
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        match = re.fullmatch(rf'{re.escape(_PREFIX)}(.+)\.(lora_[AB])\.weight', key)
-        if match:
-            found.setdefault(match[1], {})[_KINDS[match[2]]] = tensor
+        match = re.fullmatch(rf'{re.escape(_PREFIX)}(.+)\.(lora_.+)', key)
+        if match and match[2] in kinds:
+            found.setdefault(match[1], {})[kinds[match[2]]] = tensor
         elif '.lora_' in key or not key.startswith(_PREFIX):
             raise UserError(f'{folder}: {key} is not known here; let PEFT merge it')
     for name, each in found.items():
-        shapes = [tuple(tensor.shape) for tensor in each.values()]
-        if len(each) < 2 or any(len(shape) != 2 for shape in shapes) or (
+        shapes = [tuple(each[kind].shape) for kind in ('down', 'up') if kind in each]
+        if len(shapes) < 2 or any(len(shape) != 2 for shape in shapes) or (
                 len(each['down']) != each['up'].shape[1]):
             raise UserError(f'{folder}: {name} has lora_A and lora_B of shapes {shapes}')
+        if len(each) < len(kinds):
+            raise UserError(f'{folder}: use_dora=True, but {TENSORS} lacks {name}.{_MAGNITUDE}')
     return found
 
 

@@ -38,8 +38,8 @@ def list_methods(backbone: nn.Module | None = None) -> list[str]:
 
     Example:
         >>> import vpt_dense
-        >>> [name for name in vpt_dense.list_methods() if 'lora' in name]
-        ['deep-lora', 'lora']
+        >>> [name for name in vpt_dense.list_methods() if name.startswith('partial')]
+        ['partial-1', 'partial-2', 'partial-4']
     """
     return methods.names(backbone)
 

@@ -1,4 +1,4 @@
-"""Folders of HF PEFT: LoRA that was trained there goes on here, and the other way round."""
+"""Folders of HF PEFT: LoRA and DoRA trained there go on here, and the other way round."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from vpt_dense.plain import models
 
 
 def save_peft(model: nn.Module, folder: str | Path, heads: Sequence[str] = ()) -> None:
-    """Write the LoRA of a tuned model as HF PEFT's ``PeftModel.from_pretrained`` reads it.
+    """Write the LoRA or DoRA of a tuned model as HF PEFT's ``PeftModel.from_pretrained`` reads it.
 
     Args:
         model: A tuned backbone, or a model with one in it; names in the files are this model's.
@@ -27,7 +27,7 @@ def save_peft(model: nn.Module, folder: str | Path, heads: Sequence[str] = ()) -
 def load_peft(
     model: nn.Module, folder: str | Path, backbone: str = '', heads: bool = False
 ) -> nn.Module:
-    """Tune a model with a LoRA that HF PEFT has written, and load it; all or nothing.
+    """Tune a model with a LoRA or DoRA that HF PEFT has written, and load it; all or nothing.
 
     Args:
         model: The model that names in the folder are of.
