@@ -435,6 +435,12 @@ ROWS = {
 COLUMNS_ARE_SLOW = tuple(TIMM)[1:]
 #: Those of them whose slow tests are long: their blocks are those of another, and so is their code.
 COLUMNS_ARE_LONG = ('siglip2', 'radio')
+#: Rows that act where another one does, by the same hooks or calls: quick on the plain vision
+#: transformer, in one task on Swin, slow or long on all others.
+KIN = frozenset({
+    'da-vpt-plus', 'vfpt', 'e2vpt, pruned', 'sparse', 'rslora', 'dora', 'dora-qv', 'pissa',
+    'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'vera', 'vera-all', 'fact-tt', 'fact-tk',
+    'mona, random start', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
 #: Every row on every family that it fits, in every task.
 CASES = [
     (name, family, task)

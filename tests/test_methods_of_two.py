@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from methods import COLUMNS_ARE_SLOW, ROWS, build
+from methods import COLUMNS_ARE_SLOW, KIN, ROWS, build
 from processes import run_two
 from test_methods import TRAINED, batch, parameters, penalty, total
 from torch import nn
@@ -68,7 +68,8 @@ QUICK = ('vit', 'swin', 'convnext', 'resnet')
 
 @pytest.mark.parametrize(('name', 'family', 'task'), [
     pytest.param(*case, marks=() if case[2] == 'cls' and case[1] in QUICK else
-                 pytest.mark.long if case[1] in COLUMNS_ARE_SLOW else pytest.mark.slow)
+                 pytest.mark.long if case[1] in COLUMNS_ARE_SLOW or case[0] in KIN else
+                 pytest.mark.slow)
     for case in ASKED])
 def test_a_step_of_two_processes_is_that_of_one(failures_of_two, name, family, task):
     assert [line for found, line in failures_of_two if found == (name, family, task)] == []

@@ -5,7 +5,7 @@ What trains of them, and how much, is in tests/test_methods.py.
 
 import pytest
 import torch
-from methods import BACKBONES, OF_VARIANTS, ROWS, VARIANTS, build
+from methods import BACKBONES, KIN, OF_VARIANTS, ROWS, VARIANTS, build
 from test_methods import batch, parameters, total
 
 from vpt_dense.tuning import is_added
@@ -13,8 +13,9 @@ from vpt_dense.tuning import is_added
 UNFIT = [(name, variant) for variant, kind in VARIANTS.items() for name in kind.unfit]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(('name', 'variant', 'task'), OF_VARIANTS)
+@pytest.mark.parametrize(('name', 'variant', 'task'), [
+    pytest.param(*c, marks=pytest.mark.long if c[0] in KIN else pytest.mark.slow)
+    for c in OF_VARIANTS])
 def test_a_batch_of_three_is_three_batches_of_one(name, variant, task):
     model = build(name, variant, task).double().eval()
     x = batch(variant, 3, dtype=torch.float64)
@@ -25,7 +26,8 @@ def test_a_batch_of_three_is_three_batches_of_one(name, variant, task):
 
 @pytest.mark.parametrize(
     ('name', 'variant', 'task'), [
-        pytest.param(*c, marks=() if c[2] == ROWS[c[0]].tasks[-1] else pytest.mark.slow)
+        pytest.param(*c, marks=pytest.mark.long if c[0] in KIN else
+                     () if c[2] == ROWS[c[0]].tasks[-1] else pytest.mark.slow)
         for c in OF_VARIANTS
         if 'prompt' in ROWS[c[0]].tuning and c[0] != 'tcpa'])  # which refuses tokens
 def test_prompts_as_tokens_are_prompts_as_keys_and_values(name, variant, task):
@@ -41,7 +43,9 @@ def test_prompts_as_tokens_are_prompts_as_keys_and_values(name, variant, task):
 
 
 @pytest.mark.parametrize(
-    ('name', 'variant', 'task'), [c for c in OF_VARIANTS if ROWS[c[0]].merges])
+    ('name', 'variant', 'task'), [
+        pytest.param(*c, marks=pytest.mark.long if c[0] in KIN else ())
+        for c in OF_VARIANTS if ROWS[c[0]].merges])
 def test_merged_it_is_equal(name, variant, task):
     """In the same backbone, and in one of the same kind without adapters."""
     model = build(name, variant, task).double().eval()

@@ -6,7 +6,7 @@ ask for; copies to another device are watched.
 
 import pytest
 import torch
-from methods import BACKBONES, CASES, COLUMNS_ARE_SLOW, ROWS, build_at_start
+from methods import BACKBONES, CASES, COLUMNS_ARE_SLOW, KIN, ROWS, build_at_start
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
@@ -32,7 +32,8 @@ QUICK = {name: case for case in reversed(ONCE) for name in case[:1]}  # the firs
 
 
 @pytest.mark.parametrize(('name', 'family', 'task'), [
-    pytest.param(*case, marks=() if QUICK[case[0]] == case else pytest.mark.slow)
+    pytest.param(*case, marks=() if QUICK[case[0]] == case else
+                 pytest.mark.long if case[0] in KIN else pytest.mark.slow)
     for case in ONCE])
 def test_no_method_waits(name, family, task):
     model = build_at_start(ROWS[name].tuning, family, task).train().to('meta')
