@@ -53,12 +53,14 @@ class Study(NamedTuple):
         methods: In the order of the table.
         options: Overrides.
         trials: Of the search, for each method; 0: the recipe's own settings.
+        seeds: Of the trainings.
     """
 
     recipe: str
     methods: tuple[str, ...]
     options: tuple[str, ...] = ()
     trials: int = 10
+    seeds: tuple[str, ...] = SEEDS
 
     def command(self, folder: Path, methods: Iterable[str], *arguments: str) -> list[str]:
         """A call of tools/compare.py; further arguments stand before further overrides."""
@@ -72,6 +74,9 @@ _DEEP_50 = 'configs/results/methods/deep-50.py'
 _SEGMENTATION = (
     'head', 'deep', 'lora', 'full', 'bias', 'partial-1', 'layernorm', 'shallow', 'deep-bias',
     'adapter', 'adaptformer', 'ssf', 'rein', 'deep-lora', _DEEP_50)
+_FURTHER = (
+    'head', 'deep', 'da-vpt', 'vipamin', 'vfpt', 'e2vpt', 'lora', 'rslora', 'dora', 'pissa', 'soma',
+    'fact-tt', 'fact-tk', 'vera', 'glora', 'peft', 'mona', 'convpass')
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
 _CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'
@@ -83,7 +88,11 @@ STUDIES = {
     'camvid-16': Study(_CAMVID, _FEW_IMAGES, ('subset.images=16',)),
     'camvid-tenth': Study(_CAMVID, _FEW_IMAGES, ('subset.share=0.1',)),
     'camvid-double': Study(
-        'results/camvid-double_dinov2-s', ('lora', 'deep-lora', 'ssf'), trials=0),
+        'results/camvid-double_dinov2-s', ('lora', 'deep-lora', 'ssf'), trials=0,
+        seeds=SEEDS[:1]),
+    'camvid-more': Study(_CAMVID, _FURTHER, trials=0, seeds=SEEDS[:1]),
+    'camvid-pmd': Study(
+        'results/camvid-pmd_dinov2-s', ('head', 'deep', 'lora'), trials=0, seeds=SEEDS[:1]),
     'camvid-half': Study(_CAMVID, _FEW_IMAGES, ('subset.share=0.5',)),
     'nuclei': Study('results/nuclei_dinov2-s', ('head', 'deep', 'lora', 'bias', 'full')),
     'membrane': Study('results/membrane_dinov2-s', ('head', 'deep', 'lora', 'bias', 'full')),
@@ -163,8 +172,8 @@ def run(
     search = ['--search', str(study.trials), '--pruner', 'none'] if study.trials else []
     table = compare(study.command(
         Path('work_dirs/results', name), [known[method] for method in methods or known], *search,
-        *(['--jobs', str(jobs)] if jobs else []), '--no-measure', '--seeds', *SEEDS,
-        '--cfg-options'))
+        *(['--jobs', str(jobs)] if jobs else []), '--no-measure', '--seeds',
+        *study.seeds, '--cfg-options'))
     record = dict(
         study=name, recipe=study.recipe, metric=table['metric'], trials=study.trials,
         searched=table['searched'], amp=table['amp'], threads=table['threads'],
@@ -327,10 +336,12 @@ def check(name: str, method: str | None) -> None:
 
 
 def prediction(scores: list[float]) -> float:
-    """Half the width of the interval about the mean that holds 95 % of further scores."""
+    """Half the width of the interval about the mean that holds 95 % of further scores; 0 of one."""
     from scipy.stats import t
 
     n = len(scores)
+    if n < 2:
+        return 0.0
     return float(t.ppf(0.975, n - 1)) * statistics.stdev(scores) * math.sqrt(1 + 1 / n)
 
 
@@ -398,8 +409,9 @@ def peer_table(found: dict, record: dict) -> str:
 
 def _spread(scores: Iterable[float]) -> str:
     scores = list(scores)
-    return (f'{statistics.mean(scores):.1f} ± '
-            f'{statistics.stdev(scores) if len(scores) > 1 else 0.0:.1f}')
+    if len(scores) == 1:
+        return f'{scores[0]:.1f}'
+    return f'{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}'
 
 
 def draw(record: dict) -> None:
