@@ -31,7 +31,6 @@ class Task:
         metric: The name, among the results of an evaluation, of what a run is judged by.
         label: That in a sentence; empty: the name.
         less_is_better: Whether the smallest value is the best.
-        digits: Behind the point, where that is shown.
         scope: The default scope of its configs, the package of its models and data sets.
         packages: Modules that register the classes of that scope.
         extra: What installs them (``pip install vpt-dense[EXTRA]``), if the package does not.
@@ -70,7 +69,6 @@ class Task:
     label: str = ''
     parts: Mapping[str, str] = field(default_factory=dict)
     less_is_better: bool = False
-    digits: int = 2
     scope: str = 'mmengine'
     packages: tuple[str, ...] = ()
     extra: str = ''
@@ -185,12 +183,6 @@ def heads() -> tuple[str, ...]:
     return (*(head for task in TASKS.values() for head in task.heads), AUXILIARY)
 
 
-def form(metric: str | None) -> str:
-    """How a value of a metric is shown, as Python's format has it."""
-    task = metrics().get(metric)
-    return f'.{task.digits if task else 2}f'
-
-
 def metrics() -> dict[str, Task]:
     """Name of the metric that runs of a task are judged by -> the task."""
     return {task.metric: task for task in TASKS.values()}
@@ -250,7 +242,7 @@ add(Task(
     predict='vpt_dense.predicting.model:classify',
 ))
 add(Task(
-    'detection', 'bbox_head', 'box head', 'coco/bbox_mAP', 'box AP', digits=3, scope='mmdet',
+    'detection', 'bbox_head', 'box head', 'coco/bbox_mAP', 'box AP', scope='mmdet',
     parts={
         'roi_head': 'region heads', 'rpn_head': 'proposal head', 'mask_head': 'mask head',
         'panoptic_head': 'query head', 'panoptic_fusion_head': 'fusion head'},

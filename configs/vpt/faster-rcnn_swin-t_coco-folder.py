@@ -1,4 +1,4 @@
-# Faster R-CNN, FPN, Swin-T, a folder of images with boxes in COCO's form.
+# Faster R-CNN, FPN, Swin-T, a COCO folder.
 _base_ = [
     '../_base_/models/faster-rcnn_swin-t.py',
     '../_base_/datasets/coco-folder.py',

@@ -1,4 +1,4 @@
-# Faster R-CNN, simple feature pyramid, DINOv2 ViT-S/14, a folder of images with boxes in COCO's form.
+# Faster R-CNN, simple feature pyramid, DINOv2 ViT-S/14, a COCO folder.
 _base_ = [
     '../_base_/models/faster-rcnn_vit-b.py',
     '../_base_/backbones/dinov2_vit-s.py',

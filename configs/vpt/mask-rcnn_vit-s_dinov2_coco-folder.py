@@ -1,4 +1,4 @@
-# Mask R-CNN, simple feature pyramid, DINOv2 ViT-S/14, a folder of images with boxes and masks in COCO's form.
+# Mask R-CNN, simple feature pyramid, DINOv2 ViT-S/14: boxes and masks, a COCO folder.
 _base_ = [
     '../_base_/models/mask-rcnn_vit-b.py',
     '../_base_/backbones/dinov2_vit-s.py',

@@ -1,4 +1,4 @@
-# RetinaNet, simple feature pyramid, DINOv2 ViT-S/14, a folder of images with boxes in COCO's form.
+# RetinaNet, simple feature pyramid, DINOv2 ViT-S/14, a COCO folder.
 _base_ = [
     '../_base_/models/retinanet_vit-b.py',
     '../_base_/backbones/dinov2_vit-s.py',

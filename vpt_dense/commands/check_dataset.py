@@ -84,7 +84,8 @@ def cells(split: dict) -> dict[str, str]:
         rows['masks of instances'] = f'{split["instance_masks"]:,}'
     if split.get('per_class'):
         counts = list(split['per_class'].values())
-        rows[f'{"boxes" if "boxes" in split else "images"} a class'] = f'{min(counts):,} to {max(counts):,}'
+        what = 'boxes' if 'boxes' in split else 'images'
+        rows[f'{what} a class'] = f'{min(counts):,} to {max(counts):,}'
     rows['unreadable files'] = f'{len(split["unreadable"]):,}'
     return rows
 

@@ -255,8 +255,11 @@ def mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
 
 
 def _runs(text: str) -> Iterator[int]:
-    """The run lengths of compressed ones: numbers of 5 bits a character, from the third on as
-    differences to the last but one (https://github.com/cocodataset/cocoapi, maskApi.c)."""
+    """The run lengths of compressed ones.
+
+    Numbers of 5 bits a character, from the fourth on as differences to the last but one
+    (https://github.com/cocodataset/cocoapi, maskApi.c).
+    """
     before: list[int] = []
     value = shift = 0
     for character in text:
@@ -305,7 +308,8 @@ def check(
 
     Returns:
         As there; ``per_class`` counts boxes. And ``boxes``, ``instance_masks``,
-        ``crowds``, ``images_without_boxes``, and ``faults``: {kind: [line, ...]}, all of which are problems.
+        ``crowds``, ``images_without_boxes``, and ``faults``: {kind: [line, ...]}, all of which are
+        problems.
     """
     found = read(ann_file)
     labels = found.label_of(classes or [each['name'] for each in found.categories])

@@ -1,4 +1,4 @@
-"""Average precision as COCO has it, by pycocotools, unrounded."""
+"""Average precision as COCO has it, by pycocotools: in percent, unrounded."""
 
 import contextlib
 import io
@@ -20,12 +20,12 @@ _FIGURES = {'mAP': 0, 'mAP_50': 1, 'mAP_75': 2, 'mAP_s': 3, 'mAP_m': 4, 'mAP_l':
 
 @METRICS.register_module()
 class CocoMetric(_CocoMetric):
-    """The figures of pycocotools, 0 to 1: at most 100 predictions an image, all digits.
+    """The figures of pycocotools, in percent, with all digits: at most 100 predictions an image.
 
-    mmdet's rounds to three digits, takes ``mAP_50`` and the others from up to 1,000 predictions an
-    image, and finds classes by the order of the JSON; where there is no prediction at all it gives
-    no figure, and here that is 0. Of the sizes (``mAP_s``, ``_m``, ``_l``) those are left out that
-    no annotation has.
+    mmdet's are 0 to 1 and rounded to three digits, with ``mAP_50`` and the others of up to 1,000
+    predictions an image; it finds classes by the order of the JSON; where there is no prediction
+    at all it gives no figure, and here that is 0. Of the sizes (``mAP_s``, ``_m``, ``_l``) those
+    are left out that no annotation has.
 
     Args:
         ann_file: The JSON that predictions are compared with. In a config it may be left out: it
@@ -108,7 +108,7 @@ class CocoMetric(_CocoMetric):
              if value is not None} for row in rows]
         columns = [f'{kind}_AP' for kind in self.metrics]
         tell_classes(('class', *columns), [
-            (row['class'], *('-' if row[key] is None else f'{row[key]:.3f}' for key in columns))
+            (row['class'], *('-' if row[key] is None else f'{row[key]:.2f}' for key in columns))
             for row in rows])
         return found
 
@@ -133,7 +133,7 @@ class CocoMetric(_CocoMetric):
             raise UserError(
                 f'{self.ann_file} has no annotation of the classes '
                 f'{", ".join(self.dataset_meta["classes"])}: there is nothing to compare with')
-        figures = {f'{kind}_{name}': float(evaluation.stats[place])
+        figures = {f'{kind}_{name}': 100 * float(evaluation.stats[place])
                    for name, place in _FIGURES.items() if evaluation.stats[place] >= 0}
         # (overlaps, recalls, classes, sizes: all first, predictions an image: most last)
         precision = evaluation.eval['precision'][:, :, :, 0, -1]
@@ -157,6 +157,6 @@ class CocoMetric(_CocoMetric):
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean of what there is; None: nothing is."""
+    """The mean of what there is, in percent; None: nothing is."""
     values = values[values > -1]
-    return float(values.mean()) if values.size else None
+    return 100 * float(values.mean()) if values.size else None

@@ -203,9 +203,9 @@ def draw_boxes(
             x1, y1, x2, y2 = (int(round(float(side) * times)) for side in box)
             cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, line)
             if score is not None:
-                text = Image.fromarray(picture)
+                text, small = Image.fromarray(picture), _font(max(9, size * 2 // 3))
                 ImageDraw.Draw(text).text(
-                    (x1 + line + 1, y1 + line), f'{score:.2f}', colour, _font(max(9, size * 2 // 3)))
+                    (x1 + line + 1, y1 + line), f'{score:.2f}', colour, small)
                 picture = np.array(text)
         if titled:
             picture = np.concatenate(

@@ -3,8 +3,9 @@
 #     DATA_ROOT/train.json, DATA_ROOT/val.json
 # A leaf says where they are. Classes are those of train.json, unless it names some of them:
 #     dataset = dict(data_root='data/cells', classes=['red cell', 'white cell'])
-# Other places: train_dataloader = dict(dataset=dict(ann_file='annotations/instances_train2017.json',
-#     data_prefix=dict(img='train2017'))), and val_dataloader, test_dataloader likewise.
+# Other places, here of training:
+#     train_dataloader = dict(dataset=dict(
+#         ann_file='annotations/instances_train2017.json', data_prefix=dict(img='train2017')))
 dataset = dict(
     type='vpt_dense.CocoFolder', data_root='data/coco-folder', data_prefix=dict(img='images'))
 crop_size = (1024, 1024)
