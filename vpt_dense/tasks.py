@@ -201,16 +201,24 @@ def import_packages(scope: str) -> None:
     Raises:
         UserError: If an extra that brings it along is not installed.
     """
+    check_installed(scope)
     with contextlib.redirect_stdout(io.StringIO()):
         for task in TASKS.values():
-            if task.scope != scope:
-                continue
-            if task.extra and importlib.util.find_spec(scope) is None:
-                raise UserError(
-                    f'{task.name} needs {scope}, which is not installed: pip install '
-                    f"'vpt-dense[{task.extra}]' (docs/{task.extra}.md)")
-            for name in task.packages:
+            for name in task.packages if task.scope == scope else ():
                 importlib.import_module(name)
+
+
+def check_installed(scope: str) -> None:
+    """Check that the package of a scope is there, where an extra brings it along.
+
+    Raises:
+        UserError: If not.
+    """
+    for task in TASKS.values():
+        if task.scope == scope and task.extra and importlib.util.find_spec(scope) is None:
+            raise UserError(
+                f'{task.name} needs {scope}, which is not installed: pip install '
+                f"'vpt-dense[{task.extra}]' (docs/{task.extra}.md)")
 
 
 add(Task(

@@ -841,6 +841,7 @@ def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
     # Only a config needs the stack.
     from mmengine.registry import DATASETS, init_default_scope
 
+    tasks.check_installed(cfg.get('default_scope', 'mmengine'))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     configs = dataset_configs(cfg)
     if not configs:
