@@ -390,8 +390,8 @@ def test_what_a_test_finds_gives_its_figures(recipe, folder, trained, capfd, tmp
 def test_a_delta_gives_the_same_boxes(recipe, folder, trained, capfd, tmp_path):
     state = torch.load(trained)['state_dict']
     extracted = run_tool(
-        capfd, 'delta', 'extract', recipe, trained, '--method', 'deep', '--out',
-        tmp_path / 'd.safetensors')
+        capfd, 'delta', 'extract', trained, tmp_path / 'd.safetensors', '--config', recipe,
+        '--method', 'deep')
     assert extracted.code == 0, extracted.err
     found = {}
     for name, checkpoint in (('whole', trained), ('delta', tmp_path / 'd.safetensors')):
