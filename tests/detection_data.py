@@ -16,7 +16,8 @@ def make(folder: Path, count: int = 6, size: tuple[int, int] = (64, 48)) -> Path
     for split in ('train', 'val'):
         images, annotations = [], []
         for number in range(count):
-            name, pixels = f'{split}_{number}.png', rng.integers(0, 60, (height, width, 3), np.uint8)
+            name = f'{split}_{number}.png'
+            pixels = rng.integers(0, 60, (height, width, 3), np.uint8)
             image = 10 + 3 * number
             images.append(dict(id=image, file_name=name, width=width, height=height))
             for _ in range(0 if number == 1 else 3):
