@@ -38,7 +38,6 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, save_b
 """
 VIT = """
 _tiny = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
-_narrow = dict(in_channels=16, feat_channels=16)
 model = dict(
     backbone=dict(
         arch=dict(_delete_=True, **_tiny), patch_size=8, layer_scale_init_value=0.0,
@@ -61,15 +60,36 @@ HEADS = {
     'faster-rcnn_vit-s_dinov2': ROI.format(mask=''),
     'mask-rcnn_vit-s_dinov2': ROI.format(mask=MASK),
     'retinanet_vit-s_dinov2': ONE,
+    'dino_vit-s_dinov2': """
+    num_queries=12, encoder=dict(num_layers=1, layer_cfg=dict(
+        self_attn_cfg=_dim, ffn_cfg=dict(feedforward_channels=16, **_dim))),
+    decoder=dict(num_layers=1, layer_cfg=dict(
+        self_attn_cfg=_dim, cross_attn_cfg=_dim, ffn_cfg=dict(feedforward_channels=16, **_dim))),
+    positional_encoding=dict(num_feats=8), bbox_head=dict(embed_dims=16),
+    dn_cfg=dict(group_cfg=dict(num_dn_queries=4)), test_cfg=dict(max_per_img=12)""",
+    'mask2former_vit-s_dinov2': """
+    panoptic_head=dict(
+        in_channels=[16] * 4, feat_channels=16, out_channels=16, num_queries=12,
+        positional_encoding=dict(num_feats=8),
+        pixel_decoder=dict(
+            norm_cfg=dict(num_groups=4), positional_encoding=dict(num_feats=8),
+            encoder=dict(num_layers=1, layer_cfg=dict(
+                self_attn_cfg=_dim, ffn_cfg=dict(feedforward_channels=16, **_dim)))),
+        transformer_decoder=dict(num_layers=1, layer_cfg=dict(
+            self_attn_cfg=_dim, cross_attn_cfg=_dim,
+            ffn_cfg=dict(feedforward_channels=16, **_dim)))),
+    train_cfg=dict(num_points=64), test_cfg=dict(max_per_image=12)""",
     'atss_vit-s_dinov2': ONE.replace('bbox_head=dict(', "bbox_head=dict(norm_cfg=None, "),
 }
 
 
 def write(folder, name='faster-rcnn_vit-s_dinov2', size=64, extra=''):
-    path = folder / f'{name}.py'
+    path, heads = folder / f'{name}.py', HEADS[name]
+    widths = {'_narrow': 'dict(in_channels=16, feat_channels=16)', '_dim': 'dict(embed_dims=16)'}
     path.write_text(
         RECIPE.format(configs=CONFIGS, name=name, folder=folder, size=size)
-        + VIT.format(folder=folder, heads=HEADS[name]) + extra)
+        + ''.join(f'{key} = {value}\n' for key, value in widths.items() if key in heads)
+        + VIT.format(folder=folder, heads=heads) + extra)
     return path
 
 
@@ -361,6 +381,7 @@ def test_recipes_train_and_are_tested(folder, capfd, name):
     parts = summary['params']['parts']
     assert parts['backbone']['trainable'] == 0 and parts['prompt']['trainable'] == 2 * 10 * 32
     assert ('coco/segm_mAP' in summary['last']['metrics']) == name.startswith('mask')
+    assert summary['backbone'] and 'neck' in parts
     tested = run_tool(
         capfd, 'test', recipe, work / 'iter_2.pth', '--method', 'deep', '--work-dir', work)
     assert tested.code == 0, tested.err

@@ -82,7 +82,7 @@ class SimpleFeaturePyramid(BaseModule):
         outs = [level(x) for level in self.levels]
         while len(outs) < self.num_outs:
             outs.append(outs[-1][:, :, ::2, ::2])
-        return tuple(outs)
+        return tuple(out.contiguous() for out in outs)  # heads take views
 
 
 def _scaled(channels: int, scale: float, out: int) -> list[nn.Module]:

@@ -97,7 +97,7 @@ def _number(stride: Any) -> Any:
 
 def _strided(model: dict) -> Iterator[tuple[str, str, dict]]:
     """Where strides are said: (dotted place, key, its dict)."""
-    for head in ('rpn_head', 'bbox_head', 'roi_head', 'mask_head'):
+    for head in ('rpn_head', 'bbox_head', 'roi_head', 'mask_head', 'panoptic_head'):
         for where, node in walk(model.get(head), f'model.{head}'):
             for key in ('strides', 'featmap_strides'):
                 if key in node:
