@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tool_helpers import in_process, run_tool
-from utils import CONFIGS, randomise
+from utils import CONFIGS, DETECTORS, ROOT, randomise
 
 from vpt_dense import building, config, tasks
 from vpt_dense.checkpoints import deltas
@@ -482,13 +483,15 @@ def test_counted(recipe, capfd):
     ('predict', ['--out', 'x'], 'predicting: not for the task detection'),
     ('export', ['--out', 'x.pt2'], 'not for the task detection'),
     ('train', ['--cfg-options', 'ensemble.seeds=[0,1]'], 'ensemble'),
+    ('count_params', ['--memory'], 'the memory of a training step of detection depends on what'),
 ])
 def test_what_it_does_not_promise_is_refused(
     recipe, folder, trained, capfd, tmp_path, monkeypatch, tool, options, message
 ):
     monkeypatch.chdir(tmp_path)
     image = folder / 'data/images/val_0.png'
-    arguments = dict(train=[], test=[trained], predict=[trained, image], export=[trained])
+    arguments = dict(train=[], test=[trained], predict=[trained, image], export=[trained],
+                     count_params=[])
     told = run_tool(capfd, tool, recipe, *arguments[tool], '--method', 'deep', *options)
     assert told.code == 2 and message in told.err, told.err
     assert told.err.count('\n') == 1
@@ -503,3 +506,70 @@ def test_every_name_of_the_record_exists():
     found = {HOOKS.get(task.store), HOOKS.get(task.drawing['type']),
              VISUALIZERS.get(task.visualizer['type'])}
     assert len(found) == 3 and None not in found
+
+
+# --- configs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_recipes_are_counted(name, capfd, tmp_path):
+    """In their own sizes, without data or weights, and with the widths of another backbone."""
+    options = ['dataset.data_root=none', 'dataset.classes=[a,b,c]']
+    if 'swin' not in name:
+        options += ['model.backbone.patch_size=16', 'img_size=512']
+    told = run_tool(capfd, 'count_params', CONFIGS / name, '--method', 'deep', '--json',
+                    '--cfg-options', *options)
+    assert told.code == 0, told.err
+    (found,) = json.loads(told.out).values()
+    assert found['parts']['prompt']['trainable'] > 0
+    trains = found['parts']['backbone']['trainable']
+    assert trains == (2880 if 'swin' in name else 0)  # of Swin the norms of its outputs
+
+
+def test_configs_of_the_page(tmp_path, capfd):
+    """The second is of mmdet's own, with a backbone of ours."""
+    page = (ROOT / 'docs/detection.md').read_text()
+    blocks = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    assert len(blocks) == 2
+    for i, block in enumerate(blocks):
+        (tmp_path / f'{i}.py').write_text(block)
+    cfg = config.load(str(tmp_path / '0.py'), None, 'lora')
+    assert cfg.model.bbox_head.num_classes == 2
+    cfg = config.load(str(tmp_path / '1.py'))
+    assert cfg.model.bbox_head.anchor_generator.strides == [7, 14, 28, 56, 112]
+    assert cfg.model.data_preprocessor.pad_size_divisor == 28
+    told = run_tool(capfd, 'count_params', tmp_path / '1.py', '--json')
+    (found,) = json.loads(told.out).values()
+    assert found['parts']['prompt'] == dict(trainable=12 * 10 * 384, total=12 * 10 * 384)
+
+
+@pytest.mark.parametrize('size', [(40, 72), (50, 30), (64, 64), (33, 65)])
+def test_images_of_any_size(recipe, size):
+    """Boxes come back in the pixels of the file, whatever was padded."""
+    cfg = config.load(str(recipe), None, 'deep')
+    torch.manual_seed(0)
+    model = building.build_model(cfg)
+    model.init_weights()
+    sample = dict(img_id=0, img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+    from mmdet.structures import DetDataSample
+
+    with torch.no_grad():
+        (found,) = model.eval().test_step(dict(
+            inputs=[torch.zeros(3, *size, dtype=torch.uint8)],
+            data_samples=[DetDataSample(metainfo=sample)]))
+    boxes = found.pred_instances.bboxes
+    assert len(boxes) > 3 and boxes.min() >= 0
+    assert boxes[:, ::2].max() <= size[1] and boxes[:, 1::2].max() <= size[0]
+    assert found.pad_shape == tuple(-(-side // 16) * 16 for side in size)
+
+
+@pytest.mark.parametrize('method', ['bias', 'adapter', 'ssf', 'shallow', 'full', 'last-4'])
+def test_methods_of_every_kind(recipe, capfd, tmp_path, method):
+    told = run_tool(
+        capfd, 'train', recipe, '--method', method, '--work-dir', tmp_path / 'w', '--cfg-options',
+        'iters=1', 'val_dataloader=None', 'val_cfg=None', 'val_evaluator=None')
+    if method == 'last-4':  # of two blocks
+        assert told.code == 2 and told.err.count('\n') == 1
+        return
+    assert told.code == 0, told.err
+    assert json.loads((tmp_path / 'w/params.json').read_text())['trainable'] > 0

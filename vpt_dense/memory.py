@@ -69,8 +69,13 @@ def estimate(cfg: Config) -> dict[str, Any]:
           that come and go. Less than the sum where gradients replace what was kept.
 
     Raises:
-        UserError: If the config lacks what a training step needs.
+        UserError: If the config lacks what a training step needs, or is one of detection.
     """
+    task = tasks.of(cfg.get('model') or {})
+    if task is not None and task.regions:
+        raise UserError(
+            f'the memory of a training step of {task.name} depends on what is found in the images; '
+            'vpt-dense compare measures it')
     loader = cfg.get('train_dataloader') or {}
     if not loader.get('batch_size') or not cfg.get('optim_wrapper'):
         missing = 'optim_wrapper' if loader.get('batch_size') else 'train_dataloader.batch_size'
