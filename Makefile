@@ -18,7 +18,7 @@ DEAL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-long \
-    test-export test-ray test-federated test-report test-notebook test-minimal test-examples test-wheel lint docs \
+    test-export test-ray test-detection test-federated test-report test-notebook test-minimal test-examples test-wheel lint docs \
     docs-check clean
 
 help:  ## Show this help
@@ -72,6 +72,11 @@ test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in
 test-ray: $(STAMP)  ## Run suites on a Ray cluster whose workers are killed, in .venv-ray
 	$(call beside,ray)
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest -q -m '' tests/test_suite.py -k ray
+
+test-detection: $(STAMP)  ## Run the tests of detection on mmdet, in .venv-detection
+	$(call beside,detection)
+	OMP_NUM_THREADS=1 .venv-detection/bin/python -m pytest -q -m '' -n $(WORKERS) $(DEAL) \
+	    tests/test_detection.py tests/test_detection_operators.py tests/test_coco.py
 
 test-federated: $(STAMP)  ## Train federations with Flower, in .venv-federated
 	$(call beside,federated)

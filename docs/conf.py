@@ -16,12 +16,16 @@ extensions = ['myst_nb', 'sphinx.ext.apidoc', 'sphinx.ext.autodoc', 'sphinx.ext.
 include_patterns = ['*.md', 'docs/**', 'pretrain/README.md', 'samples/*/README.md']
 exclude_patterns = ['.*', 'build', 'data', 'docs/_build', 'docs/api/modules.rst', 'work_dirs']
 
+# They are made of classes of mmdet, an extra.
+_OF_MMDET = [f'**/{name}.py' for name in (
+    'detection/coco_folder', 'detection/coco_metric', 'hooks/boxes_hook',
+    'visualization/detection')]
 apidoc_modules = [{
     'path': '../vpt_dense', 'destination': 'docs/api', 'separate_modules': True,
     'module_first': True, 'max_depth': 1,
     # mmcv's cache_randomness fails where a method is asked of its class, as Sphinx does.
     # Others import Flower, whose requirements fight with those of this page.
-    'exclude_patterns': ['**/datasets/augment.py', *(
+    'exclude_patterns': ['**/datasets/augment.py', *_OF_MMDET, *(
         f'**/federated/{name}.py'
         for name in ('checked', 'client', 'pfedpg_like', 'server', 'sgpt_like'))],
 }]

@@ -19,7 +19,11 @@ def scope(cfg: Config) -> AbstractContextManager[None]:
 
     Args:
         cfg: A whole config.
+
+    Raises:
+        UserError: If its package is that of an extra which is not installed.
     """
+    tasks.check_installed(cfg.get('default_scope', 'mmengine'))
     return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
 
 

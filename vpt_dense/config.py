@@ -23,6 +23,7 @@ from vpt_dense import (
 )
 from vpt_dense.argument_checks import is_list
 from vpt_dense.continual import class_split, stream
+from vpt_dense.detection import settings as detection
 from vpt_dense.ensemble import settings
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.tree import DATALOADERS, get, heads, kind_of, leaf_datasets, placed_heads, walk
@@ -274,6 +275,8 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - The number of classes of every head is that of the training data: of ``dataset.classes``, or
       of the class folders or lists found on disk for a ``vpt_dense.ImageFolder``, ``ImageList``,
       ``VTAB`` or ``FGVC``.
+    - Strides and padding of a detector, and what its metric compares with: see
+      :func:`vpt_dense.detection.settings.place`.
     - ``num_classes`` of a data preprocessor with Mixup or CutMix is that of the head.
     - ``ignore_index`` of the data: see :func:`vpt_dense.ignore_index.place`.
     - ``mean`` and ``std`` of the data preprocessor of a ``TimmVisionTransformer``, where they are
@@ -319,6 +322,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
         for node in (preprocessor, cfg.get('data_preprocessor') or {}):
             if 'num_classes' in node:
                 node['num_classes'] = len(classes)
+    detection.place(cfg, classes)
     _place_class_names(cfg, classes)
     _place_unseen(cfg)
     _place_classes_of_mixing(cfg)
@@ -405,7 +409,7 @@ def _place_unseen(cfg: Config) -> None:
 def _place_classes_of_mixing(cfg: Config) -> None:
     """Tell the data preprocessor of a classifier the number of classes that mixed labels need."""
     model = cfg.get('model') or {}
-    parts = [] if tasks.is_dense(model) else heads(model)
+    parts = heads(model) if tasks.is_of_images(model) else []
     if not settings.mixing(cfg) or not parts or not parts[0].get('num_classes'):
         return
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
@@ -425,7 +429,10 @@ def _place_number_of_classes(model: dict) -> None:
 
 
 #: Data preprocessors, and what turns the B, G, R of image files into the R, G, B of statistics.
-_TO_RGB = {'SegDataPreProcessor': 'bgr_to_rgb', 'ClsDataPreprocessor': 'to_rgb'}
+_TO_RGB = {
+    'SegDataPreProcessor': 'bgr_to_rgb', 'ClsDataPreprocessor': 'to_rgb',
+    'DetDataPreprocessor': 'bgr_to_rgb',
+}
 
 
 def _place_statistics(cfg: Config) -> None:
@@ -438,7 +445,7 @@ def _place_statistics(cfg: Config) -> None:
     if any(kind_of(step) == 'LoadBands' for each in data for step in each.get('pipeline') or ()):
         return  # which normalises
     node = model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    if not node and not tasks.is_dense(model) and tasks.of(model):
+    if not node and tasks.is_of_images(model):
         node = model['data_preprocessor'] = ConfigDict(type='ClsDataPreprocessor')
     lacking = [key for key in ('mean', 'std') if node and node.get(key) is None]
     found = pretraining.of_config(backbone) if lacking else None
@@ -508,7 +515,7 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
         )
     before = copy.deepcopy(untouched or model)
     settings = {key: named[key] for key in ('backbone', 'data_preprocessor') if key in named}
-    if tasks.of(model) and not tasks.is_dense(model):  # of whole images
+    if tasks.is_of_images(model):
         settings = Config._merge_a_into_b({'backbone': named.get('classifier') or {}}, settings)
     if pretraining.is_timms(settings.get('backbone') or {}):
         _make_room(settings, model, untouched)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files
-from vpt_dense.datasets import list_files
+from vpt_dense.datasets import coco, list_files
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, leaf_datasets, placed_datasets, walk
@@ -342,5 +342,7 @@ def _classes(cfg: Config) -> list[str] | None:
         if kind_of(dataset) in list_files.KINDS and root and (
                 Path(root).is_dir() or Path(root).name in list_files.VTAB_TASKS):
             return list_files.classes_of(dataset)
+        if kind_of(dataset) == 'CocoFolder' and coco.ann_file_of(dataset).is_file():
+            return coco.classes_of(dataset)
     common = _normal(cfg.get('dataset') or {}, 'dataset').get('metainfo') or {}
     return list(common['classes']) if common.get('classes') else None

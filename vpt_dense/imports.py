@@ -7,6 +7,10 @@
 - Modules that call functions of timm, scipy or torchvision, which hardly any config names, get
   functions that import these when they are called. One that reads a table of mmpretrain's reads
   it without mmpretrain's data sets.
+
+And what mmdet needs of an mmcv without compiled operators: ``mmcv._ext`` is then
+:mod:`vpt_dense.operators`, once mmdet is imported. Others, who can do without, are told as before
+that there is none.
 """
 
 import gc
@@ -17,6 +21,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +29,14 @@ _BOXES = ('torchvision', 'torchvision.ops', 'torchvision.ops.boxes')
 #: Module of the stack -> modules of which it calls functions, seldom, and packages of which it
 #: imports a module: nothing else.
 LATER = {
+    'mmdet.models.dense_heads.clr_head.clr_head': ('scipy.interpolate',),
+    'mmdet.models.dense_heads.clr_head.lane': ('scipy.interpolate',),
+    'mmdet.models.task_modules.assigners.hungarian_assigner': ('scipy.optimize',),
+    'mmdet.models.task_modules.assigners.topk_hungarian_assigner': ('scipy.optimize',),
+    'mmdet.models.task_modules.tracking.aflink': ('scipy.optimize',),
+    'mmdet.models.task_modules.tracking.interpolation': (
+        'sklearn', 'sklearn.gaussian_process', 'sklearn.gaussian_process.kernels'),
+    'mmdet.models.trackers.sort_tracker': ('scipy.optimize',),
     'mmengine.optim.optimizer.builder': ('transformers',),
     'mmpretrain.evaluation.metrics.visual_grounding_eval': _BOXES,
     'mmpretrain.models.utils.box_utils': _BOXES,
@@ -35,6 +48,10 @@ LATER = {
     'mmseg.models.losses.huasdorff_distance_loss': ('scipy.ndimage',),
     'mmseg.utils.tokenizer': ('ftfy',),
 }
+#: Others that are changed once they are executed.
+_CHANGED = ('mmpretrain.utils.dependency', 'mmcv.ops.multi_scale_deform_attn')
+#: mmcv's compiled operators, and the file that stands in for them.
+_EXTENSION, _OPERATORS = 'mmcv._ext', Path(__file__).with_name('operators.py')
 
 
 @contextmanager
@@ -102,6 +119,15 @@ def _change(module: ModuleType) -> None:
         version = module.WITH_MULTIMODAL and importlib.metadata.version('transformers')
         if version and int(version.partition('.')[0]) >= 5:
             module.WITH_MULTIMODAL = False
+    elif module.__name__ == 'mmcv.ops.multi_scale_deform_attn' and not has_compiled_operators():
+        module.IS_CUDA_AVAILABLE = False  # then its own formula serves CUDA too
+
+
+def has_compiled_operators() -> bool:
+    """Whether mmcv was built with its operators."""
+    mmcv = importlib.util.find_spec('mmcv')
+    places = mmcv and mmcv.submodule_search_locations
+    return importlib.machinery.PathFinder.find_spec(_EXTENSION, places) is not None
 
 
 class Guard:
@@ -112,7 +138,9 @@ class Guard:
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """See :class:`importlib.abc.MetaPathFinder`."""
-        if name not in LATER and name != 'mmpretrain.utils.dependency':
+        if name == _EXTENSION and 'mmdet' in sys.modules and not has_compiled_operators():
+            return importlib.util.spec_from_file_location(name, _OPERATORS)
+        if name not in LATER and name not in _CHANGED:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None:

@@ -38,6 +38,7 @@ STRAY_WARNINGS = (
     r'Detected pickle protocol',
     r'The verbose parameter is deprecated',
     r'`?torch\.\w*\.?amp\.\w+\(args\.\.\.\)`? is deprecated',
+    r'faster_coco_eval is not installed',  # a metric of mmdet that nothing here uses
     r'Profiler function .* will be ignored',
 )
 _STRAY = re.compile('|'.join(STRAY_WARNINGS))

@@ -10,11 +10,12 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -68,8 +69,13 @@ def estimate(cfg: Config) -> dict[str, Any]:
           that come and go. Less than the sum where gradients replace what was kept.
 
     Raises:
-        UserError: If the config lacks what a training step needs.
+        UserError: If the config lacks what a training step needs, or is one of detection.
     """
+    task = tasks.of(cfg.get('model') or {})
+    if task is not None and task.regions:
+        raise UserError(
+            f'the memory of a training step of {task.name} depends on what is found in the images; '
+            'vpt-dense compare measures it')
     loader = cfg.get('train_dataloader') or {}
     if not loader.get('batch_size') or not cfg.get('optim_wrapper'):
         missing = 'optim_wrapper' if loader.get('batch_size') else 'train_dataloader.batch_size'
@@ -172,6 +178,26 @@ def class_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
     from mmpretrain.structures import DataSample
 
     return DataSample().set_gt_label(torch.zeros(1, dtype=torch.int64))
+
+
+def box_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of detection: 8 things of class 0, a quarter of the image wide and high."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+
+    height, width = size
+    corners = [(x * width // 4, y * height // 2) for y in range(2) for x in range(4)]
+    boxes = torch.tensor([[x, y, x + width // 4, y + height // 4] for x, y in corners],
+                         dtype=torch.float32)
+    found = InstanceData(bboxes=boxes, labels=torch.zeros(8, dtype=torch.int64))
+    if any(step.get('with_mask') for step in _pipeline(cfg)):
+        masks = np.zeros((8, height, width), np.uint8)
+        for mask, (x, y) in zip(masks, corners, strict=True):
+            mask[y : y + height // 4, x : x + width // 4] = 1
+        found.masks = BitmapMasks(masks, height, width)
+    return DetDataSample(
+        gt_instances=found, ignored_instances=InstanceData(bboxes=boxes[:0]),
+        metainfo=dict(img_id=0, img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
 
 
 def image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:

@@ -47,7 +47,8 @@ def part_of(name: str) -> str:
 
 def _heads() -> dict[str, str]:
     """What heads are called, by their keys."""
-    return {**{task.head: task.part for task in tasks.TASKS.values()},
+    return {**{head: part for task in tasks.TASKS.values()
+               for head, part in {task.head: task.part, **task.parts}.items()},
             tasks.AUXILIARY: NOT_DEPLOYED}
 
 

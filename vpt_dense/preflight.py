@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from vpt_dense import machine, pretraining, tasks
 from vpt_dense.argument_checks import is_int, is_number, to_pair
 from vpt_dense.config import architecture
-from vpt_dense.datasets import list_files
+from vpt_dense.datasets import coco, list_files
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
@@ -152,6 +152,8 @@ def check_heads(cfg: Config) -> None:
     """Check that heads, losses and classes fit together, so that there is something to learn."""
     model = cfg.get('model') or {}
     model = model.get('module') or model
+    if (task := tasks.of(model)) and task.regions:
+        return  # one class, and the background, are something to tell apart
     classes = next((leaf['metainfo']['classes'] for leaf in leaf_datasets(
         cfg.get('train_dataloader')) if (leaf.get('metainfo') or {}).get('classes')), None)
     for place, head in placed_heads(model):
@@ -488,6 +490,8 @@ def check_dataset(dataset: dict, split: str) -> None:
         )
     if isinstance(prefix, dict) and ('seg_map_path' in prefix or takes_masks(dataset)):
         _check_segmentation(dataset, split, Path(root or ''), prefix)
+    elif kind in coco.KINDS:
+        coco.check_paths(dataset, split)
     elif not dataset.get('with_label', True):
         if split != 'test':
             raise UserError(f'data of {split}: with_label=False is for tests alone')

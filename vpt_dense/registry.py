@@ -68,6 +68,7 @@ MODELS = _child(
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
+        'vpt_dense.detection.pyramid': ['SimpleFeaturePyramid'],
         'vpt_dense.continual.segmentor': ['StepEncoderDecoder'],
         'vpt_dense.vision_language.classifier': ['CLIPClassifier'],
         'vpt_dense.vision_language.cost_head': ['CostHead'],
@@ -83,6 +84,7 @@ DATASETS = _child(
     **{
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
+        'vpt_dense.detection.coco_folder': ['CocoFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
         'vpt_dense.datasets.image_list': ['FGVC', 'ImageList', 'VTAB'],
         'vpt_dense.datasets.subset': ['Subset'],
@@ -104,11 +106,16 @@ HOOKS = _child(
         'vpt_dense.demo.vit_start_hook': ['ViTStartHook'],
         'vpt_dense.hooks.seg_visualization_hook': ['SegVisualizationHook'],
         'vpt_dense.hooks.visualization_hook': ['VisualizationHook'],
+        'vpt_dense.hooks.det_visualization_hook': ['DetVisualizationHook'],
+        'vpt_dense.hooks.boxes_hook': ['BoxesHook'],
     },
 )
 METRICS = _child(
     'METRICS',
-    **{'vpt_dense.evaluation': ['IoUMetric'], 'vpt_dense.classifiers': ['Accuracy']},
+    **{
+        'vpt_dense.evaluation': ['IoUMetric'], 'vpt_dense.classifiers': ['Accuracy'],
+        'vpt_dense.detection.coco_metric': ['CocoMetric'],
+    },
 )
 OPTIMIZERS = _child('OPTIMIZERS', **{'vpt_dense.demo.muon': ['MuonAdamW']})
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'vpt_dense.engine')
@@ -117,6 +124,7 @@ VISUALIZERS = _child(
     **{
         'vpt_dense.visualization.segmentation': ['SegLocalVisualizer'],
         'vpt_dense.visualization.classification': ['UniversalVisualizer'],
+        'vpt_dense.visualization.detection': ['DetLocalVisualizer'],
     },
 )
 

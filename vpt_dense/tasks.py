@@ -5,6 +5,7 @@ The records name classes and functions, and import none of them.
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import pkgutil
 from collections.abc import Callable, Container, Mapping
@@ -25,13 +26,17 @@ class Task:
         name: ``segmentation``: what predictions, reports and messages call it.
         head: The key of a model that holds its head, by which the task is known.
         part: What counts of parameters call that head.
+        parts: Further keys of heads, by any of which the task is known too -> what counts of
+            parameters call them.
         metric: The name, among the results of an evaluation, of what a run is judged by.
         label: That in a sentence; empty: the name.
         less_is_better: Whether the smallest value is the best.
         scope: The default scope of its configs, the package of its models and data sets.
         packages: Modules that register the classes of that scope.
+        extra: What installs them (``pip install vpt-dense[EXTRA]``), if the package does not.
         short: Method files ``NAME_SHORT.py`` are for this task.
         dense: Whether it predicts maps, of images of any size.
+        regions: Whether it finds any number of things in images of any size.
         classes: Whether its head tells classes apart.
         labels: The key of ``data_prefix`` that says where the labels are; empty: the data set's own
             ``with_label``.
@@ -62,11 +67,14 @@ class Task:
     part: str
     metric: str
     label: str = ''
+    parts: Mapping[str, str] = field(default_factory=dict)
     less_is_better: bool = False
     scope: str = 'mmengine'
     packages: tuple[str, ...] = ()
+    extra: str = ''
     short: str = ''
     dense: bool = False
+    regions: bool = False
     classes: bool = True
     labels: str = ''
     tag: str = ''
@@ -83,6 +91,11 @@ class Task:
     check_data: str = ''
     predict: str = ''
     writer: str = 'vpt_dense.predicting.writing:Lines'
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The keys of its heads."""
+        return self.head, *self.parts
 
     def function(self, key: str, asked: str) -> Callable:
         """The function that an attribute of the record names.
@@ -119,8 +132,10 @@ def add(task: Task) -> None:
         ValueError: If another has its name or its head.
     """
     for other in TASKS.values():
-        if other != task and (other.name == task.name or other.head == task.head):
-            raise ValueError(f'there is a task {other.name} with model.{other.head} already')
+        shared = set(other.heads) & set(task.heads)
+        if other != task and (other.name == task.name or shared):
+            head = min(shared, default=other.head)
+            raise ValueError(f'there is a task {other.name} with model.{head} already')
     TASKS[task.name] = task
 
 
@@ -130,7 +145,8 @@ def of(parts: Container[str]) -> Task | None:
     Args:
         parts: What holds the names of its parts: its config, or their set.
     """
-    return next((task for task in TASKS.values() if task.head in parts), None)
+    return next(
+        (task for task in TASKS.values() if any(head in parts for head in task.heads)), None)
 
 
 def need(parts: Container[str], asked: str) -> Task:
@@ -156,9 +172,15 @@ def is_dense(parts: Container[str]) -> bool:
     return task is not None and task.dense
 
 
+def is_of_images(parts: Container[str]) -> bool:
+    """Whether a model predicts something of an image as a whole."""
+    task = of(parts)
+    return task is not None and not task.dense and not task.regions
+
+
 def heads() -> tuple[str, ...]:
     """The keys of models that hold heads, those for training alone last."""
-    return (*(task.head for task in TASKS.values()), AUXILIARY)
+    return (*(head for task in TASKS.values() for head in task.heads), AUXILIARY)
 
 
 def metrics() -> dict[str, Task]:
@@ -175,11 +197,28 @@ def import_packages(scope: str) -> None:
     """Import what registers the classes of a default scope.
 
     mmseg and mmpretrain print about an optional service meanwhile, which nobody is shown.
+
+    Raises:
+        UserError: If an extra that brings it along is not installed.
     """
+    check_installed(scope)
     with contextlib.redirect_stdout(io.StringIO()):
         for task in TASKS.values():
             for name in task.packages if task.scope == scope else ():
                 importlib.import_module(name)
+
+
+def check_installed(scope: str) -> None:
+    """Check that the package of a scope is there, where an extra brings it along.
+
+    Raises:
+        UserError: If not.
+    """
+    for task in TASKS.values():
+        if task.scope == scope and task.extra and importlib.util.find_spec(scope) is None:
+            raise UserError(
+                f'{task.name} needs {scope}, which is not installed: pip install '
+                f"'vpt-dense[{task.extra}]' (docs/{task.extra}.md)")
 
 
 add(Task(
@@ -209,4 +248,18 @@ add(Task(
     check_sample='vpt_dense.hooks.data_check_hook:check_label',
     check_data='vpt_dense.datasets.checks:check_classes_of',
     predict='vpt_dense.predicting.model:classify',
+))
+add(Task(
+    'detection', 'bbox_head', 'box head', 'coco/bbox_mAP', 'box AP', scope='mmdet',
+    parts={
+        'roi_head': 'region heads', 'rpn_head': 'proposal head', 'mask_head': 'mask head',
+        'panoptic_head': 'query head', 'panoptic_fusion_head': 'fusion head'},
+    short='det', packages=('mmdet.datasets', 'mmdet.models', 'mmdet.evaluation'),
+    extra='detection', regions=True, tag='object-detection',
+    visualizer=dict(type='vpt_dense.DetLocalVisualizer'),
+    drawing=dict(type='vpt_dense.DetVisualizationHook', draw=True),
+    store='vpt_dense.BoxesHook', store_suffixes=('.json',),
+    sample='vpt_dense.memory:box_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_boxes',
+    check_data='vpt_dense.datasets.coco:check_boxes_of',
 ))

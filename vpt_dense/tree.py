@@ -64,7 +64,8 @@ def leaf_datasets(dataloader: dict | None) -> list[dict]:
 def heads(model: dict | None) -> list[dict]:
     """The config dicts of a model's heads: that of its task, and auxiliary ones.
 
-    Of an ensemble's heads it is that of a member.
+    Of an ensemble's heads it is that of a member; of a detector's parts those that tell classes
+    apart.
     """
     return [head for _, head in placed_heads(model)]
 
@@ -72,9 +73,14 @@ def heads(model: dict | None) -> list[dict]:
 def placed_heads(model: dict | None, place: str = 'model') -> list[tuple[str, dict]]:
     """(dotted place, config dict) of a model's heads, see :func:`heads`."""
     model = model or {}
+    regions = {name for task in tasks.TASKS.values() if task.regions for name in task.heads}
     found = []
     for name in tasks.heads():
         part = model.get(name)
+        if name in regions:
+            found += [(where, node) for where, node in walk(part, f'{place}.{name}')
+                      if 'num_classes' in node and kind_of(node).endswith('Head')]
+            continue
         several = isinstance(part, (list, tuple))
         for index, head in enumerate(part if several else [part] if part else []):
             where = f'{place}.{name}.{index}' if several else f'{place}.{name}'

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from vpt_dense import config, visualization
+    from vpt_dense import config, tasks, visualization
     from vpt_dense.datasets.names import image_names
     from vpt_dense.engine import runner
     from vpt_dense.hooks import data_check_hook
@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not loader:
         raise errors.UserError(f'{args.config} has no {args.split}_dataloader')
     with contextlib.redirect_stdout(io.StringIO()):  # the stack prints while it is imported
+        tasks.check_installed(cfg.get('default_scope', 'mmengine'))
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         dataset = DATASETS.build(loader.dataset)
         if hasattr(dataset, 'full_init'):

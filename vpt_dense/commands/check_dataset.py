@@ -78,9 +78,14 @@ def cells(split: dict) -> dict[str, str]:
         rows['masks with colours'] = f'{len(split["multi_channel_masks"]):,}'
         share = split['ignored_share']
         rows['ignored pixels'] = '-' if share is None else f'{share:.1%}'
-    elif split['per_class']:
+    if 'boxes' in split:
+        rows['boxes'] = f'{split["boxes"]:,}'
+        rows['images without a box'] = f'{len(split["images_without_boxes"]):,}'
+        rows['masks of instances'] = f'{split["instance_masks"]:,}'
+    if split.get('per_class'):
         counts = list(split['per_class'].values())
-        rows['images a class'] = f'{min(counts):,} to {max(counts):,}'
+        what = 'boxes' if 'boxes' in split else 'images'
+        rows[f'{what} a class'] = f'{min(counts):,} to {max(counts):,}'
     rows['unreadable files'] = f'{len(split["unreadable"]):,}'
     return rows
 
@@ -110,6 +115,7 @@ def show_statistics(report: dict, console) -> None:
         console.print(f'mean and std of {name}, by band:', highlight=False)
         console.print(escape(paste(split['statistics'])), highlight=False)
     what, unit = ('class_pixels', 'pixels') if 'masks' in split else ('per_class', 'images')
+    unit = 'boxes' if 'boxes' in split else unit
     counts = {name: split[what] for name, split in report['splits'].items()}
     rows = []
     for label in dict.fromkeys(label for found in counts.values() for label in found):

@@ -135,7 +135,7 @@ def _suffixes(suffixes: str | Sequence[str]) -> str:
     return suffixes if isinstance(suffixes, str) else ', '.join(suffixes)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """'a, b, c and 7 more'."""
     names = list(names)
     more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
@@ -172,7 +172,7 @@ def find_classes(data_root: str | os.PathLike) -> list[str]:
     val = os.path.join(data_root, 'val')  # the folders of test/ need not be classes
     unknown = sorted(set(_class_folders(val) if os.path.isdir(val) else []) - set(classes))
     if unknown:
-        raise UserError(f'{val} has classes that {train} has not: {_some(unknown)}')
+        raise UserError(f'{val} has classes that {train} has not: {some(unknown)}')
     return classes
 
 
@@ -494,21 +494,21 @@ def check_segmentation(
     if not pairs:
         problems.append('no images')
     if without_mask and needs_masks:
-        problems.append(f'{len(without_mask)} images without a mask: {_some(without_mask)}')
+        problems.append(f'{len(without_mask)} images without a mask: {some(without_mask)}')
     if unreadable:
         named = (f'{path} ({error})' for path, error in unreadable.items())
-        problems.append(f'{len(unreadable)} files cannot be read: {_some(named)}')
+        problems.append(f'{len(unreadable)} files cannot be read: {some(named)}')
     if split['multi_channel_masks']:
         masks = split['multi_channel_masks']
         problems.append(
-            f'{len(masks)} masks have several channels (colours instead of ids): {_some(masks)}'
+            f'{len(masks)} masks have several channels (colours instead of ids): {some(masks)}'
         )
     if split['size_mismatch']:
-        problems.append(f'image and mask differ in size: {_some(split["size_mismatch"])}')
+        problems.append(f'image and mask differ in size: {some(split["size_mismatch"])}')
     if outside:
-        named = (f'{path} ({_some(map(str, ids))})' for path, ids in outside.items())
+        named = (f'{path} ({some(map(str, ids))})' for path, ids in outside.items())
         problems.append(
-            f'{len(outside)} masks have ids outside the {len(valid)} classes: {_some(named)}'
+            f'{len(outside)} masks have ids outside the {len(valid)} classes: {some(named)}'
         )
     if set(pixels) == {0, 255} and 255 in ignored and (valid is None or {0, 1} <= valid):
         (warnings if valid is None else problems).append(TWO_LABELS)
@@ -517,12 +517,12 @@ def check_segmentation(
     if total and not labels:
         problems.append('every pixel of every mask is ignored')
     elif all_ignored:
-        warnings.append(f'{len(all_ignored)} masks are ignored altogether: {_some(all_ignored)}')
+        warnings.append(f'{len(all_ignored)} masks are ignored altogether: {some(all_ignored)}')
     if extra_masks:
-        warnings.append(f'{len(extra_masks)} masks without an image: {_some(extra_masks)}')
+        warnings.append(f'{len(extra_masks)} masks without an image: {some(extra_masks)}')
     if total and split['absent_classes']:
         absent = split['absent_classes']
-        warnings.append(f'{len(absent)} classes never occur: {_some(absent)}')
+        warnings.append(f'{len(absent)} classes never occur: {some(absent)}')
     _look_at_kinds(samples, files, loader, split)
     if stats:
         split['statistics'] = _statistics(files, loader, warnings)
@@ -606,10 +606,10 @@ def check_classification(
         problems.append('no images')
     if unreadable:
         named = (f'{path} ({error})' for path, error in unreadable.items())
-        problems.append(f'{len(unreadable)} files cannot be read: {_some(named)}')
+        problems.append(f'{len(unreadable)} files cannot be read: {some(named)}')
     empty = [c for c, count in per_class.items() if not count]
     if empty and samples:
-        line = f'{len(empty)} classes without an image: {_some(empty)}'
+        line = f'{len(empty)} classes without an image: {some(empty)}'
         (problems if needs_all_classes else warnings).append(line)
     _look_at_kinds(samples, files, loader, split)
     if stats:
@@ -641,7 +641,7 @@ def _look_at_kinds(
         if empty:
             warnings.append(
                 f'{len(empty)} images name a value that means "no data", which the default loader '
-                f'takes for data: {_some(empty)} (use vpt_dense.LoadBands: docs/datasets.md)'
+                f'takes for data: {some(empty)} (use vpt_dense.LoadBands: docs/datasets.md)'
             )
 
 
@@ -656,8 +656,8 @@ def tell(
         loader: How they are loaded.
     """
     kinds = Counter(info.kind for _, info in found)
-    counts = _some(f'{count} of {kind}' for kind, count in kinds.items())
-    names = _some(image for image, _ in found)
+    counts = some(f'{count} of {kind}' for kind, count in kinds.items())
+    names = some(image for image, _ in found)
     if fault == 'few':
         wanted = f'bands={loader.bands}' if loader.bands else f'{loader.count} bands'
         return f'images without the {wanted} that LoadBands takes: {counts} ({names})'
@@ -759,7 +759,7 @@ def list_class_files(
         raise UserError(f'no folder {folder}; an image folder is {folder}/<class>/*.jpg')
     unknown = sorted(set(_class_folders(folder)) - set(classes))
     if unknown:
-        raise UserError(f'{folder} has sub-folders that are not classes: {_some(unknown)}')
+        raise UserError(f'{folder} has sub-folders that are not classes: {some(unknown)}')
     samples = []
     for label, name in enumerate(classes):
         path = os.path.join(folder, name)
@@ -841,6 +841,7 @@ def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
     # Only a config needs the stack.
     from mmengine.registry import DATASETS, init_default_scope
 
+    tasks.check_installed(cfg.get('default_scope', 'mmengine'))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     configs = dataset_configs(cfg)
     if not configs:

@@ -75,7 +75,8 @@ def _folders(dataset: Any) -> Iterator[str]:
     """The folders of images of a data set's parts."""
     for leaf in leaves(dataset):
         prefix = getattr(leaf, 'data_prefix', None)
-        prefix = prefix.get('img_path') if isinstance(prefix, dict) else prefix
+        if isinstance(prefix, dict):  # mmdet's name is the second
+            prefix = prefix.get('img_path') or prefix.get('img')
         folder = prefix or getattr(leaf, 'data_root', None)
         if folder:
             yield folder.partition('://')[2] or folder

@@ -69,7 +69,7 @@ def parts() -> dict[str, tuple[str, str]]:
     """
     return {
         'neck': ('vpt_dense.EnsembleNeck', 'neck'),
-        **{task.head: (task.ensemble, 'head') for task in tasks.TASKS.values()},
+        **{head: (task.ensemble, 'head') for task in tasks.TASKS.values() for head in task.heads},
         tasks.AUXILIARY: ('vpt_dense.EnsembleDecodeHead', 'head'),
     }
 

@@ -88,7 +88,7 @@ class DataCheckHook(Hook):
         task = tasks.of(parts)
         if not samples or not task or not task.check_sample:
             return
-        head = parts[task.head]
+        head = next(parts[key] for key in task.heads if key in parts)
         head = head[0] if isinstance(head, nn.ModuleList) else head
         check = task.function('check_sample', 'DataCheckHook')
         # Of who reads the labels: the loss, or a metric.
@@ -149,11 +149,24 @@ _GOLDEN = (5**0.5 - 1) / 2
 def _heads(model: nn.Module):
     """(name, head) of the heads that predict classes."""
     model = unwrap(model)
+    task = tasks.of(dict(model.named_children()))
     for name in tasks.heads():
         part = getattr(model, name, None)
-        for head in part if isinstance(part, nn.ModuleList) else [part]:
+        found = list(part) if isinstance(part, nn.ModuleList) else [part]
+        if task and task.regions:
+            found = _class_heads(part) if name != 'rpn_head' else []  # it knows no classes
+        for head in found:
             if isinstance(getattr(head, 'num_classes', None), int):
                 yield name, head
+
+
+def _class_heads(part: nn.Module | None) -> list[nn.Module]:
+    """What predicts classes in a part of a detector: itself, or heads for boxes and masks."""
+    found = [part]
+    for key in ('bbox_head', 'mask_head'):
+        inner = getattr(part, key, None)
+        found += list(inner) if isinstance(inner, nn.ModuleList) else [inner]
+    return [each for each in found if each is not None]
 
 
 def _check_classes(model: nn.Module, dataset: Any, split: str) -> None:
@@ -263,6 +276,25 @@ def check_label(sample: Any, head: nn.Module, ignore_index: int) -> None:
             f'{path}: label {label.tolist()}, but there are {num_classes} classes '
             f'(0 to {num_classes - 1})'
         )
+
+
+def check_boxes(sample: Any, head: nn.Module, ignore_index: int) -> None:
+    """Check the boxes and labels of one image."""
+    found = sample.get('gt_instances')
+    if found is None or 'bboxes' not in found:
+        return
+    path = sample.metainfo.get('img_path', 'an image')
+    boxes = found.bboxes
+    if not bool(torch.isfinite(getattr(boxes, 'tensor', boxes)).all()):
+        raise UserError(f'{path}: a box is not finite')
+    numbers = [each.num_classes for each in _class_heads(head)
+               if 'RPN' not in type(each).__name__  # it knows no classes
+               and isinstance(getattr(each, 'num_classes', None), int)]
+    labels = found.labels
+    if numbers and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < numbers[0]:
+        raise UserError(
+            f'{path}: label {int(labels.max())}, but there are {numbers[0]} classes (0 to '
+            f'{numbers[0] - 1})')
 
 
 def _read_mask(dataset: Any, index: int) -> np.ndarray | None:

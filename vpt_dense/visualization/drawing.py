@@ -148,6 +148,79 @@ def draw_captions(
     return np.concatenate([_lines(lines, picture.shape[1], size), picture])
 
 
+class Boxes(NamedTuple):
+    """Boxes that are drawn over an image.
+
+    Attributes:
+        title: What stands above; None: nothing.
+        boxes: (N, 4), x1, y1, x2, y2 in pixels.
+        labels: (N,) integers.
+        scores: (N,), 0 to 1; None: there are none.
+        masks: (N, H, W) of True and False; None: there are none.
+    """
+
+    title: str | None
+    boxes: np.ndarray = np.zeros((0, 4))
+    labels: np.ndarray = np.zeros(0, np.int64)
+    scores: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+
+def draw_boxes(
+    image: np.ndarray, panels: Sequence[Boxes], classes: Sequence[str],
+    palette: Sequence[Sequence[int]] | None = None, alpha: float = 0.4, legend: bool = True,
+) -> np.ndarray:
+    """Draw boxes and masks over an image, side by side, with one legend of their classes.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        panels: From left to right.
+        classes: Names by label.
+        palette: [R, G, B] by label; None: :func:`make_palette`.
+        alpha: How much of a colour covers a mask, 0 to 1.
+        legend: Whether the classes that occur are named below.
+
+    Returns:
+        RGB, uint8. Images below 224 pixels are enlarged by a whole number if there is any text.
+    """
+    palette = make_palette(len(classes)) if palette is None else palette
+    titled = any(panel.title for panel in panels)
+    times = _times(image) if titled or legend else 1
+    size = max(13, min(image.shape[:2]) * times // 24)
+    line = max(1, size // 8)
+    columns: list[np.ndarray] = []
+    for panel in panels:
+        picture = np.ascontiguousarray(image)
+        for mask, label in zip(() if panel.masks is None else panel.masks,
+                               panel.labels if panel.masks is not None else (), strict=True):
+            mixed = picture[mask] * (1 - alpha) + np.asarray(palette[label]) * alpha
+            picture = picture.copy()
+            picture[mask] = np.round(mixed).astype(np.uint8)
+        picture = _enlarged(picture, times).copy()
+        scores = panel.scores if panel.scores is not None else [None] * len(panel.boxes)
+        for box, label, score in zip(panel.boxes, panel.labels, scores, strict=True):
+            colour = tuple(map(int, palette[label]))
+            x1, y1, x2, y2 = (int(round(float(side) * times)) for side in box)
+            cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, line)
+            if score is not None:
+                text, small = Image.fromarray(picture), _font(max(9, size * 2 // 3))
+                ImageDraw.Draw(text).text(
+                    (x1 + line + 1, y1 + line), f'{score:.2f}', colour, small)
+                picture = np.array(text)
+        if titled:
+            picture = np.concatenate(
+                [_lines([(panel.title or '', _TEXT)], picture.shape[1], size), picture])
+        if columns:  # a white gap
+            columns.append(np.full((len(picture), max(4, size // 4), 3), 255, np.uint8))
+        columns.append(picture)
+    drawn = np.concatenate(columns, axis=1)
+    if not legend:
+        return drawn
+    found = sorted({int(label) for panel in panels for label in panel.labels})
+    entries = [(str(classes[label]), tuple(palette[label])) for label in found]
+    return np.concatenate([drawn, _legend(entries, drawn.shape[1], size)])
+
+
 def make_palette(number: int) -> list[list[int]]:
     """Colours for classes that have none: the same in every process and run.
 

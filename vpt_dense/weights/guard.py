@@ -103,7 +103,7 @@ def _load_state_dict(
             for name in own if name in state_dict and not name.startswith('backbone.')
             and state_dict[name].shape != own[name].shape
         ]  # fmt: skip
-        for head in (f'{task.head}.' for task in tasks.TASKS.values()):
+        for head in (f'{name}.' for name in tasks.heads() if name != tasks.AUXILIARY):
             if any(name.startswith(head) for name in state_dict):
                 wrong += [
                     f'it lacks {name}' for name in own
