@@ -353,6 +353,10 @@ ROWS = {
     'soma': Row(
         dict(adapters=[dict(type='vpt_dense.SoMA', rank=2)]), _TOKENS, starts_equal=True,
         merges=True, files=('soma',)),
+    **{f'fact-{form}': Row(
+        dict(adapters=[dict(type='vpt_dense.FacT', form=form, rank=2)]), _TOKENS,
+        starts_equal=True, merges=True, files=(f'fact-{form}',))
+       for form in ('tt', 'tk')},
     'adapter': Row(
         dict(adapters=[dict(type='vpt_dense.BottleneckAdapter', reduction=8)]), _TOKENS,
         starts_equal=True, files=('adapter',)),

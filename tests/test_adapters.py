@@ -29,7 +29,7 @@ def with_adapter(kind: str, seed: int = 0, **kwargs) -> nn.Module:
     vit = ('out_type', 'out_indices', 'layer_cfgs', 'layer_scale_init_value', 'pre_norm',
            'final_norm', 'num_registers', 'prompt', 'patch_cfg', 'img_size', 'with_cls_token')
     backbone = {key: kwargs.pop(key) for key in vit if key in kwargs}
-    adapter = dict(type=f'vpt_dense.{kind}', **kwargs)
+    adapter = dict(type=f'vpt_dense.{kind.partition("-")[0]}', **kwargs)
     return randomise(tiny_vit(adapters=[adapter], **backbone), seed).double().eval()
 
 
@@ -166,6 +166,31 @@ def dora_by_hand(model):
     return change
 
 
+def fact_by_hand(model):
+    """Matrix by matrix: pieces of C outputs and C inputs, the last one cut."""
+    adapter, r = model.adapters[0], 3
+    factors = adapter.factors['64']
+
+    def change(place, layer, value, tokens):
+        if place not in ('qkv', 'proj', 'fc1', 'fc2'):
+            return value
+        own = adapter.updates[4 * layer + ['qkv', 'proj', 'fc1', 'fc2'].index(place)]
+        parts, m = [value], 0
+        for a in range(0, value.shape[-1], 64):
+            for b in range(0, tokens.shape[-1], 64):
+                inputs = tokens[..., b : b + 64]
+                if factors.core is None:
+                    g = own.middle[a // 64 * r : a // 64 * r + r, b // 64 * r : b // 64 * r + r]
+                else:
+                    g = sum(own.middle[m, k] * factors.core[:, :, k] for k in range(r))
+                width = min(64, value.shape[-1] - a)
+                left = factors.up[:width] @ g @ factors.down[:, : inputs.shape[-1]]
+                parts.append(F.pad(0.5 * inputs @ left.T, (a, value.shape[-1] - a - width)))
+                m += 1
+        return sum(parts)
+    return change
+
+
 BY_HAND = {
     'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
     'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
@@ -174,6 +199,8 @@ BY_HAND = {
     'Rein': (dict(num_tokens=6, rank=2), rein_by_hand),
     'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
     'DoRA': (dict(rank=2, alpha=3, rslora=True), dora_by_hand),
+    'FacT': (dict(rank=3, scale=0.5, dropout=0.0), fact_by_hand),
+    'FacT-TK': (dict(rank=3, scale=0.5, form='tk'), fact_by_hand),
 }
 
 
@@ -192,7 +219,7 @@ def test_the_formula_written_out(kind, variant):
 @pytest.mark.parametrize('kind', BY_HAND)
 @pytest.mark.parametrize('recompute', [dict(memory='lean'), dict(with_cp=True)], ids=str)
 def test_recomputed_blocks_have_the_same_gradients(kind, recompute):
-    adapter = dict(type=f'vpt_dense.{kind}', **BY_HAND[kind][0])
+    adapter = dict(type=f'vpt_dense.{kind.partition("-")[0]}', **BY_HAND[kind][0])
     results = []
     for kwargs in ({}, recompute):
         model = randomise(tiny_vit(adapters=[adapter], **kwargs)).double().train()
@@ -393,6 +420,8 @@ COUNTS = [
     (kind('LoRA', rank=16), 589_824, 1_572_864),
     (kind('LoRA', rank=8, parts=('q', 'v')), 294_912, 786_432),
     (kind('DoRA', rank=8), 294_912 + 12 * 3 * 768, 786_432 + 24 * 3 * 1024),
+    (kind('FacT'), 61_440, 106_496),
+    (kind('FacT', form='tk'), 30_976, 41_472),
     (kind('SoMA', layer_range=(0, None)), 2_654_208, 294_912 * 24),
     (kind('SoMA'), None, 294_912 * 16),
     (kind('SSF'), 205_824, 544_768),
@@ -780,6 +809,8 @@ def test_copies_have_hooks_of_their_own():
     ('LoRA', dict(rslora=True), r'adapters\.rslora=True divides .*alpha=None; say adapters\.alpha'),
     ('LoRA', dict(rslora='no', alpha=1), r"adapters\.rslora must be True or False, found 'no'"),
     ('PiSSA', dict(rank=65), r'adapters\.rank=65 is above the 64 singular values of layers'),
+    ('FacT', dict(form='cp'), r"adapters\.form must be 'tt' or 'tk', found 'cp'"),
+    ('FacT', dict(scale=0), r'adapters\.scale must be a number above 0, found 0'),
     ('PiSSA', dict(alpha=0), r'adapters\.alpha must be a number above 0, found 0'),
     ('PiSSA', dict(parts='q'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'q'"),
     ('SoMA', dict(rank=0), r'adapters\.rank must be an integer'),

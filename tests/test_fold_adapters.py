@@ -28,6 +28,7 @@ ADAPTERS = {
     'dora': dict(type='vpt_dense.DoRA', rank=2, alpha=3, targets=[r'\.(qkv|proj|fc1|fc2)$']),
     'pissa': dict(type='vpt_dense.PiSSA', rank=2, alpha=3, parts=['k', 'v']),
     'soma': dict(type='vpt_dense.SoMA', rank=2, layer_range=(1, 3)),
+    'fact': dict(type='vpt_dense.FacT', rank=2, form='tk'),
     'ssf': dict(type='vpt_dense.SSF'),
     'rep': dict(type='vpt_dense.RepAdapter', rank=4, scale=0.7),
     'rep-other': dict(type='vpt_dense.RepAdapter', rank=2),
@@ -37,7 +38,7 @@ LISTS = [
     ('lora',), ('lora-qv',), ('ssf',), ('rep',), ('rep', 'rep-other'),
     *itertools.permutations(('lora', 'ssf', 'rep')), ('add', 'ssf', 'lora-qv'),
     ('dora', 'lora', 'ssf', 'rep'), ('rep', 'dora', 'ssf', 'lora-qv'),
-    ('soma', 'ssf', 'pissa'),
+    ('soma', 'ssf', 'pissa'), ('rep', 'fact', 'ssf'),
 ]  # fmt: skip
 VARIANTS = {
     'featmap': {},

@@ -6,6 +6,7 @@ from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
 from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.dora import DoRA
+from vpt_dense.adapters.fact import FacT
 from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.pissa import PiSSA
 from vpt_dense.adapters.rein import Rein
@@ -16,5 +17,6 @@ from vpt_dense.adapters.ssf import SSF
 
 __all__ = [
     'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
-    'DoRA', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA', 'merge_adapters',
+    'DoRA', 'FacT', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA',
+    'merge_adapters',
 ]
