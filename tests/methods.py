@@ -353,6 +353,14 @@ ROWS = {
     'soma': Row(
         dict(adapters=[dict(type='vpt_dense.SoMA', rank=2)]), _TOKENS, starts_equal=True,
         merges=True, files=('soma',)),
+    'vera': Row(
+        dict(adapters=[dict(type='vpt_dense.VeRA', rank=3, parts=['q', 'v'])]), _TOKENS,
+        starts_equal=True, merges=True, files=('vera',)),
+    'vera-all': Row(
+        dict(adapters=[
+            dict(type='vpt_dense.VeRA', rank=3, targets=[r'^(?!attn_pool).*\.(qkv|proj|fc1|fc2)$'])
+        ]), ('vit', 'eva02', 'swin'), starts_equal=True, merges=True,
+        formula='sum(n * (4 * rank + 5 * d + u))'),
     **{f'fact-{form}': Row(
         dict(adapters=[dict(type='vpt_dense.FacT', form=form, rank=2)]), _TOKENS,
         starts_equal=True, merges=True, files=(f'fact-{form}',))

@@ -191,6 +191,19 @@ def fact_by_hand(model):
     return change
 
 
+def vera_by_hand(model):
+    adapter = model.adapters[0]
+
+    def change(place, layer, value, tokens):
+        if place not in ('qkv', 'proj'):
+            return value
+        own = adapter.updates[2 * layer + (place == 'proj')]
+        fixed = adapter.fixed[f'{value.shape[-1]}x64']
+        matrix = own.outer.diag() @ fixed.up @ own.inner.diag() @ fixed.down
+        return value + tokens @ matrix.T
+    return change
+
+
 BY_HAND = {
     'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
     'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
@@ -200,6 +213,7 @@ BY_HAND = {
     'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
     'DoRA': (dict(rank=2, alpha=3, rslora=True), dora_by_hand),
     'FacT': (dict(rank=3, scale=0.5, dropout=0.0), fact_by_hand),
+    'VeRA': (dict(rank=3, targets=[r'\.(qkv|proj)$']), vera_by_hand),
     'FacT-TK': (dict(rank=3, scale=0.5, form='tk'), fact_by_hand),
 }
 
@@ -420,6 +434,7 @@ COUNTS = [
     (kind('LoRA', rank=16), 589_824, 1_572_864),
     (kind('LoRA', rank=8, parts=('q', 'v')), 294_912, 786_432),
     (kind('DoRA', rank=8), 294_912 + 12 * 3 * 768, 786_432 + 24 * 3 * 1024),
+    (kind('VeRA', parts=['q', 'v']), 24_576, 24 * 2 * (256 + 1024)),
     (kind('FacT'), 61_440, 106_496),
     (kind('FacT', form='tk'), 30_976, 41_472),
     (kind('SoMA', layer_range=(0, None)), 2_654_208, 294_912 * 24),
@@ -739,6 +754,54 @@ def test_components_are_those_of_weights_that_init_cfg_loads(tmp_path):
             update.up @ update.down, plain.layers[i].attn.qkv.weight, rtol=0, atol=1e-5)
 
 
+def test_the_matrices_of_vera_are_of_its_seed_and_stay_in_what_is_saved():
+    def build(**settings) -> nn.Module:
+        torch.manual_seed(settings.get('seed', 1))  # which has no part in it
+        return tiny_vit(**kind('VeRA', rank=300, targets=[r'\.(qkv|fc1|fc2)$'], **settings))
+
+    model, again, other = build(), build(), build(seed=3)
+    fixed = dict(model.adapters[0].fixed.named_buffers())
+    assert fixed.keys() == {
+        f'{shape}.{name}' for shape in ('192x64', '128x64', '64x128') for name in ('down', 'up')}
+    for name, tensor in fixed.items():
+        bound = math.sqrt(6 / tensor.shape[1])  # kaiming uniform
+        assert 0.98 * bound < tensor.abs().max() <= bound
+        assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert torch.equal(tensor, again.adapters[0].fixed.get_buffer(name))
+        assert not torch.equal(tensor, other.adapters[0].fixed.get_buffer(name))
+    for update in model.adapters[0].updates:
+        assert not update.outer.any() and update.inner.unique().tolist() == [pytest.approx(0.1)]
+    randomise(model)
+    other.load_state_dict(model.state_dict())
+    x = images(2, 3, 32, 32)
+    assert torch.equal(other.eval()(x)[0], model.eval()(x)[0])
+    assert 'adapters.0.fixed.192x64.down' in model.state_dict()
+
+
+def test_vera_computes_what_peft_does():
+    peft = pytest.importorskip('peft')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0)).double()
+
+    ours = host_of(model := build()).take_over(model, **kind('VeRA', rank=5))
+    theirs = peft.get_peft_model(build(), peft.VeraConfig(r=5, target_modules=['qkv']))
+    randomise(ours.adapters, seed=2)
+    (fixed,) = ours.adapters[0].fixed.values()
+    theirs.base_model.vera_A['default'].data = fixed.down
+    theirs.base_model.vera_B['default'].data = fixed.up
+    for name, update in zip(ours.adapters[0].names, ours.adapters[0].updates, strict=True):
+        layer = theirs.base_model.model.get_submodule(name)
+        layer.vera_A['default'], layer.vera_B['default'] = fixed.down, fixed.up
+        layer.vera_lambda_d['default'].data = update.inner.data
+        layer.vera_lambda_b['default'].data = update.outer.data
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
+    assert (ours(x) - build()(x)).abs().max() > 1e-3
+
+
 def test_soma_takes_queries_keys_and_values_apart_in_every_family():
     model = tiny_swin(**kind('SoMA', rank=2))
     names = model.adapters[0].names
@@ -811,6 +874,9 @@ def test_copies_have_hooks_of_their_own():
     ('PiSSA', dict(rank=65), r'adapters\.rank=65 is above the 64 singular values of layers'),
     ('FacT', dict(form='cp'), r"adapters\.form must be 'tt' or 'tk', found 'cp'"),
     ('FacT', dict(scale=0), r'adapters\.scale must be a number above 0, found 0'),
+    ('VeRA', dict(seed=-1), r'adapters\.seed must be an integer of at least 0, found -1'),
+    ('VeRA', dict(start=0), r'adapters\.start=0 would never change'),
+    ('VeRA', dict(parts=['x']), r"adapters\.parts must be some of 'q', 'k', 'v', found \['x'\]"),
     ('PiSSA', dict(alpha=0), r'adapters\.alpha must be a number above 0, found 0'),
     ('PiSSA', dict(parts='q'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'q'"),
     ('SoMA', dict(rank=0), r'adapters\.rank must be an integer'),

@@ -28,6 +28,7 @@ ADAPTERS = {
     'dora': dict(type='vpt_dense.DoRA', rank=2, alpha=3, targets=[r'\.(qkv|proj|fc1|fc2)$']),
     'pissa': dict(type='vpt_dense.PiSSA', rank=2, alpha=3, parts=['k', 'v']),
     'soma': dict(type='vpt_dense.SoMA', rank=2, layer_range=(1, 3)),
+    'vera': dict(type='vpt_dense.VeRA', rank=5, parts=['q', 'k']),
     'fact': dict(type='vpt_dense.FacT', rank=2, form='tk'),
     'ssf': dict(type='vpt_dense.SSF'),
     'rep': dict(type='vpt_dense.RepAdapter', rank=4, scale=0.7),
@@ -38,7 +39,7 @@ LISTS = [
     ('lora',), ('lora-qv',), ('ssf',), ('rep',), ('rep', 'rep-other'),
     *itertools.permutations(('lora', 'ssf', 'rep')), ('add', 'ssf', 'lora-qv'),
     ('dora', 'lora', 'ssf', 'rep'), ('rep', 'dora', 'ssf', 'lora-qv'),
-    ('soma', 'ssf', 'pissa'), ('rep', 'fact', 'ssf'),
+    ('soma', 'ssf', 'pissa'), ('rep', 'fact', 'ssf', 'vera'),
 ]  # fmt: skip
 VARIANTS = {
     'featmap': {},

@@ -14,9 +14,10 @@ from vpt_dense.adapters.rep_adapter import RepAdapter
 from vpt_dense.adapters.side_network import SideNetwork
 from vpt_dense.adapters.soma import SoMA
 from vpt_dense.adapters.ssf import SSF
+from vpt_dense.adapters.vera import VeRA
 
 __all__ = [
     'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
     'DoRA', 'FacT', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA',
-    'merge_adapters',
+    'VeRA', 'merge_adapters',
 ]
