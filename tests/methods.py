@@ -353,6 +353,12 @@ ROWS = {
     'soma': Row(
         dict(adapters=[dict(type='vpt_dense.SoMA', rank=2)]), _TOKENS, starts_equal=True,
         merges=True, files=('soma',)),
+    'peft': Row(
+        dict(adapters=[dict(type='vpt_dense.PEFT', config=dict(peft_type='IA3'))]), _TOKENS,
+        starts_equal=True, merges=True, files=('peft',)),
+    'peft-lora': Row(
+        dict(adapters=[dict(type='vpt_dense.PEFT', config=dict(peft_type='LORA', r=2))]),
+        ('vit', 'swin'), starts_equal=True, merges=True, formula='sum(n * 8 * d)'),
     'vera': Row(
         dict(adapters=[dict(type='vpt_dense.VeRA', rank=3, parts=['q', 'v'])]), _TOKENS,
         starts_equal=True, merges=True, files=('vera',)),

@@ -8,6 +8,7 @@ from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.dora import DoRA
 from vpt_dense.adapters.fact import FacT
 from vpt_dense.adapters.lora import LoRA
+from vpt_dense.adapters.peft import PEFT
 from vpt_dense.adapters.pissa import PiSSA
 from vpt_dense.adapters.rein import Rein
 from vpt_dense.adapters.rep_adapter import RepAdapter
@@ -17,7 +18,7 @@ from vpt_dense.adapters.ssf import SSF
 from vpt_dense.adapters.vera import VeRA
 
 __all__ = [
-    'CVPT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter', 'Change',
-    'DoRA', 'FacT', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA',
-    'VeRA', 'merge_adapters',
+    'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter',
+    'Change', 'DoRA', 'FacT', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA', 'VeRA',
+    'merge_adapters',
 ]
