@@ -81,13 +81,13 @@ TIMM: dict[str, Backbone] = {
         'vit_small_patch16_dinov3',
         dict(registers=4, layer_scale=True, biases=0, positions=0), _CLS,
         unmergeable={'add': r'no position embedding', 'add-1': r'no position embedding',
-                     'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS}),
+                     'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS, 'glora': _NO_BIAS}),
     # Queries, keys and values each of a layer, without a bias of the keys; a norm in the MLP.
     'eva02-timm': _timm(
         'eva02_base_patch14_448',
         dict(gates=True, mlp_norm=True, biases=2, qkv=3, fc1=2, norms=0),
         dict(out_type='pooled', norms=1),
-        unmergeable={'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS}),
+        unmergeable={'ssf': _NO_BIAS, 'rep-adapter': _NO_BIAS, 'glora': _NO_BIAS}),
     # No class token; a classifier reads what attention pools.
     'siglip2': _timm(
         'vit_base_patch16_siglip_256', dict(cls=False), dict(out_type='pooled', pool=True),
@@ -160,7 +160,7 @@ VARIANTS: dict[str, Backbone] = {
         cfg=dict(TIMM['eva02-timm'].cfg, model='eva02_tiny_patch14_336'), family='eva02-timm',
         tasks=dict(seg=(_MAPS, vit(outputs=2, gates=True, biases=2, norms=0))),
         unmergeable=dict.fromkeys(
-            ('ssf', 'rep-adapter'), r'blocks\.0\.attn\.qkv\.bias is computed from other')),
+            ('ssf', 'rep-adapter', 'glora'), r'blocks\.0\.attn\.qkv\.bias is computed from other')),
 }  # fmt: skip
 BACKBONES = {**FAMILIES, **VARIANTS}
 
@@ -359,6 +359,9 @@ ROWS = {
     'peft-lora': Row(
         dict(adapters=[dict(type='vpt_dense.PEFT', config=dict(peft_type='LORA', r=2))]),
         ('vit', 'swin'), starts_equal=True, merges=True, formula='sum(n * 8 * d)'),
+    'glora': Row(
+        dict(adapters=[dict(type='vpt_dense.GLoRA', rank=2)]), _TOKENS, starts_equal=True,
+        merges=True, files=('glora',)),
     'vera': Row(
         dict(adapters=[dict(type='vpt_dense.VeRA', rank=3, parts=['q', 'v'])]), _TOKENS,
         starts_equal=True, merges=True, files=('vera',)),

@@ -204,6 +204,29 @@ def vera_by_hand(model):
     return change
 
 
+def glora_by_hand(model):
+    """Number by number, all of it as one weight and one bias."""
+    adapter = model.adapters[0]
+
+    def change(place, layer, value, tokens):
+        if place != 'qkv':
+            return value
+        linear, forms = model.layers[layer].attn.qkv, adapter.updates[layer].forms
+
+        def form(key, rows, columns):
+            if key not in forms:
+                return torch.zeros(rows, columns, dtype=torch.float64)
+            own = forms[key]
+            found = own.up if own.down is None else torch.einsum('or,ri->oi', own.up, own.down)
+            return found + torch.zeros(rows, columns, dtype=torch.float64)
+
+        w, b = linear.weight, linear.bias
+        weight = w + w * form('weight_scale', *w.shape) + form('weight_shift', *w.shape)
+        bias = b + b * form('bias_scale', len(b), 1)[:, 0] + form('bias_shift', len(b), 1)[:, 0]
+        return tokens @ weight.T + bias + (w @ form('input_shift', 64, 1))[:, 0]
+    return change
+
+
 BY_HAND = {
     'BottleneckAdapter': (dict(reduction=8), adapter_by_hand),
     'AdaptFormer': (dict(hidden_dims=8, scale=0.3), adaptformer_by_hand),
@@ -213,6 +236,16 @@ BY_HAND = {
     'LoRA': (dict(rank=2, alpha=3, parts=['q', 'v']), lora_by_hand),
     'DoRA': (dict(rank=2, alpha=3, rslora=True), dora_by_hand),
     'FacT': (dict(rank=3, scale=0.5, dropout=0.0), fact_by_hand),
+    'GLoRA': (dict(rank=3), glora_by_hand),
+    'GLoRA-vectors': (dict(
+        weight_scale='vector', weight_shift='scalar', input_shift='vector', bias_scale='vector',
+        bias_shift='none'), glora_by_hand),
+    'GLoRA-biases': (dict(
+        weight_scale='none', weight_shift='none', input_shift='none', bias_scale='scalar',
+        bias_shift='scalar'), glora_by_hand),
+    'GLoRA-scales': (dict(
+        weight_scale='scalar', weight_shift='none', input_shift='none', bias_shift='none'),
+        glora_by_hand),
     'VeRA': (dict(rank=3, targets=[r'\.(qkv|proj)$']), vera_by_hand),
     'FacT-TK': (dict(rank=3, scale=0.5, form='tk'), fact_by_hand),
 }
@@ -435,6 +468,8 @@ COUNTS = [
     (kind('LoRA', rank=8, parts=('q', 'v')), 294_912, 786_432),
     (kind('DoRA', rank=8), 294_912 + 12 * 3 * 768, 786_432 + 24 * 3 * 1024),
     (kind('VeRA', parts=['q', 'v']), 24_576, 24 * 2 * (256 + 1024)),
+    (kind('GLoRA'), 12 * (2 * 4 * 4 * 768 + 4 * 769 + 3 * 768),
+     24 * (2 * 4 * 4 * 1024 + 4 * 1025 + 3 * 1024)),
     (kind('FacT'), 61_440, 106_496),
     (kind('FacT', form='tk'), 30_976, 41_472),
     (kind('SoMA', layer_range=(0, None)), 2_654_208, 294_912 * 24),
@@ -634,6 +669,54 @@ def test_dora_starts_at_weights_that_come_after_it_was_built():
     with torch.no_grad():
         model.adapters[0].merge(model)
         torch.testing.assert_close(model(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize(('theirs', 'ours'), [
+    (dict(config_A_B='lora', config_C='lora', config_D_E='vector'), dict(bias_scale='vector')),
+    (dict(config_A_B='vector', config_C='vector', config_D_E='constant'), dict(
+        weight_scale='vector', weight_shift='vector', input_shift='vector', bias_scale='scalar',
+        bias_shift='scalar')),
+    (dict(config_A_B='constant', config_C='none', config_D_E='none'), dict(
+        weight_scale='scalar', weight_shift='scalar', input_shift='none', bias_shift='none')),
+], ids=['products', 'vectors', 'numbers'])
+def test_glora_has_the_gradients_of_peft(theirs, ours):
+    peft = pytest.importorskip('peft', '0.21')
+    import timm
+
+    def build() -> nn.Module:
+        return randomise(timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0)).double()
+
+    model = host_of(one := build()).take_over(one, **kind('GLoRA', rank=3, **ours))
+    other = peft.get_peft_model(build(), peft.GloraConfig(r=3, target_modules=['qkv'], **theirs))
+    randomise(model.adapters, seed=2)
+    letters = dict(
+        weight_scale='A', weight_shift='B', input_shift='C', bias_scale='D', bias_shift='E')
+    pairs = []
+    for name, update in zip(model.adapters[0].names, model.adapters[0].updates, strict=True):
+        layer = other.base_model.model.get_submodule(name)
+        for key, form in update.forms.items():
+            path = getattr(layer, f'glora_{letters[key]}')['default']
+            own = [form.up] if form.down is None else [form.up, form.down]
+            for mine, their in zip(own, path.parameters(), strict=True):
+                their.data = mine.detach().clone().view(their.shape)
+                pairs.append((mine, their))
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    for each in (model.train(), other.train()):
+        each(x).square().sum().backward()
+    torch.testing.assert_close(model(x), other(x), rtol=1e-10, atol=1e-10)
+    trained = sum(p.numel() for p in other.parameters() if p.requires_grad)
+    assert trained == sum(mine.numel() for mine, _ in pairs) > 0
+    for mine, their in pairs:
+        torch.testing.assert_close(mine.grad.flatten(), their.grad.flatten(), rtol=1e-8, atol=1e-8)
+
+
+def test_glora_scales_no_bias_where_there_is_none():
+    with pytest.raises(ValueError, match=r"adapters\.bias_scale='vector': layers\.0.* has no bias"):
+        tiny_vit(**kind('GLoRA', bias_scale='vector'), qkv_bias=False)
+    tiny_vit(**kind('GLoRA'), qkv_bias=False)
+    with pytest.raises(ValueError, match='GLoRA must act on .* list GLoRA before it'):
+        tiny_vit(adapters=[dict(type='vpt_dense.LoRA'), dict(type='vpt_dense.GLoRA')])
 
 
 @pytest.mark.parametrize('other', [dict(type='vpt_dense.LoRA'), dict(type='vpt_dense.SSF'),
@@ -877,6 +960,12 @@ def test_copies_have_hooks_of_their_own():
     ('VeRA', dict(seed=-1), r'adapters\.seed must be an integer of at least 0, found -1'),
     ('VeRA', dict(start=0), r'adapters\.start=0 would never change'),
     ('VeRA', dict(parts=['x']), r"adapters\.parts must be some of 'q', 'k', 'v', found \['x'\]"),
+    ('GLoRA', dict(rank=0), r'adapters\.rank must be an integer'),
+    ('GLoRA', dict(weight_scale='full'), r"adapters\.weight_scale must be 'lora', 'vector', 'scal"),
+    ('GLoRA', dict(input_shift='scalar'), r"adapters\.input_shift must be 'lora', 'vector' or 'n"),
+    ('GLoRA', dict(bias_scale='lora'), r"adapters\.bias_scale must be 'vector', 'scalar' or"),
+    ('GLoRA', dict.fromkeys(('weight_scale', 'weight_shift', 'input_shift', 'bias_shift'), 'none'),
+     r"adapters: weight_scale, .*, bias_shift of GLoRA are all 'none'; choose one"),
     ('PiSSA', dict(alpha=0), r'adapters\.alpha must be a number above 0, found 0'),
     ('PiSSA', dict(parts='q'), r"adapters\.parts must be some of 'q', 'k', 'v', found 'q'"),
     ('SoMA', dict(rank=0), r'adapters\.rank must be an integer'),

@@ -28,6 +28,7 @@ ADAPTERS = {
     'dora': dict(type='vpt_dense.DoRA', rank=2, alpha=3, targets=[r'\.(qkv|proj|fc1|fc2)$']),
     'pissa': dict(type='vpt_dense.PiSSA', rank=2, alpha=3, parts=['k', 'v']),
     'soma': dict(type='vpt_dense.SoMA', rank=2, layer_range=(1, 3)),
+    'glora': dict(type='vpt_dense.GLoRA', rank=2, bias_scale='scalar', targets=[r'\.(qkv|fc1)$']),
     'vera': dict(type='vpt_dense.VeRA', rank=5, parts=['q', 'k']),
     'fact': dict(type='vpt_dense.FacT', rank=2, form='tk'),
     'ssf': dict(type='vpt_dense.SSF'),
@@ -40,6 +41,7 @@ LISTS = [
     *itertools.permutations(('lora', 'ssf', 'rep')), ('add', 'ssf', 'lora-qv'),
     ('dora', 'lora', 'ssf', 'rep'), ('rep', 'dora', 'ssf', 'lora-qv'),
     ('soma', 'ssf', 'pissa'), ('rep', 'fact', 'ssf', 'vera'),
+    ('rep', 'glora', 'ssf', 'lora'),
 ]  # fmt: skip
 VARIANTS = {
     'featmap': {},
@@ -170,7 +172,7 @@ def test_what_cannot_be_merged_stays_as_it_was():
         (dict(adapters=[ADAPTERS['rep']], qkv_bias=False), r'layers\.0\.attn\.qkv has no bias'),
         *((dict(adapters=[ADAPTERS[name]], frozen_dtype='bfloat16'),
            r'is held in bfloat16, which .*; build the backbone with frozen_dtype=None')
-          for name in ('lora', 'dora', 'soma', 'ssf', 'rep')),
+          for name in ('lora', 'dora', 'soma', 'glora', 'ssf', 'rep')),
     ):
         model = randomise(tiny_vit(**kwargs)).eval()
         with torch.no_grad():

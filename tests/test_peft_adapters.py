@@ -167,6 +167,7 @@ def test_dropout_of_peft_follows_the_mode():
     (dict(r=8), r'adapters\.config needs a dict with PEFT'),
     (dict(peft_type='LORRA'), r"peft_type='LORRA' cannot be used here; did you mean 'LORA'"),
     (dict(peft_type='VERA'), r"peft_type='VERA' cannot be used here; use vpt_dense\.VeRA \(known"),
+    (dict(peft_type='GLORA'), r"peft_type='GLORA' cannot be used here; use vpt_dense\.GLoRA"),
     (dict(peft_type='ADALORA'), r"adapters\.config\.peft_type='ADALORA' cannot be used here"),
     (dict(peft_type='PROMPT_TUNING'), r"peft_type='PROMPT_TUNING' cannot be used here"),
     (dict(peft_type='FOURIERFT'), r"peft_type='FOURIERFT' cannot be used here"),

@@ -7,6 +7,7 @@ from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.cvpt import CVPT
 from vpt_dense.adapters.dora import DoRA
 from vpt_dense.adapters.fact import FacT
+from vpt_dense.adapters.glora import GLoRA
 from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.peft import PEFT
 from vpt_dense.adapters.pissa import PiSSA
@@ -19,6 +20,6 @@ from vpt_dense.adapters.vera import VeRA
 
 __all__ = [
     'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter',
-    'Change', 'DoRA', 'FacT', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA', 'VeRA',
-    'merge_adapters',
+    'Change', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA',
+    'VeRA', 'merge_adapters',
 ]

@@ -15,7 +15,9 @@ from vpt_dense.parts import register
 #: Kinds of PEFT that act on one linear layer each and hold all that they need: tested one by one.
 KINDS = ('BOFT', 'DELORA', 'GRALORA', 'HIRA', 'HRA', 'IA3', 'LOHA', 'LOKR', 'LORA', 'MISS', 'OFT')
 #: Some others -> what to take instead.
-_INSTEAD = {'VERA': 'vpt_dense.VeRA', 'PREFIX_TUNING': 'vpt_dense.PrefixPrompt'}
+_INSTEAD = {
+    'GLORA': 'vpt_dense.GLoRA', 'VERA': 'vpt_dense.VeRA', 'PREFIX_TUNING': 'vpt_dense.PrefixPrompt',
+}  # fmt: skip
 #: Keys of PEFT's configs that choose layers, or train something of the backbone -> the way out.
 _REFUSED = dict(
     target_modules='adapters.targets names the layers',
