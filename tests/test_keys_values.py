@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.utils.parametrize
 import torch.nn.utils.prune
-from methods import ROWS
+from methods import ROWS, build_at_start
 from test_prompted_vit import NAMES, build
 from utils import images, randomise, tiny_vit
 
@@ -244,6 +244,27 @@ def test_nothing_is_kept_between_two_forwards(change, mode):
     torch.testing.assert_close(*before, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(*after, rtol=1e-12, atol=1e-12)
     assert (after[0] - before[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('name', [
+    'lora', 'lora-qv', 'dora', 'dora-qv', 'pissa-qv', 'soma', 'fact-tt', 'fact-tk', 'vera', 'glora',
+    'peft', 'peft-lora'])
+@pytest.mark.parametrize('family', ['vit', 'swin', 'dinov3', 'eva02-timm'])
+def test_keys_and_values_of_prompts_pass_what_adapters_do_to_their_layer(family, name):
+    if 'peft' in name:
+        pytest.importorskip('peft')
+    tuning = dict(
+        ROWS[name].tuning, prompt=dict(type='vpt_dense.TokenPrompt', num_tokens=5, deep=True))
+    results = []
+    for prompts_as in ('keys_values', 'tokens'):
+        model = randomise(build_at_start(tuning, family, 'seg', prompts_as=prompts_as))
+        for update in model.adapters.parameters():
+            update.data += 0.2
+        model = model.double().eval()
+        outs = model(images(2, 3, 32, 32, dtype=torch.float64))
+        sum(out.square().sum() for out in outs).backward()
+        results.append((outs, [p.grad for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 def test_functional_call_and_vmap():

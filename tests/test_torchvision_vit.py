@@ -67,7 +67,8 @@ METHODS = {
     **{row: ROWS[row].tuning for row in (
         'bias', 'partial-1', 'shallow', 'deep', 'prefix', 'e2vpt', 'gated', 'residual', 'vapt',
         'pixel', 'add-deep', 'lora', 'lora-qv', 'lora-all', 'cvpt', 'adapter', 'adaptformer',
-        'rep-adapter', 'ssf', 'deep-lora')},
+        'rep-adapter', 'ssf', 'deep-lora', 'dora', 'dora-qv', 'pissa', 'soma', 'fact-tt', 'fact-tk',
+        'vera', 'glora', 'peft')},
     'deep, as tokens': dict(prompt=DEEP, prompts_as='tokens'),
     'deep, SSF and RepAdapter': dict(prompt=DEEP, adapters=[
         *ROWS['ssf'].tuning['adapters'], *ROWS['rep-adapter'].tuning['adapters']]),
@@ -129,7 +130,9 @@ def test_adapters_without_gradient_are_not_passed_by():
         assert_close(model(pictures()), expected)
 
 
-@pytest.mark.parametrize('method', ['lora', 'lora-qv', 'lora-all', 'rep-adapter', 'ssf'])
+@pytest.mark.parametrize('method', [
+    'lora', 'lora-qv', 'lora-all', 'rep-adapter', 'ssf', 'dora', 'dora-qv', 'pissa',
+    'fact-tk', 'vera', 'glora', 'peft'])
 def test_merged_adapters_compute_the_same(method):
     model = tune(build(), **METHODS[method])
     expected, weight = model(pictures()), model.encoder.layers[0].self_attention.in_proj_weight

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from utils import images, randomise
 
 import vpt_dense
-from vpt_dense.adapters import SSF, LoRA
+from vpt_dense.adapters import SSF
+from vpt_dense.adapters.updates import LinearUpdates
 from vpt_dense.backbones.hosts import host_of
 from vpt_dense.backbones.timm_vit import TimmBackbone
 from vpt_dense.backbones.transformers_vit import FAMILIES, TransformersBackbone
@@ -185,11 +186,13 @@ def pairs(ours: nn.Module, twins: nn.Module) -> list[tuple[list[Tensor], Tensor]
     """What a method adds, there and at timm's twin, where fused layers have one for three."""
     found = []
     for one, other in zip(ours.adapters, twins.adapters, strict=True):
-        if isinstance(one, LoRA):  # of DINOv3 keys come first
+        if isinstance(one, LinearUpdates):  # of DINOv3 keys come first
             block = re.compile(r'(.*?\.\d+)\.')
+            ends = ('q_proj', 'query'), ('k_proj', 'key'), ('v_proj', 'value')
             here = sorted(
                 zip(one.names, one.updates, strict=True), key=lambda each: (
-                    block.match(each[0])[1], each[0].endswith(('v_proj', 'value'))))
+                    block.match(each[0])[1],
+                    next((i for i, end in enumerate(ends) if each[0].endswith(end)), 3)))
             for (_, a), b in zip(here, other.updates, strict=True):
                 found += [([p], q) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
         elif isinstance(one, SSF):
@@ -210,7 +213,7 @@ _METHODS = {
     **{row: ROWS[row].tuning for row in (
         'shallow', 'deep', 'prefix', 'e2vpt', 'gated', 'residual', 'vapt', 'pixel', 'add-deep',
         'deep, first 2', 'deep, projected', 'shallow, in the middle', 'lora-qv', 'cvpt', 'adapter',
-        'adaptformer', 'rep-adapter', 'ssf', 'rein')},
+        'adaptformer', 'rep-adapter', 'ssf', 'rein', 'dora-qv', 'pissa-qv', 'soma', 'vera')},
     'deep, as tokens': dict(prompt=DEEP, prompts_as='tokens'),
     'shallow and all weights': dict(prompt=TOKENS, trainable=['.*']),
     'deep and LoRA': dict(prompt=DEEP, adapters=ROWS['lora-qv'].tuning['adapters']),
