@@ -18,11 +18,13 @@ from vpt_dense.errors import UserError
 
 PIXELS = (4, 3, 64, 64)
 slow = pytest.mark.slow
+#: Adapters of linear layers that share tensors, read the layer's weights or are PEFT's.
+LINEAR = ('dora', 'pissa', 'fact-tk', 'vera', 'glora', 'peft')
 COMPILED = [
     ('dinov3', 'deep', 'aot_eager'),
     *(pytest.param('dinov3', *each, marks=slow) for each in (
         ('lora', 'aot_eager'), ('deep', 'inductor'), ('lora', 'inductor'))),
-    *(pytest.param('vit', method, 'aot_eager', marks=slow) for method in ('deep', 'lora')),
+    *(pytest.param('vit', method, 'aot_eager', marks=slow) for method in ('deep', 'lora', *LINEAR)),
     *(pytest.param('dinov3', method, 'inductor', marks=pytest.mark.long) for method in
       ('shallow', 'prefix', 'ssf', 'adaptformer', 'bias')),
     *(pytest.param('vit', method, 'inductor', marks=pytest.mark.long) for method in
@@ -57,7 +59,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize('family', ['dinov3', 'vit', 'siglip'])
-@pytest.mark.parametrize('method', ['deep', 'lora'])
+@pytest.mark.parametrize('method', ['deep', 'lora', 'dora', 'peft'])
 def test_exported_for_any_batch(family, method):
     model = tuned(family, method)
     batch = dict(x={0: Dim('batch')})
@@ -68,7 +70,7 @@ def test_exported_for_any_batch(family, method):
             torch.testing.assert_close(program.module()(pixels), model(pixels))
 
 
-@pytest.mark.parametrize('method', ['deep', 'prefix', 'lora', 'ssf', 'bias'])
+@pytest.mark.parametrize('method', ['deep', 'prefix', 'lora', 'ssf', 'bias', *LINEAR])
 def test_functional_call_and_grad(method):
     model, pixels = tuned(method=method), images(*PIXELS)
     expected = gradients(model, pixels)
@@ -85,7 +87,8 @@ def test_functional_call_and_grad(method):
     assert loss(moved) != loss(parameters)
 
 
-@pytest.mark.parametrize('method', ['deep', 'prefix', 'lora', 'ssf', 'adaptformer', 'bias'])
+@pytest.mark.parametrize(
+    'method', ['deep', 'prefix', 'lora', 'ssf', 'adaptformer', 'bias', *LINEAR])
 def test_autocast(method):
     """Close to float32; parameters and their gradients stay float32."""
     model, pixels = without_dropout(tuned(method=method)), images(*PIXELS)
