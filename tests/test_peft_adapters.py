@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from utils import images, randomise, tiny_vit
 
 import vpt_dense
@@ -204,6 +205,12 @@ def test_without_the_package_one_line_says_so(monkeypatch):
     monkeypatch.setattr(builtins, '__import__', fail)
     with pytest.raises(UserError, match=r'needs peft: pip install vpt_dense\[peft\]$'):
         tuned(dict(peft_type='LORA'))
+
+
+def test_memory_is_not_estimated_and_one_line_says_so():
+    adapter = dict(type='vpt_dense.PEFT', config=dict(peft_type='IA3'))
+    with FakeTensorMode(), pytest.raises(UserError, match='memory cannot be estimated with vpt_de'):
+        tiny_vit(adapters=[adapter])
 
 
 def test_folders_of_peft_do_not_take_them(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vpt_dense.adapters.base import find_linears
 from vpt_dense.adapters.updates import LinearUpdates, Rows, RowsChange
@@ -87,9 +88,13 @@ class PEFT(LinearUpdates):
         """PEFT's layers, as they start: name -> layer."""
         peft = _peft()
         tree = nn.Module()  # of the backbone's names
+        weight = next(iter(linears.values())).weight
+        if isinstance(weight, FakeTensor):
+            raise UserError(
+                'PEFT moves its layers to a device, which tensors without memory do not allow: '
+                'memory cannot be estimated with vpt_dense.PEFT')
         # PEFT asks the first parameter of a model for its device.
-        device = next(iter(linears.values())).weight.device
-        tree.place = nn.Parameter(torch.empty(0, device=device))
+        tree.place = nn.Parameter(torch.empty(0, device=weight.device))
         for name, linear in linears.items():
             *path, last = name.split('.')
             place = tree
