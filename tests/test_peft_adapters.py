@@ -207,6 +207,19 @@ def test_without_the_package_one_line_says_so(monkeypatch):
         tuned(dict(peft_type='LORA'))
 
 
+@every_kind
+def test_it_is_built_without_memory(name):
+    """As where a delta is made of a checkpoint."""
+    with torch.device('meta'):
+        config = dict(SETTINGS[name], **(
+            dict(feedforward_modules=[r'\.qkv$']) if 'inputs' in name else {}))
+        model = tiny_vit(adapters=[dict(type='vpt_dense.PEFT', config=config)])
+    real = tiny_vit(adapters=[dict(type='vpt_dense.PEFT', config=config)])
+    shapes = {n: p.shape for n, p in real.named_parameters()}
+    assert shapes == {n: p.shape for n, p in model.named_parameters()}
+    assert all(p.is_meta for p in model.parameters())
+
+
 def test_memory_is_not_estimated_and_one_line_says_so():
     adapter = dict(type='vpt_dense.PEFT', config=dict(peft_type='IA3'))
     with FakeTensorMode(), pytest.raises(UserError, match='memory cannot be estimated with vpt_de'):

@@ -106,8 +106,10 @@ class PEFT(LinearUpdates):
         kind, further = self.config['peft_type'], dict(self.config, target_modules=[*linears])
         del further['peft_type']
         try:
-            peft.inject_adapter_in_model(
-                peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**further), tree)
+            # Some kinds look into tensors that they make; PEFT moves all to the weights' device.
+            with torch.device('cpu'):
+                peft.inject_adapter_in_model(
+                    peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**further), tree)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise ValueError(f'adapters.config: {" ".join(str(error).split())}') from error
         return {name: tree.get_submodule(name) for name in linears}
