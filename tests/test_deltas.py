@@ -659,6 +659,62 @@ def test_extract_of_merge_is_the_same_file(capfd, runs, tmp_path, method):
         record['path'] == '' for record in meta['bases'].values())
 
 
+#: Adapters with buffers, or that start from the weights, or share tensors, or are PEFT's.
+LINEAR = {
+    'dora': dict(type='vpt_dense.DoRA', rank=2), 'pissa': dict(type='vpt_dense.PiSSA', rank=2),
+    'soma': dict(type='vpt_dense.SoMA', rank=2), 'vera': dict(type='vpt_dense.VeRA', rank=4),
+    'fact': dict(type='vpt_dense.FacT', rank=2, form='tk'),
+    'glora': dict(type='vpt_dense.GLoRA', rank=2),
+    'peft': dict(type='vpt_dense.PEFT', config=dict(peft_type='BOFT', boft_block_size=4)),
+    'peft-dora': dict(
+        type='vpt_dense.PEFT', config=dict(peft_type='LORA', r=2, use_dora=True)),
+}
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=() if name in ('soma', 'vera') else pytest.mark.slow)
+    for name in LINEAR])
+def test_adapters_go_from_a_run_with_an_average_to_a_delta_and_into_the_weights(
+        capfd, tmp_path, data, name):
+    if 'peft' in name:
+        pytest.importorskip('peft')
+    save_base(tmp_path / 'base.pth')
+    init = f"dict(type='Pretrained', checkpoint='{tmp_path / 'base.pth'}')"
+    runner = train(write_leaf(
+        tmp_path, data, f"\nmodel['backbone'].update(init_cfg={init}, prompt=None, "
+        f"trainable=['^adapters'], adapters=[{LINEAR[name]!r}])\n"
+        "custom_hooks = [dict(type='EMAHook')]\n"))
+    work = tmp_path / 'work'
+    state = safe_files.read(work / 'iter_2.pth')
+    added = {n for n in runner.model.state_dict() if '.adapters.' in n}
+    assert added <= state['state_dict'].keys()
+    averaged = state['ema_state_dict']
+    assert {f'module.{n}' for n in added} <= averaged.keys()
+    if name in ('pissa', 'soma'):  # the start is that of the weights that were loaded
+        update = runner.model.backbone.adapters[0].updates[-1]
+        first = update.first_up @ update.first_down
+        assert first.abs().max() > 1e-3 and not torch.equal(update.up, update.first_up)
+        for n in (n for n in added if '.first_' in n):
+            assert torch.equal(averaged[f'module.{n}'], state['state_dict'][n])
+    for command, source, out in (
+        ('extract', work / 'iter_2.pth', 'a.safetensors'), ('merge', 'a.safetensors', 'whole.pth'),
+        ('extract', 'whole.pth', 'b.safetensors'), ('fold', 'a.safetensors', 'folded.pth'),
+    ):
+        done = run_tool(capfd, 'delta', command, tmp_path / source, tmp_path / out)
+        assert (done.code, done.err) == (0, ''), done
+    assert (tmp_path / 'a.safetensors').read_bytes() == (tmp_path / 'b.safetensors').read_bytes()
+    checkpoint = deltas.read(str(tmp_path / 'a.safetensors'))
+    model = deltas.load(stored_config.parse(checkpoint['meta']['cfg'], 'c'), checkpoint, 'c')
+    cfg = Config.fromfile(tmp_path / 'folded.py')
+    assert not cfg.model.backbone.get('adapters')
+    folded = building.build_model(cfg).eval()
+    folded.load_state_dict(safe_files.read(tmp_path / 'folded.pth')['state_dict'], strict=True)
+    x = images(2, 3, 32, 32)
+    with torch.no_grad():
+        for one, other in zip(folded.extract_feat(x), model.extract_feat(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_extract_from_a_foreign_whole_checkpoint(capfd, runs, whole, tmp_path):
     """Without identity and config inside: both come from the config file and the base."""
     plain = tmp_path / 'plain.pth'
