@@ -14,6 +14,7 @@ import vpt_dense
 from vpt_dense.adapters.peft import KINDS
 from vpt_dense.backbones.hosts import host_of
 from vpt_dense.errors import UserError
+from vpt_dense.prompts import PrefixPrompt
 from vpt_dense.tuning import is_added
 
 peft = pytest.importorskip('peft', '0.21')  # older ones have fewer kinds
@@ -154,6 +155,29 @@ def test_what_starts_from_weights_starts_from_those_that_are_loaded(name, tmp_pa
         adapters=[adapter], init_cfg=dict(type='Pretrained', checkpoint=str(base))).eval()
     model.init_weights()
     torch.testing.assert_close(model(pixels())[0], plain(pixels())[0], rtol=0, atol=1e-5)
+
+
+def test_prompts_start_from_what_a_started_adapter_computes(tmp_path, monkeypatch):
+    """Keys of a prefix are what the layer makes of tokens when its magnitudes are right."""
+    def take_tokens(self, tokens, backbone):
+        taken.append(tokens)
+        return real(self, tokens, backbone)
+
+    taken, real = [], PrefixPrompt.take_tokens
+    monkeypatch.setattr(PrefixPrompt, 'take_tokens', take_tokens)
+    base = tmp_path / 'base.pth'
+    plain = randomise(tiny_vit(), seed=4)
+    torch.save({f'backbone.{n}': t for n, t in plain.state_dict().items()}, base)
+    model = tiny_vit(
+        prompt=dict(type='vpt_dense.PrefixPrompt', num_tokens=3),
+        adapters=[dict(type='vpt_dense.PEFT', config=SETTINGS['LORA, magnitudes'])],
+        init_cfg=dict(type='Pretrained', checkpoint=str(base)))
+    model.init_weights()
+    (tokens,) = taken
+    for i, block in enumerate(plain.block_list()):
+        keys, values = block.keys_values(block.norm1(tokens[i : i + 1]))
+        torch.testing.assert_close(model.prompt.keys[i], keys[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.prompt.values[i], values[0], rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_of_peft_follows_the_mode():

@@ -205,7 +205,7 @@ class InPlaceBackbone(TokenTuning):
 
     def start(self) -> None:
         """Start what tuning adds from the weights, also from others that have come later."""
-        for part in (self.prompt, *self.adapters):
+        for part in (*self.adapters, self.prompt):  # prompts may start from what these compute
             if part is not None:
                 part.start_from(self)
 

@@ -201,7 +201,7 @@ class TunedBackbone(FrozenBase):
     def init_weights(self) -> None:
         """Load the pretrained weights or start at random, then start what tuning adds."""
         super().init_weights()
-        for part in (self.prompt, *self.adapters):
+        for part in (*self.adapters, self.prompt):  # prompts may start from what these compute
             if part is not None:
                 part.start_from(self)
 
