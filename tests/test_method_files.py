@@ -213,7 +213,7 @@ def test_some_methods_have_other_sizes_in_classification():
 
 
 @pytest.mark.parametrize(('text', 'method', 'said'), [
-    ("_base_ = '{setr}'", None, r'is a recipe: add --method NAME \(adapter, .*vapt\)'),
+    ("_base_ = '{setr}'", None, r'is a recipe: add --method NAME \(adapter, .*vera\)'),
     ("_base_ = '{setr}'", 'loar', "--method loar is not known; did you mean 'lora'"),
     ("_base_ = '{setr}'", 'gone.py', '--method gone.py: no such file'),
     ("_base_ = '{setr}'", '{folder}/config.py', 'config.py is no method file: it has no method'),
