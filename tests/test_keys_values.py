@@ -26,6 +26,7 @@ DISCARDED = {
     'deep, projected': [0, 1, 2, 3],
     'deep, first 2': [0],
     'deep, first 2, removed': [0, 1],
+    'da-vpt-plus': [0, 1, 2, 3],
     'deep, last 2': [2, 3],
     'shallow, in the middle': [],
 }

@@ -180,7 +180,7 @@ def test_requirements_reach_the_metadata():
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
     for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis', 'slurm',
-                  'ray', 'clip', 'federated', 'detection'):
+                  'ray', 'clip', 'federated', 'detection', 'peft'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
