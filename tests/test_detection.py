@@ -2,6 +2,7 @@
 
 import copy
 import json
+import operator
 import re
 
 import numpy as np
@@ -15,9 +16,11 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import decode, frPyObjects
 from tool_helpers import in_process, run_tool
 from utils import CONFIGS, DETECTORS, ROOT, randomise
 
+import vpt_dense
 from vpt_dense import building, config, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.comparison import runs
@@ -409,6 +412,46 @@ def test_what_a_test_finds_gives_its_figures(recipe, folder, trained, capfd, tmp
     assert shown == [f'val_{i}.png' for i in range(6)]
 
 
+@pytest.mark.parametrize('name', ['faster-rcnn_vit-s_dinov2', 'mask-rcnn_vit-s_dinov2'])
+def test_predictions_are_those_of_a_test(folder, capfd, tmp_path, name):
+    recipe = write(folder, name)
+    cfg = config.load(str(recipe), None, 'deep')
+    model = building.build_model(cfg)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'm.pth')
+    tested = run_tool(capfd, 'test', recipe, tmp_path / 'm.pth', '--method', 'deep', '--work-dir',
+                      tmp_path / 'w', '--out', tmp_path / 'found.json')
+    assert tested.code == 0, tested.err
+    images = sorted(map(str, (folder / 'data/images').glob('val_*.png')))
+    for again in ([], ['--skip-existing']):
+        told = run_tool(capfd, 'predict', recipe, tmp_path / 'm.pth', *images, '--method', 'deep',
+                        '--out', tmp_path / 'out', '--overlay', *again)
+        assert told.code == 0, told.err
+    lines = [json.loads(line) for line in (tmp_path / 'out/predictions.jsonl').open()]
+    assert [line['path'] for line in lines] == images
+    rows = json.loads((tmp_path / 'found.json').read_text())
+    for line in lines:
+        own = [row for row in rows if row['file'] == line['path']]
+        assert len(own) == len(line['boxes']) > 3
+        key = operator.itemgetter('score')
+        for mine, right in zip(line['boxes'], sorted(own, key=key, reverse=True), strict=True):
+            assert mine['class'] == right['class']
+            assert mine['score'] == pytest.approx(right['score'], abs=1e-5)
+            assert mine['bbox'] == pytest.approx(right['bbox'], abs=0.02)
+            assert ('segmentation' in mine) == name.startswith('mask')
+        if name.startswith('mask'):
+            pixels = [decode(frPyObjects(row['segmentation'], 48, 64)) for row in line['boxes']]
+            wanted = [decode(row['segmentation']) for row in sorted(own, key=key, reverse=True)]
+            assert all(np.array_equal(a, b) for a, b in zip(pixels, wanted, strict=True))
+    summary = json.loads((tmp_path / 'out/summary.json').read_text())
+    assert (summary['predicted'], summary['existing']) == (0, 6)
+    assert sum(summary['boxes_by_class'].values()) == len(rows)
+    assert len(list((tmp_path / 'out/overlays').iterdir())) == 6
+    predictor = vpt_dense.load(tmp_path / 'm.pth', recipe, method='deep')
+    found = predictor.predict(images[0])
+    assert found.boxes.shape == (len(lines[0]['boxes']), 4) and found.classes == NAMES
+
+
 def test_a_delta_gives_the_same_boxes(recipe, folder, trained, capfd, tmp_path):
     state = torch.load(trained)['state_dict']
     extracted = run_tool(
@@ -480,7 +523,8 @@ def test_counted(recipe, capfd):
 @pytest.mark.parametrize(('tool', 'options', 'message'), [
     ('test', ['--tta'], '--tta: the config has no tta_model'),
     ('test', ['--out', 'x'], '--out x: a detection writes one file; name it *.json'),
-    ('predict', ['--out', 'x'], 'predicting: not for the task detection'),
+    ('predict', ['--out', 'x', '--tta'], '--tta: the config has no tta_model'),
+    ('predict', ['--out', 'x', '--probabilities', 'npz'], '--probabilities is for segmentation'),
     ('export', ['--out', 'x.pt2'], 'not for the task detection'),
     ('train', ['--cfg-options', 'ensemble.seeds=[0,1]'], 'ensemble'),
     ('count_params', ['--memory'], 'the memory of a training step of detection depends on what'),
@@ -501,7 +545,7 @@ def test_every_name_of_the_record_exists():
     from mmengine.registry import HOOKS, VISUALIZERS
 
     task = tasks.TASKS['detection']
-    for key in ('sample', 'check_sample', 'check_data', 'writer'):
+    for key in ('sample', 'check_sample', 'check_data', 'predict', 'writer'):
         assert callable(task.function(key, 'a test'))
     found = {HOOKS.get(task.store), HOOKS.get(task.drawing['type']),
              VISUALIZERS.get(task.visualizer['type'])}

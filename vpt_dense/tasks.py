@@ -262,4 +262,6 @@ add(Task(
     sample='vpt_dense.memory:box_sample',
     check_sample='vpt_dense.hooks.data_check_hook:check_boxes',
     check_data='vpt_dense.datasets.coco:check_boxes_of',
+    predict='vpt_dense.predicting.model:detect',
+    writer='vpt_dense.predicting.writing:Boxes',
 ))
