@@ -1,6 +1,8 @@
 """Detection on mmdet: everything that its record promises, with tiny models on tiny images."""
 
+import base64
 import copy
+import io
 import json
 import operator
 import re
@@ -295,6 +297,34 @@ def test_boxes_that_mmdet_leaves_out_are_told_of(recipe, folder, capfd, tmp_path
     assert '1 annotations are left out, their boxes are empty or outside' in told.out + told.err
 
 
+def test_frames_of_a_report():
+    """Frames lie where the boxes are, in the size that is shown, and masks are filled."""
+    from mmengine.structures import InstanceData
+
+    from vpt_dense.report import samples
+
+    sample = type('Sample', (dict,), {})(
+        gt_instances=InstanceData(
+            bboxes=torch.tensor([[64.0, 128, 320, 384]]), labels=torch.tensor([1])),
+        pred_instances=InstanceData(
+            bboxes=torch.tensor([[0.0, 0, 640, 480], [64, 128, 320, 384]]),
+            labels=torch.tensor([0, 1]), scores=torch.tensor([0.2, 0.9]),
+            masks=torch.nn.functional.pad(torch.ones(2, 256, 256), (64, 320, 128, 96)).bool()))
+    sample.metainfo = dict(ori_shape=(480, 640))
+    told = samples.detection(sample, dict(classes=NAMES, palette=[(9, 9, 9), (0, 0, 255)]), None)
+    assert told['labels'] == [1] and told['size'] == (480, 640) and told['IoU'] is None
+    for key in ('truth', 'prediction'):
+        content = base64.b64decode(told[key].partition(',')[2])
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert('RGBA'))
+        assert pixels.shape == (240, 320, 4)
+        drawn = pixels[..., 3] > 0
+        rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+        assert abs(rows[0] - 64) <= 1 and abs(rows[-1] - 191) <= 1
+        assert abs(columns[0] - 32) <= 1 and abs(columns[-1] - 159) <= 1
+        assert (pixels[drawn][:, :3] == (0, 0, 255)).all()
+        assert drawn[128, 96] == (key == 'prediction')  # the mask
+
+
 # --- the metric ------------------------------------------------------------------------------
 
 
@@ -386,6 +416,12 @@ def test_recipes_train_and_are_tested(folder, capfd, name):
     assert parts['backbone']['trainable'] == 0 and parts['prompt']['trainable'] == 2 * 10 * 32
     assert ('coco/segm_mAP' in summary['last']['metrics']) == name.startswith('mask')
     assert summary['backbone'] and 'neck' in parts
+    pictures = json.loads((work / 'pictures_val.json').read_text())
+    assert len(pictures['images']) == 6 and pictures['task'] == 'detection'
+    for image in pictures['images']:
+        assert (image['height'], image['width']) == (48, 64)
+        assert image['truth'].startswith('data:image/png') and image['prediction']
+    assert (work / 'report.html').read_text().count('data:image/png') >= 12
     tested = run_tool(
         capfd, 'test', recipe, work / 'iter_2.pth', '--method', 'deep', '--work-dir', work)
     assert tested.code == 0, tested.err
