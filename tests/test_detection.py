@@ -6,6 +6,8 @@ import io
 import json
 import operator
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from tool_helpers import in_process, run_tool
 from utils import CONFIGS, DETECTORS, ROOT, randomise
 
 import vpt_dense
-from vpt_dense import building, config, tasks
+from vpt_dense import building, config, memory, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.comparison import runs
 from vpt_dense.detection import settings
@@ -653,3 +655,58 @@ def test_methods_of_every_kind(recipe, capfd, tmp_path, method):
         return
     assert told.code == 0, told.err
     assert json.loads((tmp_path / 'w/params.json').read_text())['trainable'] > 0
+
+
+STAGES = {
+    'SwinTransformer': "arch=dict(embed_dims=16, depths=[1] * 4, num_heads=[1] * 4), "
+                       "pad_small_map=True, out_indices=(0, 1, 2, 3)",
+    'ConvNeXt': "arch=dict(depths=[1] * 4, channels=[16, 32, 64, 128]), out_indices=(0, 1, 2, 3), "
+                'gap_before_final_norm=False',
+    'ResNet': 'depth=18, base_channels=16, out_indices=(0, 1, 2, 3)',
+}
+
+
+@pytest.mark.parametrize('kind', STAGES)
+def test_stages_through_mmdets_pyramid(kind, tmp_path):
+    """A config of mmdet's with a backbone of stages; what is frozen gets no gradient."""
+    channels = [16, 32, 64, 128]
+    (tmp_path / 'own.py').write_text(f"""
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(_delete_=True, type='vpt_dense.{kind}', {STAGES[kind]}, trainable=[r'norm']),
+    neck=dict(in_channels={channels}, out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
+    test_cfg=dict(score_thr=0.0))
+dataset = dict(classes=['a', 'b'])
+""")
+    if kind == 'ResNet':
+        text = (tmp_path / 'own.py').read_text().replace("trainable=[r'norm']", "trainable=[r'bn']")
+        (tmp_path / 'own.py').write_text(text)
+    cfg = config.load(str(tmp_path / 'own.py'))
+    assert cfg.model.bbox_head.num_classes == 2
+    model = building.build_model(cfg)
+    sample = memory.synthetic_batch(cfg, 2, (96, 64))
+    losses, _ = model.parse_losses(
+        model(**model.data_preprocessor(sample, True), mode='loss'))
+    losses.backward()
+    trains = {name for name, p in model.backbone.named_parameters() if p.grad is not None}
+    assert trains and all('norm' in name or 'bn' in name for name in trains)
+    with torch.no_grad():
+        found = model.eval().test_step(memory.synthetic_batch(cfg, 2, (96, 64)))
+    assert all(len(each.pred_instances.bboxes) for each in found)
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same(recipe, trained, folder, tmp_path):
+    """Six images on two processes: the same boxes in the same order, the same figures."""
+    found = []
+    for number in (1, 2):
+        out, work = tmp_path / f'{number}.json', tmp_path / f'w{number}'
+        command = ['-m', 'vpt_dense', 'test', recipe, trained, '--method', 'deep', '--work-dir',
+                   work, '--out', out]
+        if number == 2:
+            command = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2,
+                       *command, '--launcher', 'pytorch']
+        subprocess.run([sys.executable, *map(str, command)], check=True, cwd=tmp_path)
+        found.append((out.read_text(), json.loads((work / 'test.json').read_text())['metrics']))
+    assert found[0] == found[1]
