@@ -490,6 +490,17 @@ def test_predictions_are_those_of_a_test(folder, capfd, tmp_path, name):
     assert found.boxes.shape == (len(lines[0]['boxes']), 4) and found.classes == NAMES
 
 
+def test_validation_is_drawn_as_mmdets_hook_says_it(recipe, capfd, tmp_path):
+    told = run_tool(
+        capfd, 'train', recipe, '--method', 'head', '--work-dir', tmp_path / 'w', '--cfg-options',
+        'default_hooks.visualization={type: DetVisualizationHook, draw: true, interval: 3, '
+        f'test_out_dir: {tmp_path / "shown"}}}')
+    assert told.code == 0, told.err
+    shown = {path.name: sorted(p.name for p in path.iterdir())
+             for path in (tmp_path / 'shown').iterdir()}
+    assert shown == {f'val_{i}': ['val_0.png', 'val_3.png'] for i in (1, 2)}
+
+
 def test_a_delta_gives_the_same_boxes(recipe, folder, trained, capfd, tmp_path):
     state = torch.load(trained)['state_dict']
     extracted = run_tool(
