@@ -144,7 +144,9 @@ def _change(module: ModuleType) -> None:
 def has_compiled_operators() -> bool:
     """Whether mmcv was built with its operators."""
     mmcv = importlib.util.find_spec('mmcv')
-    places = mmcv and mmcv.submodule_search_locations
+    if mmcv is None:
+        return False
+    places = mmcv.submodule_search_locations
     return importlib.machinery.PathFinder.find_spec(_EXTENSION, places) is not None
 
 
