@@ -183,3 +183,15 @@ def test_images_of_any_kind(folder):
     Image.open(folder / 'images/train_0.png').save(folder / 'images/train_0.webp')
     change(folder, lambda content: content['images'][0].update(file_name='train_0.webp'))
     assert check(folder)['problems'] == []
+
+
+def test_a_folder_without_a_config(folder, capfd):
+    told = run_tool(capfd, 'check_dataset', folder, '--json')
+    report = json.loads(told.out)
+    assert told.code == 0 and report['task'] == 'detection' and list(report['splits']) == [
+        'train', 'val']
+    assert report['classes'] == ['red', 'blue', 'green']
+    change(folder, lambda content: content['annotations'][1].update(category_id=3), 'val')
+    told = run_tool(capfd, 'check_dataset', folder)
+    assert told.code == 1 and 'val: annotation of an unknown category: annotation 8' in told.out
+    assert 'boxes a class' in told.out

@@ -1,8 +1,13 @@
 """Detection on mmdet: everything that its record promises, with tiny models on tiny images."""
 
+import base64
 import copy
+import io
 import json
+import operator
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,10 +20,12 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import decode, frPyObjects
 from tool_helpers import in_process, run_tool
 from utils import CONFIGS, DETECTORS, ROOT, randomise
 
-from vpt_dense import building, config, tasks
+import vpt_dense
+from vpt_dense import building, config, memory, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.comparison import runs
 from vpt_dense.detection import settings
@@ -292,6 +299,34 @@ def test_boxes_that_mmdet_leaves_out_are_told_of(recipe, folder, capfd, tmp_path
     assert '1 annotations are left out, their boxes are empty or outside' in told.out + told.err
 
 
+def test_frames_of_a_report():
+    """Frames lie where the boxes are, in the size that is shown, and masks are filled."""
+    from mmengine.structures import InstanceData
+
+    from vpt_dense.report import samples
+
+    sample = type('Sample', (dict,), {})(
+        gt_instances=InstanceData(
+            bboxes=torch.tensor([[64.0, 128, 320, 384]]), labels=torch.tensor([1])),
+        pred_instances=InstanceData(
+            bboxes=torch.tensor([[0.0, 0, 640, 480], [64, 128, 320, 384]]),
+            labels=torch.tensor([0, 1]), scores=torch.tensor([0.2, 0.9]),
+            masks=torch.nn.functional.pad(torch.ones(2, 256, 256), (64, 320, 128, 96)).bool()))
+    sample.metainfo = dict(ori_shape=(480, 640))
+    told = samples.detection(sample, dict(classes=NAMES, palette=[(9, 9, 9), (0, 0, 255)]), None)
+    assert told['labels'] == [1] and told['size'] == (480, 640) and told['IoU'] is None
+    for key in ('truth', 'prediction'):
+        content = base64.b64decode(told[key].partition(',')[2])
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert('RGBA'))
+        assert pixels.shape == (240, 320, 4)
+        drawn = pixels[..., 3] > 0
+        rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+        assert abs(rows[0] - 64) <= 1 and abs(rows[-1] - 191) <= 1
+        assert abs(columns[0] - 32) <= 1 and abs(columns[-1] - 159) <= 1
+        assert (pixels[drawn][:, :3] == (0, 0, 255)).all()
+        assert drawn[128, 96] == (key == 'prediction')  # the mask
+
+
 # --- the metric ------------------------------------------------------------------------------
 
 
@@ -383,6 +418,12 @@ def test_recipes_train_and_are_tested(folder, capfd, name):
     assert parts['backbone']['trainable'] == 0 and parts['prompt']['trainable'] == 2 * 10 * 32
     assert ('coco/segm_mAP' in summary['last']['metrics']) == name.startswith('mask')
     assert summary['backbone'] and 'neck' in parts
+    pictures = json.loads((work / 'pictures_val.json').read_text())
+    assert len(pictures['images']) == 6 and pictures['task'] == 'detection'
+    for image in pictures['images']:
+        assert (image['height'], image['width']) == (48, 64)
+        assert image['truth'].startswith('data:image/png') and image['prediction']
+    assert (work / 'report.html').read_text().count('data:image/png') >= 12
     tested = run_tool(
         capfd, 'test', recipe, work / 'iter_2.pth', '--method', 'deep', '--work-dir', work)
     assert tested.code == 0, tested.err
@@ -407,6 +448,57 @@ def test_what_a_test_finds_gives_its_figures(recipe, folder, trained, capfd, tmp
     assert abs(figures['coco/bbox_mAP_50'] - 100 * stats[1]) < 1e-7
     shown = sorted(path.name for path in (tmp_path / 'shown').iterdir())
     assert shown == [f'val_{i}.png' for i in range(6)]
+
+
+@pytest.mark.parametrize('name', ['faster-rcnn_vit-s_dinov2', 'mask-rcnn_vit-s_dinov2'])
+def test_predictions_are_those_of_a_test(folder, capfd, tmp_path, name):
+    recipe = write(folder, name)
+    cfg = config.load(str(recipe), None, 'deep')
+    model = building.build_model(cfg)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'm.pth')
+    tested = run_tool(capfd, 'test', recipe, tmp_path / 'm.pth', '--method', 'deep', '--work-dir',
+                      tmp_path / 'w', '--out', tmp_path / 'found.json')
+    assert tested.code == 0, tested.err
+    images = sorted(map(str, (folder / 'data/images').glob('val_*.png')))
+    for again in ([], ['--skip-existing']):
+        told = run_tool(capfd, 'predict', recipe, tmp_path / 'm.pth', *images, '--method', 'deep',
+                        '--out', tmp_path / 'out', '--overlay', *again)
+        assert told.code == 0, told.err
+    lines = [json.loads(line) for line in (tmp_path / 'out/predictions.jsonl').open()]
+    assert [line['path'] for line in lines] == images
+    rows = json.loads((tmp_path / 'found.json').read_text())
+    for line in lines:
+        own = [row for row in rows if row['file'] == line['path']]
+        assert len(own) == len(line['boxes']) > 3
+        key = operator.itemgetter('score')
+        for mine, right in zip(line['boxes'], sorted(own, key=key, reverse=True), strict=True):
+            assert mine['class'] == right['class']
+            assert mine['score'] == pytest.approx(right['score'], abs=1e-5)
+            assert mine['bbox'] == pytest.approx(right['bbox'], abs=0.02)
+            assert ('segmentation' in mine) == name.startswith('mask')
+        if name.startswith('mask'):
+            pixels = [decode(frPyObjects(row['segmentation'], 48, 64)) for row in line['boxes']]
+            wanted = [decode(row['segmentation']) for row in sorted(own, key=key, reverse=True)]
+            assert all(np.array_equal(a, b) for a, b in zip(pixels, wanted, strict=True))
+    summary = json.loads((tmp_path / 'out/summary.json').read_text())
+    assert (summary['predicted'], summary['existing']) == (0, 6)
+    assert sum(summary['boxes_by_class'].values()) == len(rows)
+    assert len(list((tmp_path / 'out/overlays').iterdir())) == 6
+    predictor = vpt_dense.load(tmp_path / 'm.pth', recipe, method='deep')
+    found = predictor.predict(images[0])
+    assert found.boxes.shape == (len(lines[0]['boxes']), 4) and found.classes == NAMES
+
+
+def test_validation_is_drawn_as_mmdets_hook_says_it(recipe, capfd, tmp_path):
+    told = run_tool(
+        capfd, 'train', recipe, '--method', 'head', '--work-dir', tmp_path / 'w', '--cfg-options',
+        'default_hooks.visualization={type: DetVisualizationHook, draw: true, interval: 3, '
+        f'test_out_dir: {tmp_path / "shown"}}}')
+    assert told.code == 0, told.err
+    shown = {path.name: sorted(p.name for p in path.iterdir())
+             for path in (tmp_path / 'shown').iterdir()}
+    assert shown == {f'val_{i}': ['val_0.png', 'val_3.png'] for i in (1, 2)}
 
 
 def test_a_delta_gives_the_same_boxes(recipe, folder, trained, capfd, tmp_path):
@@ -480,7 +572,8 @@ def test_counted(recipe, capfd):
 @pytest.mark.parametrize(('tool', 'options', 'message'), [
     ('test', ['--tta'], '--tta: the config has no tta_model'),
     ('test', ['--out', 'x'], '--out x: a detection writes one file; name it *.json'),
-    ('predict', ['--out', 'x'], 'predicting: not for the task detection'),
+    ('predict', ['--out', 'x', '--tta'], '--tta: the config has no tta_model'),
+    ('predict', ['--out', 'x', '--probabilities', 'npz'], '--probabilities is for segmentation'),
     ('export', ['--out', 'x.pt2'], 'not for the task detection'),
     ('train', ['--cfg-options', 'ensemble.seeds=[0,1]'], 'ensemble'),
     ('count_params', ['--memory'], 'the memory of a training step of detection depends on what'),
@@ -501,7 +594,7 @@ def test_every_name_of_the_record_exists():
     from mmengine.registry import HOOKS, VISUALIZERS
 
     task = tasks.TASKS['detection']
-    for key in ('sample', 'check_sample', 'check_data', 'writer'):
+    for key in ('sample', 'check_sample', 'check_data', 'predict', 'writer'):
         assert callable(task.function(key, 'a test'))
     found = {HOOKS.get(task.store), HOOKS.get(task.drawing['type']),
              VISUALIZERS.get(task.visualizer['type'])}
@@ -573,3 +666,58 @@ def test_methods_of_every_kind(recipe, capfd, tmp_path, method):
         return
     assert told.code == 0, told.err
     assert json.loads((tmp_path / 'w/params.json').read_text())['trainable'] > 0
+
+
+STAGES = {
+    'SwinTransformer': "arch=dict(embed_dims=16, depths=[1] * 4, num_heads=[1] * 4), "
+                       "pad_small_map=True, out_indices=(0, 1, 2, 3)",
+    'ConvNeXt': "arch=dict(depths=[1] * 4, channels=[16, 32, 64, 128]), out_indices=(0, 1, 2, 3), "
+                'gap_before_final_norm=False',
+    'ResNet': 'depth=18, base_channels=16, out_indices=(0, 1, 2, 3)',
+}
+
+
+@pytest.mark.parametrize('kind', STAGES)
+def test_stages_through_mmdets_pyramid(kind, tmp_path):
+    """A config of mmdet's with a backbone of stages; what is frozen gets no gradient."""
+    channels = [16, 32, 64, 128]
+    (tmp_path / 'own.py').write_text(f"""
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(_delete_=True, type='vpt_dense.{kind}', {STAGES[kind]}, trainable=[r'norm']),
+    neck=dict(in_channels={channels}, out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
+    test_cfg=dict(score_thr=0.0))
+dataset = dict(classes=['a', 'b'])
+""")
+    if kind == 'ResNet':
+        text = (tmp_path / 'own.py').read_text().replace("trainable=[r'norm']", "trainable=[r'bn']")
+        (tmp_path / 'own.py').write_text(text)
+    cfg = config.load(str(tmp_path / 'own.py'))
+    assert cfg.model.bbox_head.num_classes == 2
+    model = building.build_model(cfg)
+    sample = memory.synthetic_batch(cfg, 2, (96, 64))
+    losses, _ = model.parse_losses(
+        model(**model.data_preprocessor(sample, True), mode='loss'))
+    losses.backward()
+    trains = {name for name, p in model.backbone.named_parameters() if p.grad is not None}
+    assert trains and all('norm' in name or 'bn' in name for name in trains)
+    with torch.no_grad():
+        found = model.eval().test_step(memory.synthetic_batch(cfg, 2, (96, 64)))
+    assert all(len(each.pred_instances.bboxes) for each in found)
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same(recipe, trained, folder, tmp_path):
+    """Six images on two processes: the same boxes in the same order, the same figures."""
+    found = []
+    for number in (1, 2):
+        out, work = tmp_path / f'{number}.json', tmp_path / f'w{number}'
+        command = ['-m', 'vpt_dense', 'test', recipe, trained, '--method', 'deep', '--work-dir',
+                   work, '--out', out]
+        if number == 2:
+            command = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2,
+                       *command, '--launcher', 'pytorch']
+        subprocess.run([sys.executable, *map(str, command)], check=True, cwd=tmp_path)
+        found.append((out.read_text(), json.loads((work / 'test.json').read_text())['metrics']))
+    assert found[0] == found[1]

@@ -248,6 +248,17 @@ def test_what_is_not_there_is_named(call, name):
     assert name in str(told.value) and '\n' not in str(told.value)
 
 
+def test_others_do_not_import_mmdet():
+    """Unless it is there already: then mmseg has its Mask2Former too."""
+    code = ('import sys, vpt_dense{}\nimport mmseg.models, mmpretrain.models\n'
+            'from mmseg.models.decode_heads.mask2former_head import MMDET_Mask2FormerHead as head\n'
+            'print(head.__module__.partition(".")[0], "mmdet" in sys.modules)')
+    for first, told in (('', 'mmengine False'), (', mmdet.models', 'mmdet True')):
+        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code.format(first)],
+                              check=True, capture_output=True, text=True)  # fmt: skip
+        assert done.stdout.splitlines()[-1] == told
+
+
 @pytest.mark.parametrize(('first', 'there'), [
     ('import vpt_dense', False), ('import vpt_dense, mmdet', True)])
 def test_they_are_found_for_mmdet_alone(first, there):

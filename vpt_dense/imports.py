@@ -10,7 +10,8 @@
 
 And what mmdet needs of an mmcv without compiled operators: ``mmcv._ext`` is then
 :mod:`vpt_dense.operators`, once mmdet is imported. Others, who can do without, are told as before
-that there is none.
+that there is none; and modules of mmseg and mmpretrain that would try mmdet, and failed without
+operators, do not import it: that takes seconds.
 """
 
 import gc
@@ -50,6 +51,10 @@ LATER = {
 }
 #: Others that are changed once they are executed.
 _CHANGED = ('mmpretrain.utils.dependency', 'mmcv.ops.multi_scale_deform_attn')
+#: They try mmdet, and do without.
+_TRY_MMDET = (
+    'mmpretrain.models.utils.res_layer_extra_norm',
+    'mmseg.models.decode_heads.mask2former_head', 'mmseg.models.decode_heads.maskformer_head')
 #: mmcv's compiled operators, and the file that stands in for them.
 _EXTENSION, _OPERATORS = 'mmcv._ext', Path(__file__).with_name('operators.py')
 
@@ -102,6 +107,19 @@ def _replaced(names: Sequence[str]) -> Iterator[None]:
                 del sys.modules[name]
 
 
+@contextmanager
+def _without_mmdet(name: str) -> Iterator[None]:
+    """For modules that try mmdet there is none, if nobody imported it and operators lack."""
+    hides = name in _TRY_MMDET and 'mmdet' not in sys.modules and not has_compiled_operators()
+    if hides:
+        sys.modules['mmdet'] = None
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules['mmdet']
+
+
 class _WithAdafactor(dict):
     """The classes of mmengine's registry of optimizers; this one is imported when looked up."""
 
@@ -126,7 +144,9 @@ def _change(module: ModuleType) -> None:
 def has_compiled_operators() -> bool:
     """Whether mmcv was built with its operators."""
     mmcv = importlib.util.find_spec('mmcv')
-    places = mmcv and mmcv.submodule_search_locations
+    if mmcv is None:
+        return False
+    places = mmcv.submodule_search_locations
     return importlib.machinery.PathFinder.find_spec(_EXTENSION, places) is not None
 
 
@@ -140,14 +160,14 @@ class Guard:
         """See :class:`importlib.abc.MetaPathFinder`."""
         if name == _EXTENSION and 'mmdet' in sys.modules and not has_compiled_operators():
             return importlib.util.spec_from_file_location(name, _OPERATORS)
-        if name not in LATER and name not in _CHANGED:
+        if name not in LATER and name not in (*_CHANGED, *_TRY_MMDET):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None:
             execute: Callable = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                with _replaced(LATER.get(name, ())):
+                with _replaced(LATER.get(name, ())), _without_mmdet(name):
                     execute(module)
                 _change(module)
 

@@ -258,8 +258,11 @@ add(Task(
     extra='detection', regions=True, tag='object-detection',
     visualizer=dict(type='vpt_dense.DetLocalVisualizer'),
     drawing=dict(type='vpt_dense.DetVisualizationHook', draw=True),
+    shown='vpt_dense.report.samples:detection',
     store='vpt_dense.BoxesHook', store_suffixes=('.json',),
     sample='vpt_dense.memory:box_sample',
     check_sample='vpt_dense.hooks.data_check_hook:check_boxes',
     check_data='vpt_dense.datasets.coco:check_boxes_of',
+    predict='vpt_dense.predicting.model:detect',
+    writer='vpt_dense.predicting.writing:Boxes',
 ))

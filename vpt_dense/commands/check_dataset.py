@@ -1,7 +1,8 @@
 """Look through the data of a config or a folder: files, sizes, labels. Exit code 1 if it is wrong.
 
 CONFIG checks what a run of it would read. FOLDER is a segmentation set (images/training,
-annotations/training, ...) or an image folder (train/<class>/, val/<class>/).
+annotations/training, ...), an image folder (train/<class>/, val/<class>/) or a COCO folder
+(images/, train.json, ...).
 """
 
 import argparse

@@ -24,7 +24,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('what', nargs='+', metavar='[CONFIG] CHECKPOINT IMAGE ...', help='see above')
     add('--out', required=True, metavar='DIR', help='folder for what is written')
-    add('--overlay', action='store_true', help='draw label maps over their images, with a legend')
+    add('--overlay', action='store_true',
+        help='draw label maps or boxes over their images, with a legend')
     add('--probabilities', choices=('npz', 'tiff'), help='write those of every pixel')
     add('--dtype', choices=('float16', 'float32'), default='float16',
         help='of the probabilities (default: float16)')

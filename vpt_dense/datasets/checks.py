@@ -688,11 +688,11 @@ def _report(task: str, source: str, classes: Sequence[str] | None, splits: dict)
 def check_folder(
     folder: str | os.PathLike, track: Track = _no_bar, stats: bool = False
 ) -> dict:
-    """Checks a folder in one of the two layouts, without a config.
+    """Checks a folder in one of three layouts, without a config.
 
     Args:
-        folder: images/{training,validation[,test]} + annotations/..., or train/<class>/ +
-            val/<class>/.
+        folder: images/{training,validation[,test]} + annotations/..., train/<class>/ +
+            val/<class>/, or images/ + train.json and others in COCO's form.
         track: `rich.progress.track` or alike.
         stats: As `check_segmentation`.
 
@@ -700,7 +700,7 @@ def check_folder(
         dict(task, source, classes (None for segmentation: not known), splits, ok).
 
     Raises:
-        UserError: The folder is absent or of neither layout.
+        UserError: The folder is absent or of none of them.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -732,9 +732,17 @@ def check_folder(
                 stats=stats,
             )  # fmt: skip
         return _report('classification', folder, classes, splits)
+    files = sorted(root.glob('*.json'))
+    if (root / 'images').is_dir() and files:
+        from vpt_dense.datasets import coco  # which is made of this module
+
+        for file in files:
+            splits[file.stem] = coco.check(
+                file, root / 'images', name=file.stem, track=track, stats=stats)
+        return _report('detection', folder, list(splits[files[0].stem]['per_class']), splits)
     raise UserError(
         f'{folder} is neither a segmentation set (images/training, annotations/training, ...) nor '
-        'an image folder (train/<class>/, val/<class>/)'
+        'an image folder (train/<class>/, val/<class>/) nor a COCO folder (images/, train.json)'
     )
 
 

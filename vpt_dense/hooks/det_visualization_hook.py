@@ -24,14 +24,18 @@ class DetVisualizationHook(Hook):
         show: Whether to show the pictures on the screen.
         wait_time: Seconds to show one.
         out_dir: The folder for pictures; None: the visualizer's backends.
+        test_out_dir: What mmdet calls it.
+        backend_args: As in mmdet's: where images are read from.
     """
 
     def __init__(
         self, draw: bool = False, interval: int = 50, score_thr: float = 0.3, show: bool = False,
-        wait_time: float = 0.0, out_dir: str | None = None,
+        wait_time: float = 0.0, out_dir: str | None = None, test_out_dir: str | None = None,
+        backend_args: dict | None = None,
     ) -> None:
         self.draw, self.interval, self.score_thr = draw, interval, score_thr
-        self.show, self.wait_time, self.out_dir = show, wait_time, out_dir
+        self.show, self.wait_time, self.out_dir = show, wait_time, out_dir or test_out_dir
+        self.backend_args = backend_args
         self._seen = 0
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -62,7 +66,7 @@ class DetVisualizationHook(Hook):
             if (self._seen - 1) % interval:
                 continue
             path = sample.metainfo['img_path']
-            image = mmcv.imfrombytes(get(path), channel_order='rgb')
+            image = mmcv.imfrombytes(get(path, self.backend_args), channel_order='rgb')
             drawn = visualizer.draw(
                 image, sample, dataset.metainfo['classes'], dataset.metainfo.get('palette'),
                 score_thr=self.score_thr)

@@ -28,7 +28,13 @@ from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import annotation_ids, id_type, ignored_id, to_ids
 from vpt_dense.errors import FULL, UserError, explain, is_programs
-from vpt_dense.predicting.results import Classification, Result, Segmentation, precision
+from vpt_dense.predicting.results import (
+    Classification,
+    Detection,
+    Result,
+    Segmentation,
+    precision,
+)
 from vpt_dense.tree import kind_of, leaf_datasets
 from vpt_dense.tta import parts as tta_parts
 from vpt_dense.weights import checkpoints, stored_config
@@ -248,10 +254,12 @@ class ModelPredictor:
         self._predict = task.function('predict', 'predicting')
         number = 0
         if task.classes:
-            head = parts[task.head]
-            number = getattr(head, 'num_classes', None) or len(info.get('classes') or ())
+            key = next(key for key in task.heads if key in parts)
+            head = parts[key]
+            number = 0 if task.regions else getattr(head, 'num_classes', None)
+            number = number or len(info.get('classes') or ())
             if not number:
-                raise UserError(f'model.{task.head}: a {type(head).__name__} has no classes')
+                raise UserError(f'model.{key}: a {type(head).__name__} has no classes')
         self.classes = tuple(info.get('classes') or map(str, range(number))) if number else ()
         if len(self.classes) != number:
             raise UserError(
@@ -661,6 +669,21 @@ def classify(
     scores = [sample.pred_score.float().cpu().numpy()
               for sample in predictor.model.test_step(pseudo_collate(batch))]
     return [Classification(int(each.argmax()), predictor.classes, each) for each in scores]
+
+
+def detect(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
+    """Find boxes, and masks, in images of one size."""
+    found = []
+    for sample in predictor.model.test_step(pseudo_collate(batch)):
+        parts = sample.pred_instances.to('cpu')
+        order = parts.scores.argsort(descending=True, stable=True)
+        masks = parts.masks[order].numpy().astype(bool) if 'masks' in parts else None
+        found.append(Detection(
+            parts.bboxes[order].float().numpy(), parts.labels[order].numpy(),
+            parts.scores[order].float().numpy(), predictor.classes, masks))
+    return found
 
 
 # --- images ----------------------------------------------------------------------------------

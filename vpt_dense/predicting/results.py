@@ -72,12 +72,55 @@ class Classification:
             {'class': name, 'score': _short(score)} for name, score in self.top(number)]}
 
 
+@dataclass(frozen=True)
+class Detection:
+    """What was found in an image, the most certain first.
+
+    Attributes:
+        boxes: (N, 4) float32: x1, y1, x2, y2 in pixels of the original image.
+        labels: (N,) int64, the positions of their classes.
+        scores: (N,) float32, 0 to 1.
+        classes: The names of the classes.
+        masks: (N, H, W) of True and False; None of a model that finds boxes alone.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    classes: tuple[str, ...]
+    masks: np.ndarray | None = None
+
+    def line(self, number: int) -> dict[str, Any]:
+        """The data that are written: all boxes, [x, y, width, height], as COCO has them.
+
+        Masks are run lengths, column by column, a list as in COCO's uncompressed form.
+        """
+        rows = []
+        for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
+            row = {'class': self.classes[self.labels[i]], 'score': _short(float(self.scores[i])),
+                   'bbox': [round(side, 2) for side in (x1, y1, x2 - x1, y2 - y1)]}
+            if self.masks is not None:
+                row['segmentation'] = {
+                    'size': list(self.masks[i].shape), 'counts': run_lengths(self.masks[i])}
+            rows.append(row)
+        return {'boxes': rows}
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """The run lengths of a mask (H, W), column by column, those of False and True in turn."""
+    flat = np.concatenate([[False], mask.T.ravel(), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    ends = [0, *edges.tolist(), mask.size]
+    runs = np.diff(ends).tolist()
+    return runs if runs[-1] else runs[:-1]
+
+
 def _short(score: float) -> float:
     """Six digits: more are noise."""
     return float(f'{score:.6g}')
 
 
-Result = Segmentation | Classification
+Result = Segmentation | Classification | Detection
 
 
 def precision(probabilities: bool | str) -> type[np.floating]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from vpt_dense.datasets import raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
-from vpt_dense.predicting.results import Predictor, Segmentation
+from vpt_dense.predicting.results import Detection, Predictor, Segmentation
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
 
 #: The longest edge in pixels that is drawn; of larger images rows and columns are left out.
 LONGEST = 2048
+#: The score from which on a box is drawn.
+DRAWN = 0.3
 #: What of a model's description must be the same for a run that goes on with another's files.
 _SAME = ('sha256', 'config', 'tta', 'cfg_options', 'folder')
 
@@ -111,8 +114,9 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
     """
     out, task = Path(out), tasks.TASKS[predictor.task]
     dense = task.dense
-    if not dense and (wanted.overlay or wanted.probabilities):
-        key = '--overlay' if wanted.overlay else '--probabilities'
+    draws = wanted.overlay and not task.regions
+    if not dense and (draws or wanted.probabilities):
+        key = '--overlay' if draws else '--probabilities'
         raise UserError(f'{key} is for segmentation, this model is of {task.name}; for the scores '
                         'of more classes: --top-k')
     check_out(out, wanted.skip_existing, wanted.force)
@@ -137,7 +141,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
             record['no_data'] = dict(id=predictor.ignored_id, pixels=counts.no_data)
         elif predictor.classes:
-            record['images_by_class'] = counts.of_classes
+            record[f'{"boxes" if task.regions else "images"}_by_class'] = counts.of_classes
         return record
 
     with _bar(len(images)) as bar:
@@ -328,6 +332,10 @@ class Lines:
 
     def put(self, image: Image, result: Any) -> dict[str, int]:
         """Write a line."""
+        record = self._append(image, result)
+        return {record['class']: 1} if self.classes else {}
+
+    def _append(self, image: Image, result: Any) -> dict[str, Any]:
         record = dict(path=image.path, **result.line(self.wanted.top_k))
         line = _encodable(json.dumps(record, ensure_ascii=False), record).encode() + b'\n'
         with safe_files.told(self.path):
@@ -343,12 +351,67 @@ class Lines:
                 self.stream.truncate(self.whole)
                 raise
         self.whole += len(line)
-        return {record['class']: 1} if self.classes else {}
+        return record
 
     def close(self) -> None:
         """Let go of the file."""
         if self.stream is not None:
             self.stream.close()
+
+
+# --- detection -------------------------------------------------------------------------------
+
+
+class Boxes(Lines):
+    """Lines of boxes; and, if wanted, pictures of those of a score of 0.3 and more."""
+
+    def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
+        super().__init__(predictor, out, wanted)
+        self.predictor, self.out = predictor, out
+        self.there: dict[str, Counter] = {}
+        if self.done:
+            for line in self.path.read_bytes()[: self.whole].decode(
+                    errors='surrogateescape').splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)
+                    self.there[record['path']] = Counter(
+                        row['class'] for row in record['boxes'])
+
+    def _picture(self, image: Image) -> Path:
+        return safe_files.shortened(self.out / OVERLAYS / f'{image.name}.jpg')
+
+    def existing(self, image: Image) -> dict[str, int] | None:
+        """Boxes of each class, if it has a line, and a picture where that is wanted."""
+        found = self.there.get(image.path)
+        if found is None or not set(found) <= self.classes:
+            return None
+        if self.wanted.overlay and not self._picture(image).is_file():
+            raise UserError(
+                f'--skip-existing: {image.path} has a line in {self.path} and no picture; take '
+                'another --out, or --force')
+        return dict(found)
+
+    def put(self, image: Image, result: Detection) -> dict[str, int]:
+        """Write the picture that is wanted, and the line."""
+        if self.wanted.overlay:
+            picture = _boxes_over(image.path, result, self.predictor.palette)
+            _write(self._picture(image), cv2.imencode('.jpg', picture[..., ::-1])[1])
+        self._append(image, result)
+        return dict(Counter(result.classes[label] for label in result.labels))
+
+
+def _boxes_over(path: str, result: Detection, palette: list[list[int]]) -> np.ndarray:
+    """Boxes over their image, with a legend: RGB, uint8."""
+    with raster.open_image(path) as image:
+        bands = [1, 2, 3] if image.info.bands >= 3 else [1]
+        step = -(-max(image.info.height, image.info.width) // LONGEST)
+    rows = [part[-top % step::step, ::step].copy() for top, part in raster.strips(path, bands)]
+    kept = result.scores >= DRAWN
+    masks = None if result.masks is None else result.masks[kept][:, ::step, ::step]
+    panel = visualization.Boxes(
+        None, result.boxes[kept] / step, result.labels[kept], result.scores[kept], masks)
+    return visualization.draw_boxes(
+        visualization.to_picture(np.concatenate(rows)), [panel], result.classes, palette)
 
 
 # --- how far it is ---------------------------------------------------------------------------

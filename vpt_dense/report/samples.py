@@ -157,6 +157,61 @@ def classification(sample: Any, meta: Mapping[str, Any], ignored: int | None) ->
     }
 
 
+#: The score from which on a box is shown.
+_SHOWN = 0.3
+
+
+def detection(sample: Any, meta: Mapping[str, Any], ignored: int | None) -> dict[str, Any]:
+    """What a report shows of an image in which things were found.
+
+    Args:
+        sample: With ``pred_instances`` and perhaps ``gt_instances``, in pixels of the file.
+        meta: Of the data set: ``classes``, ``palette``.
+        ignored: Not used.
+
+    Returns:
+        As :func:`segmentation`; the pictures are the frames of boxes, and masks. Of predictions
+        those of a score of 0.3 and more. ``IoU`` is None.
+    """
+    number, size = len(meta['classes']), tuple(sample.metainfo['ori_shape'])
+    palette = [list(map(int, colour)) for colour in meta.get('palette') or make_palette(number)]
+    told: dict[str, Any] = {'size': size, 'truth': None, 'IoU': None}
+    found: set[int] = set()
+    for key, part in (('truth', 'gt_instances'), ('prediction', 'pred_instances')):
+        things = sample.get(part)
+        if things is None or 'bboxes' not in things:
+            continue
+        boxes = things.bboxes
+        boxes = np.asarray(getattr(boxes, 'tensor', boxes).cpu(), np.float64).reshape(-1, 4)
+        labels = things.labels.cpu().numpy()
+        kept = np.arange(len(labels))
+        if 'scores' in things:
+            kept = np.flatnonzero(things.scores.cpu().numpy() >= _SHOWN)
+        masks = things.get('masks')
+        if masks is not None:
+            masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.cpu().numpy()
+        told[key] = png(_frames(boxes[kept], labels[kept], size,
+                                None if masks is None else masks[kept]), palette[:number])
+        found.update(labels[kept].tolist())
+    told['labels'] = sorted(found)
+    return told
+
+
+def _frames(
+    boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], masks: np.ndarray | None
+) -> np.ndarray:
+    """Frames of boxes, and masks, as a label map in the size in which it is shown; -1: nothing."""
+    height, width = small_size(size)
+    drawn = np.full((height, width), -1, np.int32)
+    scale = np.array([width / size[1], height / size[0]] * 2)
+    for i, (box, label) in enumerate(zip(boxes * scale, labels, strict=True)):
+        if masks is not None:
+            drawn[_shrunk(masks[i]).astype(bool)] = int(label)
+        x1, y1, x2, y2 = (int(round(float(side))) for side in box)
+        cv2.rectangle(drawn, (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1)), int(label), 2)
+    return drawn
+
+
 def mean_iou(
     prediction: np.ndarray, truth: np.ndarray, number: int, ignored: int | None
 ) -> float | None:

@@ -2,7 +2,9 @@
 
 from vpt_dense import tasks
 from vpt_dense.visualization.drawing import (
+    Boxes,
     Panel,
+    draw_boxes,
     draw_captions,
     draw_labels,
     draw_panels,
@@ -11,7 +13,8 @@ from vpt_dense.visualization.drawing import (
 )
 
 __all__ = [
-    'Panel', 'draw_captions', 'draw_labels', 'draw_panels', 'make_palette', 'ours', 'to_picture',
+    'Boxes', 'Panel', 'draw_boxes', 'draw_captions', 'draw_labels', 'draw_panels', 'make_palette',
+    'ours', 'to_picture',
 ]
 
 
