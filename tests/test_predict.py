@@ -786,6 +786,8 @@ def others(seg, tmp_path_factory):
     (['{c}', 'in', '--out', 'out', '--device', 'warp'], "device 'warp' cannot be used"),
     (['{c}', 'in', '--out', 'out', '--batch-size', '0'], 'no number of at least 1'),
     (['{c}', 'in', '--out', 'out', '--top-k', 'x'], 'no number of at least 1'),
+    (['{c}', 'in', '--out', 'out', '--top-k', '3'], '--top-k is for classification, this model is'),
+    (['{c}', 'in', '--out', 'out', '--dtype', 'float32'], '--dtype is of --probabilities, which'),
     (['{c}', 'in', '--out', 'out', '--cfg-options', 'model.test_cfg.stide=3'], 'stride'),
     (['{c}', 'in', '--out', 'out', '--force', '--skip-existing'], 'not allowed with'),
     (['{others}/two.pth', 'in', '--out', 'out', '--tta', '--cfg-options', 'tta_model=None'],

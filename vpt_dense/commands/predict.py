@@ -27,12 +27,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--overlay', action='store_true',
         help='draw label maps or boxes over their images, with a legend')
     add('--probabilities', choices=('npz', 'tiff'), help='write those of every pixel')
-    add('--dtype', choices=('float16', 'float32'), default='float16',
+    add('--dtype', choices=('float16', 'float32'),
         help='of the probabilities (default: float16)')
     add('--classes', metavar='NAMES',
         help='other classes than those of training, for a model that knows them by their names '
         "(CLIP): 'road, car, sky', or a text file with a name a line")
-    add('--top-k', type=errors.count, default=5, metavar='K',
+    add('--top-k', type=errors.count, metavar='K',
         help='classes of an image whose scores are written (classification; default: 5)')
     add('--batch-size', type=errors.count, metavar='N',
         help="images of one size at a time (default: that of the config's test)")

@@ -39,8 +39,8 @@ class Wanted:
     Attributes:
         overlay: Whether pictures of the label maps over their images are drawn.
         probabilities: ``npz`` or ``tiff``: those of every pixel, in such files; None: none.
-        dtype: ``float16`` or ``float32``, of the probabilities.
-        top_k: Classes of an image whose scores are written, for classification.
+        dtype: ``float16`` or ``float32``, of the probabilities; None: the first.
+        top_k: Classes of an image whose scores are written, for classification; None: 5.
         batch_size: Images that pass through the model together; None: as the predictor has it.
         skip_existing: Whether images whose results are there already are left out.
         force: Whether results that are there are overwritten.
@@ -48,8 +48,8 @@ class Wanted:
 
     overlay: bool = False
     probabilities: str | None = None
-    dtype: str = 'float16'
-    top_k: int = 5
+    dtype: str | None = None
+    top_k: int | None = None
     batch_size: int | None = None
     skip_existing: bool = False
     force: bool = False
@@ -119,6 +119,11 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
         key = '--overlay' if draws else '--probabilities'
         raise UserError(f'{key} is for segmentation, this model is of {task.name}; for the scores '
                         'of more classes: --top-k')
+    if wanted.top_k and (dense or task.regions):
+        raise UserError(
+            f'--top-k is for classification, this model is of {task.name}; leave it out')
+    if wanted.dtype and not wanted.probabilities:
+        raise UserError('--dtype is of --probabilities, which are not asked for; leave it out')
     check_out(out, wanted.skip_existing, wanted.force)
     about = predictor.describe()
     if dense:  # lines of predictions.jsonl hold the whole path
@@ -155,9 +160,9 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             counts.add(found)
             bar.step(counted=False)
         with contextlib.closing(writer), ThreadPoolExecutor(1) as thread:
+            scores = (wanted.dtype or 'float16') if wanted.probabilities else False
             results = predictor.stream(
-                (image.path for image in missing), wanted.dtype if wanted.probabilities else False,
-                wanted.batch_size)
+                (image.path for image in missing), scores, wanted.batch_size)
             written: Future | None = None  # while it is, the next image is predicted
 
             def wait() -> None:
@@ -272,7 +277,7 @@ class Labels:
         return self._counted(result.labels)
 
     def _put_probabilities(self, path: Path, result: Segmentation, like: str | None) -> None:
-        maps = result.probabilities.astype(self.wanted.dtype, copy=False)
+        maps = result.probabilities.astype(self.wanted.dtype or 'float16', copy=False)
         if path.suffix == '.tif':
             raster.write_raster(path, np.moveaxis(maps, 0, 2), like)
             return
@@ -336,7 +341,7 @@ class Lines:
         return {record['class']: 1} if self.classes else {}
 
     def _append(self, image: Image, result: Any) -> dict[str, Any]:
-        record = dict(path=image.path, **result.line(self.wanted.top_k))
+        record = dict(path=image.path, **result.line(self.wanted.top_k or 5))
         line = _encodable(json.dumps(record, ensure_ascii=False), record).encode() + b'\n'
         with safe_files.told(self.path):
             if self.stream is None:
