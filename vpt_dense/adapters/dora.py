@@ -41,7 +41,7 @@ class DoRA(LoRA):
     reads_weights = True
 
     def make(self, update: LowRank) -> 'Decomposed':
-        """See :meth:`.LoRA.make`."""
+        """See :meth:`vpt_dense.adapters.LoRA.make`."""
         return Decomposed(update)
 
 

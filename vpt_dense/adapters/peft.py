@@ -79,7 +79,7 @@ class PEFT(LinearUpdates):
             lambda rows: Wrapped(layers[rows.name]))
 
     def start_from(self, backbone: nn.Module) -> None:
-        """See :meth:`.Part.start_from`."""
+        """See :meth:`vpt_dense.prompts.Part.start_from`."""
         layers = self._layers({name: backbone.get_submodule(name) for name in self.names})
         for name, update in zip(self.names, self.updates, strict=True):
             update.layer.load_state_dict(layers[name].state_dict())

@@ -41,7 +41,7 @@ class SharedGroupPrompt(Prompt):
         num_tokens: Of each layer.
         site: Filled in by the backbone.
         init_cfg: As in :class:`mmengine.model.BaseModule`; by default shared prompts start as
-            those of :class:`.TokenPrompt`, those of groups by Xavier.
+            those of :class:`vpt_dense.prompts.TokenPrompt`, those of groups by Xavier.
 
     Attributes:
         shared: (layers, P, C).
