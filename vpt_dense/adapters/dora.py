@@ -12,15 +12,15 @@ from vpt_dense.parts import register
 class DoRA(LoRA):
     r"""DoRA (Liu et al., ICML 2024, https://arxiv.org/abs/2402.09353, sections 4.1 and 4.3).
 
-    y = W' x + b,    W' = (|W| + m) * (W + s U D) / |W + s U D|,
+    y = W' x + b,    W' = (n(W) + m) * (W + s U D) / n(W + s U D),
 
-    norms being those of the rows (of what makes one output), U, D and s those of :class:`LoRA`. The
+    n being the norms of the rows (of what makes one output), U, D and s those of :class:`LoRA`. The
     norm in the denominator counts as a constant in backward, as in the paper. Merged, W becomes W'.
 
-    The paper's magnitude is |W| + m here: it starts at |W| and has the same gradient, and m = 0
+    The paper's magnitude is n(W) + m here: it starts at n(W) and has the same gradient, and m = 0
     is the backbone's function whatever weights are loaded after it was built. Weight decay draws
-    the magnitude to |W|; the paper's would draw it to 0. With dropout, y = W x + b + (g - 1) W x +
-    g s U D dropout(x), g being (|W| + m) / |W + s U D|.
+    the magnitude to n(W); the paper's would draw it to 0. With dropout, y = W x + b + (g - 1) W x +
+    g s U D dropout(x), g being (n(W) + m) / n(W + s U D).
 
     It acts on what the weights of a layer give: other adapters of the same layer come after it.
 
@@ -59,7 +59,7 @@ class Decomposed(RowsChange):
         self.magnitude = nn.Parameter(torch.zeros(low.number))
 
     def norms(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """|W| and |W + s U D| of the rows (number, in), each (number,) and without a gradient."""
+        """n(W), n(W + s U D) of the rows (number, in), each (number,) and without a gradient."""
         weight, low = weight.detach(), self.low
         with in_full_precision(weight):
             change = low.scale * low.up.detach() @ low.down.detach()

@@ -46,7 +46,7 @@ class ComponentUpdates(LinearUpdates):
             places, lambda rows: Moved(rows.linear.in_features, rows.number, rank, scale))
 
     def start_from(self, backbone: nn.Module) -> None:
-        """See :meth:`vpt_dense.prompts.Part.start_from`: both pairs become components of the weights."""
+        """Make both pairs of the weights' components; see :meth:`.Adapter.start_from`."""
         for name, update in zip(self.names, self.updates, strict=True):
             weight = backbone.get_submodule(name).weight
             before, behind = update.padding
