@@ -2,29 +2,12 @@
 # (https://arxiv.org/abs/2203.16527): 900 queries, mmdet's settings. Padding follows the patches.
 _attention = dict(embed_dims=256, num_levels=4, dropout=0.0)
 _ffn = dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.0)
+_base_ = './detector_vit-b.py'
 model = dict(
     type='DINO',
     num_queries=900,
     with_box_refine=True,
     as_two_stage=True,
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],  # as in setr-pup_vit-l.py
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=None,
-    ),
-    backbone=dict(
-        type='vpt_dense.VisionTransformer',
-        arch='base',
-        img_size=(1024, 1024),
-        patch_size=16,
-        out_type='featmap',
-        out_indices=[11],
-        interpolate_mode='bicubic',
-        # As in upernet_vit-b.py.
-        init_cfg=dict(type='Pretrained', checkpoint='pretrain/jx_vit_base_p16_384-83fb41ba.pth'),
-    ),
     neck=dict(
         type='vpt_dense.SimpleFeaturePyramid',
         in_channels=768,
