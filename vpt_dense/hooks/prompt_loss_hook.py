@@ -12,7 +12,7 @@ from vpt_dense.registry import HOOKS
 
 @HOOKS.register_module()
 class PromptLossHook(Hook):
-    """Adds the terms of ``model.backbone.prompt`` to the loss: L2P, CODA-Prompt, TCPA, PAE and so on.
+    """Adds the terms of ``model.backbone.prompt`` to the loss: L2P, CODA-Prompt, TCPA, PAE, ...
 
     See :meth:`vpt_dense.prompts.Prompt.penalties`. A training that begins lets the prompts of its
     step start too.

@@ -38,8 +38,8 @@ class PAEPrompt(TokenPrompt):
         lyapunov: Weight of the second term; the paper's is 0.2.
         koopman_dims: m.
         site: Filled in by the backbone.
-        **kwargs: As in :class:`vpt_dense.prompts.TokenPrompt`, but for ``deep`` and ``shared``. With
-            ``project_dims`` P_i are the projected tokens.
+        **kwargs: As in :class:`vpt_dense.prompts.TokenPrompt`, but for ``deep`` and ``shared``.
+            With ``project_dims`` P_i are the projected tokens.
 
     Attributes:
         inward: W^T, (m, C).

@@ -1,6 +1,6 @@
-# PAE (https://arxiv.org/abs/2601.20232): VPT-deep that starts from frequencies of the training images,
-# and whose change from block to block is kept linear and stable. Validation images must be of one
-# size; as many times as the spectrum has windows, 64 of them pass before the first iteration.
+# PAE (https://arxiv.org/abs/2601.20232): VPT-deep that starts from frequencies of the training
+# images, and whose change from block to block is kept linear and stable. Validation images must be
+# of one size. 64 training images pass once for each window before the first iteration.
 # Trainable: sum(n * num_tokens * d) + koopman_dims * d[0] + 2 * koopman_dims ** 2
 method = dict(
     prompt=dict(
