@@ -315,6 +315,9 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     run_settings.place(cfg, cfg_options)
     preprocessing.place(cfg, wanted)
     data_config.place_test_pipeline(cfg)
+    task = tasks.of(cfg.get('model') or {})
+    if task is not None and not task.classes:
+        classes = None
     if classes is not None:
         for head in heads(cfg.get('model')):
             head['num_classes'] = len(classes)
