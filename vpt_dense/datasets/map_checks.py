@@ -41,8 +41,8 @@ def check_depth_of(dataset: Any, name: str, how: dict) -> dict:
     coarse = [path for path, each in found.items() if each['bits'] == 8]
     if coarse:
         warnings.append(
-            f'{len(coarse)} maps have 8 bits, too few for metres: {some(coarse)}; are they pictures '
-            'of depth, or disparities?')
+            f'{len(coarse)} maps have 8 bits, too few for metres: {some(coarse)}; are they '
+            'pictures of depth, or disparities?')
     if known and not _USUAL[0] <= split['depth']['median'] <= _USUAL[1]:
         warnings.append(
             f'the middle depth is {split["depth"]["median"]:.3g} m: is dataset.depth_scale='

@@ -153,7 +153,7 @@ def write_depth(path: Path, depth: np.ndarray, scale: float, farthest: float) ->
 
 
 def write_normals(path: Path, normals: np.ndarray) -> Path:
-    """Write normals (H, W, 3) as colours of 16 bits; the arguments are as in :func:`write_depth`."""
+    """Write normals (H, W, 3) as colours of 16 bits; arguments as in :func:`write_depth`."""
     path = path.with_suffix('.png')
     _write_png(path, code_normals(normals)[..., ::-1])
     return path

@@ -47,8 +47,8 @@ class _MeanOfImages(BaseMetric):
         """
         scored = [each for each in results if each is not None]
         if not scored:
-            raise UserError(f'{type(self).__name__}: none of {len(results)} images has a pixel that '
-                            'could be compared; see the range and the crop of the evaluator')
+            raise UserError(f'{type(self).__name__}: none of {len(results)} images has a pixel '
+                            'that could be compared; see the range and the crop of the evaluator')
         if len(scored) < len(results):
             print_log(f'{len(results) - len(scored)} of {len(results)} images have nothing to '
                       'compare and are left out of the means', 'current', logging.WARNING)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vpt_dense.argument_checks import check_count, check_flag, check_number
+from vpt_dense.argument_checks import check_count, check_number
 from vpt_dense.registry import MODELS
 
 #: Metres that are added before a logarithm.
@@ -28,7 +28,9 @@ class MapLoss(nn.Module):
 
 @MODELS.register_module()
 class SigLoss(MapLoss):
-    """Scale-invariant logarithmic loss::
+    """Scale-invariant logarithmic loss.
+
+    ::
 
         g = ln(found + 0.001) - ln(truth + 0.001)        loss = sqrt(var(g) + 0.15 mean(g)^2)
 
@@ -76,13 +78,15 @@ class SigLoss(MapLoss):
 
 @MODELS.register_module()
 class GradientLoss(MapLoss):
-    """How much edges differ: differences of g, see :class:`SigLoss`, of places two apart::
+    """How much edges differ: differences of g, see :class:`SigLoss`, of places two apart.
 
-        loss = sum_s 1/n_s sum_i |g[y + 2, x] - g[y, x]| + |g[y, x + 2] - g[y, x]|
+    ::
+
+        loss = sum_s 1/n_s sum_yx abs(g[y + 2, x] - g[y, x]) + abs(g[y, x + 2] - g[y, x])
 
     where both places are valid, on every s-th row and column, s = 1, 2, 4, 8, of which n_s pixels
     are valid (MegaDepth, Z. Li and N. Snavely, CVPR 2018, https://arxiv.org/abs/1804.00607, section
-    4). DINOv2 trains with half of it beside the :class:`SigLoss`.
+    4). DINOv2's evaluation weighs such a term by half beside the :class:`SigLoss`.
 
     Args:
         loss_weight: As in :class:`MapLoss`.

@@ -288,8 +288,9 @@ def check_depth(sample: Any, head: nn.Module, ignore_index: int) -> bool | None:
     if farthest is not None and len(known) and not bool((known <= farthest).any()):
         path = sample.metainfo.get('img_path', 'an image')
         raise UserError(
-            f'{path}: all depths are beyond {farthest:g} m (model.depth_head.max_depth), the least '
-            f'is {float(known.min()):.4g} m; is dataset.depth_scale the number of units in a metre?')
+            f'{path}: all depths are beyond {farthest:g} m (model.depth_head.max_depth), the '
+            f'least is {float(known.min()):.4g} m; is dataset.depth_scale the number of units in a '
+            'metre?')
     return bool(len(known))
 
 

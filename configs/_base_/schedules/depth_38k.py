@@ -1,5 +1,5 @@
-# 38,400 iterations, linear warm-up over a third of them, then a cosine: DINOv2's and DINOv3's
-# schedule for depth (https://github.com/facebookresearch/dinov3).
+# 38,400 iterations, as DINOv3 trains heads of depth (https://github.com/facebookresearch/dinov3):
+# linear warm-up over a third of them, then a cosine.
 _base_ = './160k.py'
 train_cfg = dict(max_iters=38400, val_interval=3840)
 param_scheduler = [
