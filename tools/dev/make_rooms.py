@@ -1,4 +1,6 @@
-"""Rendered rooms with their exact depth and normals: ``python tools/dev/make_rooms.py data/rooms``
+"""Rendered rooms with their exact depth and normals.
+
+``python tools/dev/make_rooms.py data/rooms``
 
 Boxes and balls of random sizes and colours in a room with a chequered floor, seen by a pinhole
 camera of 60 degrees that looks about; one lamp, no shadows. Images of 224x168. ``images/SPLIT``

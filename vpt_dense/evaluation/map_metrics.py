@@ -147,6 +147,8 @@ class NormalMetric(_MeanOfImages):
         prefix: As there.
     """
 
+    metrics = ('mean_angle', 'median_angle', 'a11.25', 'a22.5', 'a30')
+
     def score(self, sample: dict) -> dict[str, float] | None:
         """See :meth:`_MeanOfImages.score`."""
         truth, found = (sample[key]['data'].double()
