@@ -483,9 +483,9 @@ def test_recipes_are_runs(recipe):
     preflight.check_heads(cfg)
     model = building.build_model(cfg, 'meta')
     parts = params.count(model)
-    assert 0 < parts['prompt']['trainable'] < params.add_up(parts)[1]
+    assert 0 < parts['prompt'][0] < params.add_up(parts)[1]
     head = 'normal head' if 'normal' in recipe else 'depth head'
-    assert parts[head]['trainable'] == parts[head]['total'] > 0
+    assert parts[head][0] == parts[head][1] > 0
 
 
 @pytest.mark.slow

@@ -526,7 +526,7 @@ def describe(
         tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
         card |= dict(
             reduce_zero_label=bool(tests and tests[0].get('reduce_zero_label')) or (
-                min(predictor.ids) == 1),
+                min(predictor.ids, default=0) == 1),
             align_corners=bool(model.align_corners),
             threshold=model.decode_head.threshold if model.out_channels == 1 else None,
             test=dict(

@@ -29,7 +29,8 @@ class MapEstimator(EncoderDecoder):
 
     Raises:
         ValueError: If the head is none of these maps, borders would count as truth, or a backbone
-            that puts out all tokens has no class token, or a prompt around the image.
+            puts out vectors; or all tokens without a class token, or with a prompt around the
+            image.
     """
 
     #: The key of the head, and of what is predicted.
@@ -47,7 +48,12 @@ class MapEstimator(EncoderDecoder):
             raise ValueError(f'a {type(self).__name__} needs model.{self.HEAD}')
         super().__init__(
             backbone=backbone, decode_head=head, data_preprocessor=data_preprocessor, **kwargs)
-        if getattr(self.backbone, 'out_type', None) == 'raw':
+        out_type = getattr(self.backbone, 'out_type', 'featmap')
+        if out_type not in ('featmap', 'raw'):
+            raise ValueError(
+                f'model.backbone.out_type is {out_type!r}, one vector an image; a '
+                f"{type(self).__name__} needs 'featmap'")
+        if out_type == 'raw':
             if not self.backbone.with_cls_token:
                 raise ValueError("model.backbone.out_type='raw': it has no class token; set "
                                  "'featmap'")
