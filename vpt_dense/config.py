@@ -428,7 +428,7 @@ def _place_number_of_classes(model: dict) -> None:
     prompt = (model.get('backbone') or {}).get('prompt') or {}
     parts = heads(model)
     if isinstance(prompt, dict) and prompt.get('num_tokens') == 'classes' and parts:
-        prompt['num_tokens'] = parts[0]['num_classes']
+        prompt['num_tokens'] = parts[0].get('num_classes', 'classes')
 
 
 #: Data preprocessors, and what turns the B, G, R of image files into the R, G, B of statistics.

@@ -54,7 +54,7 @@ class Depth:
         return (weights * self.bins).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
     def valid(self, truth: Tensor) -> Tensor:
-        """See :meth:`.MapHead.valid`: 0 stands for no depth."""
+        """See :meth:`vpt_dense.heads.maps.MapHead.valid`: 0 stands for no depth."""
         return (truth > 0) & (truth <= self.max_depth)
 
 

@@ -33,11 +33,11 @@ class Normals:
         return self.finish(scores.float())
 
     def finish(self, found: Tensor) -> Tensor:
-        """See :meth:`.MapHead.finish`: vectors (..., 3, h, w) of length 1."""
+        """See :meth:`vpt_dense.heads.maps.MapHead.finish`: vectors (..., 3, h, w) of length 1."""
         return F.normalize(found, dim=-3)
 
     def valid(self, truth: Tensor) -> Tensor:
-        """See :meth:`.MapHead.valid`: a vector of length 0 stands for no normal."""
+        """See :meth:`vpt_dense.heads.maps.MapHead.valid`: zeros stand for no normal."""
         return (truth != 0).any(1, keepdim=True)
 
 

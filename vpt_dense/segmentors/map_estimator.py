@@ -14,18 +14,19 @@ from vpt_dense.segmentors.encoder_decoder import EncoderDecoder
 
 
 class MapEstimator(EncoderDecoder):
-    """An :class:`.EncoderDecoder` whose head gives a map of numbers, under a key of its own.
+    """A segmentor whose head gives a map of numbers, under a key of its own.
 
     mmseg's ``DepthEstimator`` is an ``EncoderDecoder`` too, with a ``decode_head``, by which it
     cannot be told from a segmentor; and ``mode='slide'`` is not served there. Here windows are
-    averaged, mirrored images turned back and maps resized as those of a segmentor are.
+    averaged, mirrored images turned back and maps resized as those of a segmentor are: see
+    :class:`vpt_dense.segmentors.encoder_decoder.EncoderDecoder`.
 
     A backbone with ``out_type='raw'`` gives pairs of a map and the class token to the head.
 
     Args:
         backbone: Config of the backbone.
         data_preprocessor: Its ``seg_pad_val`` is 0: what is added at a border has no truth.
-        **kwargs: As in :class:`.EncoderDecoder`; the head under :attr:`HEAD`.
+        **kwargs: As there; the head under :attr:`HEAD`.
 
     Raises:
         ValueError: If the head is none of these maps, borders would count as truth, or a backbone
@@ -128,7 +129,7 @@ class NormalEstimator(MapEstimator):
     HEAD, FOUND = 'normal_head', 'pred_normal_map'
 
     def undo(self, logits: Tensor, img_meta: dict) -> Tensor:
-        """See :meth:`.EncoderDecoder.undo`: of a mirrored image, normals are mirrored too."""
+        """As of a segmentor, but the normals of a mirrored image are mirrored too."""
         found = super().undo(logits, img_meta)
         if img_meta.get('flip'):
             axis = {'horizontal': 0, 'vertical': 1}[img_meta['flip_direction']]
