@@ -315,6 +315,9 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     run_settings.place(cfg, cfg_options)
     preprocessing.place(cfg, wanted)
     data_config.place_test_pipeline(cfg)
+    task = tasks.of(cfg.get('model') or {})
+    if task is not None and not task.classes:
+        classes = None
     if classes is not None:
         for head in heads(cfg.get('model')):
             head['num_classes'] = len(classes)
@@ -425,7 +428,7 @@ def _place_number_of_classes(model: dict) -> None:
     prompt = (model.get('backbone') or {}).get('prompt') or {}
     parts = heads(model)
     if isinstance(prompt, dict) and prompt.get('num_tokens') == 'classes' and parts:
-        prompt['num_tokens'] = parts[0]['num_classes']
+        prompt['num_tokens'] = parts[0].get('num_classes', 'classes')
 
 
 #: Data preprocessors, and what turns the B, G, R of image files into the R, G, B of statistics.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files
+from vpt_dense import config_files, tasks
 from vpt_dense.datasets import coco, list_files
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError
@@ -63,8 +63,9 @@ def place(cfg: Config) -> list[str] | None:
     for _, dataset in placed:
         merged = _merge(common, dataset)
         prefix = merged.get('data_prefix')
-        if isinstance(prefix, dict) and prefix.get('seg_map_path', '') is None:  # no masks
-            del prefix['seg_map_path']
+        for key in {task.labels for task in tasks.TASKS.values()} - {''}:
+            if isinstance(prefix, dict) and prefix.get(key, '') is None:  # no masks
+                del prefix[key]
         dataset.clear()
         dataset.update(merged)
     _check_lists(cfg, common)

@@ -125,14 +125,14 @@ def store_predictions(cfg: Config, out: str) -> None:
     of_files = {suffix for each in tasks.TASKS.values() for suffix in each.store_suffixes}
     named_as_file = Path(out).suffix in of_files or Path(out).is_file()
     if not suffixes and named_as_file:
-        raise UserError(f'--out {out}: a {task.name} writes label maps; name a folder')
+        raise UserError(f'--out {out}: a {task.name} writes a file an image; name a folder')
     if suffixes and (Path(out).suffix not in suffixes or Path(out).is_dir()):
         *some, last = (f'*{suffix}' for suffix in suffixes)
         raise UserError(f'--out {out}: a {task.name} writes one file; name it '
                         f'{", ".join(some)}{" or " if some else ""}{last}')
     hook = dict(type=kind, **{'out_file' if suffixes else 'out_dir': out})
     if not suffixes:
-        say(f'label maps are written into {out}')
+        say(f'{"label maps" if task.classes else "maps"} are written into {out}')
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
@@ -195,7 +195,7 @@ def _take_labels(part: dict, where: str, key: str) -> None:
     if key:
         prefix = part.get('data_prefix')
         if not isinstance(prefix, dict):
-            prefix = dict(img_path='images' if tree.kind_of(part) == 'SegFolder' else '')
+            prefix = dict(img_path='images' if tree.kind_of(part).endswith('Folder') else '')
         part['data_prefix'] = ConfigDict(
             {name: value for name, value in prefix.items() if name != key})
     elif tree.kind_of(part) in _WITH_LABEL:
@@ -214,7 +214,8 @@ def _without_masks(pipeline: list) -> list:
             step = _without_masks(step)
             if not step:
                 continue
-        elif tree.kind_of(step) in ('LoadAnnotations', 'LoadMask'):
+        elif tree.kind_of(step) in (
+                'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals'):
             continue
         elif step.get('transforms'):
             step = ConfigDict(step, transforms=_without_masks(step['transforms']))

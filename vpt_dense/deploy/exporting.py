@@ -77,8 +77,11 @@ class Exportable(nn.Module):
     def __init__(self, predictor: ModelPredictor, resize: bool, argmax: bool) -> None:
         super().__init__()
         self.model = predictor.model
-        self.dense = tasks.TASKS[predictor.task].dense
+        task = tasks.TASKS[predictor.task]
+        self.dense = task.dense
         self.argmax = argmax
+        # Normals that were resized are no unit vectors.
+        self.finish = self.model.decode_head.finish if self.dense and not task.classes else None
         self.resize = self.dense and (resize or argmax or not _is_plain(self.model))
         preprocessor = self.model.data_preprocessor
         self.flip = _flips(predictor)
@@ -97,7 +100,9 @@ class Exportable(nn.Module):
 
         Returns:
             Segmentation: logits (B, channels, h, w), or (B, channels, H, W) with ``resize``, or
-            labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,).
+            labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,). Maps of
+            numbers: (B, channels, h, w), metres or unit vectors, or with ``resize`` (B, channels,
+            H, W).
         """
         if self.flip:
             images = images.flip(1)
@@ -107,6 +112,8 @@ class Exportable(nn.Module):
             scores = self.model.encode_decode(images, [dict(img_shape=images.shape[2:])])
         else:
             scores = self.model(images, mode='tensor')
+        if self.finish is not None:
+            scores = self.finish(scores)
         if not self.argmax:
             return scores
         if self.dense and scores.shape[1] == 1:
@@ -420,6 +427,9 @@ def export(
         cards.needed('onnx', 'onnxscript', 'onnxruntime')
     if resize and not tasks.TASKS[predictor.task].dense:
         raise UserError(f'--resize is for segmentation, this model is of {predictor.task}')
+    if argmax and not tasks.TASKS[predictor.task].classes:
+        raise UserError(f'--argmax is for models that tell classes apart, this one is of '
+                        f'{predictor.task}')
     check(predictor, dynamic, kind)
     size = sizes_of(predictor, size)
     model = predictor.model.requires_grad_(False).eval()
@@ -500,7 +510,8 @@ def describe(
             if module.normalises else 'as the pipeline gives them',
             size=None if size is None else list(size)),
         output=dict(
-            name='labels' if module.argmax else 'logits', resized=module.resize or not dense),
+            name='labels' if module.argmax else predictor.task if module.finish else 'logits',
+            resized=module.resize or not dense),
         pipeline=steps,
         pipeline_problem=problem,
         quantized=None,
@@ -515,7 +526,7 @@ def describe(
         tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
         card |= dict(
             reduce_zero_label=bool(tests and tests[0].get('reduce_zero_label')) or (
-                min(predictor.ids) == 1),
+                min(predictor.ids, default=0) == 1),
             align_corners=bool(model.align_corners),
             threshold=model.decode_head.threshold if model.out_channels == 1 else None,
             test=dict(

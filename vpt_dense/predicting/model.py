@@ -30,7 +30,9 @@ from vpt_dense.datasets.label_maps import annotation_ids, id_type, ignored_id, t
 from vpt_dense.errors import FULL, UserError, explain, is_programs
 from vpt_dense.predicting.results import (
     Classification,
+    DepthMap,
     Detection,
+    NormalMap,
     Result,
     Segmentation,
     precision,
@@ -46,7 +48,7 @@ READERS = 2
 PLAIN_BYTES = 2**30
 PLAIN_PIXELS = 2**26
 
-_ANNOTATIONS = ('LoadAnnotations', 'LoadMask')
+_ANNOTATIONS = ('LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals')
 #: Transforms that do the same to some rows of an image as to the whole.
 _BY_ROWS = ('LoadBands', 'PackSegInputs')
 
@@ -542,6 +544,8 @@ class ModelPredictor:
 
         model, (height, width) = self.model, large.size
         megapixels = f'{large.name} has {height * width / 1e6:,.0f} million pixels'
+        if not self._task.classes:
+            raise UserError(f'{megapixels}, more than {self._task.name} takes; make it smaller')
         if not isinstance(model, EncoderDecoder) or not are_of(
             EncoderDecoder, model, 'forward', 'predict', 'inference', 'slide_inference',
             'postprocess_result', 'whole_inference',
@@ -684,6 +688,25 @@ def detect(
             parts.bboxes[order].float().numpy(), parts.labels[order].numpy(),
             parts.scores[order].float().numpy(), predictor.classes, masks))
     return found
+
+
+def measure_depth(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
+    """Find the depth in images of one size."""
+    tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
+    scale = float((tests[0] if tests else {}).get('depth_scale') or 1)
+    farthest = predictor._inner.decode_head.max_depth
+    return [DepthMap(sample.pred_depth_map.data[0].float().cpu().numpy(), scale, farthest)
+            for sample in predictor.model.test_step(pseudo_collate(batch))]
+
+
+def find_normals(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
+    """Find the normals of surfaces in images of one size."""
+    return [NormalMap(sample.pred_normal_map.data.float().cpu().numpy().transpose(1, 2, 0))
+            for sample in predictor.model.test_step(pseudo_collate(batch))]
 
 
 # --- images ----------------------------------------------------------------------------------

@@ -106,6 +106,32 @@ class Detection:
         return {'boxes': rows}
 
 
+@dataclass(frozen=True)
+class DepthMap:
+    """The depth of an image.
+
+    Attributes:
+        depth: (H, W) float32: metres at each pixel of the original image, as it is seen.
+        scale: How many units of the data set's files are a metre, for files of it.
+        farthest: The greatest depth that the model can find, in metres.
+    """
+
+    depth: np.ndarray
+    scale: float
+    farthest: float
+
+
+@dataclass(frozen=True)
+class NormalMap:
+    """The normals of surfaces of an image.
+
+    Attributes:
+        normals: (H, W, 3) float32: x, y, z of length 1 at each pixel of the original image.
+    """
+
+    normals: np.ndarray
+
+
 def run_lengths(mask: np.ndarray) -> list[int]:
     """The run lengths of a mask (H, W), column by column, those of False and True in turn."""
     flat = np.concatenate([[False], mask.T.ravel(), [False]])
@@ -120,7 +146,7 @@ def _short(score: float) -> float:
     return float(f'{score:.6g}')
 
 
-Result = Segmentation | Classification | Detection
+Result = Segmentation | Classification | Detection | DepthMap | NormalMap
 
 
 def precision(probabilities: bool | str) -> type[np.floating]:

@@ -15,11 +15,17 @@ import cv2
 import numpy as np
 
 from vpt_dense import live, safe_files, tasks, visualization
-from vpt_dense.datasets import raster
+from vpt_dense.datasets import map_files, raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
-from vpt_dense.predicting.results import Detection, Predictor, Segmentation
+from vpt_dense.predicting.results import (
+    DepthMap,
+    Detection,
+    NormalMap,
+    Predictor,
+    Segmentation,
+)
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
@@ -114,11 +120,12 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
     """
     out, task = Path(out), tasks.TASKS[predictor.task]
     dense = task.dense
+    labels = dense and task.classes
     draws = wanted.overlay and not task.regions
-    if not dense and (draws or wanted.probabilities):
-        key = '--overlay' if draws else '--probabilities'
-        raise UserError(f'{key} is for segmentation, this model is of {task.name}; for the scores '
-                        'of more classes: --top-k')
+    if not dense and draws or not labels and wanted.probabilities:
+        key = '--overlay' if not dense and draws else '--probabilities'
+        way = '' if dense else '; for the scores of more classes: --top-k'
+        raise UserError(f'{key} is for segmentation, this model is of {task.name}{way}')
     if wanted.top_k and (dense or task.regions):
         raise UserError(
             f'--top-k is for classification, this model is of {task.name}; leave it out')
@@ -140,7 +147,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             predicted=counts.predicted, existing=counts.existing, skipped=counts.skipped,
             seconds=round(time.monotonic() - started, 1), **about)
         total = sum(counts.of_classes.values()) or 1
-        if dense:
+        if labels:
             record['pixels'] = {
                 name: dict(id=i, pixels=number, share=round(number / total, 6))
                 for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
@@ -303,6 +310,52 @@ def _overlay(path: str, result: Segmentation, palette: list[list[int]]) -> np.nd
 def _write(path: Path, content: Any) -> None:
     with safe_files.atomic(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+# --- maps of numbers -------------------------------------------------------------------------
+
+
+class Maps:
+    """Maps of depth or normals, a file each; and, if wanted, pictures of them."""
+
+    def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
+        self.folder, self.wanted = out / predictor.task, wanted
+        self.pictures = out / OVERLAYS
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _place(self, folder: Path, image: Image, ending: str) -> Path:
+        return safe_files.shortened(folder / f'{image.name}{ending}')
+
+    def existing(self, image: Image) -> dict[str | None, int] | None:
+        """An empty count if all is there that is wanted; a map counts if it is read."""
+        if self.wanted.overlay and not self._place(self.pictures, image, '.jpg').is_file():
+            return None
+        for ending in ('.png', '.npy'):
+            path = self._place(self.folder, image, ending)
+            if path.is_file():
+                with contextlib.suppress(ValueError):
+                    map_files.read_map(path)
+                    return {}
+        return None
+
+    def put(self, image: Image, result: DepthMap | NormalMap) -> dict[str | None, int]:
+        """Write the picture that is wanted, and the map last: where it is, the picture is too."""
+        is_depth = isinstance(result, DepthMap)
+        if self.wanted.overlay:
+            picture = (
+                visualization.colour_depth(result.depth, visualization.depth_range(result.depth))
+                if is_depth else visualization.colour_normals(result.normals))
+            step = -(-max(picture.shape) // LONGEST)
+            picture = np.ascontiguousarray(picture[::step, ::step, ::-1])
+            _write(self._place(self.pictures, image, '.jpg'), cv2.imencode('.jpg', picture)[1])
+        path = self._place(self.folder, image, '.png')
+        if is_depth:
+            map_files.write_depth(path, result.depth, result.scale, result.farthest)
+        else:
+            map_files.write_normals(path, result.normals)
+        return {}
 
 
 # --- classification --------------------------------------------------------------------------
