@@ -63,7 +63,7 @@ MODELS = _child(
             ).items()
         },
         'vpt_dense.heads': [
-            'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
+            'EoMTHead', 'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
             'SegmenterMaskTransformerHead', 'UPerHead',
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],

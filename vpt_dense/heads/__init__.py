@@ -1,11 +1,12 @@
 """Decode heads. Needs mmseg, so the registry imports it when one of them is asked for."""
 
+from vpt_dense.heads.eomt import EoMTHead
 from vpt_dense.heads.linear import LinearHead
 from vpt_dense.heads.plain_mask import PlainMaskHead
 from vpt_dense.heads.setr import SETRMLAHead, SETRUPHead
 from vpt_dense.heads.upsampled import FCNHead, SegmenterMaskTransformerHead, UPerHead
 
 __all__ = [
-    'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
+    'EoMTHead', 'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
     'SegmenterMaskTransformerHead', 'UPerHead',
 ]
