@@ -55,8 +55,8 @@ class EoMTHead(QueryHead):
         no_object_weight: As there.
         ignore_index: The label that does not count.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads the head of a model of
-            transformers' (``model.safetensors``); name it in the backbone's ``init_cfg`` too. With
-            ``allow_missing``, patterns of names (``^class_head``), these stay at their random start.
+            transformers' (``model.safetensors``); name it in the backbone's ``init_cfg`` too. What
+            ``allow_missing``, patterns of names (``^class_head``), matches starts at random.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.

@@ -1,4 +1,4 @@
-"""What heads of queries share: a class and a mask of each, their losses, and how they are unbound."""
+"""What heads of queries share: a class and a mask of each, and their losses."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-# AdamW for EoMT on DINOv3 as its authors have it: 2e-4 for queries and head, a tenth of that for the
-# encoder, weight decay 0.05. What else trains of the backbone has the rates of adamw.py.
+# AdamW for EoMT on DINOv3 as its authors have it: 2e-4 for queries and head, a tenth of that for
+# the encoder, weight decay 0.05. What else trains of the backbone has the rates of adamw.py.
 
 
 def _rates(lr):
