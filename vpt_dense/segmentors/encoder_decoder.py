@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpt_dense.argument_checks import check_choice, check_count, is_int, is_list
 from vpt_dense.errors import suggest
+from vpt_dense.heads.eomt import EoMTHead
 from vpt_dense.heads.setr import ClassifyFirst
 from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
@@ -68,6 +69,13 @@ class EncoderDecoder(segmentors.EncoderDecoder):
     def __init__(self, *, test_cfg: dict | None = None, **kwargs) -> None:
         _check(test_cfg)
         super().__init__(test_cfg=test_cfg, **kwargs)
+        if isinstance(self.decode_head, EoMTHead):
+            invite = getattr(self.backbone, 'invite', None)
+            if invite is None or self.with_neck or self.with_auxiliary_head:
+                raise ValueError(
+                    'decode_head: EoMTHead needs a vision transformer of vpt_dense as the '
+                    'backbone, and neither neck nor auxiliary_head')
+            invite(self.decode_head)
 
     def get_layer_depth(self, param_name: str) -> tuple[int, int]:
         """As mmpretrain's classifiers have it, for its learning rates that fall with depth."""
