@@ -14,7 +14,7 @@ KEY = 'vpt_dense'
 FORMAT = 'vpt_dense export 1'
 
 _ANNOTATIONS = ('LoadAnnotations', 'LoadMask')
-_PACKING = ('PackInputs', 'PackSegInputs')
+_PACKING = ('PackInputs', 'PackSegInputs', 'PackDetInputs')
 #: Transform -> the arguments that :mod:`vpt_dense.deploy.onnx_model` knows, with their defaults.
 _KNOWN: dict[str, dict[str, Any]] = {
     'LoadImageFromFile': dict(
