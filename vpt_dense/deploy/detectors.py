@@ -259,11 +259,15 @@ def _suppressed(
         # Each group lies somewhere else, as in mmcv.
         side = _pair(boxes, *shape).max() + 1
         moved = boxes + (groups.to(boxes) * side)[:, None]
-    rows = valid.nonzero()[:, 0]
-    kept = rows[torch.ops.torchvision.nms(moved[rows], scores[rows], nms['iou_threshold'])]
-    filled = torch.cat([kept, kept.new_zeros(number)])[:number]
-    real = torch.cat([torch.ones_like(kept), kept.new_zeros(number)])[:number]
-    return filled, torch.where(real > 0, scores[filled], _NONE)
+    # torchvision says of its operator that two boxes stay at least: two beside the image do always.
+    outside = boxes.new_tensor([[-2.0] * 2 + [-1.0] * 2, [-4.0] * 2 + [-3.0] * 2])
+    moved, among = torch.cat([moved, outside]), torch.cat([scores, scores.new_full((2,), _NONE)])
+    rows = torch.cat([valid, valid.new_ones(2)]).nonzero()[:, 0]
+    kept = rows[torch.ops.torchvision.nms(moved[rows], among[rows], nms['iou_threshold'])]
+    # All rows, with those that stay marked: their number is not settled.
+    stays = torch.zeros_like(among).scatter(0, kept, 1.0)[: len(scores)]
+    scores, rows = _best(torch.where(stays > 0, scores, _NONE), number)
+    return rows, scores
 
 
 def _rows(maps: Tensor, channels: int) -> Tensor:
