@@ -102,8 +102,6 @@ def _read(image: str, path: str) -> np.ndarray:
 def _labelled(mask: np.ndarray, names: list, classes: Mapping[int, str] | None) -> Any:
     """(Position of a class, map of its instances, 0 none)."""
     if classes is None:
-        if mask.min(initial=0) < 0:
-            raise UserError(f'ids of instances are not negative, found {mask.min()}')
         yield 0, mask
         return
     for position, name in enumerate(names):
@@ -114,5 +112,5 @@ def _labelled(mask: np.ndarray, names: list, classes: Mapping[int, str] | None) 
 def _each(labels: np.ndarray) -> Any:
     """The masks of the ids above 0."""
     for each in np.unique(labels):
-        if each:
+        if each > 0:
             yield labels == each
