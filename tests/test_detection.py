@@ -583,7 +583,7 @@ def test_counted(recipe, capfd):
     ('test', ['--out', 'x'], '--out x: a detection writes one file; name it *.json'),
     ('predict', ['--out', 'x', '--tta'], '--tta: the config has no tta_model'),
     ('predict', ['--out', 'x', '--probabilities', 'npz'], '--probabilities is for segmentation'),
-    ('export', ['--out', 'x.pt2'], 'not for the task detection'),
+    ('export', ['--out', 'x.onnx', '--quantize', 'int8'], '--quantize int8 is for'),
     ('train', ['--cfg-options', 'ensemble.seeds=[0,1]'], 'ensemble'),
     ('count_params', ['--memory'], 'the memory of a training step of detection depends on what'),
 ])
