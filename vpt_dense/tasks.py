@@ -259,7 +259,7 @@ add(Task(
     visualizer=dict(type='vpt_dense.DetLocalVisualizer'),
     drawing=dict(type='vpt_dense.DetVisualizationHook', draw=True),
     shown='vpt_dense.report.samples:detection',
-    store='vpt_dense.BoxesHook', store_suffixes=('.json',),
+    store='vpt_dense.BoxesHook', store_suffixes=('.json',), exports=True,
     sample='vpt_dense.memory:box_sample',
     check_sample='vpt_dense.hooks.data_check_hook:check_boxes',
     check_data='vpt_dense.datasets.coco:check_boxes_of',

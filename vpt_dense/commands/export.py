@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = exporting.load(
         args.checkpoint, args.config, args.base, args.cfg_options, args.method)
 
+    if args.quantize and predictor.task == 'detection':
+        raise errors.UserError('--quantize int8 is for classification and segmentation')
+
     def export(out: str | Path) -> None:
         exporting.export(
             predictor, out, args.format, args.size, args.dynamic, args.resize, args.argmax)

@@ -135,3 +135,12 @@ def to_ids(
     if no_data is not None:
         found[no_data] = ignored
     return found
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """The run lengths of a mask (H, W), column by column, those of False and True in turn."""
+    flat = np.concatenate([[False], mask.T.ravel(), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    ends = [0, *edges.tolist(), mask.size]
+    runs = np.diff(ends).tolist()
+    return runs if runs[-1] else runs[:-1]

@@ -14,7 +14,7 @@ KEY = 'vpt_dense'
 FORMAT = 'vpt_dense export 1'
 
 _ANNOTATIONS = ('LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals')
-_PACKING = ('PackInputs', 'PackSegInputs', 'PackNormals')
+_PACKING = ('PackInputs', 'PackSegInputs', 'PackDetInputs', 'PackNormals')
 #: Transform -> the arguments that :mod:`vpt_dense.deploy.onnx_model` knows, with their defaults.
 _KNOWN: dict[str, dict[str, Any]] = {
     'LoadImageFromFile': dict(

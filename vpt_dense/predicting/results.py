@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vpt_dense.datasets.label_maps import count_pixels
+from vpt_dense.datasets.label_maps import count_pixels, run_lengths
 
 
 @dataclass(frozen=True)
@@ -130,15 +130,6 @@ class NormalMap:
     """
 
     normals: np.ndarray
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """The run lengths of a mask (H, W), column by column, those of False and True in turn."""
-    flat = np.concatenate([[False], mask.T.ravel(), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = [0, *edges.tolist(), mask.size]
-    runs = np.diff(ends).tolist()
-    return runs if runs[-1] else runs[:-1]
 
 
 def _short(score: float) -> float:
