@@ -1,83 +1,240 @@
 """A task of a MultiTask, from a delta of either kind or a tuned model."""
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from vpt_dense import safe_files
-from vpt_dense.backbones.token_tuning import TokenTuning
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.errors import UserError
-from vpt_dense.multitask import weights
-from vpt_dense.multitask.prefix import Prefix, first_block
+from vpt_dense.multitask.structures import Structure, on_shared, without_weights
 from vpt_dense.multitask.weights import Frozen
 from vpt_dense.plain import files
-from vpt_dense.tuning import is_added, method_of
-from vpt_dense.weights.base import KEY, Base, FrozenBase, frozen_bases
+from vpt_dense.tuning import is_added
+from vpt_dense.weights.base import KEY, Base, frozen_bases
 
 
-@dataclass
 class Task:
-    """A model whose frozen tensors are the shared ones.
+    """What a task adds to the shared weights.
 
     Attributes:
-        model: The whole model, in eval mode.
-        prefix: Of its backbone's names.
-        backbone: Its backbone.
-        own: Names of the backbone's tensors that are its own, without what tuning added.
-        depth: How many blocks it does not change; 0: not known, or no blocks.
-        scores: (images (B, C, H, W), normalised) -> its outputs, each (B, ...).
-        predict: (images, probabilities) -> results, as ``vpt_dense.load`` gives them.
-        method: What was tuned, plain data.
-        source: The file; empty: it was a model.
+        structure: Lends it a model.
+        tensors: Its own tensors, by their names in the model: what was tuned, its head.
+        scores: (model, images (B, C, H, W), normalised) -> what the model puts out, each (B, ...).
+        predict: (model, images, probabilities) -> results, as ``vpt_dense.load`` gives them; None:
+            the model is none that predicts.
     """
 
-    model: nn.Module
-    prefix: str
-    backbone: TunedBackbone
-    own: frozenset[str]
-    depth: int
-    scores: Callable[[Tensor], Any]
-    predict: Callable[[list, Any], list] | None
-    method: Mapping[str, Any]
-    source: str = ''
-
-    def tensors(self) -> list[Tensor]:
-        """All of its own tensors: what was tuned, its head, buffers."""
-        shared = {id(t) for name, t in self.backbone.state_dict(keep_vars=True).items()
-                  if not is_added(name) and name not in self.own}
-        return [t for t in (*self.model.parameters(), *self.model.buffers()) if id(t) not in shared]
+    def __init__(
+        self, structure: Structure, tensors: Mapping[str, Tensor],
+        scores: Callable[[nn.Module, Tensor], Any],
+        predict: Callable[[nn.Module, list, Any], list] | None,
+    ) -> None:
+        self.structure, self.scores, self.predict = structure, scores, predict
+        self.tensors = tensors
 
     @property
     def nbytes(self) -> int:
-        """Bytes of these."""
-        return sum(tensor.nbytes for tensor in self.tensors())
+        """Bytes of its own tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def model(self) -> AbstractContextManager[nn.Module]:
+        """Its model, for as long as it is needed."""
+        return self.structure.lent(self, self.tensors)
 
 
-def read(source: Any, name: str, frozen: Frozen) -> Task:
-    """Put a task on shared weights.
+class Loader:
+    """Puts tasks on shared weights.
 
     Args:
-        source: Path of a delta, of a config's run or of plain PyTorch; or a tuned model, whose
-            frozen tensors become the shared ones.
-        name: Of the task, for messages.
         frozen: The shared weights.
-
-    Raises:
-        UserError: If it was tuned on other weights, all of its backbone was, or see
-            :func:`vpt_dense.load`.
     """
-    if isinstance(source, nn.Module):
-        return _of_model(source, name, frozen)
-    path = os.fspath(source)
-    if safe_files.is_plain_delta(path):
-        return _of_plain(path, name, frozen)
-    return _of_config(path, name, frozen)
+
+    def __init__(self, frozen: Frozen) -> None:
+        self.frozen = frozen
+        #: Of tasks that are in memory.
+        self._structures: WeakValueDictionary[tuple, Structure] = WeakValueDictionary()
+
+    def load(self, source: Any, name: str) -> Task:
+        """Load a task.
+
+        Args:
+            source: Path of a delta, of a config's run or of plain PyTorch; or a tuned model, whose
+                frozen tensors become the shared ones.
+            name: Of the task, for messages.
+
+        Raises:
+            UserError: If it was tuned on other weights, all of its backbone was, or see
+                :func:`vpt_dense.load`.
+        """
+        if isinstance(source, nn.Module):
+            return self._of_model(source, name)
+        path = os.fspath(source)
+        if safe_files.is_plain_delta(path):
+            return self._of_plain(path, name)
+        return self._of_config(path, name)
+
+    def _of_model(self, model: nn.Module, name: str) -> Task:
+        found = _backbones(model)
+        if len(found) != 1:
+            raise UserError(
+                f'task {name}: a {type(model).__name__} with {len(found)} tuned backbones; one is '
+                'needed')
+        ((prefix, backbone),) = found
+        _check_frozen(backbone.frozen_names, name)
+        told = Base('', '', '', 0, 0, backbone.describe())
+        self.frozen.adopt(backbone, backbone.frozen_names, told, f'task {name}')
+        structure = Structure(model, prefix, self.frozen)
+        return Task(structure, _tensors(model, structure), _call, _predict_of(model))
+
+    def _of_plain(self, path: str, name: str) -> Task:
+        content = files.read(path)
+        if not files.is_built(content):
+            raise UserError(
+                f'task {name}: {path} is of a model of your own: build it, load the delta '
+                '(vpt_dense.load_delta) and give MultiTask the model')
+        meta = content['meta']
+        ((prefix, record),) = meta['backbones'].items()
+        found = self._place(
+            ('plain', repr((record['method'], record['origin'], meta.get('builder')))),
+            partial(files.build, content, path, pretrained=False), content['state_dict'],
+            Base.from_dict(record['base']), prefix, f'{name} ({path})',
+            lambda: files.load(path))
+        structure, tensors, model = found
+        return Task(structure, tensors, _call, _predict_of(model))
+
+    def _of_config(self, path: str, name: str) -> Task:
+        from vpt_dense import building
+        from vpt_dense.checkpoints import deltas
+        from vpt_dense.predicting import model as predicting
+
+        placed = []
+
+        def assemble(cfg: Any, content: dict, path: str, base: str | None) -> nn.Module:
+            state = content['state_dict']
+            keys = [key.removesuffix(KEY) for key in state if key.endswith(KEY)]
+            if len(keys) != 1:
+                _refuse_bases(path, len(keys))
+            record = Base.from_tensor(state.pop(keys[0] + KEY))
+            whole = dict(content, state_dict={**state, keys[0] + KEY: record.to_tensor()})
+            placed.append(self._place(
+                ('config', cfg.get('default_scope'), repr(cfg.model)),
+                partial(building.build_model, cfg), state, record, keys[0], f'{name} ({path})',
+                lambda: deltas.load(cfg, whole, path, base)))
+            return placed[0][2]
+
+        predictor = predicting.load(path, device=str(self.frozen.device), assemble=assemble)
+        structure, tensors, model = placed[0]
+        around = None if predictor.model is predictor._inner else predictor.model
+        if around is not None:
+            around.module = None
+        predictor.model = predictor._inner = None  # it is lent one
+
+        def predict(model: nn.Module, images: list, probabilities: Any) -> list:
+            own = copy.copy(predictor)
+            own.model = own._inner = model
+            if around is not None:  # test-time augmentation
+                own.model = copy.copy(around)
+                own.model._modules = {**around._modules, 'module': model}
+            return own.predict(images, probabilities)
+
+        return Task(structure, tensors, partial(_scores, predictor.task), predict)
+
+    def _place(
+        self, key: tuple, build: Callable[[], nn.Module], state: Mapping[str, Tensor], base: Base,
+        prefix: str, whose: str, load: Callable[[], nn.Module],
+    ) -> tuple[Structure, dict[str, Tensor], nn.Module]:
+        """Put the model of a file on the shared tensors.
+
+        Args:
+            key: Of its config.
+            build: Builds it.
+            state: What the file holds.
+            base: What it says of the frozen tensors that it leaves out.
+            prefix: Of the backbone's names.
+            whose: The task and its file, for messages.
+            load: Loads it as it is loaded alone.
+
+        Returns:
+            Its structure, its own tensors, and a model.
+        """
+        frozen = self.frozen
+        key = (*key, tuple(sorted((name, tuple(t.shape)) for name, t in state.items())))
+        structure = self._structures.get(key)
+        if structure is None:
+            with without_weights():
+                skeleton = build()
+            backbone = skeleton.get_submodule(prefix.rstrip('.')) if prefix else skeleton
+            names = _frozen_names(backbone, prefix, state)
+            _check_frozen(names, whose)
+            if not isinstance(backbone, TunedBackbone):
+                _refuse_bases(whose, 1)
+            shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+            if not frozen.has({name: shapes[name] for name in names}):
+                model = load()
+                backbone = model.get_submodule(prefix.rstrip('.')) if prefix else model
+                frozen.adopt(backbone, names, base, f'task {whose}')
+                structure = Structure(model, prefix, frozen)
+                return structure, _tensors(model, structure), model
+        else:
+            names = frozenset(name.removeprefix(prefix) for name in structure.shared)
+        frozen.check(names, base, f'task {whose}')
+        state = {name: t.to(frozen.device, frozen.dtype if t.is_floating_point() else t.dtype)
+                 for name, t in state.items()}  # fmt: skip
+        if structure is None:
+            shared = {prefix + name: frozen.tensors[name] for name in names}
+            try:
+                model = on_shared(build, {**shared, **state}, skeleton)
+            except ValueError as error:
+                raise UserError(f'task {whose} is not of its own model: {error}') from error
+            structure = self._structures[key] = Structure(model, prefix, frozen, build)
+        return structure, state, structure.any()
+
+
+def _tensors(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: state[name] for name in structure.names}
+
+
+def _call(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
+
+
+def _predict_of(model: nn.Module) -> Callable | None:
+    if not hasattr(model, 'predict'):
+        return None
+    return lambda own, images, _: [own.predict(image) for image in images]
+
+
+def _check_frozen(names: Collection[str], whose: str) -> None:
+    if not names:
+        raise UserError(
+            f'task {whose}: all of its backbone was tuned, nothing of it can be shared; serve it '
+            'with vpt_dense.load')
+
+
+def _refuse_bases(path: str, number: int) -> NoReturn:
+    if not number:
+        raise UserError(
+            f'{path} names no frozen weights: all of the backbone was tuned, or it is no delta; '
+            'MultiTask is for deltas of a frozen backbone (vpt-dense delta extract)')
+    raise UserError(f'{path} has frozen towers beside the backbone, which MultiTask does not know; '
+                    'serve it with vpt_dense.load')
+
+
+def _frozen_names(
+    backbone: nn.Module, prefix: str, state: Mapping[str, Tensor]
+) -> frozenset[str]:
+    """Names of a backbone's tensors that a file leaves out."""
+    return frozenset(
+        name for name in backbone.state_dict() if prefix + name not in state and not is_added(name))
 
 
 def frozen_of(source: Any, base: str | None, device: Any) -> Frozen:
@@ -118,7 +275,11 @@ def frozen_of(source: Any, base: str | None, device: Any) -> Frozen:
     content = deltas.read(path)
     cfg = stored_config.parse(content['meta'].get('cfg'), path, everything=True)
     model = building.build_model(cfg)
-    (prefix, backbone), record = _record(model, content['state_dict'], path)
+    keys = [key.removesuffix(KEY) for key in content['state_dict'] if key.endswith(KEY)]
+    if len(keys) != 1:
+        _refuse_bases(path, len(keys))
+    backbone = model.get_submodule(keys[0].rstrip('.'))
+    record = Base.from_tensor(content['state_dict'][keys[0] + KEY])
     backbone.load_base(base or backbone._find_base(record), record.keys)
     return Frozen.of(backbone, backbone.describe(), device)
 
@@ -127,150 +288,7 @@ def _backbones(model: nn.Module) -> list[tuple[str, TunedBackbone]]:
     return [(prefix, m) for prefix, m in frozen_bases(model) if isinstance(m, TunedBackbone)]
 
 
-def _record(
-    model: nn.Module, state: Mapping[str, Tensor], path: str
-) -> tuple[tuple[str, FrozenBase], Base]:
-    """The one backbone of a model of a config, with its prefix, and what a file says of it."""
-    found = [(prefix, m) for prefix, m in frozen_bases(model) if prefix + KEY in state]
-    if not found:
-        raise UserError(
-            f'{path} names no frozen weights: the whole backbone was tuned, or it is no delta; '
-            'MultiTask is for deltas of a frozen backbone (vpt-dense delta extract)')
-    if len(found) > 1 or not isinstance(found[0][1], TunedBackbone):
-        raise UserError(f'{path} has frozen towers beside the backbone, which MultiTask does not '
-                        'know; serve it with vpt_dense.load')  # fmt: skip
-    return found[0], Base.from_tensor(state[found[0][0] + KEY])
-
-
-def _of_model(model: nn.Module, name: str, frozen: Frozen) -> Task:
-    found = _backbones(model)
-    if len(found) != 1:
-        raise UserError(
-            f'task {name}: a {type(model).__name__} with {len(found)} tuned backbones; one is '
-            'needed')
-    ((prefix, backbone),) = found
-    names = backbone.frozen_names
-    told = Base('', '', '', len(names), 0, backbone.describe())
-    _check_frozen(backbone, names, name)
-    frozen.adopt(backbone, names, told, f'task {name}')
-    return _task(model.eval(), prefix, frozen, model, None, '')
-
-
-def _of_plain(path: str, name: str, frozen: Frozen) -> Task:
-    content = files.read(path)
-    state = content['state_dict']
-    if not files.is_built(content):
-        raise UserError(
-            f'task {name}: {path} is of a model of your own: build it, load the delta '
-            '(vpt_dense.load_delta) and give MultiTask the model')
-    ((prefix, record),) = content['meta']['backbones'].items()
-    base = Base.from_dict(record['base'])
-
-    def build() -> nn.Module:
-        return files.build(content, path, pretrained=False)
-
-    with weights.without_weights():
-        model = build()
-    ((_, backbone),) = _backbones(model)
-    model = _put(build, model, backbone, prefix, state, base, name, path, frozen)
-    if model is None:
-        model = files.load(path)
-        ((_, backbone),) = _backbones(model)
-        frozen.adopt(backbone, _frozen_names(backbone, prefix, state), base, f'{name} ({path})')
-    predict = getattr(model, 'predict', None)
-    return _task(
-        model, prefix, frozen, model,
-        None if predict is None else lambda images, _: [predict(image) for image in images], path)
-
-
-def _frozen_names(
-    backbone: nn.Module, prefix: str, state: Mapping[str, Tensor]
-) -> frozenset[str]:
-    """Names of a backbone's tensors that a file leaves out."""
-    return frozenset(
-        name for name in backbone.state_dict() if prefix + name not in state and not is_added(name))
-
-
-def _put(
-    build: Callable[[], nn.Module], skeleton: nn.Module, backbone: FrozenBase, prefix: str,
-    state: Mapping[str, Tensor], base: Base, name: str, path: str, frozen: Frozen,
-) -> nn.Module | None:
-    """The model of a file on the shared tensors; None: some that it needs are not among them."""
-    names = _frozen_names(backbone, prefix, state)
-    _check_frozen(backbone, names, f'{name} ({path})')
-    own = backbone.state_dict()
-    if not frozen.has({each: own[each].shape for each in names}):
-        return None
-    frozen.check(names, base, f'task {name} ({path})')
-    whole = {**{prefix + each: frozen.tensors[each] for each in names}, **state}
-    whole.pop(prefix + KEY, None)
-    try:
-        return weights.build(build, whole, skeleton)
-    except ValueError as error:
-        raise UserError(f'task {name}: {path} is not of its own model: {error}') from error
-
-
-def _of_config(path: str, name: str, frozen: Frozen) -> Task:
-    from vpt_dense import building
-    from vpt_dense.checkpoints import deltas
-    from vpt_dense.predicting import model as predicting
-
-    def assemble(cfg: Any, content: dict, path: str, base: str | None) -> nn.Module:
-        build = partial(building.build_model, cfg)
-        state = content['state_dict']
-        with weights.without_weights():
-            skeleton = build()
-        (prefix, backbone), record = _record(skeleton, state, path)
-        model = _put(build, skeleton, backbone, prefix, state, record, name, path, frozen)
-        if model is not None:
-            return model
-        names = _frozen_names(backbone, prefix, state)
-        model = deltas.load(cfg, content, path, base)
-        backbone = model.get_submodule(prefix.rstrip('.'))
-        frozen.adopt(backbone, names - {KEY}, record, f'{name} ({path})')
-        return model
-
-    predictor = predicting.load(path, device=str(frozen.device), assemble=assemble)
-    model = predictor._inner
-    ((prefix, _),) = _backbones(model)
-
-    def predict(images: list, probabilities: Any) -> list:
-        return predictor.predict(images, probabilities)
-
-    return _task(model, prefix, frozen, partial(_scores, model, predictor.task), predict, path)
-
-
-def _check_frozen(backbone: nn.Module, names: frozenset[str], whose: str) -> None:
-    if not names:
-        raise UserError(
-            f'task {whose}: all of its backbone was tuned, nothing of it can be shared; serve it '
-            'with vpt_dense.load')
-
-
-def _task(
-    model: nn.Module, prefix: str, frozen: Frozen, scores: Callable, predict: Callable | None,
-    source: str,
-) -> Task:
-    backbone = model.get_submodule(prefix.rstrip('.')) if prefix else model
-    state = backbone.state_dict(keep_vars=True)
-    own = frozenset(
-        name for name, tensor in state.items() if not is_added(name) and not (
-            name in frozen.tensors and frozen.is_shared(tensor)))
-    for tensor in (*model.parameters(), *model.buffers()):
-        if not frozen.is_shared(tensor):
-            kind = frozen.dtype if tensor.is_floating_point() else tensor.dtype
-            tensor.data = tensor.data.to(frozen.device, kind)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    depth = 0
-    if isinstance(backbone, TokenTuning):
-        depth = first_block(backbone, own)
-        backbone.feature_cache = Prefix(backbone, depth)
-    method = getattr(backbone, 'settings', None) or method_of({}, backbone)
-    return Task(model, prefix, backbone, own, depth, scores, predict, method, source)
-
-
-def _scores(model: nn.Module, task: str, images: Tensor) -> Tensor:
+def _scores(task: str, model: nn.Module, images: Tensor) -> Tensor:
     """Logits of normalised images, of a model of a config."""
     if task == 'classification':
         return model(images, mode='tensor')

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.multitask import loading
@@ -68,6 +68,7 @@ class MultiTask:
         base: str | os.PathLike | None = None, device: str | torch.device = 'cpu',
     ) -> None:
         self.frozen = loading.frozen_of(source, None if base is None else os.fspath(base), device)
+        self._loader = loading.Loader(self.frozen)
         self._tasks: dict[str, Task] = {}
         self._lock = threading.Lock()
         for name, delta in (tasks or {}).items():
@@ -95,7 +96,7 @@ class MultiTask:
             UserError: If it was tuned on other frozen weights (the SHA-256 of both is told), or
                 all of its backbone was; nothing is changed then.
         """
-        task = loading.read(delta, name, self.frozen)
+        task = self._loader.load(delta, name)
         with self._lock:
             self._tasks = {**self._tasks, name: task}
 
@@ -149,7 +150,13 @@ class MultiTask:
 
     @staticmethod
     def _scores(task: Task, images: Tensor) -> list[Any]:
-        return loading.split(task.scores(images), len(images))
+        with task.model() as model:
+            return loading.split(task.scores(model, images), len(images))
+
+    @staticmethod
+    def _results(task: Task, images: list, probabilities: bool | str) -> list[Any]:
+        with task.model() as model:
+            return task.predict(model, images, probabilities)
 
     def predict(
         self, images: Iterable[Any], tasks: Sequence[str | Sequence[str]],
@@ -174,11 +181,11 @@ class MultiTask:
         jobs = self._jobs(listed, tasks, lambda image: ())
         for name, task, _ in jobs:
             if task.predict is None:
-                raise UserError(
-                    f'task {name}: a {type(task.model).__name__} has no predict, call the '
-                    'MultiTask with normalised images')
+                kind = type(task.structure.any()).__name__
+                raise UserError(f'task {name}: a {kind} has no predict, call the MultiTask with '
+                                'normalised images')  # fmt: skip
         found = self._run([
-            partial(task.predict, [listed[i] for i in chosen], probabilities)
+            partial(self._results, task, [listed[i] for i in chosen], probabilities)
             for _, task, chosen in jobs])
         return self._in_order(tasks, jobs, found)
 
@@ -233,12 +240,9 @@ class MultiTask:
         found: dict[str, Planned] = {}
         for name, task, chosen in jobs:
             before = found[name].images if name in found else 0
-            blocks = task.backbone.block_list()
-            layers = [
-                key for key, module in task.backbone.named_modules()
-                if isinstance(module, (nn.Linear, nn.Conv2d)) and f'{key}.weight' in task.own]
+            own = task.structure
             found[name] = Planned(
-                before + len(chosen), task.depth, len(blocks), tuple(layers))
+                before + len(chosen), own.depth, len(own.backbone.block_list()), own.own_layers)
         return found
 
     @property

@@ -1,11 +1,9 @@
-"""The frozen tensors of a backbone that all tasks share, and models that are put on them."""
+"""The frozen tensors of a backbone that all tasks share."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
@@ -103,7 +101,8 @@ class Frozen:
         shared = {name: self.tensors[name] for name in names
                   if name in self.tensors and self.tensors[name].shape == own[name].shape}
         same = shared and all(
-            torch.equal(own[name].to(t.device, t.dtype), t) for name, t in shared.items())
+            torch.equal(own[name], tensor.to(own[name].device, own[name].dtype))
+            for name, tensor in shared.items())
         if not same:
             raise UserError(
                 f'{whose} was tuned on other weights ({base.checkpoint or base.arch}) than those '
@@ -113,67 +112,3 @@ class Frozen:
     def is_shared(self, tensor: Tensor) -> bool:
         """Whether a tensor is one of these."""
         return tensor.untyped_storage().data_ptr() in self._pointers
-
-def build(
-    function: Callable[[], nn.Module], state: Mapping[str, Tensor], skeleton: nn.Module
-) -> nn.Module:
-    """Build a model around tensors that are there, which are not copied.
-
-    Args:
-        function: Builds it.
-        state: All of its parameters and saved buffers.
-        skeleton: It, built :func:`without_weights`.
-
-    Returns:
-        In eval mode.
-
-    Raises:
-        ValueError: If names or shapes differ from those of the model.
-    """
-    model = skeleton
-    _fill(model, state)
-    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
-        model = function()  # something is computed from weights where it is built
-        _fill(model, state)
-    return model.eval()
-
-
-def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    wanted = model.state_dict()
-    lacking = [n for n in wanted if n not in state and not n.endswith('num_batches_tracked')]
-    more = [name for name in state if name not in wanted]
-    others = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    for names, what in ((lacking, 'lacks'), (more, 'has too many:'), (others, 'has other shapes:')):
-        if names:
-            raise ValueError(f'it {what} {names[0]}{", ..." if names[1:] else ""}')
-    model.load_state_dict(state, strict=False, assign=True)
-
-
-@contextmanager
-def without_weights() -> Iterator[None]:
-    """Within it modules are built without memory for their parameters; buffers are real."""
-    register = nn.Module.register_parameter
-
-    def without(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to('meta'), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = without
-    try:
-        with _NoNumbers():
-            yield
-    finally:
-        nn.Module.register_parameter = register
-
-
-class _NoNumbers(TorchFunctionMode):
-    """Starts nothing at random that has no memory, which would take time and give nothing."""
-
-    _skipped = frozenset({
-        torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_, torch.Tensor.clamp_})
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self._skipped and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
