@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -61,6 +62,8 @@ class Loader:
         self.frozen = frozen
         #: Of tasks that are in memory.
         self._structures: WeakValueDictionary[tuple, Structure] = WeakValueDictionary()
+        #: Those that were needed last stay, so that the next task of them is quick to read.
+        self._recent: deque[Structure] = deque(maxlen=8)
 
     def load(self, source: Any, name: str) -> Task:
         """Load a task.
@@ -195,6 +198,8 @@ class Loader:
             except ValueError as error:
                 raise UserError(f'task {whose} is not of its own model: {error}') from error
             structure = self._structures[key] = Structure(model, prefix, frozen, build)
+        if structure not in self._recent:
+            self._recent.append(structure)
         return structure, state, structure.any()
 
 

@@ -1,6 +1,7 @@
 """Many tasks on one frozen backbone."""
 
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ class MultiTask:
         tasks: Name -> delta, see :meth:`add`.
         base: The pretrained weights of ``source``, if it is a delta and they are not where it says.
         device: ``cpu``, ``cuda``, ...
+        cache: How much memory the tensors of tasks may take, ``'512MB'`` or a number of bytes.
+            Tasks that were not asked for the longest make room, and are read again from their files
+            when they are asked for. None: all stay.
 
     Raises:
         UserError: If the weights cannot be had, or see :meth:`add`.
@@ -66,57 +70,121 @@ class MultiTask:
     def __init__(
         self, source: Any, tasks: Mapping[str, Any] | None = None, *,
         base: str | os.PathLike | None = None, device: str | torch.device = 'cpu',
+        cache: int | str | None = None,
     ) -> None:
+        self._limit = None if cache is None else parse_bytes(cache)
         self.frozen = loading.frozen_of(source, None if base is None else os.fspath(base), device)
         self._loader = loading.Loader(self.frozen)
-        self._tasks: dict[str, Task] = {}
-        self._lock = threading.Lock()
+        self._tasks: dict[str, _Entry] = {}
+        self._lock = threading.RLock()
+        self._hits = self._misses = self._asked = 0
         for name, delta in (tasks or {}).items():
             self.add(name, delta)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks."""
-        return tuple(self._tasks)
+        with self._lock:
+            return tuple(self._tasks)
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.frozen.device
 
-    def add(self, name: str, delta: Any) -> None:
+    def add(self, name: str, delta: Any, pinned: bool = False) -> None:
         """Add a task, or replace the one of this name; passes that run go on with the old one.
 
         Args:
             name: Of the task.
             delta: Path of a delta, of a config's run or of :func:`vpt_dense.save_delta`; or a tuned
                 model, whose frozen tensors become the shared ones.
+            pinned: Whether it stays in memory, whatever ``cache`` is; tuned models always do.
 
         Raises:
             UserError: If it was tuned on other frozen weights (the SHA-256 of both is told), or
                 all of its backbone was; nothing is changed then.
         """
         task = self._loader.load(delta, name)
+        is_file = isinstance(delta, (str, os.PathLike))
+        path = os.fspath(delta) if is_file else ''
+        path = os.path.abspath(path) if os.path.exists(path) else path  # not 'zoo::...'
+        entry = _Entry(path, pinned or not is_file)
         with self._lock:
-            self._tasks = {**self._tasks, name: task}
+            self._asked += 1
+            entry.used = self._asked
+            others = sum(each.task.nbytes for key, each in self._tasks.items()
+                         if each.pinned and each.task is not None and key != name)
+            if self._limit is not None and entry.pinned and others + task.nbytes > self._limit:
+                raise UserError(
+                    f'task {name} stays in memory with {task.nbytes:,} bytes, and others with '
+                    f'{others:,}, more than cache={self._limit:,}; give it more, or pin less')
+            old = self._tasks.pop(name, None)
+            self._tasks[name] = entry
+            self._keep(entry, task)
+        if old is not None:
+            old.forget()
 
     def remove(self, name: str) -> None:
-        """Remove a task.
+        """Remove a task; passes that run go on with it.
 
         Raises:
             UserError: If there is none of this name.
         """
         with self._lock:
-            self._find(name)
-            self._tasks = {key: task for key, task in self._tasks.items() if key != name}
+            self._entry(name)
+            self._tasks.pop(name).forget()
 
-    def _find(self, name: str) -> Task:
-        task = self._tasks.get(name)
-        if task is None:
+    def _entry(self, name: str) -> '_Entry':
+        entry = self._tasks.get(name)
+        if entry is None:
             known = self.tasks
             raise UserError(f'there is no task {name!r}{suggest(str(name), known)}; there are '
                             f'{", ".join(known) or "none"}')  # fmt: skip
+        return entry
+
+    def _find(self, name: str) -> Task:
+        """A task, read from its file if it is not in memory."""
+        with self._lock:
+            entry = self._entry(name)
+            self._asked += 1
+            entry.used = self._asked
+            if entry.task is not None:
+                self._hits += 1
+                return entry.task
+        task = self._loader.load(entry.path, name)
+        with self._lock:
+            self._misses += 1
+            self._keep(entry, task)
         return task
+
+    def _keep(self, entry: '_Entry', task: Task) -> None:
+        """Keep a task, and let those go that were not asked for the longest."""
+        entry.task = task
+        if self._limit is None:
+            return
+        resident = [each for each in self._tasks.values() if each.task is not None]
+        total = sum(each.task.nbytes for each in resident)
+        for each in sorted(resident, key=lambda each: each.used):
+            if total <= self._limit:
+                break
+            if not each.pinned:
+                total -= each.task.nbytes
+                each.forget()
+
+    def cache_info(self) -> dict[str, int]:
+        """What the cache has done.
+
+        Returns:
+            ``hits``, ``misses`` (files that were read again), ``tasks`` in memory, their ``bytes``,
+            and the ``limit`` (-1: there is none).
+        """
+        with self._lock:
+            resident = [each.task for each in self._tasks.values() if each.task is not None]
+        return dict(
+            hits=self._hits, misses=self._misses, tasks=len(resident),
+            bytes=sum(task.nbytes for task in resident),
+            limit=-1 if self._limit is None else self._limit)
 
     # --- a mixed batch
 
@@ -204,10 +272,11 @@ class MultiTask:
                 raise UserError(f'MultiTask: tasks[{i}] must be a name or different names, found '
                                 f'{each!r}')  # fmt: skip
             groups.setdefault((kind(images[i]), frozenset(names)), []).append(i)
-        found = {}
+        found, known = {}, {}
         for (_, names), chosen in groups.items():
             for name in sorted(names):
-                found[name, tuple(chosen)] = self._find(name)
+                known[name] = known.get(name) or self._find(name)
+                found[name, tuple(chosen)] = known[name]
         # In the order in which tasks came, so that a batch is computed in the same way again.
         return [(name, task, chosen) for (name, chosen), task in found.items()]
 
@@ -247,10 +316,48 @@ class MultiTask:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors: the frozen ones once, and what each task adds."""
-        return self.frozen.nbytes + sum(task.nbytes for task in self._tasks.values())
+        """Bytes of all tensors in memory: the frozen ones once, and what each task adds."""
+        return self.frozen.nbytes + self.cache_info()['bytes']
 
     def __repr__(self) -> str:
         tasks = ', '.join(self.tasks) or 'no tasks'
         return (f'{type(self).__name__}({self.frozen.told}, {self.nbytes / 1e6:,.1f} MB, '
                 f'{self.device}: {tasks})')  # fmt: skip
+
+
+@dataclass
+class _Entry:
+    """A task that may be in memory.
+
+    Attributes:
+        path: Of its file; empty: it is a model.
+        pinned: Whether it stays in memory.
+        used: When it was asked for last, a number that grows.
+        task: It, while it is there.
+    """
+
+    path: str
+    pinned: bool
+    used: int = 0
+    task: Task | None = None
+
+    def forget(self) -> None:
+        """Let it go; a pass that runs keeps it until it ends."""
+        task, self.task = self.task, None
+        if task is not None:
+            task.structure.forget(task)
+
+
+def parse_bytes(cache: int | str) -> int:
+    """A number of bytes from ``512_000_000`` or ``'512MB'``.
+
+    Raises:
+        UserError: If it is none.
+    """
+    units = dict(B=1, KB=10**3, MB=10**6, GB=10**9)
+    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMG]?B)', cache) if isinstance(cache, str) else None
+    if found:
+        return int(float(found[1]) * units[found[2]])
+    if isinstance(cache, int) and not isinstance(cache, bool) and cache >= 0:
+        return cache
+    raise UserError(f"cache must be a number of bytes, or a text like '512MB', found {cache!r}")
