@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from methods import BACKBONES, CASES, ROWS
+from methods import BACKBONES, CASES
 from mmengine.registry import DefaultScope
 from plain_models import FAMILIES, SMALL
 from test_deltas import classifier, leaf_of, save_base

@@ -180,15 +180,25 @@ class Loader:
             if not isinstance(backbone, TunedBackbone):
                 _refuse_bases(whose, 1)
             shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
-            if not frozen.has({name: shapes[name] for name in names}):
-                model = load()
-                backbone = model.get_submodule(prefix.rstrip('.')) if prefix else model
-                frozen.adopt(backbone, names, base, f'task {whose}')
+            refused = None
+            try:
+                fits = frozen.has({name: shapes[name] for name in names})
+                if fits:
+                    frozen.check(names, base, f'task {whose}')
+            except UserError as error:  # if its positions alone are others, they stay its own
+                fits, refused = False, error
+            if not fits:
+                try:
+                    model = load()
+                    backbone = model.get_submodule(prefix.rstrip('.')) if prefix else model
+                    frozen.adopt(backbone, names, base, f'task {whose}')
+                except UserError as error:
+                    raise refused or error from None
                 structure = Structure(model, prefix, frozen)
                 return structure, _tensors(model, structure), model
         else:
             names = frozenset(name.removeprefix(prefix) for name in structure.shared)
-        frozen.check(names, base, f'task {whose}')
+            frozen.check(names, base, f'task {whose}')
         state = {name: t.to(frozen.device, frozen.dtype if t.is_floating_point() else t.dtype)
                  for name, t in state.items()}  # fmt: skip
         if structure is None:

@@ -8,6 +8,7 @@ such places. So every method is what it is alone, images of any sizes may meet, 
 method or of a family of backbones has to be known here.
 """
 
+import copy
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,8 +82,8 @@ class _Job:
         self.error: BaseException | None = None
         self.ended = self.leaves = False
         self.go = threading.Semaphore(0)
-        #: mmengine's default scope, which is one for all threads.
-        self.scopes: dict = _scopes()
+        #: mmengine's default scopes, which are one dict for all threads.
+        self.scopes: dict = copy.copy(_scopes())
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:

@@ -235,14 +235,14 @@ class MultiTask:
         Args:
             images: Paths, PIL images, arrays or tensors, as its ``predict`` takes them. Each task
                 reads, resizes and normalises its images as its own config says.
-            tasks: As in :meth:`__call__`.
-            probabilities: As there, of tasks of configs.
+            tasks: As when it is called.
+            probabilities: As there; for tasks of configs alone.
 
         Returns:
-            As :meth:`__call__`, with what ``predict`` of the task gives for an image.
+            As when it is called, with what ``predict`` of the task gives for an image.
 
         Raises:
-            UserError: As there, if an image cannot be read, or a task is a model that cannot
+            UserError: As when it is called, or if an image cannot be read, or a task is a model that cannot
                 predict.
         """
         listed = list(images)
@@ -300,7 +300,7 @@ class MultiTask:
         """How a mixed batch would be computed.
 
         Args:
-            tasks: As in :meth:`__call__`.
+            tasks: As when it is called.
 
         Returns:
             Name of each task -> its part.

@@ -1,5 +1,6 @@
 """The frozen tensors of a backbone that all tasks share."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from vpt_dense.errors import UserError
 from vpt_dense.tuning import is_added
 from vpt_dense.weights.base import KEY, Base, FrozenBase, fingerprint
+
+#: Names of position embeddings, which follow from the weights and the size of the images.
+_POSITIONS = re.compile('pos(ition)?_embed')
 
 
 class Frozen:
@@ -85,8 +89,8 @@ class Frozen:
     def adopt(self, backbone: FrozenBase, names: Iterable[str], base: Base, whose: str) -> None:
         """Put a backbone that has all of its weights on the shared ones.
 
-        What is not there yet (a norm that other tasks do not have; positions for images of another
-        size) stays its own.
+        What is not there yet (a norm that other tasks do not have) stays its own, and so do
+        positions for images of another size, or that were resized in another way.
 
         Args:
             backbone: With the weights that its file needs.
@@ -100,13 +104,14 @@ class Frozen:
         own = backbone.state_dict()
         shared = {name: self.tensors[name] for name in names
                   if name in self.tensors and self.tensors[name].shape == own[name].shape}
-        same = shared and all(
-            torch.equal(own[name], tensor.to(own[name].device, own[name].dtype))
-            for name, tensor in shared.items())
-        if not same:
+        others = {
+            name for name, tensor in shared.items()
+            if not torch.equal(own[name], tensor.to(own[name].device, own[name].dtype))}
+        if len(others) == len(shared) or not all(_POSITIONS.search(name) for name in others):
             raise UserError(
                 f'{whose} was tuned on other weights ({base.checkpoint or base.arch}) than those '
                 f'of this backbone ({self.told}); give it a MultiTask of its own')
+        shared = {name: tensor for name, tensor in shared.items() if name not in others}
         backbone.load_state_dict({**own, **shared}, assign=True)
 
     def is_shared(self, tensor: Tensor) -> bool:
