@@ -211,7 +211,12 @@ class InPlaceBackbone(TokenTuning):
         return model.train(model.training)
 
     def start(self) -> None:
-        """Start what tuning adds from the weights, also from others that have come later."""
+        """Start what tuning adds from the weights, also from others that have come later.
+
+        Nothing happens where they have no memory ('meta').
+        """
+        if any(parameter.is_meta for parameter in self.parameters()):
+            return
         for part in (*self.adapters, self.prompt):  # prompts may start from what these compute
             if part is not None:
                 part.start_from(self)

@@ -63,8 +63,12 @@ def load(
     tta: bool = False,
     method: str | None = None,
     classes: Sequence[str] | None = None,
+    assemble: Callable[[Config, dict, str, str | None], nn.Module] = deltas.load,
 ) -> 'ModelPredictor':
-    """Load a model to predict with; see :func:`vpt_dense.load`."""
+    """Load a model to predict with; see :func:`vpt_dense.load`.
+
+    ``assemble`` builds the model of a config with the tensors of a checkpoint in it.
+    """
     logging.filter_warnings()
     path = os.fspath(checkpoint)
     if Path(path).is_dir():
@@ -89,7 +93,7 @@ def load(
         if other:
             print(f'warning: {path} was trained with another {other}; predicting with that of this '
                   'config', file=sys.stderr, flush=True)
-        model = deltas.load(cfg, content, path, os.fspath(base) if base else None)
+        model = assemble(cfg, content, path, os.fspath(base) if base else None)
         if classes is not None:
             info = _take_classes(model, classes, os.fspath(base) if base else None)
         pipeline = cfg.get('test_pipeline')
