@@ -83,6 +83,7 @@ DATASETS = _child(
     'DATASETS',
     **{
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
+        'vpt_dense.datasets.public_set': ['PublicSet'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.detection.coco_folder': ['CocoFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
@@ -95,6 +96,7 @@ TRANSFORMS = _child(
     **{
         'vpt_dense.continual.keep_labels': ['KeepLabels'],
         'vpt_dense.datasets.augment': ['RandomCrop'],
+        'vpt_dense.datasets.in_test_set': ['InTestSet'],
         'vpt_dense.demo.stride_labels': ['StrideLabels'],
     },
 )
@@ -113,7 +115,8 @@ HOOKS = _child(
 METRICS = _child(
     'METRICS',
     **{
-        'vpt_dense.evaluation': ['IoUMetric'], 'vpt_dense.classifiers': ['Accuracy'],
+        'vpt_dense.evaluation': ['IoUMetric'],
+        'vpt_dense.sets_metric': ['SetsMetric'], 'vpt_dense.classifiers': ['Accuracy'],
         'vpt_dense.detection.coco_metric': ['CocoMetric'],
     },
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, imports, live, logging, preflight, tasks, tree, tta
+from vpt_dense import config, imports, live, logging, preflight, tasks, test_sets, tree, tta
 from vpt_dense.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def use_tta(cfg: Config) -> None:
     Where they may be left out: see :func:`vpt_dense.tta.parts`.
     """
     for where, dataset in tree.placed_datasets(cfg.test_dataloader, 'test_dataloader'):
-        model, dataset.pipeline = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
+        model, augmented = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
+        dataset.pipeline = test_sets.keep_tag(dataset.pipeline, augmented)
     cfg.model = ConfigDict(**model, module=cfg.model)
 
 
