@@ -1,19 +1,26 @@
 """Streets: layouts of four sets, one model tested on all of them, videos."""
 
+import itertools
 import json
+import weakref
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from field_data import TRAIN_IDS, save, streets
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
-from tool_helpers import run_tool
+from test_predict import save as save_model
+from tool_helpers import run_tool, tiny_folder, write_leaf
 from utils import CONFIGS, TINY_ARCH, in_scope
 
-from vpt_dense import config, run_setup
+import vpt_dense
+from vpt_dense import config, run_setup, visualization
 from vpt_dense.comparison import report
 from vpt_dense.errors import UserError
+from vpt_dense.predicting import video, writing
+from vpt_dense.predicting.results import Segmentation
 from vpt_dense.sets_metric import SetsMetric
 
 RECIPE = str(CONFIGS / 'vpt/linear_vit-l_dinov2_gtav.py')
@@ -90,6 +97,7 @@ def test_check_reads_every_set(data, tmp_path, capfd):
 # --- several test sets -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_set_has_its_result_and_the_mean_is_theirs(data, tmp_path, capfd):
     """The oracle of a set's result is a test of that set alone."""
     options = small(data, tmp_path / 'work')
@@ -199,3 +207,119 @@ def test_a_comparison_has_a_column_a_set(tmp_path):
 
 
 # --- videos ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """A leaf with random weights; 150 classes."""
+    folder = tmp_path_factory.mktemp('model')
+    save_model(write_leaf(folder, tiny_folder(folder / 'data')), folder / 'c.pth')
+    return folder / 'c.pth'
+
+
+def film(path, number=7, size=(48, 32), rate=12.5):
+    """Frames, random cells that move, and a video of them in a codec without loss."""
+    cells = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    frames = [np.roll(cv2.blur(cells, (9, 9)), 3 * i, axis=1) for i in range(number)]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'FFV1'), rate, size)
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return frames
+
+
+def frames_of(path) -> tuple[list[np.ndarray], float]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (pair := capture.read())[0]:
+        frames.append(pair[1])
+    return frames, capture.get(cv2.CAP_PROP_FPS)
+
+
+def test_a_video_is_what_its_frames_are(model, tmp_path, capfd):
+    frames = film(tmp_path / 'drive.avi')
+    told = run_tool(capfd, 'predict', model, tmp_path / 'drive.avi', '--out', tmp_path / 'out',
+                    '--batch-size', 2)
+    assert told.code == 0, told.err
+    drawn, rate = frames_of(tmp_path / 'out/videos/drive.mp4')
+    assert len(drawn) == 7 and rate == 12.5
+    predictor = vpt_dense.load(model)
+    for frame, found in zip(frames, drawn, strict=True):
+        result = predictor.predict(frame[..., ::-1].copy())
+        labels = np.full(151, -1)
+        labels[list(result.ids)] = range(150)
+        wanted = visualization.draw_labels(
+            frame[..., ::-1], labels[result.labels], result.classes, predictor.palette, -1,
+            legend=False)
+        difference = np.abs(wanted[..., ::-1].astype(int) - found)
+        assert difference.mean() < 20  # MPEG-4 at 48x32
+        shifted = np.abs(np.roll(wanted, 12, 1)[..., ::-1].astype(int) - found).mean()
+        assert shifted > 1.5 * difference.mean()
+    record = json.loads((tmp_path / 'out/summary.json').read_text())
+    (each,) = record['videos']
+    assert (each['frames'], each['frames_said'], each['size']) == (7, 7, [48, 32])
+    assert sum(each['pixels'].values()) == 7 * 48 * 32 and record['finished']
+    assert each['frames_per_second'] == pytest.approx(7 / each['seconds'], rel=0.1)
+    assert f'{each["frames_per_second"]} frames/s' in told.out
+    assert [path.name for path in sorted((tmp_path / 'out/videos').iterdir())] == [
+        'drive.mp4', 'drive_legend.png']
+    before = (tmp_path / 'out/videos/drive.mp4').stat().st_mtime_ns
+    told = run_tool(capfd, 'predict', model, tmp_path / 'drive.avi', '--out', tmp_path / 'out',
+                    '--skip-existing')
+    assert told.code == 0 and (tmp_path / 'out/videos/drive.mp4').stat().st_mtime_ns == before
+
+
+def test_a_folder_of_frames_becomes_a_video(model, tmp_path, capfd):
+    for i, frame in enumerate(film(tmp_path / 'x.avi', 3)):
+        save(tmp_path / f'drive/{i:03}.png', frame[..., ::-1])
+    told = run_tool(capfd, 'predict', model, tmp_path / 'drive', '--video', 5, '--out',
+                    tmp_path / 'out')
+    assert told.code == 0, told.err
+    drawn, rate = frames_of(tmp_path / 'out/videos/drive.mp4')
+    assert (len(drawn), rate) == (3, 5)
+    save(tmp_path / 'drive/003.png', np.zeros((20, 20, 3), np.uint8))
+    told = run_tool(capfd, 'predict', model, tmp_path / 'drive', '--video', 5, '--out',
+                    tmp_path / 'out', '--force')
+    assert told.code == 2 and 'frame 3 has 20x20 pixels, the first one 48x32' in told.err
+    assert len(frames_of(tmp_path / 'out/videos/drive.mp4')[0]) == 3  # the old one stands
+    assert len(list((tmp_path / 'out/videos').iterdir())) == 2
+
+
+def test_frames_of_a_long_video_are_not_kept(model, tmp_path, monkeypatch):
+    """As many frames wait as are read ahead."""
+    film(tmp_path / 'long.avi', 60)
+    seen, most = [], []
+
+    class Counted:
+        task, classes, ids, ignored_id, palette = 'segmentation', ('a', 'b'), (0, 1), 255, [
+            [0, 0, 0], [255, 0, 0]]
+
+        def describe(self):
+            return {}
+
+        def stream(self, images, *_):
+            images = iter(images)
+            for ahead in iter(lambda: list(itertools.islice(images, 4)), []):
+                seen.extend(weakref.ref(frame) for frame in ahead)
+                for frame in ahead:
+                    yield Segmentation(np.zeros(frame.shape[:2], np.uint8), ('a', 'b'), (0, 1))
+                most.append(sum(ref() is not None for ref in seen))
+
+    record = video.write(Counted(), video.find([str(tmp_path / 'long.avi')]), tmp_path / 'out',
+                         writing.Wanted())
+    assert record['videos'][0]['frames'] == 60 and 0 < max(most) <= 6
+
+
+@pytest.mark.parametrize('arguments, line', [
+    (['text.mp4'], 'no video that OpenCV can read'),
+    (['lacking.mp4'], 'no such file'),
+    (['text.mp4', 'x.png'], 'x.png is no video'),
+    (['text.mp4', '--probabilities', 'npz'], '--probabilities is for images'),
+    (['text.mp4', '--video', 'fast'], "frames a second, such as 25; found 'fast'")])
+def test_what_no_video_can_be_made_of(arguments, line, model, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'text.mp4').write_text('no video')
+    told = run_tool(capfd, 'predict', model, *arguments, '--out', 'out')
+    assert told.code == 2 and line in told.err
+    assert not list((tmp_path / 'out').rglob('*.mp4'))

@@ -127,7 +127,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
     return [
         row['method'], format_score(row, 2),
-        *(f'{score:.2f}' for score in row.get('sets', {}).values()), ' '.join(map(str, row['seeds'])),
+        *(f'{score:.2f}' for score in row.get('sets', {}).values()),
+        ' '.join(map(str, row['seeds'])),
         f'{row["trainable"]:,}',
         f'{row["backbone_trainable"]:,}', number('disk_megabytes', ',.2f'),
         number('train_ms', ',.2f'), number('test_ms', ',.2f'), number('peak_megabytes', ',.0f'),

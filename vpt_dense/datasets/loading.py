@@ -143,9 +143,9 @@ class LoadMask(BaseTransform):
     colours through to an obscure error, and names no file.
 
     Reads ``seg_map_path``, ``reduce_zero_label``, ``label_map`` and ``ignore_negative``; adds
-    ``gt_seg_map`` (H, W) uint8 and its name to ``seg_fields``. Where the image has no data (``no_data``, of
-    :class:`LoadBands`), the label is the ignored one. A mask with an EXIF tag is turned as an image
-    is. An image without ``seg_map_path`` passes as it is:
+    ``gt_seg_map`` (H, W) uint8 and its name to ``seg_fields``. Where the image has no data
+    (``no_data``, of :class:`LoadBands`), the label is the ignored one. A mask with an EXIF tag is
+    turned as an image is. An image without ``seg_map_path`` passes as it is:
     to predict, mmseg's inferencers run a config's own pipeline, from which they know to remove
     ``LoadAnnotations`` alone.
 
