@@ -84,6 +84,7 @@ DATASETS = _child(
     **{
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
         'vpt_dense.datasets.public_set': ['PublicSet'],
+        'vpt_dense.datasets.eurosat': ['EuroSAT'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.detection.coco_folder': ['CocoFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],

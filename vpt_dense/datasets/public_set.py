@@ -1,10 +1,11 @@
 """Public sets of images and masks as they are unpacked, by name."""
 
+import os
 from pathlib import Path
 
-from vpt_dense.datasets import listing
-from vpt_dense.datasets.checks import pair_files
-from vpt_dense.datasets.layouts import layout_of
+from vpt_dense.datasets import listing, medical
+from vpt_dense.datasets.checks import list_files, pair_files
+from vpt_dense.datasets.layouts import has_masks, layout_of
 from vpt_dense.datasets.seg_folder import SegFolder
 from vpt_dense.errors import UserError
 from vpt_dense.registry import DATASETS
@@ -21,6 +22,7 @@ class PublicSet(SegFolder):
         name: One of :data:`vpt_dense.datasets.layouts.LAYOUTS`: ``cityscapes``, ``gtav``, ...
         split: ``train``, ``val`` or ``test``, as the set has them; ``all`` where it has no splits.
         part: One of the parts that some sets have, e.g. ``night`` of ``acdc``. None: all.
+        with_masks: False for images to predict; some sets keep the masks of a split to themselves.
         metainfo: As in :class:`vpt_dense.datasets.seg_folder.SegFolder`; ``classes``, if said, must
             be the set's.
         data_prefix: As there. None: as the set is unpacked.
@@ -41,6 +43,7 @@ class PublicSet(SegFolder):
         name: str,
         split: str = 'train',
         part: str | None = None,
+        with_masks: bool = True,
         metainfo: dict | None = None,
         data_prefix: dict | None = None,
         img_suffix: str | None = None,
@@ -65,20 +68,26 @@ class PublicSet(SegFolder):
                 'vpt_dense.SegFolder with a label_map')
         if layout.palette:
             metainfo.setdefault('palette', [list(colour) for colour in layout.palette])
-        self.split, self.parts = split, ()
+        self.split, self.folders = split, []
+        folder = layout.splits[split]
         if data_prefix is None:
-            folder = layout.splits[split]
-            data_prefix = {key: place.format(split=folder) for key, place in
-                           dict(img_path=layout.images, seg_map_path=layout.masks).items()}
-            self.parts = tuple(f'{each}/{folder}' for each in ((part,) if part else layout.parts))
+            known = has_masks(dict(name=name, split=split, with_masks=with_masks))
+            places = [layout.images, *([layout.masks] if known else [])]
+            chosen = (part,) if part else layout.parts
+            self.folders = [[place.format(split=folder, part=each) for place in places]
+                            for each in chosen]
+            # What all parts have in common names the results.
+            data_prefix = dict(zip(('img_path', 'seg_map_path'), (
+                place.format(split=folder, part=part or '').partition('//')[0] for place in places),
+                strict=False))
         if label_map is None and layout.ids is not None:
             label_map = {i: layout.ids.get(i, kwargs.get('ignore_index', 255)) for i in range(256)}
         kwargs.setdefault('reduce_zero_label', layout.reduce_zero_label)
         kwargs.setdefault('ignore_negative', layout.ignore_negative)
+        img_suffix = img_suffix or layout.img_suffix.format(split=folder)
         super().__init__(
-            metainfo, data_prefix, img_suffix or layout.img_suffix,
-            seg_map_suffix or layout.seg_map_suffix, label_map=label_map,
-            ann_file=ann_file or self._list(kwargs.get('data_root')), **kwargs)
+            metainfo, data_prefix, img_suffix, seg_map_suffix or layout.seg_map_suffix,
+            label_map=label_map, ann_file=ann_file or self._list(kwargs.get('data_root')), **kwargs)
 
     def _list(self, root: str | None) -> str:
         """The split's list of names, below the data folder; '' if the set has none."""
@@ -97,18 +106,38 @@ class PublicSet(SegFolder):
         layout, listed = self.layout, self.layout.lists.get(self.split, ())
         if any(self.ann_file.endswith(name) for name in listed):
             return self._listed(layout.listed_suffix), []
-        if not self.parts:
+        if layout.prefixes[0] != layout.prefixes[1]:
+            return self._renamed(*layout.prefixes)
+        if not self.folders:
             return super().list_pairs()
-        images, masks = (self.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
         if self.ann_file:
             raise UserError(
-                f'dataset.ann_file: the images of this set lie in {", ".join(self.parts)}; say '
-                'dataset.data_prefix too')
+                'dataset.ann_file: the images of this set lie in '
+                f'{", ".join(images for images, *_ in self.folders)}; say dataset.data_prefix too')
         found = [
-            pair_files(f'{images}/{each}', masks and f'{masks}/{each}', self.img_suffix,
-                       self.seg_map_suffix) for each in self.parts]
+            pair_files(*(os.path.join(self.data_root or '', place) for place in places),
+                       *([] if len(places) > 1 else [None]), self.img_suffix, self.seg_map_suffix)
+            for places in self.folders]
         return ([pair for pairs, _ in found for pair in pairs],
                 [mask for _, extra in found for mask in extra])
+
+    def _renamed(self, image: str, mask: str) -> tuple[list[tuple[str, str | None]], list[str]]:
+        """The pairs where names of images and masks begin otherwise: img0001 and label0001."""
+        folders = [self.data_prefix['img_path'], self.data_prefix.get('seg_map_path')]
+        pairs, extra = pair_files(folders[0], None, self.img_suffix, self.seg_map_suffix,
+                                  self.ann_file)
+        if folders[1] is None:
+            return pairs, extra
+        masks = list_files(folders[1], self.seg_map_suffix)
+        by_name = {image + stem.removeprefix(mask): path for stem, path in masks.items()}
+        files = list_files(folders[0], self.img_suffix)
+        names = dict.fromkeys(medical.split(path)[0] for path, _ in pairs)
+        stems = {path: stem for stem, path in files.items()}
+        found = [pair for path in names
+                 for pair in medical.pair_slices(path, by_name.get(stems[path]))]
+        left = [] if self.ann_file else [
+            path for name, path in by_name.items() if name not in files]
+        return found, left
 
     def _listed(self, suffix: str) -> list[tuple[str, str | None]]:
         """The pairs that the split's list names: a line's first name, without its suffix."""

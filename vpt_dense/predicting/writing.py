@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from vpt_dense.datasets import raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
+from vpt_dense.predicting.partial import FOLDER
 from vpt_dense.predicting.results import Detection, Predictor, Segmentation
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
@@ -130,6 +132,11 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
         about['folder'] = images[0].root
     if wanted.skip_existing:
         check_same(out, about)
+    partial = out / FOLDER
+    if partial.is_dir() and not wanted.skip_existing:
+        shutil.rmtree(partial)
+    if hasattr(predictor, 'partial'):
+        predictor.partial = partial
     writer = task.function('writer', '--out')(predictor, out, wanted)
     counts = _Counts(of_classes=dict.fromkeys(predictor.classes, 0))
     started = time.monotonic()
@@ -185,6 +192,8 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 del result
             if written is not None:
                 wait()
+        with contextlib.suppress(OSError):  # there was none, or something is left in it
+            partial.rmdir()
         record = summary(finished=True)
         safe_files.write_text(out / SUMMARY, as_json(record))
     return record
@@ -289,7 +298,10 @@ class Labels:
             raster.write_raster(labels, result.labels, like, nodata=result.ignored_id)
         else:
             _write(labels, cv2.imencode('.png', result.labels)[1])
-        return self._counted(result.labels)
+        counted = self._counted(result.labels)
+        for path in result.leftovers:
+            path.unlink(missing_ok=True)
+        return counted
 
     def _put_probabilities(self, path: Path, result: Segmentation, like: str | None) -> None:
         maps = result.probabilities.astype(self.wanted.dtype or 'float16', copy=False)

@@ -123,7 +123,8 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
       (https://huggingface.co/docs/timm/models, ``adapt_input_conv``); 'mean', every band gets the
       mean over R, G and B, scaled likewise; a list such as ``['B', 'G', 'R', 'mean']``, what each
       band gets, unscaled ('zero': nothing, so that the features start as those of R, G and B);
-      'new': its kernel stays at its random start, and must be trained. Channels of an image prompt stay at their random start;
+      'new': its kernel stays at its random start, and must be trained. Channels of an image prompt
+      stay at their random start;
     - what the format names as its own head, decoder or mask token, what lies outside of the
       backbone, and a final norm or cls token if the backbone has none, are left out by name.
 
