@@ -86,6 +86,8 @@ DATASETS = _child(
     **{
         'vpt_dense.datasets.map_folder': ['DepthFolder', 'NormalFolder'],
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
+        'vpt_dense.datasets.public_set': ['PublicSet'],
+        'vpt_dense.datasets.eurosat': ['EuroSAT'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.detection.coco_folder': ['CocoFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
@@ -98,6 +100,7 @@ TRANSFORMS = _child(
     **{
         'vpt_dense.continual.keep_labels': ['KeepLabels'],
         'vpt_dense.datasets.augment': ['RandomCrop'],
+        'vpt_dense.datasets.in_test_set': ['InTestSet'],
         'vpt_dense.datasets.map_folder': ['KITTICrop', 'LoadDepth', 'LoadNormals', 'PackNormals'],
         'vpt_dense.demo.stride_labels': ['StrideLabels'],
     },
@@ -119,7 +122,7 @@ METRICS = _child(
     'METRICS',
     **{
         'vpt_dense.evaluation': ['DepthMetric', 'IoUMetric', 'NormalMetric'],
-        'vpt_dense.classifiers': ['Accuracy'],
+        'vpt_dense.sets_metric': ['SetsMetric'], 'vpt_dense.classifiers': ['Accuracy'],
         'vpt_dense.detection.coco_metric': ['CocoMetric'],
     },
 )

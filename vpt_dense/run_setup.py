@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, imports, live, logging, preflight, tasks, tree, tta
+from vpt_dense import config, imports, live, logging, preflight, tasks, test_sets, tree, tta
+from vpt_dense.datasets import layouts
 from vpt_dense.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def use_tta(cfg: Config) -> None:
     Where they may be left out: see :func:`vpt_dense.tta.parts`.
     """
     for where, dataset in tree.placed_datasets(cfg.test_dataloader, 'test_dataloader'):
-        model, dataset.pipeline = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
+        model, augmented = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
+        dataset.pipeline = test_sets.keep_tag(dataset.pipeline, augmented)
     cfg.model = ConfigDict(**model, module=cfg.model)
 
 
@@ -186,13 +188,17 @@ def leave_out_labels(cfg: Config, wanted: bool) -> bool:
 def _has_labels(part: dict, key: str) -> bool:
     """Whether a data set has labels; ``key``: where their folder is said, see ``Task.labels``."""
     prefix = part.get('data_prefix')
+    if tree.kind_of(part) == 'PublicSet' and prefix is None:
+        return layouts.has_masks(part)
     if key:  # a data set that is told no folders has its own, masks too
         return not (isinstance(prefix, dict) and 'img_path' in prefix) or key in prefix
     return part.get('with_label', True)
 
 
 def _take_labels(part: dict, where: str, key: str) -> None:
-    if key:
+    if tree.kind_of(part) == 'PublicSet' and part.get('data_prefix') is None:
+        part['with_masks'] = False
+    elif key:
         prefix = part.get('data_prefix')
         if not isinstance(prefix, dict):
             prefix = dict(img_path='images' if tree.kind_of(part).endswith('Folder') else '')

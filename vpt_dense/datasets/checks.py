@@ -905,6 +905,8 @@ def check_masks_of(dataset, name: str, how: dict) -> dict:
         raise UserError(f'{name}: no image in {img_dir} (looked for {suffixes})')
     table = label_table(dataset.reduce_zero_label, dataset.label_map).tolist()
     ignored = {i for i, label in enumerate(table) if label == dataset.ignore_index}
+    if getattr(dataset, 'ignore_negative', False):
+        ignored.update(range(-(2**15), 0))
     names = dataset.metainfo.get('classes')
     by_id = None
     if names:

@@ -349,11 +349,15 @@ def sizes_of(predictor: ModelPredictor, size: Sequence[int] | None) -> tuple[int
             the backbone.
 
     Raises:
-        UserError: If neither is known, or the windows are of another size.
+        UserError: If neither is known, or the windows are of another size or are weighted.
     """
     model = predictor.model
     test_cfg = getattr(model, 'test_cfg', None) or {}
     window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
+    if window is not None and test_cfg.get('blend', 'mean') != 'mean':
+        raise UserError(
+            f'model.test_cfg.blend is {test_cfg["blend"]!r}, but who runs an exported model takes '
+            'the plain mean of windows; add --cfg-options model.test_cfg.blend=mean')
     if size is not None:
         if window is not None and tuple(size) != tuple(window):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ class Segmentation:
         ignored_id: What stands there where the image has no data.
         probabilities: (classes, H, W), float32 or as asked for, of a large image an array on the
             disk; None if they were not asked for.
+        leftovers: Files that are of no more use once the labels are written.
     """
 
     labels: np.ndarray
@@ -28,6 +30,7 @@ class Segmentation:
     ids: tuple[int, ...]
     ignored_id: int = 255
     probabilities: np.ndarray | None = None
+    leftovers: tuple[Path, ...] = ()
 
     def pixels(self) -> list[int]:
         """How many pixels each class has."""
