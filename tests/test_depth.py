@@ -594,7 +594,7 @@ def test_exported(trained, capfd):
         assert depth.shape == (2, 1, *((32, 48) if more else (16, 24))) and (depth > 0).all()
     refused = run_tool(capfd, 'export', file, last, '--method', 'deep', '--out', root / 'no.pt2',
                        '--argmax')
-    assert refused.code and '--argmax is for models that tell classes apart' in refused.err
+    assert refused.code and '--argmax is for scores of classes' in refused.err
 
 
 def test_normals_train_and_are_predicted(tmp_path, capfd):
