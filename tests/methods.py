@@ -436,8 +436,8 @@ ROWS = {
 #: Families that differ from another of timm in sizes and layers: what holds by the code that they
 #: share is tested slowly, or on the other.
 COLUMNS_ARE_SLOW = tuple(TIMM)[1:]
-#: Those of them whose slow tests are long: their blocks are those of another, and so is their code.
-COLUMNS_ARE_LONG = ('siglip2', 'radio')
+#: Those whose slow tests are long: their blocks are those of another, and so is their code.
+COLUMNS_ARE_LONG = COLUMNS_ARE_SLOW
 #: Rows that act where another one does, by the same hooks or calls: quick on the plain vision
 #: transformer, in one task on Swin, slow or long on all others.
 KIN = frozenset({
