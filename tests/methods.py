@@ -434,10 +434,8 @@ ROWS = {
 }  # fmt: skip
 
 #: Families that differ from another of timm in sizes and layers: what holds by the code that they
-#: share is tested slowly, or on the other.
-COLUMNS_ARE_SLOW = tuple(TIMM)[1:]
-#: Those whose slow tests are long: their blocks are those of another, and so is their code.
-COLUMNS_ARE_LONG = COLUMNS_ARE_SLOW
+#: share is tested in the long tests, or on the other.
+COLUMNS_ARE_LONG = tuple(TIMM)[1:]
 #: Rows that act where another one does, by the same hooks or calls: quick on the plain vision
 #: transformer, in one task on Swin, slow or long on all others.
 KIN = frozenset({
@@ -477,7 +475,7 @@ _PLACES = {
 #: and none of them; and of the tasks the one with more outputs does for both.
 GRAPHS = [
     (name, family, task) for name, family, task in CASES
-    if task == ROWS[name].tasks[-1] and family not in COLUMNS_ARE_SLOW
+    if task == ROWS[name].tasks[-1] and family not in COLUMNS_ARE_LONG
     and name not in _OTHERS_GRAPHS and name in _PLACES.get(family, ROWS)
     and (set(ROWS[name].tuning) != {'trainable'} or name in ('full', 'linear'))
 ]  # fmt: skip

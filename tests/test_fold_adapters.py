@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.utils.prune
-from methods import BACKBONES, COLUMNS_ARE_LONG, COLUMNS_ARE_SLOW, KIN, ROWS, build
+from methods import BACKBONES, COLUMNS_ARE_LONG, KIN, ROWS, build
 from methods import CASES as TABLE
 from mmengine import Config
 from mmengine.registry import MODELS
@@ -240,7 +240,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize(('name', 'family', 'task'), [
     pytest.param(*case, marks=pytest.mark.long if case[1] in COLUMNS_ARE_LONG else
-                 pytest.mark.slow if case[1] in COLUMNS_ARE_SLOW or case[0] in KIN or (
+                 pytest.mark.slow if case[0] in KIN or (
                      case[1] != 'vit' and case[2] != ROWS[case[0]].tasks[-1]) else ())
     for case in TABLE if {'prompt', 'adapters'} & ROWS[case[0]].tuning.keys()])
 def test_every_row_is_folded_or_refused(name, family, task, tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from methods import (
     BACKBONES,
     CASES,
     COLUMNS_ARE_LONG,
-    COLUMNS_ARE_SLOW,
     FAMILIES,
     GRAPH_PARAMS,
     KIN,
@@ -43,11 +42,10 @@ def params(cases: list[tuple[str, str, str]], quick: bool = False) -> list:
             return True
         if quick:
             return family != 'vit' and not last
-        return family in TIMM and not (last and family not in COLUMNS_ARE_SLOW)
+        return family in TIMM and not (last and family not in COLUMNS_ARE_LONG)
 
     def mark(name: str, family: str, task: str) -> object:
-        far = family in COLUMNS_ARE_LONG or (name in KIN and family in COLUMNS_ARE_SLOW)
-        later = pytest.mark.long if far else pytest.mark.slow
+        later = pytest.mark.long if family in COLUMNS_ARE_LONG else pytest.mark.slow
         return later if is_slow(name, family, task) else ()
 
     return [pytest.param(*c, marks=mark(*c)) for c in cases]

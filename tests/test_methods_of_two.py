@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from methods import COLUMNS_ARE_SLOW, KIN, ROWS, build
+from methods import COLUMNS_ARE_LONG, KIN, ROWS, build
 from processes import run_two
 from test_methods import TRAINED, batch, parameters, penalty, total
 from torch import nn
@@ -61,14 +61,14 @@ def failures_of_two(request):
 
 #: Of families that differ from another in sizes and layers the task with more outputs will do.
 ASKED = [case for case in TRAINED
-         if case[1] not in COLUMNS_ARE_SLOW or case[2] == ROWS[case[0]].tasks[-1]]
+         if case[1] not in COLUMNS_ARE_LONG or case[2] == ROWS[case[0]].tasks[-1]]
 #: Of these each is built of other blocks.
 QUICK = ('vit', 'swin', 'convnext', 'resnet')
 
 
 @pytest.mark.parametrize(('name', 'family', 'task'), [
     pytest.param(*case, marks=() if case[2] == 'cls' and case[1] in QUICK else
-                 pytest.mark.long if case[1] in COLUMNS_ARE_SLOW or case[0] in KIN else
+                 pytest.mark.long if case[1] in COLUMNS_ARE_LONG or case[0] in KIN else
                  pytest.mark.slow)
     for case in ASKED])
 def test_a_step_of_two_processes_is_that_of_one(failures_of_two, name, family, task):

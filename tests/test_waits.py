@@ -6,7 +6,7 @@ ask for; copies to another device are watched.
 
 import pytest
 import torch
-from methods import BACKBONES, CASES, COLUMNS_ARE_SLOW, KIN, ROWS, build_at_start
+from methods import BACKBONES, CASES, COLUMNS_ARE_LONG, KIN, ROWS, build_at_start
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
@@ -27,7 +27,7 @@ class OneDevice(TorchDispatchMode):
 
 
 ONCE = [case for case in CASES
-        if case[2] == ROWS[case[0]].tasks[-1] and case[1] not in COLUMNS_ARE_SLOW]
+        if case[2] == ROWS[case[0]].tasks[-1] and case[1] not in COLUMNS_ARE_LONG]
 QUICK = {name: case for case in reversed(ONCE) for name in case[:1]}  # the first family of a row
 
 
