@@ -314,6 +314,7 @@ def test_windows_are_averaged_and_mirrored_images_turned_back(kind):
     (dict(head=dict(type='vpt_dense.LinearNormalHead', bins=None)), 'bins'),
     (dict(head=dict(cls_token=True)), "out_type='raw'"),
     (dict(backbone=dict(out_type='raw')), "out_type='featmap'"),
+    (dict(backbone=dict(out_type='avg_featmap')), 'one vector an image'),
     (dict(head=dict(min_depth=10.0)), 'min_depth 10.0 must be below'),
     (dict(backbone=dict(out_type='raw', with_cls_token=False)), 'it has no class token'),
     (dict(backbone=dict(out_type='raw', image_prompt=dict(
@@ -595,6 +596,9 @@ def test_exported(trained, capfd):
     refused = run_tool(capfd, 'export', file, last, '--method', 'deep', '--out', root / 'no.pt2',
                        '--argmax')
     assert refused.code and '--argmax is for scores of classes' in refused.err
+    refused = run_tool(capfd, 'analyse', 'errors', file, last, '--method', 'deep', '--out',
+                       root / 'errors')
+    assert refused.code and 'this is for segmentation and classification' in refused.err
 
 
 def test_normals_train_and_are_predicted(tmp_path, capfd):
@@ -651,6 +655,8 @@ def test_faults_are_told_before_training(tmp_path, capfd):
     far = run_tool(capfd, 'train', file, '--method', 'head', '--cfg-options',
                    'dataset.depth_scale=1')
     assert far.code and 'all depths are beyond 10 m' in far.err, far.err
+    labels = run_tool(capfd, 'train', file, '--method', 'da-vpt')
+    assert labels.code and 'needs class labels' in labels.err, labels.err
     (tmp_path / 'data/annotations/training/1.png').unlink()
     bare = run_tool(capfd, 'train', file, '--method', 'head')
     assert bare.code and '1 of 4 images have no map' in bare.err, bare.err
