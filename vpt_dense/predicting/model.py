@@ -593,7 +593,7 @@ class ModelPredictor:
                 kept.done(top)
                 for each in (no_data, maps):
                     safe_files.release(each)
-            logits = logits[:, :height - top, :width - left]  # without what was padded
+            logits = logits[:, :max(0, height - top), :max(0, width - left)]  # without padding
             if not logits.numel():
                 continue
             place = slice(top, top + logits.shape[1]), slice(left, left + logits.shape[2])
