@@ -17,10 +17,10 @@ from rasterio.transform import from_origin
 from test_predict import save as save_model
 from test_raster import write as write_tiff
 from tool_helpers import run_tool, tiny_folder, write_leaf
-from utils import CONFIGS, ROOT, TINY_ARCH, in_scope
+from utils import CONFIGS, FIELDS, ROOT, TINY_ARCH, in_scope
 
 import vpt_dense
-from vpt_dense import config, run_setup
+from vpt_dense import building, config, params, preflight, run_setup
 from vpt_dense.datasets import checks, raster
 from vpt_dense.errors import UserError
 from vpt_dense.predicting import model as predicting
@@ -245,13 +245,25 @@ def test_labels_are_the_classes_of_the_set(name, data):
     ('linear_vit-b_dinov2_retina', 'drive', dict(train=2, val=2)),
     ('vit-b_dinov2_eurosat-ms', 'eurosat', dict(train=2, val=1, test=1))])
 def test_check_looks_at_the_recipes(recipe, root, images, data):
-    cfg = config.load(str(CONFIGS / f'vpt/{recipe}.py'), {'dataset.data_root': str(data / root)},
+    cfg = config.load(str(CONFIGS / f'fields/{recipe}.py'), {'dataset.data_root': str(data / root)},
                       trains=False)
     found = checks.check_config(cfg)
     assert {name: split['images'] for name, split in found['splits'].items()} == images
     problems = [line for split in found['splits'].values() for line in split['problems']]
     # Of ten classes two have an image.
     assert not problems or root == 'eurosat' and len(problems) == 1, problems
+
+
+@pytest.mark.parametrize('recipe', FIELDS)
+def test_recipes_take_a_method(recipe):
+    cfg = config.load(str(CONFIGS / recipe), None, 'deep')
+    preflight.check_model(cfg.model)
+    preflight.check_bands(cfg)
+    preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
+    counts = params.count(building.build_model(cfg, 'meta'))
+    assert 0 < params.add_up(counts)[0] < params.add_up(counts)[1] / 50
+    head, = config.heads(cfg.model)
+    assert head.num_classes == len(cfg.train_dataloader.dataset.metainfo.classes) > 1
 
 
 def test_lists_and_classes_that_do_not_fit_are_told(data, tmp_path):
@@ -288,7 +300,7 @@ def test_a_recipe_with_six_bands_trains_and_predicts_in_place(data, tmp_path, ca
         'model.backbone.arch': dict(TINY_ARCH, _delete_=True), 'model.backbone.out_indices': [3],
         'model.backbone.init_cfg': None, 'model.decode_head.in_channels': 64,
         **{f'{name}_dataloader.num_workers': 0 for name in ('train', 'val', 'test')}}
-    cfg = config.load(str(CONFIGS / 'vpt/linear_vit-b_dinov2_burn-scars.py'), options, 'deep')
+    cfg = config.load(str(CONFIGS / 'fields/linear_vit-b_dinov2_burn-scars.py'), options, 'deep')
     run_setup.start(cfg, 'train', None).train()
     metrics = json.loads((tmp_path / 'work/summary.json').read_text())['last']['metrics']
     assert 0 <= metrics['mIoU'] <= 100
