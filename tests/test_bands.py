@@ -373,3 +373,18 @@ def test_both_loaders_give_what_the_table_says(name, tmp_path, mmseg_scope):
         assert abs(own - found).max() <= near
     else:
         assert np.array_equal(own, bands) and np.array_equal(found, default)
+
+
+def test_a_window_cuts_what_lies_outside(tmp_path):
+    """Hounsfield units: air and metal become the ends of the window."""
+    values = np.array([[-1000, -125, 0], [100, 275, 3000]], np.int16)
+    write(tmp_path / 'a.tif', values[..., None], nodata=3000)
+    load = TRANSFORMS.build(dict(
+        type='vpt_dense.LoadBands', mean=[75.0], std=[50.0], window=[-125, 275]))
+    found = load(dict(img_path=str(tmp_path / 'a.tif')))
+    expected = (np.clip(values.astype(np.float64), -125, 275) - 75) / 50
+    expected[1, 2] = 0  # no data
+    np.testing.assert_allclose(found['img'][..., 0], expected, rtol=1e-6)
+    assert 'window=[-125, 275]' in repr(load)
+    with pytest.raises(ValueError, match=r'window is \(lowest, highest\) .* found \[5, 5\]'):
+        TRANSFORMS.build(dict(type='vpt_dense.LoadBands', mean=[0.0], std=[1.0], window=[5, 5]))

@@ -23,7 +23,7 @@ from vpt_dense.predicting import video, writing
 from vpt_dense.predicting.results import Segmentation
 from vpt_dense.sets_metric import SetsMetric
 
-RECIPE = str(CONFIGS / 'vpt/linear_vit-l_dinov2_gtav.py')
+RECIPE = str(CONFIGS / 'fields/linear_vit-l_dinov2_gtav.py')
 
 
 @pytest.fixture(scope='module')
@@ -166,15 +166,15 @@ def test_a_small_set_counts_as_much_as_a_large_one():
     ("{'a/b': dict(), 'c': dict()}", 'has no / and no . in it')])
 def test_what_is_wrong_with_test_sets_is_told(given, line, tmp_path):
     (tmp_path / 'leaf.py').write_text(
-        f"_base_ = '{CONFIGS}/vpt/linear_vit-l_dinov2_cityscapes.py'\ntest_sets = {given}\n")
+        f"_base_ = '{CONFIGS}/fields/linear_vit-l_dinov2_cityscapes.py'\ntest_sets = {given}\n")
     with pytest.raises(UserError, match=line):
         config.load(str(tmp_path / 'leaf.py'), None, 'deep')
 
 
 def test_a_set_of_another_kind_takes_pipeline_and_classes_alone(tmp_path):
     (tmp_path / 'leaf.py').write_text(
-        f"_base_ = '{CONFIGS}/vpt/linear_vit-l_dinov2_cityscapes.py'\ntest_sets = dict(a=dict(), "
-        "b=dict(type='vpt_dense.SegFolder', data_root='x', label_map={7: 0}))\n")
+        f"_base_ = '{CONFIGS}/fields/linear_vit-l_dinov2_cityscapes.py'\n"
+        "test_sets = dict(a=dict(), b=dict(type='vpt_dense.SegFolder', data_root='x', label_map={7: 0}))\n")
     cfg = config.load(str(tmp_path / 'leaf.py'), None, 'deep')
     first, second = cfg.test_dataloader.dataset.datasets
     assert (first.name, first.split) == ('cityscapes', 'val')

@@ -1,12 +1,17 @@
 """Slices of NIfTI volumes and DICOM files; `make test-medical` has what they need."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
+import torch
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from PIL import Image
+from scipy import ndimage
 from test_datasets import EXAMPLES, run, tiny
 from tool_helpers import run_tool
+from utils import in_scope
 
 from vpt_dense import config
 from vpt_dense.datasets import checks, medical, raster
@@ -129,6 +134,15 @@ def test_the_example_trains_on_volumes(tmp_path, capfd):
                        '--out', tmp_path / 'out')  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert len(list((tmp_path / 'out').rglob('a#*.png'))) >= 3
+    # And as a volume that lies upon its image.
+    written = nibabel.load(tmp_path / 'out/volumes/a.nii.gz')
+    source = nibabel.load(root / 'images/validation/a.nii.gz')
+    np.testing.assert_allclose(written.affine, source.affine)
+    assert written.shape == source.shape and written.get_data_dtype() == np.uint8
+    for i in range(3):
+        labels = np.asarray(Image.open(tmp_path / f'out/labels/a#{i}.nii.png'))
+        slice_ = raster.read_image(str(tmp_path / f'out/volumes/a#{i}.nii.gz'))[..., 0]
+        np.testing.assert_array_equal(slice_, labels)
 
 
 @pytest.mark.parametrize('change, line', [
@@ -173,3 +187,148 @@ def test_a_file_may_be_named_like_a_slice(tmp_path):
     assert np.array_equal(raster.read_image(paths[2])[..., 0], VOLUME[:, ::-1, 2].T)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / 'b#1.png')
     assert raster.exists(tmp_path / 'b#1.png') and not raster.exists(tmp_path / 'b#2.png')
+
+
+# --- volumes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('axes', ['RAS', 'LPS', 'ASL', 'SRA', 'IPL'])
+def test_a_volume_of_labels_lies_upon_its_image(axes, tmp_path):
+    save(tmp_path / 'scan.nii.gz', VOLUME, axes)
+    paths = medical.slices(str(tmp_path / 'scan.nii.gz'))
+    slices = [raster.read_image(path)[..., 0].astype(np.uint16) % 300 for path in paths]
+    medical.write_volume(tmp_path / 'out.nii.gz', str(tmp_path / 'scan.nii.gz'), slices)
+    written, source = (nibabel.load(tmp_path / name) for name in ('out.nii.gz', 'scan.nii.gz'))
+    np.testing.assert_allclose(written.affine, source.affine)
+    np.testing.assert_array_equal(  # nibabel's own orientation is the oracle
+        nibabel.as_closest_canonical(written).get_fdata(),
+        nibabel.as_closest_canonical(source).get_fdata().astype(np.uint16) % 300)
+    assert written.get_data_dtype() == np.uint16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out.nii.gz', 'scan.nii.gz']
+
+
+def test_spacing_is_that_of_the_file(tmp_path):
+    image = nibabel.Nifti1Image(VOLUME, np.diag([0.7, 0.8, 3, 1]))
+    start = nibabel.io_orientation(image.affine)
+    end = nibabel.orientations.axcodes2ornt('SLP')
+    nibabel.save(image.as_reoriented(nibabel.orientations.ornt_transform(start, end)),
+                 tmp_path / 'a.nii')
+    found = medical.spacing(str(tmp_path / 'a.nii'), 2)
+    np.testing.assert_allclose(found, [3, 0.8, 0.7], rtol=1e-6)
+    dicom(tmp_path / 'a.dcm', np.zeros((6, 5), np.uint16), PixelSpacing=[0.5, 0.25])
+    assert medical.spacing(str(tmp_path / 'a.dcm'), -1) == (0.5, 0.25)
+    Image.fromarray(np.zeros((6, 5), np.uint8)).save(tmp_path / 'a.png')
+    assert medical.spacing(str(tmp_path / 'a.png'), -1) is None
+
+
+def hausdorff(prediction, label, spacing) -> float:
+    """The formula, in float64: surfaces are what an erosion by the nearest neighbours takes."""
+    points = []
+    for mask in (prediction, label):
+        surface = mask & ~ndimage.binary_erosion(mask)
+        points.append(np.argwhere(surface) * np.asarray(spacing, np.float64))
+    distances = np.sqrt(((points[0][:, None] - points[1][None]) ** 2).sum(-1))
+    return max(np.percentile(distances.min(axis), 95) for axis in (0, 1))
+
+
+def metric(classes=('other', 'liver', 'tumour'), **kwargs):
+    pytest.importorskip('monai')
+    in_scope('mmseg')
+    found = METRICS.build(dict(type='vpt_dense.VolumeMetric', **kwargs))
+    found.dataset_meta = dict(classes=classes)
+    return found
+
+
+def give(found, path, predictions, labels, numbers=None):
+    samples = [dict(
+        img_path=path if numbers is None else path.replace('.nii', f'#{i}.nii'),
+        **{key: dict(data=torch.from_numpy(array[0 if numbers is None else i])[None])
+           for key, array in (('pred_sem_seg', predictions), ('gt_sem_seg', labels))})
+        for i in (numbers if numbers is not None else [0])]
+    found.process({}, samples)
+
+
+def test_dice_and_hd95_are_their_formulas(tmp_path):
+    spacing, found = (3.0, 0.8, 0.7), metric()
+    volumes = []
+    for case in range(2):
+        shape = (6 + case, 20, 24)
+        name = str(tmp_path / f'case{case}.nii')
+        nibabel.save(nibabel.Nifti1Image(
+            np.zeros(shape[::-1], np.int16), np.diag([*spacing[::-1], 1])), name)
+        label = ndimage.zoom(RNG.integers(0, 3, (2, 4, 4)), [n / m for n, m in zip(
+            shape, (2, 4, 4), strict=True)], order=0)  # fmt: skip
+        prediction = np.roll(label, (1, 2), (0, 2))
+        label[:, :2] = 255
+        if case:
+            prediction[prediction == 2] = 0  # class 2 is missed
+        volumes.append((prediction, label))
+        give(found, name, prediction, label, RNG.permutation(shape[0]))
+    dice, distances = np.full((2, 2), np.nan), np.full((2, 2), np.nan)
+    for case, (prediction, label) in enumerate(volumes):
+        for number in (1, 2):
+            p, t = ((each == number) & (label != 255) for each in (prediction, label))
+            dice[case, number - 1] = 100 * 2 * (p & t).sum() / (p.sum() + t.sum())
+            if p.any():
+                distances[case, number - 1] = hausdorff(p, t, spacing)
+    result = found.evaluate(13)
+    assert dice[1, 1] == 0 and result['HD95_undefined'] == 1
+    assert result['mDice'] == pytest.approx(dice.mean(0).mean(), abs=0.006)
+    assert result['mHD95'] == pytest.approx(np.nanmean(distances, 0).mean(), abs=0.006)
+    for number, row in enumerate(found.per_class):
+        assert row['Dice'] == pytest.approx(dice[:, number].mean(), abs=0.006)
+        assert row['HD95'] == pytest.approx(np.nanmean(distances[:, number]), abs=0.006)
+
+
+def test_images_that_are_no_volumes_are_cases(tmp_path):
+    found = metric(('other', 'vessel'), spacing=(2.0, 0.5))
+    label, prediction = np.zeros((2, 1, 12, 12), np.uint8)
+    label[0, 2:6, 2:6], prediction[0, 5:9, 2:6] = 1, 1  # three rows of 2 mm further down
+    give(found, 'a.png', prediction, label)
+    give(found, 'b.png', label * 0, label * 0)  # the class is in neither
+    result = found.evaluate(2)
+    assert result == dict(mDice=25.0, mHD95=6.0, HD95_undefined=0)
+    found = metric(('other', 'vessel'), hd95=False)
+    give(found, 'b.png', label * 0, label * 0)
+    assert np.isnan(found.evaluate(1)['mDice'])
+
+
+def test_a_volume_that_lacks_a_slice_is_told():
+    found = metric()
+    label = np.ones((4, 8, 8), np.uint8)
+    give(found, 'scan.nii', label, label, [0, 1, 3])
+    with pytest.raises(ValueError, match='scan.nii is evaluated without its slice 2'):
+        found.evaluate(3)
+    with pytest.raises(ValueError, match='spacing must be'):
+        metric(spacing=[1, 0])
+
+
+def test_without_monai_the_way_to_it_is_told(monkeypatch):
+    in_scope('mmseg')
+    monkeypatch.setitem(sys.modules, 'monai', None)
+    with pytest.raises(UserError, match=r"pip install 'vpt-dense\[medical\]'"):
+        METRICS.build(dict(type='vpt_dense.VolumeMetric'))
+
+
+def test_synapse_pairs_volumes_of_other_names_and_eight_organs(tmp_path):
+    for number, size in (('0001', 3), ('0005', 2)):
+        labels = RNG.integers(0, 14, (16, 16, size)).astype(np.uint8)
+        save(tmp_path / f'img/img{number}.nii.gz', labels.astype(np.int16) * 10)
+        save(tmp_path / f'label/label{number}.nii.gz', labels)
+    (tmp_path / 'train.txt').write_text('img0005\n')
+    in_scope('mmseg')
+    build = dict(type='vpt_dense.PublicSet', name='synapse', split='all', data_root=str(tmp_path))
+    whole, train = DATASETS.build(build), DATASETS.build(dict(build, ann_file='train.txt'))
+    assert (len(whole), len(train)) == (5, 2)
+    organs = dict(spleen=1, gallbladder=4, liver=6, stomach=7, aorta=8, pancreas=11)
+    organs |= {'right kidney': 2, 'left kidney': 3}
+    load = TRANSFORMS.build(dict(type='vpt_dense.LoadMask'))
+    for i in range(2):
+        sample = train.get_data_info(i)
+        assert sample['img_path'].endswith(f'img0005#{i}.nii.gz')
+        raw = raster.read_image(sample['img_path'])[..., 0] // 10
+        found = load(sample)['gt_seg_map']
+        for name, number in organs.items():
+            np.testing.assert_array_equal(
+                found == train.metainfo['classes'].index(name), raw == number)
+        np.testing.assert_array_equal(found == 0, ~np.isin(raw, list(organs.values())))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from field_data import eyes, satellites
+from mmengine.registry import DATASETS, TRANSFORMS
 from rasterio.transform import from_origin
 from test_predict import save as save_model
 from test_raster import write as write_tiff
-from tool_helpers import tiny_folder, write_leaf
-from utils import ROOT
+from tool_helpers import run_tool, tiny_folder, write_leaf
+from utils import CONFIGS, FIELDS, ROOT, TINY_ARCH, in_scope
 
 import vpt_dense
+from vpt_dense import building, config, params, preflight, run_setup
+from vpt_dense.datasets import checks, raster
 from vpt_dense.errors import UserError
 from vpt_dense.predicting import model as predicting
 from vpt_dense.predicting.partial import Partial
@@ -74,6 +79,25 @@ def test_tiles_are_blended_as_the_whole(seg, size, monkeypatch):
     result = predictor.predict(array, probabilities=True)
     assert isinstance(result.probabilities, np.memmap)
     np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(115, 131), (64, 97), (33, 200)], ids=str)
+def test_a_scene_is_padded_as_a_small_image_is(seg, tmp_path, size, monkeypatch):
+    """``img_size`` pads test images to whole patches; rows of a raster are read all the same."""
+    options = {'model.data_preprocessor.test_cfg': dict(size_divisor=8),
+               'model.data_preprocessor.pad_val': 3}
+    predictor = vpt_dense.load(seg / 'c.pth', cfg_options=options)
+    path = scene(tmp_path / 'a.tif', size)
+    expected = predictor.predict(str(path), probabilities=True)
+    monkeypatch.setattr(predicting, 'PLAIN_PIXELS', 10)
+    monkeypatch.setattr(tiles, '_TILE', 150 * 4 * 32 * 9)
+    reads = []
+    read = tiles.slide
+    monkeypatch.setattr(tiles, 'slide', lambda *args: reads.append(args[2]) or read(*args))
+    result = predictor.predict(str(path), probabilities=True)
+    assert reads == [tuple(-(-length // 8) * 8 for length in size)]
+    np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-6)
+    np.testing.assert_array_equal(result.labels, expected.labels)
 
 
 def test_a_way_to_blend_that_there_is_not(seg):
@@ -170,3 +194,120 @@ def test_a_command_that_is_killed_goes_on(seg, tmp_path):
     np.testing.assert_array_equal(labels, vpt_dense.load(seg / 'c.pth').predict(str(path)).labels)
     assert not (out / '.partial').exists()
     assert json.loads((out / 'summary.json').read_text())['finished']
+
+
+# --- public sets -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return eyes(satellites(tmp_path_factory.mktemp('satellites')))
+
+
+SETS = {  # name: (folder, {split: images}, classes, labels of a mask that are ignored)
+    'sen1floods11': ('sen1floods11', dict(train=2, val=1, test=1, bolivia=1), 2, {-1}),
+    'hls-burn-scars': ('hls_burn_scars', dict(train=1, val=1), 2, {-1}),
+    'loveda': ('loveda', dict(train=2, val=2, test=2), 7, {0}),
+    'potsdam': ('potsdam', dict(train=1, val=1), 6, {0}),
+    'isaid': ('isaid', dict(train=1, val=1), 16, set()),
+    'drive': ('drive', dict(train=2, test=2), 2, set()),
+    'refuge': ('refuge', dict(train=1, val=1, test=1), 3, set()),
+}
+
+
+@pytest.mark.parametrize('name', SETS)
+def test_labels_are_the_classes_of_the_set(name, data):
+    in_scope('mmseg')
+    folder, splits, classes, ignored = SETS[name]
+    load = TRANSFORMS.build(dict(type='vpt_dense.LoadMask'))
+    seen: set[int] = set()
+    for split, number in splits.items():
+        dataset = DATASETS.build(dict(
+            type='vpt_dense.PublicSet', name=name, split=split, data_root=str(data / folder)))
+        assert len(dataset) == number and len(dataset.metainfo['classes']) == classes
+        for i in range(number):
+            sample = dataset.get_data_info(i)
+            assert (name, split) == ('loveda', 'test') or sample['seg_map_path']
+            if 'seg_map_path' not in sample:
+                continue
+            raw = raster.read_image(sample['seg_map_path'])[..., 0]
+            out = np.isin(raw, list(ignored))
+            wanted = np.where(out, 255, (raw // 255 if name == 'drive' else raw) - (0 in ignored))
+            np.testing.assert_array_equal(load(sample)['gt_seg_map'], wanted)
+            seen.update(wanted.ravel().tolist())
+    assert seen - {255} <= set(range(classes)) and (255 in seen) == bool(ignored)
+
+
+@pytest.mark.parametrize('recipe, root, images', [
+    ('linear_vit-b_dinov2_sen1floods11', 'sen1floods11', dict(train=2, val=1, test=1)),
+    ('linear_vit-b_dinov2_burn-scars', 'hls_burn_scars', dict(train=1, val=1)),
+    ('linear_vit-b_dinov2_loveda', 'loveda', dict(train=2, val=2)),
+    ('linear_vit-b_dinov2_retina', 'drive', dict(train=2, val=2)),
+    ('vit-b_dinov2_eurosat-ms', 'eurosat', dict(train=2, val=1, test=1))])
+def test_check_looks_at_the_recipes(recipe, root, images, data):
+    cfg = config.load(str(CONFIGS / f'fields/{recipe}.py'), {'dataset.data_root': str(data / root)},
+                      trains=False)
+    found = checks.check_config(cfg)
+    assert {name: split['images'] for name, split in found['splits'].items()} == images
+    problems = [line for split in found['splits'].values() for line in split['problems']]
+    # Of ten classes two have an image.
+    assert not problems or root == 'eurosat' and len(problems) == 1, problems
+
+
+@pytest.mark.parametrize('recipe', FIELDS)
+def test_recipes_take_a_method(recipe):
+    cfg = config.load(str(CONFIGS / recipe), None, 'deep')
+    preflight.check_model(cfg.model)
+    preflight.check_bands(cfg)
+    preflight.check_optimizer(cfg.optim_wrapper, cfg.default_scope)
+    counts = params.count(building.build_model(cfg, 'meta'))
+    assert 0 < params.add_up(counts)[0] < params.add_up(counts)[1] / 50
+    head, = config.heads(cfg.model)
+    assert head.num_classes == len(cfg.train_dataloader.dataset.metainfo.classes) > 1
+
+
+def test_lists_and_classes_that_do_not_fit_are_told(data, tmp_path):
+    in_scope('mmseg')
+    floods = dict(type='vpt_dense.PublicSet', name='sen1floods11')
+    with pytest.raises(UserError, match='no list v1.1/splits/flood_handlabeled/flood_train_data.t'):
+        DATASETS.build(dict(floods, data_root=str(tmp_path)))
+    shutil.copytree(data / 'sen1floods11', tmp_path / 'f')
+    listed, = (tmp_path / 'f').rglob('flood_train_data.txt')
+    listed.write_text('Ghana_1\nMali_9\n')
+    with pytest.raises(UserError, match='1 of 2 names are no image .* e.g. Mali_9'):
+        DATASETS.build(dict(floods, data_root=str(tmp_path / 'f')))
+    in_scope('mmpretrain')
+    (tmp_path / 'eurosat-train.txt').write_text('Sea_1.jpg\n')
+    with pytest.raises(UserError, match="line 1: 'Sea_1.jpg' is no image"):
+        DATASETS.build(dict(type='vpt_dense.EuroSAT', data_root=str(tmp_path)))
+
+
+def test_negative_labels_are_wrong_unless_they_are_to_be_ignored(tmp_path):
+    write_tiff(tmp_path / 'm.tif', np.array([[[-1], [1]]], np.int16))
+    load = TRANSFORMS.build(dict(type='vpt_dense.LoadMask', ignore_index=7))
+    sample = dict(seg_map_path=str(tmp_path / 'm.tif'), seg_fields=[])
+    with pytest.raises(ValueError, match='has ids from -1 to 1'):
+        load(dict(sample))
+    found = load(dict(sample, ignore_negative=True, label_map={0: 5}))['gt_seg_map']
+    assert found.tolist() == [[7, 1]]
+
+
+@pytest.mark.slow
+def test_a_recipe_with_six_bands_trains_and_predicts_in_place(data, tmp_path, capfd):
+    options = {
+        'work_dir': str(tmp_path / 'work'), 'img_size': 28, 'batch_size': 1, 'iters': 2,
+        'dataset.data_root': str(data / 'hls_burn_scars'),
+        'model.backbone.arch': dict(TINY_ARCH, _delete_=True), 'model.backbone.out_indices': [3],
+        'model.backbone.init_cfg': None, 'model.decode_head.in_channels': 64,
+        **{f'{name}_dataloader.num_workers': 0 for name in ('train', 'val', 'test')}}
+    cfg = config.load(str(CONFIGS / 'fields/linear_vit-b_dinov2_burn-scars.py'), options, 'deep')
+    run_setup.start(cfg, 'train', None).train()
+    metrics = json.loads((tmp_path / 'work/summary.json').read_text())['last']['metrics']
+    assert 0 <= metrics['mIoU'] <= 100
+    image, = (data / 'hls_burn_scars/validation').glob('*_merged.tif')
+    told = run_tool(capfd, 'predict', tmp_path / 'work/iter_2.pth', image, '--out',
+                    tmp_path / 'out')
+    assert told.code == 0, told.err
+    labels, = (tmp_path / 'out/labels').iterdir()
+    found = raster.read_image(labels)
+    assert found.shape == (32, 32, 1) and set(np.unique(found)) <= {0, 1}

@@ -26,10 +26,12 @@ RECIPES = sorted(
 #: Those whose classes are known by texts.
 OF_TEXTS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'clip').glob('*.py')
                   if '/optim/' in path.read_text())
+#: Those of public sets of some fields.
+FIELDS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'fields').glob('*.py'))
 #: The configs that a run takes as they are.
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
-    if str(path.relative_to(CONFIGS)) not in [*RECIPES, *OF_TEXTS]
+    if str(path.relative_to(CONFIGS)) not in [*RECIPES, *OF_TEXTS, *FIELDS]
     and path.parent.name != 'suites' and not path.stem.endswith(('_coco-folder', *_OF_MAPS))
 )
 #: The recipes of detection, which need mmdet.

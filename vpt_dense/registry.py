@@ -122,6 +122,7 @@ METRICS = _child(
     'METRICS',
     **{
         'vpt_dense.evaluation': ['DepthMetric', 'IoUMetric', 'NormalMetric'],
+        'vpt_dense.evaluation.volume_metric': ['VolumeMetric'],
         'vpt_dense.sets_metric': ['SetsMetric'], 'vpt_dense.classifiers': ['Accuracy'],
         'vpt_dense.detection.coco_metric': ['CocoMetric'],
     },

@@ -25,6 +25,8 @@ def run() -> None:
     """Command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, help='folder to make')
+    parser.add_argument('--nifti', action='store_true',
+                        help='a volume for each split, with its place in mm, in place of slices')
     args = parser.parse_args()
     try:
         from nilearn import datasets
@@ -32,16 +34,21 @@ def run() -> None:
         raise UserError('the brain comes with nilearn: pip install nilearn') from error
     if args.out.exists():
         raise UserError(f'{args.out} is there already')
-    image, grey, white = (
+    template = datasets.load_mni152_template(resolution=1)
+    image, grey, white = template.get_fdata(), *(
         load(resolution=1).get_fdata() for load in (
-            datasets.load_mni152_template, datasets.load_mni152_gm_template,
-            datasets.load_mni152_wm_template))
+            datasets.load_mni152_gm_template, datasets.load_mni152_wm_template))
     labels = np.zeros(image.shape, np.uint8)
     labels[(grey >= 0.5) & (grey >= white)] = 1
     labels[(white >= 0.5) & (white > grey)] = 2
     for split, heights in SPLITS.items():
         for folder, volume in ((f'images/{split}', image * 255), (f'annotations/{split}', labels)):
             (args.out / folder).mkdir(parents=True)
+            if args.nifti:
+                part = template.slicer[:, :, heights.start:heights.stop]
+                array = volume[:, :, heights.start:heights.stop].round().astype(np.uint8)
+                type(part)(array, part.affine).to_filename(args.out / folder / 'brain.nii')
+                continue
             for z in heights:
                 picture = np.rot90(volume[:, :, z]).round().astype(np.uint8)  # the forehead on top
                 path = args.out / folder / f'{z:03}.png'

@@ -136,7 +136,7 @@ LAYOUTS: dict[str, Layout] = {
     'drive': Layout(
         'medical', ('background', 'vessel'), '{split}/images', '{split}/1st_manual',
         '_{split}.tif', '_manual1.gif', splits=dict(train='training', test='test'),
-        ids={0: 0, 255: 1}),
+        ids={0: 0, 1: 1, 255: 1}),  # of grey GIFs, or of those with a palette of two
     # Optic disc and cup, as mmseg's converter recodes them.
     'refuge': Layout(
         'medical', ('background', 'optic cup', 'optic disc'), 'images/{split}',

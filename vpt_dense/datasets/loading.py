@@ -7,7 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import LocalBackend, register_backend
 
-from vpt_dense.argument_checks import is_int, is_list
+from vpt_dense.argument_checks import is_int, is_list, is_number
 from vpt_dense.datasets import raster
 from vpt_dense.datasets.checks import label_table, read_mask
 from vpt_dense.registry import TRANSFORMS
@@ -54,6 +54,8 @@ class LoadBands(BaseTransform):
             must have as many as ``mean`` has figures.
         nodata: The value that means "no data", or one for each band taken. None: what the file
             says.
+        window: (lowest, highest) value in the file's units; what lies outside becomes these, as a
+            window of CT in Hounsfield units does: ``(-125, 275)``. None: nothing is cut.
 
     Raises:
         ValueError: The arguments differ in length or are none, or a file cannot be read or has
@@ -66,6 +68,7 @@ class LoadBands(BaseTransform):
         std: Sequence[float],
         bands: Sequence[int] | None = None,
         nodata: float | Sequence[float | None] | None = None,
+        window: Sequence[float] | None = None,
     ) -> None:
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise ValueError(
@@ -86,6 +89,13 @@ class LoadBands(BaseTransform):
                 f'LoadBands: nodata is one value, or one for each of the {len(mean)} bands; found '
                 f'{nodata!r}'
             )
+        if window is not None and not (
+                is_list(window) and len(window) == 2 and all(map(is_number, window))
+                and window[0] < window[1]):
+            raise ValueError(
+                'LoadBands: window is (lowest, highest) in the units of the files, found '
+                f'{window!r}')
+        self.window = window
         self.mean = np.asarray(mean, np.float32)
         self.std = np.asarray(std, np.float32)
         self.bands = None if bands is None else list(bands)
@@ -126,12 +136,16 @@ class LoadBands(BaseTransform):
             )
         results['img'], results['no_data'] = raster.normalise(
             img, self.mean, self.std, nodata if self.nodata is None else self.nodata)
+        if self.window is not None:
+            low, high = ((np.float32(end) - self.mean) / self.std for end in self.window)
+            results['img'] = results['img'].clip(low, high)
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
 
     def __repr__(self) -> str:
         more = '' if self.bands is None else f', bands={self.bands}'
         more += '' if self.nodata is None else f', nodata={self.nodata}'
+        more += '' if self.window is None else f', window={self.window}'
         return f'{type(self).__name__}(mean={self.mean.tolist()}, std={self.std.tolist()}{more})'
 
 

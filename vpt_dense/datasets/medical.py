@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,59 @@ def _whole(path: str) -> Volume:
         raise UserError(str(error)) from error
 
 
+def spacing(path: str, index: int) -> tuple[float, ...] | None:
+    """The size of a pixel in mm: (slices, height, width) of a volume, (height, width) of DICOM.
+
+    Args:
+        path: The file.
+        index: Of a slice; below 0: the file is no volume.
+
+    Returns:
+        None: the file says nothing of it.
+    """
+    if index >= 0:
+        return Volume(path, False, whole=True).spacing
+    if not os.path.isfile(path):
+        return None
+    opened = reader(path, False)
+    return opened.spacing if isinstance(opened, Dicom) else None
+
+
+def write_volume(path: str | os.PathLike, like: str, slices: Iterable[np.ndarray]) -> None:
+    """Write label maps of all slices as a NIfTI volume, whole or not at all.
+
+    Args:
+        path: Its name, *.nii or *.nii.gz.
+        like: The volume whose slices they are of: its affine, order of axes and size are taken.
+        slices: (H, W) integers, one for each slice from the feet, as slices are read.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    from vpt_dense import safe_files
+
+    volume = Volume(like, False, whole=True)
+    array: np.ndarray | None = None
+    for index, labels in enumerate(slices):
+        if array is None:
+            array = np.zeros(volume.image.shape[:3], labels.dtype)
+        labels = labels[:: -1 if volume.flips[0] else 1, :: -1 if volume.flips[1] else 1]
+        array[volume.place_of(index)[:3]] = labels.T if volume.is_transposed else labels
+    nibabel = _library('nibabel', like)
+    header = volume.image.header.copy()
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1, 0)
+    image = type(volume.image)(array, volume.image.affine, header)
+    suffix = next(s for s in ('.nii.gz', '.nii') if os.fspath(path).lower().endswith(s))
+    with safe_files.atomic(path) as unfinished:  # the suffix says whether it is compressed
+        part = unfinished.with_name(f'{unfinished.name}{suffix}')
+        try:
+            nibabel.save(image, part)
+            os.replace(part, unfinished)
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def reader(path: str, indices: bool) -> Opened | None:
     """Opens a slice or a DICOM file; None: it is neither."""
     if path.lower().endswith(VOLUME_SUFFIXES):
@@ -116,8 +170,10 @@ class Volume(Opened):
                 f'image {path}: the volume has slices 0 to {self.number - 1}; name one of them as '
                 'in scan#17.nii.gz'
             )
-        self.place = [slice(None)] * len(image.shape)
-        self.place[head] = index if axes[head, 1] > 0 else self.number - 1 - index
+        self.head, self.to_head = head, axes[head, 1] > 0
+        self.place = self.place_of(index)
+        sizes = image.header.get_zooms()[:3]
+        self.spacing = tuple(float(sizes[axis]) for axis in (head, front, right))
         self.is_transposed = right < front
         self.flips = axes[front, 1] > 0, axes[right, 1] < 0  # rows from the front to the back
         is_scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
@@ -128,12 +184,18 @@ class Volume(Opened):
         self.info = ImageInfo(image.shape[front], image.shape[right], bands, dtype, 'NIfTI')
         self.pixels: np.ndarray | None = None
 
+    def place_of(self, index: int) -> tuple[slice | int, ...]:
+        """Where a slice lies in the file's array."""
+        place: list[slice | int] = [slice(None)] * len(self.image.shape)
+        place[self.head] = index if self.to_head else self.number - 1 - index
+        return tuple(place)
+
     def close(self) -> None:
         """Nothing is open between reads."""
 
     def _read(self, bands: list[int], top: int, left: int, height: int, width: int) -> np.ndarray:
         if self.pixels is None:
-            array = np.asarray(self.image.dataobj[tuple(self.place)], self.info.dtype)
+            array = np.asarray(self.image.dataobj[self.place], self.info.dtype)
             array = array.reshape(*array.shape[:2], -1)
             array = array.swapaxes(0, 1) if self.is_transposed else array
             array = array[:: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
@@ -162,6 +224,8 @@ class Dicom(Opened):
         sign = 'i' if header.PixelRepresentation else 'u'
         dtype = np.dtype(f'{sign}{header.BitsAllocated // 8 or 1}')
         bands = 3 if self.is_palette else int(header.SamplesPerPixel)
+        size = header.get('PixelSpacing') or header.get('ImagerPixelSpacing')
+        self.spacing = tuple(float(length) for length in size) if size else None
         nodata = header.get('PixelPaddingValue')
         if nodata is not None and 'RescaleSlope' in header:
             nodata = nodata * float(header.RescaleSlope) + float(header.RescaleIntercept)

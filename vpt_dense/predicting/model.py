@@ -569,13 +569,16 @@ class ModelPredictor:
             id_type(self.ids, self.ignored_id),
             dict({key: self._origin.get(key) for key in ('sha256', 'tta', 'classes')},
                  test_cfg=dict(model.test_cfg), pipeline=str(self._steps)))
-        if self._by_rows and not getattr(model.data_preprocessor, 'test_cfg', None):
+        padding = getattr(model.data_preprocessor, 'test_cfg', None) or {}
+        if self._by_rows and set(padding) <= {'size_divisor'}:
             if model.test_cfg['mode'] == 'whole':
                 raise UserError(f'{megapixels}, more than fit at once; {self._advice()}')
-            meta = dict(ori_shape=large.size, img_shape=large.size, pad_shape=large.size)
+            step = padding.get('size_divisor') or 1
+            padded = tuple(-(-length // step) * step for length in large.size)
+            meta = dict(ori_shape=large.size, img_shape=padded, pad_shape=padded)
             no_data = safe_files.on_disk(large.size, bool) if self._reads_bands else None
             found = tiles.slide(
-                model, self._rows(large, stack, no_data), large.size, meta, kept.rows)
+                model, self._rows(large, stack, no_data), padded, meta, kept.rows)
         else:
             data = model.data_preprocessor(pseudo_collate([self._transform(large.image,
                                                                            large.name)]), False)
@@ -594,10 +597,13 @@ class ModelPredictor:
         maps = safe_files.on_disk((len(self.classes), height, width), precision(probabilities)) \
             if probabilities else None
         for top, left, logits in found:
-            if top > kept.rows and left == 0:
+            if kept.rows < top < height and left == 0:
                 kept.done(top)
                 for each in (no_data, maps):
                     safe_files.release(each)
+            logits = logits[:, :max(0, height - top), :max(0, width - left)]  # without padding
+            if not logits.numel():
+                continue
             place = slice(top, top + logits.shape[1]), slice(left, left + logits.shape[2])
             logits = logits.sigmoid() if len(logits) == 1 else logits
             labels[place] = self._to_ids(
@@ -615,7 +621,7 @@ class ModelPredictor:
         Where ``LoadBands`` finds no data, that is noted in ``no_data`` (H, W). Of a raster no more
         is read than that; other files are decoded whole, one byte a value.
         """
-        width, whole, nodata = large.size[1], None, None
+        (height, width), whole, nodata = large.size, None, None
         if not _is_path(large.image):
             whole = _as_array(large.image, self._reads_bands)
         else:
@@ -640,12 +646,18 @@ class ModelPredictor:
         def rows(top: int, bottom: int) -> Tensor:
             nonlocal first, kept
             kept = kept[top - first:]  # windows overlap
-            first, kept = top, np.concatenate([kept, read(top + len(kept), bottom)])
+            there = min(bottom, height)  # the rest is padded
+            if there > top + len(kept):
+                kept = np.concatenate([kept, read(top + len(kept), there)])
+            first = top
             data = pseudo_collate([self._transform(kept, large.name, nodata)])
             found = data['data_samples'][0].get('no_data')
             if found is not None:
-                no_data[top:bottom] = found
-            return self.model.data_preprocessor(data, False)['inputs']
+                no_data[top:there] = found
+            preprocessor = self.model.data_preprocessor
+            inputs = preprocessor(data, False)['inputs'][:, :, :there - top]
+            return nn.functional.pad(
+                inputs, (0, 0, 0, bottom - there), value=getattr(preprocessor, 'pad_val', 0))
 
         return rows
 

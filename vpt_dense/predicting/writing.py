@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from vpt_dense import live, safe_files, tasks, visualization
-from vpt_dense.datasets import map_files, raster
+from vpt_dense.datasets import map_files, medical, raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
@@ -30,6 +30,7 @@ from vpt_dense.predicting.results import (
 )
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
+VOLUMES = 'volumes'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
 
 #: The longest edge in pixels that is drawn; of larger images rows and columns are left out.
@@ -103,7 +104,8 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
     """Predict images and write what comes out.
 
     ``labels/NAME.png`` (a GeoTIFF where the image is georeferenced), ``overlays/NAME.jpg`` and
-    ``probabilities/NAME.npz`` or ``.tif``; or ``predictions.jsonl``, a line an image; and
+    ``probabilities/NAME.npz`` or ``.tif``; of slices of a NIfTI volume, if all are there,
+    ``volumes/NAME.nii.gz`` too; or ``predictions.jsonl``, a line an image; and
     ``summary.json``. Each file is under its name only when it is whole. An image that cannot be
     read is told on stderr and left out.
 
@@ -199,6 +201,8 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 del result
             if written is not None:
                 wait()
+            if dense:
+                writer.put_volumes(images)
         with contextlib.suppress(OSError):  # there was none, or something is left in it
             partial.rmdir()
         record = summary(finished=True)
@@ -309,6 +313,22 @@ class Labels:
         for path in result.leftovers:
             path.unlink(missing_ok=True)
         return counted
+
+    def put_volumes(self, images: Sequence[Image]) -> None:
+        """Write ``volumes/NAME.nii.gz`` for each volume of which all slices were predicted."""
+        found: dict[str, dict[int, Image]] = {}
+        for image in images:
+            path, index = medical.split(image.path)
+            if index is not None:
+                found.setdefault(path, {})[index] = image
+        for path, slices in found.items():
+            maps = [self._place(LABELS, slices[i], '.png') for i in sorted(slices)]
+            if len(medical.slices(path)) == len(maps) and all(map(Path.is_file, maps)):
+                name = medical.split(next(iter(slices.values())).name)[0]
+                name = name.removesuffix('.gz').removesuffix('.nii')
+                medical.write_volume(
+                    safe_files.shortened(self.out / VOLUMES / f'{name}.nii.gz'), path,
+                    (raster.read_image(each)[..., 0] for each in maps))
 
     def _put_probabilities(self, path: Path, result: Segmentation, like: str | None) -> None:
         maps = result.probabilities.astype(self.wanted.dtype or 'float16', copy=False)
