@@ -90,8 +90,8 @@ class PlainMaskInstanceHead(_Instances, PlainMaskHead):
 class QueryDetector(Mask2Former):
     """mmdet's ``Mask2Former`` on the maps of a vision transformer: no neck, no pixel decoder.
 
-    What becomes of classes and masks in tests is mmdet's ``MaskFormerFusionHead``: of all pairs of a
-    query and a class the best ``max_per_image``, scored by the class times the mean of the mask
+    What becomes of classes and masks in tests is mmdet's ``MaskFormerFusionHead``: of all pairs of
+    a query and a class the best ``max_per_image``, scored by the class times the mean of the mask
     within itself (Cheng et al., https://arxiv.org/abs/2112.01527, appendix).
 
     Args:
