@@ -174,7 +174,8 @@ def test_what_is_wrong_with_test_sets_is_told(given, line, tmp_path):
 def test_a_set_of_another_kind_takes_pipeline_and_classes_alone(tmp_path):
     (tmp_path / 'leaf.py').write_text(
         f"_base_ = '{CONFIGS}/fields/linear_vit-l_dinov2_cityscapes.py'\n"
-        "test_sets = dict(a=dict(), b=dict(type='vpt_dense.SegFolder', data_root='x', label_map={7: 0}))\n")
+        "test_sets = dict(a=dict(), b=dict(type='vpt_dense.SegFolder', data_root='x', "
+        'label_map={7: 0}))\n')
     cfg = config.load(str(tmp_path / 'leaf.py'), None, 'deep')
     first, second = cfg.test_dataloader.dataset.datasets
     assert (first.name, first.split) == ('cityscapes', 'val')

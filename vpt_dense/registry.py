@@ -70,6 +70,8 @@ MODELS = _child(
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
         'vpt_dense.detection.pyramid': ['SimpleFeaturePyramid'],
+        'vpt_dense.detection.query_detector': [
+            'EoMTInstanceHead', 'PlainMaskInstanceHead', 'QueryDetector'],
         'vpt_dense.continual.segmentor': ['StepEncoderDecoder'],
         'vpt_dense.vision_language.classifier': ['CLIPClassifier'],
         'vpt_dense.vision_language.cost_head': ['CostHead'],

@@ -71,12 +71,14 @@ class QueryHead(BaseDecodeHead):
         unbound: When the authors unbind the queries of their blocks, shares of the training: the
             end of the first block, whose start is 0; the starts of the second and the last one; how
             long each but the first takes.
+        least_classes: The least number of classes.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
 
     unbound: ClassVar[tuple[float, float, float, float]]
+    least_classes = 2
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class QueryHead(BaseDecodeHead):
         for key in ('num_queries', 'num_blocks', 'num_points'):
             check_count(locals()[key], f'decode_head.{key}')
         check_count(num_upscalings, 'decode_head.num_upscalings', 0)
-        if num_classes < 2:
+        if num_classes < self.least_classes:
             raise ValueError(
                 f'decode_head.num_classes must be at least 2, found {num_classes}; foreground is a '
                 'class beside the background')

@@ -324,8 +324,9 @@ class Labels:
         for path, slices in found.items():
             maps = [self._place(LABELS, slices[i], '.png') for i in sorted(slices)]
             if len(medical.slices(path)) == len(maps) and all(map(Path.is_file, maps)):
-                name = medical.split(next(iter(slices.values())).name)[0]
-                name = name.removesuffix('.gz').removesuffix('.nii')
+                index, image = next(iter(slices.items()))
+                name = image.name.removesuffix('.gz').removesuffix('.nii')
+                name = name.removesuffix(f'#{index}')
                 medical.write_volume(
                     safe_files.shortened(self.out / VOLUMES / f'{name}.nii.gz'), path,
                     (raster.read_image(each)[..., 0] for each in maps))
