@@ -273,6 +273,9 @@ ROWS = {
     'vfpt': Row(
         dict(prompt=dict(type='vpt_dense.FourierPrompt', num_tokens=5, fourier_share=0.6)),
         _TOKENS, files=('vfpt',)),
+    'pae': Row(
+        dict(prompt=dict(type='vpt_dense.PAEPrompt', num_tokens=5, koopman_dims=8)), _PLAIN,
+        files=('pae',)),
     'gated': Row(
         dict(prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=5)), _PLAIN, files=('gated',)),
     'residual': Row(
@@ -440,7 +443,7 @@ COLUMNS_ARE_LONG = ('siglip2', 'radio')
 KIN = frozenset({
     'da-vpt-plus', 'vfpt', 'e2vpt, pruned', 'sparse', 'rslora', 'dora', 'dora-qv', 'pissa',
     'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'vera', 'vera-all', 'fact-tt', 'fact-tk',
-    'mona, random start', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
+    'mona, random start', 'pae', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
 #: Every row on every family that it fits, in every task.
 CASES = [
     (name, family, task)

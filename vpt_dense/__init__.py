@@ -29,7 +29,10 @@ _PLAIN = {
     'peft': ('load_peft', 'save_peft'),
     'tasks': ('create_classifier', 'create_segmentor'),
 }
-_PLACES = {name: module for module, names in _PLAIN.items() for name in names}
+_PLACES = {
+    **{name: f'plain.{module}' for module, names in _PLAIN.items() for name in names},
+    'MultiTask': 'multitask.model',
+}
 
 __all__ = ['__version__', 'load', *_PLACES]
 
@@ -37,7 +40,7 @@ __all__ = ['__version__', 'load', *_PLACES]
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(f'vpt_dense.plain.{_PLACES[name]}'), name)
+    return getattr(importlib.import_module(f'vpt_dense.{_PLACES[name]}'), name)
 
 
 def __dir__() -> list[str]:

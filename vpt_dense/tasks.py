@@ -266,3 +266,29 @@ add(Task(
     predict='vpt_dense.predicting.model:detect',
     writer='vpt_dense.predicting.writing:Boxes',
 ))
+add(Task(
+    'depth', 'depth_head', 'depth head', 'rmse', less_is_better=True, scope='mmseg',
+    short='depth', dense=True, classes=False, labels='depth_map_path', tag='depth-estimation',
+    tta_model='vpt_dense.MapTTAModel',
+    visualizer=dict(type='vpt_dense.MapLocalVisualizer'),
+    drawing=dict(type='vpt_dense.MapVisualizationHook', draw=True),
+    shown='vpt_dense.report.samples:depth', store='vpt_dense.MapsHook', exports=True,
+    sample='vpt_dense.memory:depth_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_depth',
+    check_data='vpt_dense.datasets.map_checks:check_depth_of',
+    predict='vpt_dense.predicting.model:measure_depth',
+    writer='vpt_dense.predicting.writing:Maps',
+))
+add(Task(
+    'normals', 'normal_head', 'normal head', 'mean_angle', 'mean angle', less_is_better=True,
+    scope='mmseg', short='normals', dense=True, classes=False, labels='normal_map_path',
+    tag='image-feature-extraction', tta_model='vpt_dense.MapTTAModel',
+    visualizer=dict(type='vpt_dense.MapLocalVisualizer'),
+    drawing=dict(type='vpt_dense.MapVisualizationHook', draw=True),
+    shown='vpt_dense.report.samples:normals', store='vpt_dense.MapsHook', exports=True,
+    sample='vpt_dense.memory:normal_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_normals',
+    check_data='vpt_dense.datasets.map_checks:check_normals_of',
+    predict='vpt_dense.predicting.model:find_normals',
+    writer='vpt_dense.predicting.writing:Maps',
+))

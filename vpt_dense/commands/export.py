@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         exporting.export(
             predictor, out, args.format, args.size, args.dynamic, args.resize, args.argmax)
 
+    if args.quantize and not predictor.classes:
+        raise errors.UserError(f'--quantize measures by labels, this model is of {predictor.task}')
     if args.quantize is None:
         export(args.out)
     else:

@@ -36,6 +36,7 @@ def count_pixels(labels: np.ndarray, ids: Sequence[int]) -> list[int]:
     for top in range(0, len(labels), step):
         found = np.bincount(labels[top:top + step].reshape(-1), minlength=len(counts))
         counts += found[:len(counts)]
+        safe_files.release(labels)
     return [int(counts[i]) for i in ids]
 
 

@@ -106,8 +106,11 @@ class Exportable(nn.Module):
     def __init__(self, predictor: ModelPredictor, resize: bool, argmax: bool) -> None:
         super().__init__()
         self.model = predictor.model
-        self.dense = tasks.TASKS[predictor.task].dense
+        task = tasks.TASKS[predictor.task]
+        self.dense = task.dense
         self.argmax = argmax
+        # Normals that were resized are no unit vectors.
+        self.finish = self.model.decode_head.finish if self.dense and not task.classes else None
         self.resize = self.dense and (resize or argmax or not _is_plain(self.model))
         self.prepare = Prepared(predictor)
         self.outputs = ('labels' if argmax else 'logits',)
@@ -120,13 +123,17 @@ class Exportable(nn.Module):
 
         Returns:
             Segmentation: logits (B, channels, h, w), or (B, channels, H, W) with ``resize``, or
-            labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,).
+            labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,). Maps of
+            numbers: (B, channels, h, w), metres or unit vectors, or with ``resize`` (B, channels,
+            H, W).
         """
         images = self.prepare(images)
         if self.resize:
             scores = self.model.encode_decode(images, [dict(img_shape=images.shape[2:])])
         else:
             scores = self.model(images, mode='tensor')
+        if self.finish is not None:
+            scores = self.finish(scores)
         if not self.argmax:
             return scores
         if self.dense and scores.shape[1] == 1:
@@ -342,11 +349,15 @@ def sizes_of(predictor: ModelPredictor, size: Sequence[int] | None) -> tuple[int
             the backbone.
 
     Raises:
-        UserError: If neither is known, or the windows are of another size.
+        UserError: If neither is known, or the windows are of another size or are weighted.
     """
     model = predictor.model
     test_cfg = getattr(model, 'test_cfg', None) or {}
     window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
+    if window is not None and test_cfg.get('blend', 'mean') != 'mean':
+        raise UserError(
+            f'model.test_cfg.blend is {test_cfg["blend"]!r}, but who runs an exported model takes '
+            'the plain mean of windows; add --cfg-options model.test_cfg.blend=mean')
     if size is not None:
         if window is not None and tuple(size) != tuple(window):
             raise UserError(
@@ -455,8 +466,9 @@ def export(
     task = tasks.TASKS[predictor.task]
     if resize and not task.dense:
         raise UserError(f'--resize is for segmentation, this model is of {predictor.task}')
-    if argmax and task.regions:
-        raise UserError(f'--argmax is for scores, this model is of {predictor.task}: leave it out')
+    if argmax and not (task.classes and not task.regions):
+        raise UserError(f'--argmax is for scores of classes, this model is of {predictor.task}: '
+                        'leave it out')
     check(predictor, dynamic, kind)
     size = sizes_of(predictor, size)
     if task.regions:
@@ -542,7 +554,8 @@ def describe(
             if module.prepare.normalises else 'as the pipeline gives them',
             size=None if size is None else list(size)),
         output=dict(
-            name=module.outputs[0], resized=getattr(module, 'resize', False) or not dense),
+            name=predictor.task if getattr(module, 'finish', None) else module.outputs[0],
+            resized=getattr(module, 'resize', False) or not dense),
         pipeline=steps,
         pipeline_problem=problem,
         quantized=None,
@@ -557,7 +570,7 @@ def describe(
         tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
         card |= dict(
             reduce_zero_label=bool(tests and tests[0].get('reduce_zero_label')) or (
-                min(predictor.ids) == 1),
+                min(predictor.ids, default=0) == 1),
             align_corners=bool(model.align_corners),
             threshold=model.decode_head.threshold if model.out_channels == 1 else None,
             test=dict(

@@ -90,7 +90,12 @@ class OnnxPredictor:
     def __init__(self, session: Any, card: dict[str, Any], path: str, device: str) -> None:
         self._session, self.card, self._path, self._device = session, card, path, device
         self.task: str = card['task']
-        self._dense, self._finds = tasks.TASKS[self.task].dense, tasks.TASKS[self.task].regions
+        task = tasks.TASKS[self.task]
+        if not task.classes:
+            raise UserError(
+                f'{path} gives {self.task}, in maps that ONNX Runtime hands out (docs/depth.md); '
+                'to have files of them predict with the checkpoint')
+        self._dense, self._finds = task.dense, task.regions
         self.classes = tuple(card['classes'])
         self.ids = tuple(card['ids'])
         self.palette = card['palette']

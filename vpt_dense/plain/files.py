@@ -157,22 +157,43 @@ def load(path: str | Path, base: str | None = None, device: str = 'cpu') -> nn.M
             see :func:`load_delta`.
     """
     content = read(path)
-    ((_, record), *others) = content['meta']['backbones'].items()
-    builder, origin = content['meta'].get('builder'), record['origin']
-    if origin is None or others or (builder is None and '' not in content['meta']['backbones']):
+    record = next(iter(content['meta']['backbones'].values()))
+    source = base or record['base']['checkpoint']
+    model = build(content, path, pretrained=bool(source), checkpoint=source or None)
+    return load_delta(model, path).to(device).eval()
+
+
+def is_built(content: dict[str, Any]) -> bool:
+    """Whether a file, as :func:`read` returns it, is of a model that this package built."""
+    ((prefix, record), *others) = content['meta']['backbones'].items()
+    builder = content['meta'].get('builder')
+    return record['origin'] is not None and not others and (builder is not None or not prefix)
+
+
+def build(content: dict[str, Any], path: str | Path, **options: Any) -> nn.Module:
+    """Build the model that a file is of, without what was tuned.
+
+    Args:
+        content: Of the file, see :func:`read`.
+        path: For messages.
+        **options: ``pretrained`` and ``checkpoint``, see :func:`create_backbone`.
+
+    Raises:
+        UserError: If the file is of a model that was built otherwise.
+    """
+    if not is_built(content):
         raise UserError(
             f'{path} is of a model of your own: build it, then vpt_dense.load_delta(model, path)')
-    source = base or record['base']['checkpoint']
-    arguments = dict(
-        method=record['method'], pretrained=bool(source), checkpoint=source or None,
-        img_size=origin['img_size'], in_chans=origin['in_chans'], model_options=origin['options'])
+    (record,), builder = content['meta']['backbones'].values(), content['meta'].get('builder')
+    origin = record['origin']
+    options.update(
+        method=record['method'], img_size=origin['img_size'], in_chans=origin['in_chans'],
+        model_options=origin['options'])
     if builder is None:
-        model = models.create_backbone(origin['name'], **arguments)
-    else:
-        from vpt_dense.plain import tasks
+        return models.create_backbone(origin['name'], **options)
+    from vpt_dense.plain import tasks
 
-        model = tasks.BUILDERS[builder['task']](origin['name'], **arguments, **builder['arguments'])
-    return load_delta(model, path).to(device).eval()
+    return tasks.BUILDERS[builder['task']](origin['name'], **options, **builder['arguments'])
 
 
 def check_arguments(**arguments: Any) -> None:

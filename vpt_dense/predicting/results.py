@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ class Segmentation:
         ignored_id: What stands there where the image has no data.
         probabilities: (classes, H, W), float32 or as asked for, of a large image an array on the
             disk; None if they were not asked for.
+        leftovers: Files that are of no more use once the labels are written.
     """
 
     labels: np.ndarray
@@ -28,6 +30,7 @@ class Segmentation:
     ids: tuple[int, ...]
     ignored_id: int = 255
     probabilities: np.ndarray | None = None
+    leftovers: tuple[Path, ...] = ()
 
     def pixels(self) -> list[int]:
         """How many pixels each class has."""
@@ -106,12 +109,38 @@ class Detection:
         return {'boxes': rows}
 
 
+@dataclass(frozen=True)
+class DepthMap:
+    """The depth of an image.
+
+    Attributes:
+        depth: (H, W) float32: metres at each pixel of the original image, as it is seen.
+        scale: How many units of the data set's files are a metre, for files of it.
+        farthest: The greatest depth that the model can find, in metres.
+    """
+
+    depth: np.ndarray
+    scale: float
+    farthest: float
+
+
+@dataclass(frozen=True)
+class NormalMap:
+    """The normals of surfaces of an image.
+
+    Attributes:
+        normals: (H, W, 3) float32: x, y, z of length 1 at each pixel of the original image.
+    """
+
+    normals: np.ndarray
+
+
 def _short(score: float) -> float:
     """Six digits: more are noise."""
     return float(f'{score:.6g}')
 
 
-Result = Segmentation | Classification | Detection
+Result = Segmentation | Classification | Detection | DepthMap | NormalMap
 
 
 def precision(probabilities: bool | str) -> type[np.floating]:
