@@ -180,7 +180,10 @@ def test_predicting_with_an_onnx_file(folder, tmp_path, capfd, name, options):  
     assert told.code == 0, told.err
     images = sorted(map(str, (folder / 'data/images').glob('val_*.png')))[:2]
     wanted = vpt_dense.load(checkpoint, recipe, method='deep').predict(images)
-    found = list(onnx_model.load(tmp_path / 'x.onnx').stream(images))
+    exported = onnx_model.load(tmp_path / 'x.onnx')
+    found = list(exported.stream(images))
+    prepared = exported.predict(exported.prepare(images[0]).whole(), (48, 64))
+    assert detectors.others(found[:1], [prepared]) == 0
     assert detectors.others(wanted, found) < 0.03
     assert max(each.boxes.max() for each in found) <= 64 and len(found[0].scores) >= 12
     told = run_tool(capfd, 'predict', tmp_path / 'x.onnx', *images, '--out', tmp_path / 'out')

@@ -217,7 +217,7 @@ class OnnxPredictor:
 
         Args:
             inputs: (C, H, W), float32, as the graph takes it.
-            original: (height, width) that its label map shall have.
+            original: (height, width) that its label map shall have, or that boxes are of.
 
         Raises:
             UserError: If the exported graph takes images of another size.
@@ -225,6 +225,9 @@ class OnnxPredictor:
         if self._dense:
             image = _Read(inputs.transpose(1, 2, 0), original, None)
             return self._segmented(image, False, _WINDOWS)
+        if self._finds:
+            return boxes.found(
+                self._outputs(inputs[None]), self.card, inputs.shape[1:], original)
         (result,) = self._classified([('', inputs)])
         if isinstance(result, Exception):
             raise result
