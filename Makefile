@@ -75,8 +75,11 @@ test-ray: $(STAMP)  ## Run suites on a Ray cluster whose workers are killed, in 
 
 test-detection: $(STAMP)  ## Run the tests of detection on mmdet, in .venv-detection
 	$(call beside,detection)
+	@.venv-detection/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --requirement requirements/export.txt
 	OMP_NUM_THREADS=1 .venv-detection/bin/python -m pytest -q -m '' -n $(WORKERS) $(DEAL) \
-	    tests/test_detection.py tests/test_detection_operators.py tests/test_coco.py
+	    tests/test_detection.py tests/test_detection_operators.py tests/test_coco.py \
+	    tests/test_export_detection.py
 
 test-federated: $(STAMP)  ## Train federations with Flower, in .venv-federated
 	$(call beside,federated)

@@ -273,6 +273,9 @@ ROWS = {
     'vfpt': Row(
         dict(prompt=dict(type='vpt_dense.FourierPrompt', num_tokens=5, fourier_share=0.6)),
         _TOKENS, files=('vfpt',)),
+    'pae': Row(
+        dict(prompt=dict(type='vpt_dense.PAEPrompt', num_tokens=5, koopman_dims=8)), _PLAIN,
+        files=('pae',)),
     'gated': Row(
         dict(prompt=dict(type='vpt_dense.GatedPrompt', num_tokens=5)), _PLAIN, files=('gated',)),
     'residual': Row(
@@ -433,14 +436,14 @@ ROWS = {
 #: Families that differ from another of timm in sizes and layers: what holds by the code that they
 #: share is tested slowly, or on the other.
 COLUMNS_ARE_SLOW = tuple(TIMM)[1:]
-#: Those of them whose slow tests are long: their blocks are those of another, and so is their code.
-COLUMNS_ARE_LONG = ('siglip2', 'radio')
+#: Those whose slow tests are long: their blocks are those of another, and so is their code.
+COLUMNS_ARE_LONG = COLUMNS_ARE_SLOW
 #: Rows that act where another one does, by the same hooks or calls: quick on the plain vision
 #: transformer, in one task on Swin, slow or long on all others.
 KIN = frozenset({
     'da-vpt-plus', 'vfpt', 'e2vpt, pruned', 'sparse', 'rslora', 'dora', 'dora-qv', 'pissa',
     'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'vera', 'vera-all', 'fact-tt', 'fact-tk',
-    'mona, random start', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
+    'mona, random start', 'pae', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
 #: Every row on every family that it fits, in every task.
 CASES = [
     (name, family, task)

@@ -33,7 +33,9 @@ def command(slide, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(('head', 'dtype'), [
-    ('pup', 'float32'), ('pup', 'bfloat16'), ('naive', 'float32'), ('mla', 'float32')])
+    ('pup', 'float32'), ('mla', 'float32'),
+    pytest.param('pup', 'bfloat16', marks=pytest.mark.long),
+    pytest.param('naive', 'float32', marks=pytest.mark.long)])
 def test_measures_all_ways(command, tmp_path, head, dtype):
     file = tmp_path / 'figures.json'
     code, out, err = command(*TINY, '--head', head, '--dtype', dtype, '--json', file)

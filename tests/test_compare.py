@@ -359,6 +359,20 @@ def test_signals_stop_as_ctrl_c_does(monkeypatch, number):
     assert handlers[number] == signal.SIG_IGN
 
 
+@pytest.mark.parametrize('command', ['compare', 'search', 'continual', 'benchmark_suite'])
+@pytest.mark.parametrize('variable', ['WORLD_SIZE', 'SLURM_STEP_NUM_TASKS'])
+def test_one_process_is_enough_to_start_trainings(variable, command, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv(variable, '2')
+    recipe = str(ROOT / 'configs/demo/setr_digits.py')
+    further = {'compare': ['--methods', 'head'], 'continual': ['--steps', '2'],
+               'search': ['--method', 'head', '--trials', '1']}.get(command, [])
+    if command == 'benchmark_suite':
+        recipe = str(ROOT / 'configs/suites/small-sets_dinov2-s.py')
+    told = run_tool(capfd, command, recipe, *further, '--work-dir', tmp_path / 'out')
+    assert told.code == 2 and not (tmp_path / 'out').exists()
+    assert '2 processes of this command run at once' in told.err
+
+
 def test_the_demo_runs_each_method_once_and_writes_where_it_is_told(tmp_path, capfd, monkeypatch):
     asked = []
 

@@ -316,6 +316,20 @@ def test_check_counts(tmp_path):
     assert json.loads(json.dumps(report)) == report
 
 
+def test_images_that_are_trained_on_too_are_told(tmp_path):
+    in_scope('mmseg')
+    root = make_seg_folder(tmp_path)
+    image = min(root.glob('images/training/*'))
+    other = min(root.glob('images/validation/*'))
+    other.unlink()
+    other.symlink_to(image)
+    report = checks.check_config(config.load(
+        SEGFOLDER, {'dataset.data_root': str(root), 'dataset.classes': ['a', 'b']}))
+    assert report['ok'] and not report['splits']['train']['warnings']
+    (line,) = [each for each in report['splits']['val']['warnings'] if 'trained' in each]
+    assert re.search(r'^1 of its \d images are trained on too, such as \S+training', line)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-200])
 

@@ -62,11 +62,18 @@ ROI = """
 MASK = """,
         mask_roi_extractor=dict(out_channels=16),
         mask_head=dict(in_channels=16, conv_out_channels=16, num_convs=1)"""
+STAGE = """dict(
+    type='Shared2FCBBoxHead', in_channels=16, fc_out_channels=16, roi_feat_size=7, num_classes=2,
+    reg_class_agnostic=True, loss_cls=dict(type='CrossEntropyLoss'),
+    loss_bbox=dict(type='SmoothL1Loss'), bbox_coder=dict(
+        type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[{}] * 4))"""
 ONE = """
     bbox_head=dict(stacked_convs=1, **_narrow), test_cfg=dict(score_thr=0.0)"""
 HEADS = {
     'faster-rcnn_vit-s_dinov2': ROI.format(mask=''),
     'mask-rcnn_vit-s_dinov2': ROI.format(mask=MASK),
+    'cascade-mask-rcnn_vit-s_dinov2': ROI.format(mask=MASK).replace(
+        "bbox_head=dict(in_channels=16, fc_out_channels=16)", "bbox_head=_stages"),
     'retinanet_vit-s_dinov2': ONE,
     'dino_vit-s_dinov2': """
     num_queries=12, encoder=dict(num_layers=1, layer_cfg=dict(
@@ -93,7 +100,9 @@ HEADS = {
 
 def write(folder, name='faster-rcnn_vit-s_dinov2', size=64, extra=''):
     path, heads = folder / f'{name}.py', HEADS[name]
-    widths = {'_narrow': 'dict(in_channels=16, feat_channels=16)', '_dim': 'dict(embed_dims=16)'}
+    widths = {
+        '_narrow': 'dict(in_channels=16, feat_channels=16)', '_dim': 'dict(embed_dims=16)',
+        '_stages': '[' + ','.join(map(STAGE.format, (0.1, 0.05, 0.03))) + ']'}
     path.write_text(
         RECIPE.format(configs=CONFIGS, name=name, folder=folder, size=size)
         + ''.join(f'{key} = {value}\n' for key, value in widths.items() if key in heads)
@@ -574,7 +583,7 @@ def test_counted(recipe, capfd):
     ('test', ['--out', 'x'], '--out x: a detection writes one file; name it *.json'),
     ('predict', ['--out', 'x', '--tta'], '--tta: the config has no tta_model'),
     ('predict', ['--out', 'x', '--probabilities', 'npz'], '--probabilities is for segmentation'),
-    ('export', ['--out', 'x.pt2'], 'not for the task detection'),
+    ('export', ['--out', 'x.onnx', '--quantize', 'int8'], '--quantize int8 is for'),
     ('train', ['--cfg-options', 'ensemble.seeds=[0,1]'], 'ensemble'),
     ('count_params', ['--memory'], 'the memory of a training step of detection depends on what'),
 ])

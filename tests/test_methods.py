@@ -284,7 +284,7 @@ def test_every_way_to_compute_is_equal_and_leaves_the_frozen_base_alone(name, fa
         torch.manual_seed(3)
         outs = model(x)
         if trained := parameters(model):
-            total(outs).backward()
+            (total(outs) + penalty(model)).backward()
             torch.optim.AdamW(trained.values(), lr=0.1, weight_decay=0.1).step()
         results[way] = outs, {n: p.grad for n, p in trained.items()}
         moved = {n for n, t in before.items() if not torch.equal(t, model.state_dict()[n])}

@@ -218,6 +218,57 @@ def test_vipamin_without_anything_new_is_a_mean_of_patches(flowers, tmp_path):
         tokens[0], x.mean((0, 1)).expand(3, -1), rtol=0, atol=1e-5)  # all 16 are near
 
 
+def filtered(images, window, stride):
+    """By sums of waves: images of the frequencies of each window, (N, B, 3, H, W)."""
+    n = images.shape[-1]
+    cycles = torch.arange(n) - n // 2
+    waves = torch.exp(-2j * torch.pi * cycles[:, None] * torch.arange(n) / n).to(torch.complex64)
+    spectrum = waves @ images.to(torch.complex64) @ waves.T  # the mean in the middle
+    starts = range(0, n - window + 1, stride)
+    found = []
+    for down in starts:
+        for right in starts:
+            a, b = slice(down, down + window), slice(right, right + window)
+            found.append((waves[a].mH @ spectrum[..., a, b] @ waves[b].conj()).real / n**2)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize('leaf', [DEEP, 'vit-b_shallow_imagefolder.py'])
+def test_frequencies_that_the_model_knows_best(leaf, flowers, tmp_path):
+    hook = dict(source='frequencies', window=16, stride=8)
+    cfg = prepare(tmp_path, flowers, hook, leaf)
+    runner, tokens = start(cfg)
+    images, labels = training_images(cfg, runner.model)
+    model, tokens = runner.model, tokens.clone()
+    b = model.backbone
+    assert model.training and b.prompt is not None and len(tokens) == (4 if leaf == DEEP else 1)
+    with torch.no_grad():
+        parts = filtered(images, 16, 8)
+        assert len(parts) == 9
+        head = model.head.fc if hasattr(model.head, 'fc') else model.head.layers[-1]
+        losses = torch.stack([
+            torch.nn.functional.cross_entropy(head(cls_tokens(model, part)[-1]), labels)
+            for part in parts])
+        wanted = []
+        for part in parts[losses.topk(3, largest=False).indices]:
+            x = (b.patch_embed(part)[0] + b.pos_embed[:, 1:]).flatten(0, 1)
+            energy = x.square().sum(1, keepdim=True)
+            wanted.append((energy * x).sum(0) / energy.sum())
+        x = torch.stack(wanted)[None]
+        for own, layer in zip(tokens, b.layers, strict=False):
+            torch.testing.assert_close(own, x[0], rtol=1e-4, atol=1e-4)
+            x = layer(x)
+
+
+def test_frequencies_of_segmentation(tmp_path):
+    data = tiny_seg_folder(tmp_path / 'ade')
+    hook = dict(type=HOOK, source='frequencies', window=8, stride=4, max_images=1)
+    leaf = write_leaf(tmp_path, data, f'custom_hooks = [*_base_.custom_hooks, {hook}]\n')
+    runner, tokens = start(config.load(str(leaf)))
+    assert tokens.shape == (2, 2, 32) and tokens.isfinite().all()
+    assert not torch.allclose(tokens[0], tokens[1]) and not torch.allclose(*tokens[0])
+
+
 def test_max_images_are_spread_over_the_data(flowers, tmp_path):
     cfg = prepare(tmp_path, flowers, dict(source='prototypes', max_images=3))
     runner, tokens = start(cfg)
@@ -279,6 +330,10 @@ def test_segmentation_starts_from_samples(layers, tmp_path):
         (dict(source='vipamin'), {'val_dataloader.dataset.pipeline.1.scale': 512,
                                   'val_dataloader.dataset.pipeline.2.crop_size': 512},
          r'at 4097 places leaves none of 64 directions; take smaller images, or share=0'),
+        (dict(source='frequencies', window=33), {},
+         r'images of one size, at least of window=33, found 32x32 pixels'),
+        (dict(source='frequencies', window=32), {},
+         r'3 prompts cannot start from 1 windows of images of 32x32 pixels; take a smaller window'),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_in_one_line(hook, options, message, flowers, tmp_path):
@@ -314,13 +369,16 @@ def test_segmentation_has_no_prototypes(tmp_path):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(source='classes'), r"PromptStartHook\.source must be 'prototypes', 'samples' or"),
+        (dict(source='classes'), r"PromptStartHook\.source must be 'prototypes', 'samples', 'vi"),
         (dict(source='samples', layers=3), r"PromptStartHook\.layers must be 'one' or 'each'"),
         (dict(source='samples', max_images=0), r'max_images must be an integer of at least 1'),
         (dict(source='samples', share=0.5), r"share is of source='vipamin' alone, found 'samples'"),
         (dict(source='vipamin', layers='one'), r"source='vipamin' is of 'each' block, found 'one'"),
         (dict(source='vipamin', share=2), r'PromptStartHook\.share must be from 0 to 1, found 2'),
         (dict(source='vipamin', neighbours=0), r'neighbours must be an integer of at least 1'),
+        (dict(source='samples', window=4), r"window is of source='frequencies' alone, found"),
+        (dict(source='frequencies', layers='one'), r"source='frequencies' is of 'each' block"),
+        (dict(source='frequencies', stride=0), r'stride must be an integer of at least 1'),
         (dict(source='samples', seed=-1), r'PromptStartHook\.seed must be an .* found -1'),
     ],
 )

@@ -156,4 +156,4 @@ def test_the_note_is_in_an_exported_file(run, tmp_path):
     predictor = exporting.load(str(run / 'work/iter_2.pth'))
     module = exporting.Exportable(predictor, False, False)
     assert exporting.describe(predictor, module, (32, 32), 3)['licence'] == NOTE
-    assert torch.is_tensor(module.mean)
+    assert torch.is_tensor(module.prepare.mean)

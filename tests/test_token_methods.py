@@ -876,6 +876,41 @@ def test_members_of_an_ensemble_choose_for_themselves():
             penalties[f'm{i}.loss_match'], single.prompt.penalties()['loss_match'])
 
 
+def test_prompts_change_from_block_to_block_as_a_linear_map():
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    model = randomise(tiny_vit(**prompt(
+        'PAEPrompt', koopman=0.7, lyapunov=0.3, koopman_dims=6, layer_range=(1, None)))).double()
+    own = model.prompt
+    with torch.no_grad():
+        own.tokens[0] *= 30  # some z are longer than 1, some are not
+        own.tokens[1] /= 30
+    model.train()(x)
+    found = own.penalties()
+    assert own.penalties() == {}  # handed out once
+    koopman = lyapunov = 0.0
+    singular = torch.linalg.eigvalsh(own.energy.T @ own.energy)[-1]
+    long = []
+    for before, behind in zip(own.tokens[:-1], own.tokens[1:], strict=True):
+        z, step = before @ own.inward.T, own.step
+        koopman += (z @ step - behind @ own.inward.T).pow(2).mean()
+        rises = []
+        for a, b in zip(z, z @ step, strict=True):
+            values = []
+            for v in (a, b):
+                long.append(bool(v.norm() > 1))
+                u = v / v.norm() if v.norm() > 1 else v
+                values.append((own.energy @ u).square().sum() / singular)
+            rises.append(torch.log1p((values[1] - values[0]).exp()))
+        lyapunov += 10 * torch.tanh(torch.stack(rises).mean() / 10)
+    assert len(own.tokens) == 3 and set(long) == {True, False}
+    wanted = dict(loss_koopman=0.7 * koopman, loss_lyapunov=0.3 * lyapunov)
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+    plain = tiny_vit(**prompt('TokenPrompt', deep=True, layer_range=(1, None))).double()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+    assert own.penalties() == {}
+
+
 # --- what is special ---------------------------------------------------------------------------
 
 
@@ -1006,6 +1041,9 @@ ERRORS = {
     'no class': (TCPA, r"TCPAPrompt has prompts for the class token; it needs out_type='cls_to"),
     'seen by all': (dict(TCPA, out_type='cls_token', prompts_as='tokens'),
                     r'TCPAPrompt hides prompts from tokens, which takes prompts as keys and val'),
+    'one block': (prompt('PAEPrompt', layer_range=(3, None)),
+                  r'PAEPrompt compares the prompts of .* leaves 1 block; take two'),
+    'koopman': (prompt('PAEPrompt', koopman=-1), r'prompt\.koopman must not be negative, found -1'),
     'share': (prompt('FourierPrompt', fourier_share=1.5),
               r'prompt\.fourier_share must be a number from 0 to 1, found 1\.5'),
     'no share': (prompt('FourierPrompt', fourier_share='all'),

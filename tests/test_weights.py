@@ -136,8 +136,24 @@ def test_bands_are_made_as_the_key_says_and_a_delta_remembers_it(tmp_path, way):
     assert torch.equal(other.patch_embed.projection.weight, ours.patch_embed.projection.weight)
 
 
+def test_a_new_patch_embedding_starts_at_random_and_is_trained(tmp_path):
+    theirs = timm_vit()
+    init = dict(type='Pretrained', checkpoint=saved(theirs, tmp_path / 'timm.pth'), bands='new')
+    ours = tiny_vit(img_size=48, in_channels=4, prompt=DEEP, init_cfg=init,
+                    trainable=[r'^prompt\.', r'^patch_embed\.'])  # fmt: skip
+    drawn = ours.patch_embed.projection.weight.clone()
+    report = ours.load_base(init['checkpoint'])
+    assert 'bands (new, at random)' in report and 'patch_embed.projection.weight' in report
+    assert torch.equal(ours.patch_embed.projection.weight, drawn) and drawn.std() > 0
+    assert torch.equal(ours.patch_embed.projection.bias, theirs.patch_embed.proj.bias)
+    torch.testing.assert_close(ours.layers[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)
+    frozen = tiny_vit(img_size=48, in_channels=4, prompt=DEEP, init_cfg=init)
+    with pytest.raises(UserError, match=r"it is frozen: add r'\^patch_embed\\\.' to model"):
+        frozen.load_base(init['checkpoint'])
+
+
 @pytest.mark.parametrize('bands, file_bands, line', [
-    ('rgb', 3, r"init_cfg.bands must be 'repeat', 'mean' or a list .*found 'rgb'"),
+    ('rgb', 3, r"init_cfg.bands must be 'repeat', 'mean', 'new' or a list .*found 'rgb'"),
     (['R', 'NIR'], 3, r"must be 'repeat'.*found \['R', 'NIR'\]"),
     (['R', 'G', 'B'], 3, r'is for 3 bands, the backbone has in_channels=4'),
     ('mean', 4, r'has 4 bands, and init_cfg.bands=.mean. says what becomes of 3; leave it out'),

@@ -14,10 +14,13 @@ CONFIGS = ROOT / 'configs'
 
 _COUNTER = itertools.count()
 
+#: What the names of recipes of depth and normals end in; they have no leaves.
+_OF_MAPS = ('_nyu', '_kitti-depth', '_depthfolder', '_normalfolder', 'rooms-depth_dinov2-s')
 #: The recipes of configs/vpt, demo and results, below configs: those that no method was put on.
 RECIPES = sorted(
     str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo', 'results')
-    for path in (CONFIGS / folder).glob('*.py') if not path.stem.endswith('_coco-folder')
+    for path in (CONFIGS / folder).glob('*.py')
+    if not path.stem.endswith(('_coco-folder', *_OF_MAPS))
     if folder == 'results' or '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
 )
 #: Those whose classes are known by texts.
@@ -27,10 +30,14 @@ OF_TEXTS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'clip').
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
     if str(path.relative_to(CONFIGS)) not in [*RECIPES, *OF_TEXTS]
-    and path.parent.name != 'suites' and not path.stem.endswith('_coco-folder')
+    and path.parent.name != 'suites' and not path.stem.endswith(('_coco-folder', *_OF_MAPS))
 )
 #: The recipes of detection, which need mmdet.
 DETECTORS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'vpt').glob('*_coco-*'))
+
+#: The recipes of depth and normals.
+MAPS = sorted(str(path.relative_to(CONFIGS)) for folder in ('vpt', 'results')
+              for path in (CONFIGS / folder).glob('*.py') if path.stem.endswith(_OF_MAPS))
 
 #: The architecture of the reference vectors: width 64, 4 blocks, patches of 8, images of 32.
 TINY_ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=128)

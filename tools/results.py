@@ -75,8 +75,9 @@ _SEGMENTATION = (
     'head', 'deep', 'lora', 'full', 'bias', 'partial-1', 'layernorm', 'shallow', 'deep-bias',
     'adapter', 'adaptformer', 'ssf', 'rein', 'deep-lora', _DEEP_50)
 _FURTHER = (
-    'head', 'deep', 'da-vpt', 'vipamin', 'vfpt', 'e2vpt', 'lora', 'rslora', 'dora', 'pissa', 'soma',
-    'fact-tt', 'fact-tk', 'vera', 'glora', 'peft', 'mona', 'convpass')
+    'head', 'deep', 'da-vpt', 'vipamin', 'configs/results/methods/pae-short.py', 'vfpt', 'e2vpt',
+    'lora', 'rslora', 'dora', 'pissa', 'soma', 'fact-tt', 'fact-tk', 'vera', 'glora', 'peft',
+    'mona', 'convpass')
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
 _CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'

@@ -20,6 +20,7 @@ from vpt_dense import (
     pretraining,
     run_settings,
     tasks,
+    test_sets,
 )
 from vpt_dense.argument_checks import is_list
 from vpt_dense.continual import class_split, stream
@@ -40,7 +41,7 @@ KEYS = frozenset(
     'efficient_conv_bn_eval custom_imports '
     # read by this package and its tools
     'dataset ensemble new_heads pretrained tta tta_model tta_pipeline method_hooks '
-    'feature_cache subset continual class_split'.split()
+    'feature_cache subset continual class_split test_sets'.split()
 ) | frozenset((*run_settings.KEYS, *preprocessing.KEYS))
 
 #: A variable of config files that is kept in the finished config: mmseg's inference reads it.
@@ -296,6 +297,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     - ``continual`` makes it a step of a stream of classes, see
       :func:`vpt_dense.continual.stream.place`.
     - ``ensemble``: see :func:`vpt_dense.ensemble.settings.place`.
+    - ``test_sets``: the test is of several sets, see :mod:`vpt_dense.test_sets`.
     - ``SyncBN`` needs CUDA: elsewhere it becomes ``vpt_dense.CPUSyncBN``, with the same weights.
     - ``AmpOptimWrapper`` likewise becomes ``vpt_dense.AmpOptimWrapper``.
     - ``persistent_workers`` and ``pin_memory`` follow ``num_workers`` and the machine.
@@ -311,10 +313,14 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     place_pretrained(cfg)
     stream.place_first_root(cfg)
     classes = data_config.place(cfg)
+    test_sets.place_data(cfg)
     wanted = preprocessing.take(cfg, cfg_options)
     run_settings.place(cfg, cfg_options)
     preprocessing.place(cfg, wanted)
     data_config.place_test_pipeline(cfg)
+    task = tasks.of(cfg.get('model') or {})
+    if task is not None and not task.classes:
+        classes = None
     if classes is not None:
         for head in heads(cfg.get('model')):
             head['num_classes'] = len(classes)
@@ -338,6 +344,7 @@ def resolve(cfg: Config, cfg_options: Mapping[str, Any] | None = None) -> None:
     class_split.place(cfg, classes)
     stream.place(cfg, classes)
     settings.place(cfg)
+    test_sets.place_metrics(cfg)
     _adapt_to_machine(cfg)
 
 
@@ -425,7 +432,7 @@ def _place_number_of_classes(model: dict) -> None:
     prompt = (model.get('backbone') or {}).get('prompt') or {}
     parts = heads(model)
     if isinstance(prompt, dict) and prompt.get('num_tokens') == 'classes' and parts:
-        prompt['num_tokens'] = parts[0]['num_classes']
+        prompt['num_tokens'] = parts[0].get('num_classes', 'classes')
 
 
 #: Data preprocessors, and what turns the B, G, R of image files into the R, G, B of statistics.

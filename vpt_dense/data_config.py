@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config_files
-from vpt_dense.datasets import coco, list_files
+from vpt_dense import config_files, tasks, test_sets
+from vpt_dense.datasets import coco, layouts, list_files
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, leaf_datasets, placed_datasets, walk
@@ -63,8 +63,9 @@ def place(cfg: Config) -> list[str] | None:
     for _, dataset in placed:
         merged = _merge(common, dataset)
         prefix = merged.get('data_prefix')
-        if isinstance(prefix, dict) and prefix.get('seg_map_path', '') is None:  # no masks
-            del prefix['seg_map_path']
+        for key in {task.labels for task in tasks.TASKS.values()} - {''}:
+            if isinstance(prefix, dict) and prefix.get(key, '') is None:  # no masks
+                del prefix[key]
         dataset.clear()
         dataset.update(merged)
     _check_lists(cfg, common)
@@ -102,7 +103,7 @@ def place_test_pipeline(cfg: Config) -> None:
         _pass_no_data(dataset.get('pipeline'))
     _pass_no_data(cfg.get('tta_pipeline'))
     if tests and tests[0].get('pipeline'):
-        cfg.test_pipeline = copy.deepcopy(tests[0]['pipeline'])
+        cfg.test_pipeline = test_sets.keep_tag([], copy.deepcopy(tests[0]['pipeline']))
 
 
 def _pass_no_data(pipeline: list | None) -> None:
@@ -342,6 +343,8 @@ def _classes(cfg: Config) -> list[str] | None:
         if kind_of(dataset) in list_files.KINDS and root and (
                 Path(root).is_dir() or Path(root).name in list_files.VTAB_TASKS):
             return list_files.classes_of(dataset)
+        if (known := layouts.classes_of(dataset)) is not None:
+            return known
         if kind_of(dataset) == 'CocoFolder' and coco.ann_file_of(dataset).is_file():
             return coco.classes_of(dataset)
     common = _normal(cfg.get('dataset') or {}, 'dataset').get('metainfo') or {}

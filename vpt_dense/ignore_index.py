@@ -52,6 +52,9 @@ def place(cfg: Config) -> None:
         UserError: If two places that must agree say different labels, or the label cannot be.
     """
     model = cfg.get('model') or {}
+    task = tasks.of(model)
+    if task is not None and not task.classes:
+        return
     heads = placed_heads(model) if tasks.is_dense(model) else []
     said_by_heads = _one((f'{p}.ignore_index', h['ignore_index']) for p, h in heads
                          if h.get('ignore_index') is not None)

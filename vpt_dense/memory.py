@@ -172,6 +172,22 @@ def mask_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
         gt_sem_seg=PixelData(data=torch.zeros(1, rows, columns, dtype=torch.int64)))
 
 
+def depth_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image whose every pixel is a metre away."""
+    return BaseDataElement(
+        metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size),
+        gt_depth_map=PixelData(data=torch.ones(1, *size)))
+
+
+def normal_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of a wall that faces the camera."""
+    normals = torch.zeros(3, *size)
+    normals[2] = 1
+    return BaseDataElement(
+        metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size),
+        gt_normal_map=PixelData(data=normals))
+
+
 def class_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
     """An image of classification, of class 0."""
     # Here, since this package can be used without mmpretrain's.

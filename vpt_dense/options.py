@@ -18,7 +18,8 @@ from vpt_dense.tree import get
 #: Settings that are text (``classes``: a list of texts) where the config does not hold them yet.
 _TEXTS = frozenset(
     'work_dir load_from experiment_name log_level default_scope launcher type data_root ann_file '
-    'img_path seg_map_path img_suffix seg_map_suffix checkpoint prefix save_dir out_dir null_space'
+    'img_path seg_map_path depth_map_path normal_map_path img_suffix seg_map_suffix map_suffix '
+    'checkpoint prefix save_dir out_dir null_space'
     .split()
 )
 #: Settings that hold a word in place of a number: 'classes', 'dynamic'.

@@ -63,8 +63,9 @@ MODELS = _child(
             ).items()
         },
         'vpt_dense.heads': [
-            'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
-            'SegmenterMaskTransformerHead', 'UPerHead',
+            'DPTDepthHead', 'DPTNormalHead', 'EoMTHead', 'FCNHead', 'GradientLoss',
+            'LinearDepthHead', 'LinearHead', 'LinearNormalHead', 'NormalLoss', 'PlainMaskHead',
+            'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
@@ -76,13 +77,17 @@ MODELS = _child(
         'vpt_dense.vision_language.text_head': ['SEPHead', 'TextHead'],
         'vpt_dense.vision_language.zegclip_head': ['ZegCLIPHead'],
         'vpt_dense.federated.shared_group_prompt': ['SharedGroupPrompt'],
-        'vpt_dense.segmentors': ['EncoderDecoder', 'SegTTAModel'],
+        'vpt_dense.segmentors': [
+            'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'NormalEstimator', 'SegTTAModel'],
     },
 )
 DATASETS = _child(
     'DATASETS',
     **{
+        'vpt_dense.datasets.map_folder': ['DepthFolder', 'NormalFolder'],
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
+        'vpt_dense.datasets.public_set': ['PublicSet'],
+        'vpt_dense.datasets.eurosat': ['EuroSAT'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.detection.coco_folder': ['CocoFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
@@ -95,6 +100,8 @@ TRANSFORMS = _child(
     **{
         'vpt_dense.continual.keep_labels': ['KeepLabels'],
         'vpt_dense.datasets.augment': ['RandomCrop'],
+        'vpt_dense.datasets.in_test_set': ['InTestSet'],
+        'vpt_dense.datasets.map_folder': ['KITTICrop', 'LoadDepth', 'LoadNormals', 'PackNormals'],
         'vpt_dense.demo.stride_labels': ['StrideLabels'],
     },
 )
@@ -108,12 +115,14 @@ HOOKS = _child(
         'vpt_dense.hooks.visualization_hook': ['VisualizationHook'],
         'vpt_dense.hooks.det_visualization_hook': ['DetVisualizationHook'],
         'vpt_dense.hooks.boxes_hook': ['BoxesHook'],
+        'vpt_dense.hooks.maps_hook': ['MapVisualizationHook', 'MapsHook'],
     },
 )
 METRICS = _child(
     'METRICS',
     **{
-        'vpt_dense.evaluation': ['IoUMetric'], 'vpt_dense.classifiers': ['Accuracy'],
+        'vpt_dense.evaluation': ['DepthMetric', 'IoUMetric', 'NormalMetric'],
+        'vpt_dense.sets_metric': ['SetsMetric'], 'vpt_dense.classifiers': ['Accuracy'],
         'vpt_dense.detection.coco_metric': ['CocoMetric'],
     },
 )
@@ -125,6 +134,7 @@ VISUALIZERS = _child(
         'vpt_dense.visualization.segmentation': ['SegLocalVisualizer'],
         'vpt_dense.visualization.classification': ['UniversalVisualizer'],
         'vpt_dense.visualization.detection': ['DetLocalVisualizer'],
+        'vpt_dense.visualization.maps': ['MapLocalVisualizer'],
     },
 )
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict
 
-from vpt_dense import config, imports, live, logging, preflight, tasks, tree, tta
+from vpt_dense import config, imports, live, logging, preflight, tasks, test_sets, tree, tta
+from vpt_dense.datasets import layouts
 from vpt_dense.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def use_tta(cfg: Config) -> None:
     Where they may be left out: see :func:`vpt_dense.tta.parts`.
     """
     for where, dataset in tree.placed_datasets(cfg.test_dataloader, 'test_dataloader'):
-        model, dataset.pipeline = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
+        model, augmented = tta.parts(cfg, dataset.pipeline, f'{where}.pipeline', 'test')
+        dataset.pipeline = test_sets.keep_tag(dataset.pipeline, augmented)
     cfg.model = ConfigDict(**model, module=cfg.model)
 
 
@@ -125,14 +127,14 @@ def store_predictions(cfg: Config, out: str) -> None:
     of_files = {suffix for each in tasks.TASKS.values() for suffix in each.store_suffixes}
     named_as_file = Path(out).suffix in of_files or Path(out).is_file()
     if not suffixes and named_as_file:
-        raise UserError(f'--out {out}: a {task.name} writes label maps; name a folder')
+        raise UserError(f'--out {out}: a {task.name} writes a file an image; name a folder')
     if suffixes and (Path(out).suffix not in suffixes or Path(out).is_dir()):
         *some, last = (f'*{suffix}' for suffix in suffixes)
         raise UserError(f'--out {out}: a {task.name} writes one file; name it '
                         f'{", ".join(some)}{" or " if some else ""}{last}')
     hook = dict(type=kind, **{'out_file' if suffixes else 'out_dir': out})
     if not suffixes:
-        say(f'label maps are written into {out}')
+        say(f'{"label maps" if task.classes else "maps"} are written into {out}')
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
@@ -186,16 +188,20 @@ def leave_out_labels(cfg: Config, wanted: bool) -> bool:
 def _has_labels(part: dict, key: str) -> bool:
     """Whether a data set has labels; ``key``: where their folder is said, see ``Task.labels``."""
     prefix = part.get('data_prefix')
+    if tree.kind_of(part) == 'PublicSet' and prefix is None:
+        return layouts.has_masks(part)
     if key:  # a data set that is told no folders has its own, masks too
         return not (isinstance(prefix, dict) and 'img_path' in prefix) or key in prefix
     return part.get('with_label', True)
 
 
 def _take_labels(part: dict, where: str, key: str) -> None:
-    if key:
+    if tree.kind_of(part) == 'PublicSet' and part.get('data_prefix') is None:
+        part['with_masks'] = False
+    elif key:
         prefix = part.get('data_prefix')
         if not isinstance(prefix, dict):
-            prefix = dict(img_path='images' if tree.kind_of(part) == 'SegFolder' else '')
+            prefix = dict(img_path='images' if tree.kind_of(part).endswith('Folder') else '')
         part['data_prefix'] = ConfigDict(
             {name: value for name, value in prefix.items() if name != key})
     elif tree.kind_of(part) in _WITH_LABEL:
@@ -214,7 +220,8 @@ def _without_masks(pipeline: list) -> list:
             step = _without_masks(step)
             if not step:
                 continue
-        elif tree.kind_of(step) in ('LoadAnnotations', 'LoadMask'):
+        elif tree.kind_of(step) in (
+                'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals'):
             continue
         elif step.get('transforms'):
             step = ConfigDict(step, transforms=_without_masks(step['transforms']))

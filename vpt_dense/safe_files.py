@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import mmap
 import os
 import pickle
 import re
@@ -249,6 +250,14 @@ def on_disk(shape: tuple[int, ...], dtype: type) -> np.ndarray:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         os.posix_fallocate(stream.fileno(), 0, size)  # writing to a full disk would be a signal
         return np.memmap(stream, dtype, 'r+', shape=shape)
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the memory that pages of a file take, if it is one: they are read again."""
+    mapped = getattr(array, '_mmap', None)
+    if mapped is not None and hasattr(mapped, 'madvise'):  # not on Windows
+        array.flush()
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def sweep(folder: str | Path) -> list[str]:

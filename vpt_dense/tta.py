@@ -58,5 +58,6 @@ def _loaders(pipeline: list[dict]) -> str:
     names = [tree.kind_of(step) for step in pipeline]
     first = next((i for i, name in enumerate(names) if not name.startswith('Load')), len(names))
     # Before LoadBands stands one that reads nothing, see vpt_dense.datasets.loading.
-    left_out = ('LoadAnnotations', 'LoadMask', *['LoadImageFromFile'] * ('LoadBands' in names))
+    left_out = ('LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals',
+                *['LoadImageFromFile'] * ('LoadBands' in names))
     return ', '.join(name for name in names[:first] if name not in left_out)

@@ -29,6 +29,7 @@ OFFERS = {
     'parts': 'blocks with a norm, attention and an MLP one after the other',
     'keys and values': 'attention that takes keys and values from outside',
     'hidden prompts': 'attention that hides prompts from some tokens',
+    'hidden tokens': 'attention that hides tokens from some tokens',
     'query': 'a pass without prompts in front of its own',
 }
 

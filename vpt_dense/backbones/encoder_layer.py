@@ -25,6 +25,7 @@ class PromptedAttention(MultiheadAttention):
         keys_values: tuple[Tensor, Tensor] | None = None,
         only_first: bool = False,
         visible: Tensor | None = None,
+        sees: Tensor | None = None,
     ) -> Tensor:
         """Compute attention.
 
@@ -36,13 +37,14 @@ class PromptedAttention(MultiheadAttention):
             keys_values: Further keys and values, each (b, heads, P', C / heads).
             only_first: Compute the output of the first token (cls) alone.
             visible: Which of ``prompts`` each token attends to, (B, N, P), bool; None: to all.
+            sees: Which of the tokens ``x`` each attends to, (B, N, N), bool; None: to all.
 
         Returns:
             (B, N, C), or (B, 1, C) with ``only_first``. Without prompts it is the parent's output,
             bit for bit.
         """
         updates = of_parts(self.qkv)
-        nothing = positions is None and prompts is None and keys_values is None
+        nothing = all(each is None for each in (positions, prompts, keys_values, sees))
         if nothing and not only_first and updates is None:
             return super().forward(x)
         first = x[:, :1] if only_first else x
@@ -85,10 +87,13 @@ class PromptedAttention(MultiheadAttention):
                 for own, *extra in zip((keys, values), *further, strict=True)
             )  # (B, heads, N + P, C / heads)
         mask = {}
-        if visible is not None:  # prompts come last
-            visible = visible[:, : first.shape[1]]
-            others = visible.new_ones(*visible.shape[:2], keys.shape[2] - visible.shape[2])
-            mask['attn_mask'] = torch.cat((others, visible), dim=2)[:, None]
+        if visible is not None or sees is not None:  # prompts come last
+            of_prompts = 0 if visible is None else visible.shape[2]
+            known = x.shape[1] if sees is not None else 0
+            either = visible if sees is None else sees
+            others = either.new_ones(*either.shape[:2], keys.shape[2] - known - of_prompts)
+            parts = [each for each in (sees, others, visible) if each is not None]
+            mask['attn_mask'] = torch.cat(parts, dim=2)[:, None, : first.shape[1]]
         out = self.scaled_dot_product_attention(
             queries, keys, values, dropout_p=self.attn_drop if self.training else 0.0, **mask
         )

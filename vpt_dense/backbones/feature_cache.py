@@ -49,7 +49,9 @@ class FeatureCache:
     ) -> None:
         self.backbone, self.folder, self._say = backbone, Path(folder), say
         self.found = self.computed = 0
-        self.whole = not any(p.requires_grad for p in backbone.parameters())
+        # The queries of a guest train, in its last blocks.
+        trains = any(p.requires_grad for p in backbone.parameters())
+        self.whole = not trains and not backbone.guest
         if not self.whole and not isinstance(backbone, TokenTuning):
             raise UserError(
                 f'feature_cache: {type(backbone).__name__} trains in part, and only backbones of '

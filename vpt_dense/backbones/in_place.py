@@ -54,6 +54,7 @@ class Flow:
         prompt = backbone.prompt
         self.prepared = None if prompt is None else prompt.prepare(backbone.embed_patches)
         self.prompts: Tensor | None = None
+        self.guests = backbone.guests()
         cache = backbone.feature_cache
         self.kept = None if cache is None else cache.open(images)
 
@@ -75,13 +76,19 @@ class Flow:
         backbone, layout = self.backbone, self.layout
         if self.prompts is not None:
             x, layout = layout.replace(x, self.prompts)  # (B, F + P + N, C)
+        if self.guests is not None:
+            x, layout = self.guests.enter(x, i, layout)  # (B, F + Q + P + N, C)
         x, layout, own = backbone.enter_block(x, i, layout, self.prepared)
+        if self.guests is not None:
+            own |= self.guests.arguments(layout)
         masked = further.get('attn_mask') is not None or further.get('is_causal')
         if layout.num_prompts and masked:
             refuse(backbone, 'masks do not know prompts; leave attn_mask and is_causal out')
         through = partial(self._through, run, i, layout, arguments, dict(further, **own))
         x = through(x) if self.kept is None else self.kept.through(i, x, partial(through, x))
         self.prompts = None
+        if self.guests is not None:
+            x, layout = self.guests.leave(x, i, layout)
         if layout.num_prompts:
             self.prompts = layout.prompts(x)
             x, _ = layout.replace(x, None)  # (B, F + N, C)
@@ -267,6 +274,11 @@ class InPlaceBackbone(TokenTuning):
                 return function(images, *args, **kwargs)
         finally:
             _NOW.flow = outer
+
+    def of_guests(self) -> tuple[Tensor, ...]:
+        """What :meth:`.Guests.outputs` says in the forward pass that runs; nothing without any."""
+        guests = _NOW.flow.guests
+        return () if guests is None else guests.outputs()
 
     @contextmanager
     def forward_pass(self, images: Tensor) -> Iterator[None]:

@@ -54,6 +54,7 @@ class TimmAttention(nn.Module):
         is_causal: bool = False,
         prompts: Tensor | None = None,
         keys_values: tuple[Tensor, Tensor] | None = None,
+        sees: Tensor | None = None,
     ) -> Tensor:
         """Compute attention.
 
@@ -65,6 +66,7 @@ class TimmAttention(nn.Module):
             is_causal: timm's, without prompts alone.
             prompts: Prompts of which keys and values alone are made, (b, P', C), b being B or 1.
             keys_values: Further keys and values, each (b, heads, P'', d).
+            sees: Which of the tokens ``x`` each attends to, (B, n, n), bool; None: to all.
 
         Returns:
             (B, F + P + N, C). Without prompts it is timm's, bit for bit.
@@ -76,7 +78,7 @@ class TimmAttention(nn.Module):
             attn_mask=attn_mask, is_causal=is_causal)
         placed = {} if rope is None else dict(rope=rope)
         among = rope is not None and x.shape[1] - rope.shape[-2] != self.num_prefix_tokens
-        alone = prompts is None and keys_values is None and not among
+        alone = prompts is None and keys_values is None and sees is None and not among
         whole = self.qkv is None or (type(self.qkv) is nn.Linear and of_parts(self.qkv) is None)
         if alone and whole:
             return super().forward(x, **placed, **masks)
@@ -99,6 +101,9 @@ class TimmAttention(nn.Module):
                 torch.cat([own, *(spread(e.to(own.dtype), x.shape[0]) for e in extra)], 2)
                 for own, *extra in zip((keys, values), *further, strict=True)
             )  # (B, heads, F + N + P, d)
+        if sees is not None:  # all see what came last
+            others = sees.new_ones(*sees.shape[:2], keys.shape[2] - sees.shape[2])
+            masks = dict(attn_mask=torch.cat((sees, others), dim=2)[:, None])
         out = attention(
             queries, keys, values, dropout_p=self.attn_drop.p if self.training else 0.0, **masks)
         out = self.norm(out.transpose(1, 2).flatten(2))

@@ -58,7 +58,8 @@ class TimmVisionTransformer(TimmBackbone):
             tuned; the message names it.
     """
 
-    offers = TokenTuning.offers
+    offers = TokenTuning.offers | {'hidden tokens'}
+    last_norm_key = 'norm_outputs'
     OUT_TYPES = ('featmap', 'cls_token', 'avg_tokens', 'pooled', 'raw')
 
     def __init__(
@@ -156,7 +157,8 @@ class TimmVisionTransformer(TimmBackbone):
 
         Returns:
             One tensor for each of ``out_indices``, by ``out_type``: 'featmap' (B, C, H / ph,
-            W / pw); 'raw' (B, F + N, C); all others (B, C). Prompts are never among them.
+            W / pw); 'raw' (B, F + N, C); all others (B, C). Prompts are never among them. Behind
+            them what :meth:`.Guests.outputs` says, where a head has been invited.
         """
         return self.run(self._outputs, x, raw=x)
 
@@ -176,7 +178,11 @@ class TimmVisionTransformer(TimmBackbone):
         features = self.crop_border(outs)
         for change in self.changes():
             features = change.after_backbone(features, raw)
-        return tuple(features)
+        return (*features, *self.of_guests())
+
+    def last_norm(self) -> nn.Module | None:
+        """See :meth:`.TokenTuning.last_norm`."""
+        return self.norm if self.norm_outputs is not False else None
 
     def _formatted(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Patches (B, N, C) or all tokens (B, F + N, C) as ``out_type`` says."""

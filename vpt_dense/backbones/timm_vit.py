@@ -61,6 +61,8 @@ class TimmBackbone(InPlaceBackbone):
             offers -= {'keys and values', 'parts'}
         elif not hasattr(blocks[0].mlp, 'fc2'):
             offers -= {'parts'}
+        if 'keys and values' not in offers:
+            offers -= {'hidden tokens'}
         if hasattr(self.patch_embed, 'backbone'):  # a convolutional network makes the patches
             offers -= {'patches'}
         rope = getattr(self, 'rope', None)

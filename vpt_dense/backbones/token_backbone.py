@@ -100,7 +100,8 @@ class TokenBackbone(TokenTuning):
 
         Returns:
             What the family puts out; prompts are never among it. F being the tokens in front (cls
-            and registers) and N the patches, a block sees ``[first | prompts | patches]``.
+            and registers) and N the patches, a block sees ``[first | prompts | patches]``. Behind
+            it what :meth:`.Guests.outputs` says, where a head has been invited.
         """
         images, prompt, changes = x, self.prompt, self.changes()
         kept = None if self.feature_cache is None else self.feature_cache.open(images)
@@ -113,19 +114,25 @@ class TokenBackbone(TokenTuning):
         else:
             prepared = prompt.prepare(self.embed_patches)
         outs: list[Tensor] = []
-        grid = None
+        grid, guests = None, self.guests()
         for i, (_, block) in enumerate(self.named_blocks()):
             if layout.grid != grid:
                 grid = layout.grid
                 needed = self.block_arguments(grid)
+            if guests is not None:
+                x, layout = guests.enter(x, i, layout)  # (B, F + Q + P + N, C)
             x, layout, arguments = self.enter_block(x, i, layout, prepared)
+            if guests is not None:
+                arguments |= guests.arguments(layout)
             through = partial(self._through, block, i, layout, needed, arguments)
             x = through(x) if kept is None else kept.through(i, x, partial(through, x))
+            if guests is not None:
+                x, layout = guests.leave(x, i, layout)
             x, layout = self.leave_block(x, i, layout, outs)
         features = self.crop_border(outs)
         for change in changes:
             features = change.after_backbone(features, images)
-        return features
+        return features if guests is None else (*features, *guests.outputs())
 
     @torch.no_grad()
     def query(self, x: Tensor, layout: TokenLayout) -> Tensor:

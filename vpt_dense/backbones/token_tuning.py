@@ -6,11 +6,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpt_dense.adapters import Block
 from vpt_dense.argument_checks import check_choice
 from vpt_dense.backbones.beside import quietly, spread
+from vpt_dense.backbones.guests import Guests
 from vpt_dense.backbones.tuned import TunedBackbone
 from vpt_dense.backbones.tuned_block import TunedBlock, what_to_recompute
 from vpt_dense.image_prompts import ImagePrompt
@@ -28,6 +29,7 @@ class TokenTuning(TunedBackbone):
         keys_values_layers: The blocks whose prompts are keys and values.
         recompute: What its blocks recompute in backward, see :class:`.TunedBlock`.
         feature_cache: Keeps what the frozen blocks in front make of each image; None: nothing does.
+        last_norm_key: The argument that switches on :meth:`last_norm`.
     """
 
     offers = frozenset({
@@ -35,6 +37,7 @@ class TokenTuning(TunedBackbone):
         'keys and values', 'outputs'})
     keys_values_layers: list[int]
     feature_cache: Any = None
+    last_norm_key = 'final_norm'
 
     @abstractmethod
     def named_blocks(self) -> list[tuple[str, TunedBlock]]:
@@ -130,6 +133,38 @@ class TokenTuning(TunedBackbone):
         super().tune(built, image_prompt, adapters, trainable)
         for i, block in enumerate(blocks):
             block.adapters, block.index = tuple(self.adapters), i
+
+    def invite(self, head: nn.Module) -> None:
+        """See :meth:`.TunedBackbone.invite`."""
+        super().invite(head)
+        name, last = type(head).__name__, len(self.named_blocks()) - 1
+        if head.num_blocks > last:
+            raise ValueError(
+                f'decode_head.num_blocks must be at most {last}, found {head.num_blocks}: the '
+                f'backbone has {last + 1} blocks')
+        if self.out_type != 'featmap' or self.output_blocks() != [last]:
+            raise ValueError(
+                f"decode_head: {name} needs backbone.out_type='featmap' and out_indices=[{last}], "
+                f'found {self.out_type!r} and {self.output_blocks()}')
+        if self.last_norm() is None:
+            raise ValueError(
+                f'decode_head: {name} reads tokens behind the last norm; set '
+                f'backbone.{self.last_norm_key}=True')
+        if self.image_prompt is not None and self.image_prompt.border:
+            raise ValueError(
+                f'decode_head: {name} cannot crop the border of '
+                f'{type(self.image_prompt).__name__} off its masks; leave image_prompt out')
+
+    def last_norm(self) -> nn.Module | None:
+        """The norm behind the last block; None: what is put out passes none."""
+        return None
+
+    def guests(self) -> Guests | None:
+        """The queries that pass the last blocks, for one pass; None: there are none."""
+        if not self.guest:
+            return None
+        (head,) = self.guest
+        return Guests(head, len(self.named_blocks()) - head.num_blocks, self.last_norm())
 
     def changes(self) -> list:
         """What acts on the tokens between the blocks, in order: the adapters, then the prompt."""

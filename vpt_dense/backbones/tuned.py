@@ -37,7 +37,10 @@ class TunedBackbone(FrozenBase):
         adapters: The adapters, a ``ModuleList``.
         trainable: The patterns of what trains.
         base_is_frozen: Whether anything but prompts and adapters is frozen.
+        guest: The head whose queries pass its last blocks, in a tuple, where it is no submodule.
     """
+
+    guest: tuple[nn.Module, ...] = ()
 
     weights_family: str
     offers: frozenset[str] = frozenset({'images', 'open sizes', 'outputs'})
@@ -140,6 +143,21 @@ class TunedBackbone(FrozenBase):
         self.note_frozen()
         if prompt is not None:
             prompt.check(self)
+
+    def invite(self, head: nn.Module) -> None:
+        """Let the queries of a head pass the last blocks.
+
+        Args:
+            head: A :class:`vpt_dense.heads.EoMTHead`.
+
+        Raises:
+            ValueError: If they cannot; the message names the key.
+        """
+        if 'hidden tokens' not in self.offers:
+            raise ValueError(
+                f'decode_head: {type(head).__name__} needs {OFFERS["hidden tokens"]}, '
+                f'{type(self).__name__} has none')
+        self.guest = (head,)
 
     def check_part(self, key: str, config: dict) -> None:
         """Refuse a part of tuning, before it is built, that does not belong into this backbone.

@@ -79,7 +79,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
             parameter; the message names it.
     """
 
-    offers = TokenBackbone.offers | {'query', 'hidden prompts'}
+    offers = TokenBackbone.offers | {'query', 'hidden prompts', 'hidden tokens'}
     weights_family = 'vit'  # which formats of pretrained weights it takes
     stem = ('register_tokens', 'pre_norm')
     block_class = PromptedEncoderLayer
@@ -183,6 +183,10 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
             x = torch.cat((x[:, :first], registers, x[:, first:]), dim=1)  # (B, cls + R + N, C)
             first += self.num_registers
         return self.pre_norm(self.drop_after_pos(x)), TokenLayout(first, 0, grid)
+
+    def last_norm(self) -> nn.Module | None:
+        """See :meth:`.TokenTuning.last_norm`."""
+        return self.ln1 if self.final_norm else None
 
     def leave_block(
         self, x: Tensor, i: int, layout: TokenLayout, outs: list[Tensor]

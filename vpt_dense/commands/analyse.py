@@ -132,6 +132,18 @@ def _load(
         cfg_options=args.cfg_options, method=args.method)
 
 
+def _with_classes(predictor: Any) -> Any:
+    """A predictor whose task this is for.
+
+    Raises:
+        UserError: If it is another.
+    """
+    if predictor.task not in ('segmentation', 'classification'):
+        raise UserError(
+            f'this is for segmentation and classification, the model is of {predictor.task}')
+    return predictor
+
+
 def _ignored(predictor: Any) -> int | None:
     """The label in annotations that is none."""
     if predictor.task != 'segmentation':
@@ -301,7 +313,7 @@ def _features(args: argparse.Namespace) -> list[Path]:
     from vpt_dense.analysis import features, figures
     from vpt_dense.tuning import ADDED
 
-    predictor = _load(args)
+    predictor = _with_classes(_load(args))
     model = predictor.model
     plain = predictor.cfg.copy()
     for key in ADDED:
@@ -353,7 +365,7 @@ def _errors(args: argparse.Namespace) -> list[Path]:
 
     from vpt_dense.analysis import errors_of, figures
 
-    predictor = _load(args)
+    predictor = _with_classes(_load(args))
     models = {'model': predictor}
     if args.against:
         models['against'] = _load(args, args.against, args.against_config)

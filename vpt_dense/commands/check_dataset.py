@@ -79,6 +79,11 @@ def cells(split: dict) -> dict[str, str]:
         rows['masks with colours'] = f'{len(split["multi_channel_masks"]):,}'
         share = split['ignored_share']
         rows['ignored pixels'] = '-' if share is None else f'{share:.1%}'
+    if 'maps' in split:
+        rows['maps'] = f'{split["maps"]:,}'
+        rows['known pixels'] = '-' if split['known'] is None else f'{split["known"]:.1%}'
+        if depth := split.get('depth'):
+            rows['depth (m)'] = '{min:.3g} to {max:.3g}, middle {median:.3g}'.format(**depth)
     if 'boxes' in split:
         rows['boxes'] = f'{split["boxes"]:,}'
         rows['images without a box'] = f'{len(split["images_without_boxes"]):,}'

@@ -107,7 +107,15 @@ def stop_politely():
     """Lets SIGTERM, and a terminal that closes, do what Ctrl-C does.
 
     Running trainings save a checkpoint and end; else they would go on beside the next call's.
+
+    Raises:
+        UserError: torchrun or srun started several of this command, which would do all of it each.
     """
+    number = os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_STEP_NUM_TASKS') or '1'
+    if number != '1':
+        raise UserError(
+            f'{number} processes of this command run at once (WORLD_SIZE or srun); start it once: '
+            'it starts the processes of its trainings itself')
     for name in ('SIGTERM', 'SIGHUP'):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup

@@ -1,7 +1,8 @@
 """Data sets of protocols: what is missing of VTAB-1k or FGVC, lists of few images, lists made anew.
 
 ``vpt-dense data check vtab-1k`` (``fgvc``), ``data few CONFIG --per-class 1 2 4``, ``data lists
-FOLDER`` (of a fine-grained set), ``data vtab SOURCE OUT`` (any set in VTAB-1k's layout).
+FOLDER`` (of a fine-grained set), ``data vtab SOURCE OUT`` (any set in VTAB-1k's layout), ``data
+coco IMAGES MASKS OUT`` (boxes and masks for detection, of masks of instances or classes).
 """
 
 import argparse
@@ -48,6 +49,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('out', help='folder that is made')
     add('--root', default='', help="where torchvision's set is; nothing is downloaded")
     add('--seed', type=int, default=0, help='of the 1,000 images (default: 0)')
+
+    add = actions.add_parser(
+        'coco', help="masks of instances or of classes in COCO's form, for detection").add_argument
+    add('images', help='folder of images')
+    add('masks', help='folder of masks of the same names')
+    add('out', help='the JSON that is written')
+    add('--only', default='', metavar='FOLDER', help='of the sub-folders of both this one alone')
+    add('--instances', metavar='NAME', help='each id above 0 is an instance of the class NAME')
+    add('--classes', nargs='+', metavar='ID=NAME',
+        help='what is connected of pixels of the id is an instance of NAME')
+    add('--min-area', type=int, default=1, metavar='N',
+        help='leave instances of fewer pixels out (default: none)')
     args = parser.parse_args(argv)
     if any(seed < 0 for seed in [*getattr(args, 'seeds', ()), getattr(args, 'seed', 0)]):
         raise UserError('a seed must not be negative')
@@ -57,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; exit code 1 if something is missing."""
     args = parse_args(argv)
-    if not dict(check=check, few=few, lists=lists, vtab=vtab)[args.action](args):
+    if not dict(check=check, few=few, lists=lists, vtab=vtab, coco=coco)[args.action](args):
         sys.exit(1)
 
 
@@ -150,4 +163,36 @@ def vtab(args: argparse.Namespace) -> bool:
     for name, number in found.items():
         print(f'{Path(args.out, name)}.txt: {number:,} images')
     print("drawn by this command: not the images of the papers' VTAB-1k")
+    return True
+
+
+def coco(args: argparse.Namespace) -> bool:
+    """Write annotations in COCO's form."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from vpt_dense.datasets import instances
+
+    if (args.instances is None) == (args.classes is None):
+        raise UserError(
+            'say what the masks hold: --instances NAME (ids of instances) or --classes ID=NAME '
+            '(ids of classes)')
+    if args.min_area < 1:
+        raise UserError(f'--min-area must be at least 1, found {args.min_area}')
+    classes = None
+    if args.classes is not None:
+        classes = {}
+        for each in args.classes:
+            number, _, name = each.partition('=')
+            if not number.isdecimal() or not name or int(number) in classes:
+                raise UserError(f'--classes {each}: write ID=NAME, each id once: 8=car')
+            classes[int(number)] = name
+    console = Console(stderr=True)
+    found = instances.to_coco(
+        args.images, args.masks, args.out, args.only, args.instances, classes, args.min_area,
+        lambda items, description: track(items, description, console=console))
+    told = ', '.join(f'{number:,} of {key.removeprefix("class ")}' for key, number in found.items()
+                     if key.startswith('class '))
+    small = f'; {found["left_out"]:,} were smaller' if found['left_out'] else ''
+    print(f'{args.out}: {found["images"]:,} images, {told}{small}')
     return True

@@ -88,10 +88,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = exporting.load(
         args.checkpoint, args.config, args.base, args.cfg_options, args.method)
 
+    if args.quantize and predictor.task == 'detection':
+        raise errors.UserError('--quantize int8 is for classification and segmentation')
+
     def export(out: str | Path) -> None:
         exporting.export(
             predictor, out, args.format, args.size, args.dynamic, args.resize, args.argmax)
 
+    if args.quantize and not predictor.classes:
+        raise errors.UserError(f'--quantize measures by labels, this model is of {predictor.task}')
     if args.quantize is None:
         export(args.out)
     else:

@@ -3,8 +3,9 @@
 CONFIG may be left out: checkpoints and deltas hold theirs. CHECKPOINT may be a .onnx file that
 tools/export.py wrote. IMAGE is a file, a folder, a pattern in
 quotes, a .txt file with a path a line, or - for such a list from standard input. Segmentation gives
-``labels/*.png`` in the ids of the annotations, classification predictions.jsonl. Exit code 2 if an
-image could not be predicted; the others are there. See docs/predicting.md.
+``labels/*.png`` in the ids of the annotations, classification predictions.jsonl. A video, or a
+folder of frames with --video FPS, gives ``videos/NAME.mp4``, the labels drawn over it. Exit code 2
+if an image could not be predicted; the others are there. See docs/predicting.md.
 """
 
 import argparse
@@ -26,6 +27,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--out', required=True, metavar='DIR', help='folder for what is written')
     add('--overlay', action='store_true',
         help='draw label maps or boxes over their images, with a legend')
+    add('--video', type=_rate, metavar='FPS',
+        help='make a video of the images, in the order of their names, with so many frames a '
+        'second; of videos: another rate than theirs')
     add('--probabilities', choices=('npz', 'tiff'), help='write those of every pixel')
     add('--dtype', choices=('float16', 'float32'),
         help='of the probabilities (default: float16)')
@@ -60,13 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import cv2
 
-    from vpt_dense.predicting import inputs, writing
+    from vpt_dense.predicting import inputs, video, writing
 
     # It tells of damaged files in lines of its own.
     quiet = getattr(cv2, 'setLogLevel', None) or cv2.utils.logging.setLogLevel  # before 5.0, since
     quiet(0)
 
     writing.check_out(args.out, args.skip_existing, args.force)
+    if args.video or any(video.is_video(path) for path in args.images):
+        predict_videos(args)
+        return
     images = inputs.find(args.images, args.out)
     print(f'{len(images):,} images; loading {args.checkpoint} ...', flush=True)
     predictor = load(args)
@@ -83,6 +90,36 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'{skipped:,} of {len(images):,} images could not be predicted: '
             f'{summary["skipped"][0]["path"]}{", ..." if skipped > 1 else ""} (reasons above and '
             f'in {Path(args.out, writing.SUMMARY)}); the others are there')
+
+
+def predict_videos(args: argparse.Namespace) -> None:
+    """Write a video for each video, or one of all images."""
+    from vpt_dense.predicting import inputs, video, writing
+
+    if any(video.is_video(path) for path in args.images):
+        sources = [each._replace(rate=args.video) for each in video.find(args.images)]
+    else:
+        frames = inputs.find(args.images, args.out)
+        root = frames[0].root
+        sources = [video.Source(root, Path(root).name or 'frames', frames, args.video)]
+    print(f'{len(sources):,} videos; loading {args.checkpoint} ...', flush=True)
+    wanted = writing.Wanted(
+        args.overlay, args.probabilities, args.dtype, args.top_k, args.batch_size,
+        args.skip_existing, args.force)
+    for each in video.write(load(args), sources, args.out, wanted)['videos']:
+        print(f'{Path(args.out, each["out"])}: {each["frames"]:,} frames of '
+              f'{each["size"][0]}x{each["size"][1]}, {each["frames_per_second"]} frames/s '
+              f'(reading and predicting alone: {each["predicted_per_second"]})')
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1000:
+        raise argparse.ArgumentTypeError(f'frames a second, such as 25; found {text!r}')
+    return rate
 
 
 def load(args: argparse.Namespace):

@@ -91,12 +91,21 @@ def summarise(
             seeds=[result['seed'] for result in own],
             **{key: own[0][key] for key in
                ('trainable', 'backbone_trainable', 'total', 'percent', 'tuned_megabytes')},
+            sets=_of_sets(own, metric),
             disk_megabytes=statistics.mean(result['disk_megabytes'] for result in own),
             train_seconds=statistics.mean(seconds) if seconds else None,
             **{key: cost.get(key) for key in ('train_ms', 'test_ms', 'peak_megabytes')},
         ))
     all_seeds = {seed for row in rows for seed in row['seeds']}
     return [{**row, 'marked': set(row['seeds']) != all_seeds} for row in rows]
+
+
+def _of_sets(results: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """Test set -> the mean of its metric over the seeds; empty where there is one test set."""
+    names = [key.removesuffix(f'/{metric}') for key in results[0]['metrics']
+             if key.endswith(f'/{metric}')]
+    return {name: statistics.mean(result['metrics'][f'{name}/{metric}'] for result in results)
+            for name in names if all(f'{name}/{metric}' in r['metrics'] for r in results)}
 
 
 def spread(values: Sequence[float]) -> float:
@@ -111,22 +120,26 @@ def format_score(row: Mapping[str, Any], digits: int = 1) -> str:
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as text, in the order of :data:`COLUMNS`; a dash for what was not measured."""
+    """A row as text, as :func:`headings` says; a dash for what was not measured."""
 
     def number(key: str, form: str) -> str:
         return '-' if row[key] is None else format(row[key], form)
 
     return [
-        row['method'], format_score(row, 2), ' '.join(map(str, row['seeds'])),
+        row['method'], format_score(row, 2),
+        *(f'{score:.2f}' for score in row.get('sets', {}).values()),
+        ' '.join(map(str, row['seeds'])),
         f'{row["trainable"]:,}',
         f'{row["backbone_trainable"]:,}', number('disk_megabytes', ',.2f'),
         number('train_ms', ',.2f'), number('test_ms', ',.2f'), number('peak_megabytes', ',.0f'),
     ]
 
 
-def headings(metric: str) -> list[str]:
-    """The headings of :func:`cells`."""
-    return [heading or f'{metric} (test)' for heading in COLUMNS.values()]
+def headings(metric: str, rows: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The headings of :func:`cells`: :data:`COLUMNS`, behind the score one a test set."""
+    sets = list(rows[0].get('sets', {})) if rows else []
+    first, score, *others = COLUMNS.values()
+    return [first, score or f'{metric} (test)', *sets, *others]
 
 
 def write(
@@ -149,7 +162,7 @@ def write(
     Returns:
         The files.
     """
-    table = tables.markdown(headings(metric), [cells(row) for row in rows])
+    table = tables.markdown(headings(metric, rows), [cells(row) for row in rows])
     text = [table, f'`{notes["command"]}`']
     if any(row['marked'] for row in rows):
         text.append(f'{MARK.strip()}: lacks seeds that other rows have, do not compare with those.')
@@ -159,11 +172,13 @@ def write(
     stream = io.StringIO()
     others = [key for key in COLUMNS if key not in ('method', 'score', 'seeds')]
     keys = ['method', 'mean', 'std', *others]
+    sets = list(rows[0].get('sets', {})) if rows else []
     writer = csv.writer(stream, lineterminator='\n')
-    writer.writerow([*keys, 'seeds', 'scores'])
+    writer.writerow([*keys, 'seeds', 'scores', *sets])
     for row in rows:
         lists = [' '.join(map(str, row[key])) for key in ('seeds', 'scores')]
-        writer.writerow([*('' if row[key] is None else row[key] for key in keys), *lists])
+        writer.writerow([*('' if row[key] is None else row[key] for key in keys), *lists,
+                         *row.get('sets', {}).values()])
     content = {'metric': metric, **notes, 'rows': list(rows), 'failures': dict(failures)}
     written = {
         'table.md': '\n\n'.join(text) + '\n',

@@ -316,7 +316,8 @@ def lay_out(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _spread(values: Sequence[float]) -> str:
     spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):.1f}{spread}'
+    mean = round(statistics.fmean(values), 1) + 0.0  # which makes zero of minus zero
+    return f'{mean:.1f}{spread}'
 
 
 def draw(

@@ -854,7 +854,7 @@ def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
     configs = dataset_configs(cfg)
     if not configs:
         raise UserError(f'{cfg.filename} has no train_, val_ or test_dataloader')
-    splits, classes, task = {}, None, tasks.of(cfg.get('model') or {})
+    splits, classes, task, seen = {}, None, tasks.of(cfg.get('model') or {}), {}
     for name, config in configs.items():
         how = dict(loader=loader_of(config.get('pipeline')), stats=stats, track=track)
         config = dict(config, pipeline=[], lazy_init=True)
@@ -870,6 +870,15 @@ def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
             task = tasks.TASKS['segmentation' if masks else 'classification']
         check = task.function('check_data', 'checking data')
         splits[name] = check(dataset, name, how)
+        seen[name] = {
+            os.path.realpath(data['img_path']) for data in dataset.load_data_list()
+            if isinstance(data.get('img_path'), str)}
+        trained = set().union(*(seen[each] for each in seen if each.startswith('train')))
+        shared = seen[name] & trained
+        if shared and not name.startswith('train'):
+            splits[name]['warnings'].append(
+                f'{len(shared):,} of its {len(seen[name]):,} images are trained on too, such as '
+                f'{min(shared)}: its score says little of new images')
         classes = dataset.metainfo.get('classes')
     return _report(task.name, cfg.filename, classes, splits)
 
@@ -896,6 +905,8 @@ def check_masks_of(dataset, name: str, how: dict) -> dict:
         raise UserError(f'{name}: no image in {img_dir} (looked for {suffixes})')
     table = label_table(dataset.reduce_zero_label, dataset.label_map).tolist()
     ignored = {i for i, label in enumerate(table) if label == dataset.ignore_index}
+    if getattr(dataset, 'ignore_negative', False):
+        ignored.update(range(-(2**15), 0))
     names = dataset.metainfo.get('classes')
     by_id = None
     if names:

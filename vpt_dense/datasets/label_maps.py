@@ -36,6 +36,7 @@ def count_pixels(labels: np.ndarray, ids: Sequence[int]) -> list[int]:
     for top in range(0, len(labels), step):
         found = np.bincount(labels[top:top + step].reshape(-1), minlength=len(counts))
         counts += found[:len(counts)]
+        safe_files.release(labels)
     return [int(counts[i]) for i in ids]
 
 
@@ -135,3 +136,12 @@ def to_ids(
     if no_data is not None:
         found[no_data] = ignored
     return found
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """The run lengths of a mask (H, W), column by column, those of False and True in turn."""
+    flat = np.concatenate([[False], mask.T.ravel(), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    ends = [0, *edges.tolist(), mask.size]
+    runs = np.diff(ends).tolist()
+    return runs if runs[-1] else runs[:-1]

@@ -142,10 +142,10 @@ class LoadMask(BaseTransform):
     mmseg's loader wraps ids above 255 round (256 becomes 0), lets a mask of another size or with
     colours through to an obscure error, and names no file.
 
-    Reads ``seg_map_path``, ``reduce_zero_label`` and ``label_map``; adds ``gt_seg_map``
-    (H, W) uint8 and its name to ``seg_fields``. Where the image has no data (``no_data``, of
-    :class:`LoadBands`), the label is the ignored one. A mask with an EXIF tag is turned as an image
-    is. An image without ``seg_map_path`` passes as it is:
+    Reads ``seg_map_path``, ``reduce_zero_label``, ``label_map`` and ``ignore_negative``; adds
+    ``gt_seg_map`` (H, W) uint8 and its name to ``seg_fields``. Where the image has no data
+    (``no_data``, of :class:`LoadBands`), the label is the ignored one. A mask with an EXIF tag is
+    turned as an image is. An image without ``seg_map_path`` passes as it is:
     to predict, mmseg's inferencers run a config's own pipeline, from which they know to remove
     ``LoadAnnotations`` alone.
 
@@ -166,6 +166,9 @@ class LoadMask(BaseTransform):
         if path is None:
             return results
         mask = read_mask(path)
+        negative = mask < 0 if results.get('ignore_negative') else None
+        if negative is not None:
+            mask = np.where(negative, 0, mask)
         if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
             raise ValueError(
                 f'mask {path} has ids from {mask.min()} to {mask.max()}; class ids are 0 to 254, '
@@ -181,6 +184,8 @@ class LoadMask(BaseTransform):
         changes = results.get('reduce_zero_label', False), results.get('label_map')
         if any(changes):
             mask = cv2.LUT(mask, label_table(*changes))
+        if negative is not None:
+            mask = np.where(negative, np.uint8(self.ignore_index), mask)
         if results.get('no_data') is not None:
             mask = np.where(results['no_data'], np.uint8(self.ignore_index), mask)
         results['gt_seg_map'] = mask

@@ -276,6 +276,8 @@ def write_raster(
                     part = np.asarray(array[top : top + 256], dtype)
                     part = part[None] if part.ndim == 2 else np.moveaxis(part, 2, 0)
                     target.write(part, window=((top, top + part.shape[1]), (0, width)))
+                    if top % 4096 == 0:
+                        safe_files.release(array)
             with rasterio.open(unfinished) as written:  # a full disk shows at the end
                 written.read(1, window=((height - 1, height), (0, width)))
         except rasterio.errors.RasterioError as error:

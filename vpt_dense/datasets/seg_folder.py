@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mmengine.dataset import BaseDataset
 
+from vpt_dense.argument_checks import check_flag
 from vpt_dense.datasets.checks import IMAGE_SUFFIXES, MASK_SUFFIXES, pair_files
 from vpt_dense.errors import UserError
 from vpt_dense.registry import DATASETS
@@ -32,6 +33,8 @@ class SegFolder(BaseDataset):
             {255: 1} for masks of 0 and 255.
         ann_file: A text file, relative to ``data_root``, with the names of the images to take, one
             a line, relative to the folder of images, with or without suffix. Without it all.
+        ignore_negative: Whether labels below 0, which masks of signed integers may have, are left
+            out; otherwise they are an error.
         **kwargs: See ``mmengine.dataset.BaseDataset``.
 
     Raises:
@@ -52,6 +55,7 @@ class SegFolder(BaseDataset):
         reduce_zero_label: bool = False,
         label_map: dict[int, int] | None = None,
         ann_file: str = '',
+        ignore_negative: bool = False,
         **kwargs,
     ) -> None:
         metainfo = dict(metainfo or {})
@@ -68,6 +72,7 @@ class SegFolder(BaseDataset):
         self.ignore_index = ignore_index
         self.reduce_zero_label = reduce_zero_label
         self.label_map = _check_label_map(label_map)
+        self.ignore_negative = check_flag(ignore_negative, 'dataset.ignore_negative')
         metainfo |= dict(label_map=self.label_map, reduce_zero_label=reduce_zero_label)
         if data_prefix is None:
             data_prefix = dict(img_path='images', seg_map_path='annotations')
@@ -93,6 +98,8 @@ class SegFolder(BaseDataset):
                 f'{self.data_prefix["seg_map_path"]}, e.g. {bare[0]}'
             )
         common = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
+        if self.ignore_negative:
+            common['ignore_negative'] = True
         if not with_masks:
             return [dict(common, img_path=image, seg_fields=[]) for image, _ in pairs]
         return [dict(common, img_path=i, seg_map_path=m, seg_fields=[]) for i, m in pairs]

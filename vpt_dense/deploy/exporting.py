@@ -61,6 +61,34 @@ def load(
     return vpt_dense.load(checkpoint, cfg_options=options, **said)
 
 
+class Prepared(nn.Module):
+    """Images as files have them to what the model's layers take: channels in order, normalised.
+
+    Args:
+        predictor: The model.
+
+    Attributes:
+        normalises: Whether it has mean and standard deviation.
+    """
+
+    def __init__(self, predictor: ModelPredictor) -> None:
+        super().__init__()
+        preprocessor = predictor.model.data_preprocessor
+        self.flip = _flips(predictor)
+        mean, std = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        if preprocessor._enable_normalize:
+            mean, std = preprocessor.mean, preprocessor.std
+        self.register_buffer('mean', mean.detach().clone().float(), persistent=False)
+        self.register_buffer('std', std.detach().clone().float(), persistent=False)
+        self.normalises = preprocessor._enable_normalize
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W), R first, to the same, normalised."""
+        if self.flip:
+            images = images.flip(1)
+        return (images - self.mean) / self.std if self.normalises else images
+
+
 class Exportable(nn.Module):
     """Images to scores: what is in an exported graph.
 
@@ -72,22 +100,20 @@ class Exportable(nn.Module):
     Attributes:
         resize: Whether scores have the size of the input: where asked for, and where a head cannot
             do without.
+        outputs: The name of what it gives.
     """
 
     def __init__(self, predictor: ModelPredictor, resize: bool, argmax: bool) -> None:
         super().__init__()
         self.model = predictor.model
-        self.dense = tasks.TASKS[predictor.task].dense
+        task = tasks.TASKS[predictor.task]
+        self.dense = task.dense
         self.argmax = argmax
+        # Normals that were resized are no unit vectors.
+        self.finish = self.model.decode_head.finish if self.dense and not task.classes else None
         self.resize = self.dense and (resize or argmax or not _is_plain(self.model))
-        preprocessor = self.model.data_preprocessor
-        self.flip = _flips(predictor)
-        mean, std = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-        if preprocessor._enable_normalize:
-            mean, std = preprocessor.mean, preprocessor.std
-        self.register_buffer('mean', mean.detach().clone().float(), persistent=False)
-        self.register_buffer('std', std.detach().clone().float(), persistent=False)
-        self.normalises = preprocessor._enable_normalize
+        self.prepare = Prepared(predictor)
+        self.outputs = ('labels' if argmax else 'logits',)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute scores.
@@ -97,16 +123,17 @@ class Exportable(nn.Module):
 
         Returns:
             Segmentation: logits (B, channels, h, w), or (B, channels, H, W) with ``resize``, or
-            labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,).
+            labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,). Maps of
+            numbers: (B, channels, h, w), metres or unit vectors, or with ``resize`` (B, channels,
+            H, W).
         """
-        if self.flip:
-            images = images.flip(1)
-        if self.normalises:
-            images = (images - self.mean) / self.std
+        images = self.prepare(images)
         if self.resize:
             scores = self.model.encode_decode(images, [dict(img_shape=images.shape[2:])])
         else:
             scores = self.model(images, mode='tensor')
+        if self.finish is not None:
+            scores = self.finish(scores)
         if not self.argmax:
             return scores
         if self.dense and scores.shape[1] == 1:
@@ -132,10 +159,14 @@ def _flips(predictor: ModelPredictor) -> bool:
     """Whether the model takes B first, given images that have R first."""
     preprocessor = predictor.model.data_preprocessor
     converts = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
+    return from_files(predictor) != bool(converts) and channels_of(predictor.model) == 3
+
+
+def from_files(predictor: ModelPredictor) -> bool:
+    """Whether the pipeline loads images that have B first."""
     steps = _steps(predictor)
-    from_files = bool(steps) and steps[0].get('color_type', 'color') == 'color' and kind_of(
+    return bool(steps) and steps[0].get('color_type', 'color') == 'color' and kind_of(
         steps[0]) == 'LoadImageFromFile'
-    return from_files != bool(converts) and channels_of(predictor.model) == 3
 
 
 def _steps(predictor: ModelPredictor) -> Sequence[dict]:
@@ -168,7 +199,14 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
     model, backbone = predictor.model, predictor.model.backbone
     task = tasks.TASKS[predictor.task]
     task.has('exports', 'an exported model')
-    if not task.dense:
+    if task.regions:
+        from vpt_dense.deploy import detectors
+
+        if detectors.check(model) == 'query boxes' and dynamic:
+            raise UserError(
+                '--dynamic: the encoder of DINO is laid out for one size of images; export with '
+                '--size HEIGHT WIDTH')
+    elif not task.dense:
         from mmpretrain.models.heads import ClsHead
 
         from vpt_dense.ensemble.heads import EnsembleClsHead
@@ -192,7 +230,8 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
     padding = {**(getattr(preprocessor, 'test_cfg', None) or {})}
     if task.dense:
         padding.pop('size_divisor', None)  # the card says it
-    if padding or getattr(preprocessor, 'pad_size_divisor', 1) not in (None, 1):
+    if padding or not task.regions and getattr(
+            preprocessor, 'pad_size_divisor', 1) not in (None, 1):
         raise UserError(
             'model.data_preprocessor pads images at test time (test_cfg, pad_size_divisor), of '
             'which only test_cfg.size_divisor is a part of exported models; leave the others out')
@@ -214,7 +253,8 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
                     f'images alone; {way}, or --format pt2')
         made = type(getattr(backbone, 'prompt', None)).__name__
         sides = [type(a).__name__ for a in getattr(backbone, 'adapters', ())]
-        if made == 'VAPTPrompt' or not task.dense and 'SideNetwork' in sides:
+        if made == 'VAPTPrompt' or tasks.is_of_images(dict(model.named_children())) and (
+                'SideNetwork' in sides):
             key = 'prompt' if made == 'VAPTPrompt' else 'adapters'
             raise UserError(
                 f'model.backbone.{key}: {made if key == "prompt" else "SideNetwork"} pools maps to '
@@ -309,11 +349,15 @@ def sizes_of(predictor: ModelPredictor, size: Sequence[int] | None) -> tuple[int
             the backbone.
 
     Raises:
-        UserError: If neither is known, or the windows are of another size.
+        UserError: If neither is known, or the windows are of another size or are weighted.
     """
     model = predictor.model
     test_cfg = getattr(model, 'test_cfg', None) or {}
     window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
+    if window is not None and test_cfg.get('blend', 'mean') != 'mean':
+        raise UserError(
+            f'model.test_cfg.blend is {test_cfg["blend"]!r}, but who runs an exported model takes '
+            'the plain mean of windows; add --cfg-options model.test_cfg.blend=mean')
     if size is not None:
         if window is not None and tuple(size) != tuple(window):
             raise UserError(
@@ -347,7 +391,7 @@ def _quietly() -> Iterator[None]:
 
 
 def graph(
-    module: nn.Module, channels: int, size: Sequence[int], dynamic: bool
+    module: nn.Module, channels: int, size: Sequence[int], dynamic: bool, batches: bool = True
 ) -> 'torch.export.ExportedProgram':
     """Make the graph of a module of images, for batches of any size.
 
@@ -356,6 +400,7 @@ def graph(
         channels: Of the images.
         size: (height, width) in pixels.
         dynamic: Whether that may be any other.
+        batches: Whether there may be several images; else there is one.
 
     Raises:
         UserError: If there is none.
@@ -363,10 +408,9 @@ def graph(
     # Not the size that the position embedding was made for, nor a square: so that neither is taken
     # for settled.
     height, width = (size[0] + 8, size[1] + 24) if dynamic else size
-    shapes = {0: torch.export.Dim.DYNAMIC}
-    if dynamic:
-        shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    images = torch.zeros(2, channels, height, width)
+    axes = [0] * batches + [2, 3] * dynamic
+    shapes = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+    images = torch.zeros(1 + batches, channels, height, width)
     try:
         with torch.no_grad(), _quietly():
             return torch.export.export(module, (images,), dynamic_shapes=(shapes,), strict=False)
@@ -376,7 +420,8 @@ def graph(
         what = 'with images of any size' if dynamic else f'with images of {height}x{width} pixels'
         model = getattr(module, 'model', module)
         parts = dict(model.named_children())
-        head = parts[task.head] if (task := tasks.of(parts)) else None
+        task = tasks.of(parts)
+        head = next((parts[key] for key in task.heads if key in parts), None) if task else None
         raise UserError(
             f'{type(getattr(model, "backbone", model)).__name__} with {type(head).__name__} cannot '
             f'be exported {what}: {_first_line(error)}'
@@ -418,10 +463,18 @@ def export(
     """
     if kind == 'onnx':
         cards.needed('onnx', 'onnxscript', 'onnxruntime')
-    if resize and not tasks.TASKS[predictor.task].dense:
+    task = tasks.TASKS[predictor.task]
+    if resize and not task.dense:
         raise UserError(f'--resize is for segmentation, this model is of {predictor.task}')
+    if argmax and not (task.classes and not task.regions):
+        raise UserError(f'--argmax is for scores of classes, this model is of {predictor.task}: '
+                        'leave it out')
     check(predictor, dynamic, kind)
     size = sizes_of(predictor, size)
+    if task.regions:
+        from vpt_dense.deploy import detectors
+
+        return detectors.export(predictor, out, kind, size, dynamic)
     model = predictor.model.requires_grad_(False).eval()
     module = Exportable(predictor, resize, argmax).eval()
     channels = channels_of(model)
@@ -444,7 +497,7 @@ def export(
     write = _write_onnx if kind == 'onnx' else _write_pt2
     with safe_files.atomic(out) as unfinished:
         run = write(program, unfinished, card)
-        found = [run(sample) for sample in samples]
+        found = [run(sample)[0] for sample in samples]
         worst = compare(wanted, found, argmax)
         shapes = ', '.join('x'.join(map(str, sample.shape)) for sample in samples)
         what = 'share of labels that differ' if argmax else 'largest difference'
@@ -479,10 +532,11 @@ def _noise(number: int, channels: int, size: Sequence[int], seed: int) -> np.nda
 
 
 def describe(
-    predictor: ModelPredictor, module: Exportable, size: Sequence[int] | None, channels: int
+    predictor: ModelPredictor, module: nn.Module, size: Sequence[int] | None, channels: int
 ) -> dict[str, Any]:
     """The card of a file: all that is needed to predict with it."""
-    model, dense = predictor.model, module.dense
+    model, task = predictor.model, tasks.TASKS[predictor.task]
+    dense = task.dense
     steps, problem = cards.pipeline_of(_steps(predictor))
     origin = predictor.describe()
     card = dict(
@@ -497,10 +551,11 @@ def describe(
             name='images', layout='NCHW', dtype='float32', channels=channels,
             order='RGB' if channels == 3 else 'as in the file',
             range='0 to 255; mean and standard deviation are inside the graph'
-            if module.normalises else 'as the pipeline gives them',
+            if module.prepare.normalises else 'as the pipeline gives them',
             size=None if size is None else list(size)),
         output=dict(
-            name='labels' if module.argmax else 'logits', resized=module.resize or not dense),
+            name=predictor.task if getattr(module, 'finish', None) else module.outputs[0],
+            resized=getattr(module, 'resize', False) or not dense),
         pipeline=steps,
         pipeline_problem=problem,
         quantized=None,
@@ -515,7 +570,7 @@ def describe(
         tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
         card |= dict(
             reduce_zero_label=bool(tests and tests[0].get('reduce_zero_label')) or (
-                min(predictor.ids) == 1),
+                min(predictor.ids, default=0) == 1),
             align_corners=bool(model.align_corners),
             threshold=model.decode_head.threshold if model.out_channels == 1 else None,
             test=dict(
@@ -533,8 +588,9 @@ def _padding(module: Exportable) -> dict[str, Any] | None:
     divisor = (getattr(preprocessor, 'test_cfg', None) or {}).get('size_divisor')
     if not divisor:
         return None
-    values = (module.mean + preprocessor.pad_val * module.std).flatten().tolist()
-    return dict(divisor=divisor, values=values[::-1] if module.flip else values)
+    prepare = module.prepare
+    values = (prepare.mean + preprocessor.pad_val * prepare.std).flatten().tolist()
+    return dict(divisor=divisor, values=values[::-1] if prepare.flip else values)
 
 
 def _write_pt2(program: Any, path: Path, card: dict) -> Callable:
@@ -543,29 +599,34 @@ def _write_pt2(program: Any, path: Path, card: dict) -> Callable:
     with path.open('rb') as stream, _quietly():
         module = torch.export.load(stream).module()
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            return module(torch.from_numpy(images)).numpy()
+            found = module(torch.from_numpy(images))
+        return [each.numpy() for each in (found if isinstance(found, tuple) else (found,))]
 
     return run
 
 
 def _write_onnx(program: Any, path: Path, card: dict) -> Callable:
     onnx, runtime = cards.needed('onnx', 'onnxruntime')
-    proto = to_onnx(program, card['output']['name'])
+    proto = to_onnx(program, card['output'].get('names') or card['output']['name'])
     proto.metadata_props.add(key=cards.KEY, value=cards.to_text(card))
     proto.producer_name, proto.producer_version = 'vpt_dense', card['version']
     onnx.save_model(proto, str(path))
     session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {'images': images})[0]
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        return session.run(None, {'images': images})
 
     return run
 
 
-def to_onnx(program: 'torch.export.ExportedProgram', output: str) -> Any:
+def to_onnx(program: 'torch.export.ExportedProgram', output: str | Sequence[str]) -> Any:
     """Turn a graph, as :func:`graph` returns it, into an ONNX model (``onnx.ModelProto``).
+
+    Args:
+        program: The graph.
+        output: The name of what it gives, or of several.
 
     Raises:
         UserError: If ONNX has no operator for something in it.
@@ -574,7 +635,8 @@ def to_onnx(program: 'torch.export.ExportedProgram', output: str) -> Any:
         with torch.no_grad(), _quietly():
             made = torch.onnx.export(
                 program, program.example_inputs[0], dynamo=True, input_names=['images'],
-                output_names=[output], verbose=False)
+                output_names=[output] if isinstance(output, str) else list(output),
+                verbose=False)
             proto = made.model_proto
     except Exception as error:
         if isinstance(error, MemoryError):

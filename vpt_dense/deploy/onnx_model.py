@@ -20,7 +20,9 @@ from PIL import Image
 from vpt_dense import safe_files, tasks
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import id_type, to_ids
+from vpt_dense.deploy import boxes
 from vpt_dense.deploy import card as cards
+from vpt_dense.deploy.boxes import mixture
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.results import Classification, Result, Segmentation, precision
 from vpt_dense.windows import Axis
@@ -77,9 +79,9 @@ class OnnxPredictor:
     """A :class:`vpt_dense.predicting.results.Predictor` of an exported file; see :func:`load`.
 
     Attributes:
-        task: ``segmentation`` or ``classification``.
+        task: ``segmentation``, ``classification`` or ``detection``.
         classes: The names of the classes.
-        ids: Of each class the id in label maps; for classification its position.
+        ids: Of each class the id in label maps; elsewhere its position.
         ignored_id: The id of pixels without data.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
         card: What the file says of itself (:mod:`vpt_dense.deploy.card`).
@@ -88,7 +90,12 @@ class OnnxPredictor:
     def __init__(self, session: Any, card: dict[str, Any], path: str, device: str) -> None:
         self._session, self.card, self._path, self._device = session, card, path, device
         self.task: str = card['task']
-        self._dense = tasks.TASKS[self.task].dense
+        task = tasks.TASKS[self.task]
+        if not task.classes:
+            raise UserError(
+                f'{path} gives {self.task}, in maps that ONNX Runtime hands out (docs/depth.md); '
+                'to have files of them predict with the checkpoint')
+        self._dense, self._finds = task.dense, task.regions
         self.classes = tuple(card['classes'])
         self.ids = tuple(card['ids'])
         self.palette = card['palette']
@@ -121,7 +128,7 @@ class OnnxPredictor:
             probabilities: Whether those of every pixel are wanted: 'float16' or 'float32', which is
                 what True means.
             batch_size: Images of one size, or windows of an image, that pass through the model
-                together, at most; None: 4 windows, one image.
+                together, at most; None: 4 windows, one image. Detectors take one.
 
         Yields:
             In the order of the images the result; where one cannot be read, the error.
@@ -143,6 +150,10 @@ class OnnxPredictor:
                 image = self.prepare(path)
                 if self._dense:
                     yield self._segmented(image, probabilities, batch_size or _WINDOWS)
+                    continue
+                if self._finds:
+                    outputs = self._outputs(image.whole()[None])
+                    yield boxes.found(outputs, self.card, image.size, image.original)
                     continue
                 inputs = image.whole()
             except (UserError, ValueError) as error:
@@ -220,13 +231,16 @@ class OnnxPredictor:
         return result
 
     def _scores(self, inputs: np.ndarray) -> np.ndarray:
+        return self._outputs(inputs)[0]
+
+    def _outputs(self, inputs: np.ndarray) -> list[np.ndarray]:
         wanted, size = self.card['input']['size'], inputs.shape[2:]
         if wanted is not None and tuple(wanted) != size:
             raise UserError(
                 f'{self._path} takes images of {wanted[0]}x{wanted[1]} pixels, this one is '
                 f'{size[0]}x{size[1]} after its pipeline; export with --dynamic, or with --size '
                 f'{size[0]} {size[1]}')
-        return self._session.run(None, {self.card['input']['name']: inputs})[0]
+        return self._session.run(None, {self.card['input']['name']: inputs})
 
     def _classified(self, batch: list[tuple[str, np.ndarray]]) -> Iterator[Result | Exception]:
         if not batch:
@@ -376,8 +390,8 @@ class OnnxPredictor:
         """Resize (K, h, w) along an axis bilinearly, as torch does; a part of the result."""
         if maps.shape[axis] == length:
             return maps[:, part] if axis == 1 else maps[:, :, part]
-        mixture = _mixture(maps.shape[axis], length, self.card['align_corners'])[part]
-        return mixture @ maps if axis == 1 else maps @ mixture.T
+        shares = mixture(maps.shape[axis], length, self.card['align_corners'])[part]
+        return shares @ maps if axis == 1 else maps @ shares.T
 
 
 # --- images ----------------------------------------------------------------------------------
@@ -493,23 +507,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     """Of (B, K, ...) over K."""
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
-
-
-def _mixture(source: int, target: int, align_corners: bool) -> np.ndarray:
-    """The weights of ``source`` places in each of ``target`` places, (target, source), float32."""
-    places = np.arange(target, dtype=np.float32)
-    if align_corners:
-        places = places * np.float32((source - 1) / max(target - 1, 1))
-    else:
-        places = np.maximum((places + np.float32(0.5)) * np.float32(source / target)
-                            - np.float32(0.5), 0)
-    low = np.minimum(places.astype(int), source - 1)
-    share = places - low
-    mixture = np.zeros((target, source), np.float32)
-    index = np.arange(target)
-    mixture[index, low] = 1 - share
-    mixture[index, np.minimum(low + 1, source - 1)] += share
-    return mixture
 
 
 # --- the pipeline: transforms of mmcv and mmpretrain, on images as OpenCV reads them ----------

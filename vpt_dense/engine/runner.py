@@ -62,6 +62,10 @@ from vpt_dense.weights import checkpoints
 mmengine.runner.runner.turn_on_activation_checkpointing = recomputing.turn_on
 
 
+#: What a sample says of the files that it is made of.
+_FILES = ('img_path', 'seg_map_path', 'depth_map_path', 'normal_map_path')
+
+
 class NamingPipeline(Compose):
     """A data pipeline whose errors name the file: the stack's often do not.
 
@@ -86,7 +90,7 @@ class NamingPipeline(Compose):
         except UserError:
             raise
         except Exception as error:
-            files = [data[key] for key in ('img_path', 'seg_map_path') if data.get(key)]
+            files = [data[key] for key in _FILES if data.get(key)]
             if not files or is_programs(error):
                 raise
             reason = ' '.join(str(error).split()) or type(error).__name__

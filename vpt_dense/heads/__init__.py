@@ -1,11 +1,16 @@
 """Decode heads. Needs mmseg, so the registry imports it when one of them is asked for."""
 
+from vpt_dense.heads.depth import DPTDepthHead, LinearDepthHead
+from vpt_dense.heads.eomt import EoMTHead
 from vpt_dense.heads.linear import LinearHead
+from vpt_dense.heads.map_losses import GradientLoss, SigLoss
+from vpt_dense.heads.normals import DPTNormalHead, LinearNormalHead, NormalLoss
 from vpt_dense.heads.plain_mask import PlainMaskHead
 from vpt_dense.heads.setr import SETRMLAHead, SETRUPHead
 from vpt_dense.heads.upsampled import FCNHead, SegmenterMaskTransformerHead, UPerHead
 
 __all__ = [
-    'FCNHead', 'LinearHead', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
-    'SegmenterMaskTransformerHead', 'UPerHead',
+    'DPTDepthHead', 'DPTNormalHead', 'EoMTHead', 'FCNHead', 'GradientLoss', 'LinearDepthHead',
+    'LinearHead', 'LinearNormalHead', 'NormalLoss', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
+    'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
 ]

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
-from mmengine.logging import MessageHub
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.losses import accuracy
-from timm.layers import LayerNorm2d, apply_rot_embed
+from timm.layers import apply_rot_embed
 from torch import Tensor, nn
 
-from vpt_dense.argument_checks import check_count, check_number, is_list
+from vpt_dense.argument_checks import check_count, is_list
 from vpt_dense.heads.linear import normalise_tokens
-from vpt_dense.heads.query_masks import Weights, losses, of_labels
+from vpt_dense.heads.query_head import QueryHead
 from vpt_dense.registry import MODELS
 
 
@@ -87,20 +84,6 @@ class _Block(nn.Module):
         return x + self.layer_scale2(self.mlp(self.norm2(x)))
 
 
-class _Upscale(nn.Module):
-    """Twice as high and wide."""
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        self.conv1 = nn.ConvTranspose2d(dims, dims, 2, 2)
-        self.conv2 = nn.Conv2d(dims, dims, 3, padding=1, groups=dims, bias=False)
-        self.norm = LayerNorm2d(dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, 2 h, 2 w)."""
-        return self.norm(self.conv2(F.gelu(self.conv1(x))))
-
-
 def rotary_places(grid: tuple[int, int], dims: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Sines and cosines of DINOv3's angles for the patches of a grid, (N, d) each, float32.
 
@@ -119,27 +102,14 @@ def rotary_places(grid: tuple[int, int], dims: int, device: torch.device) -> tup
 
 
 @MODELS.register_module()
-class PlainMaskHead(BaseDecodeHead):
+class PlainMaskHead(QueryHead):
     """The decoder of PMT (arXiv 2603.25398), for an encoder that stays as it is.
 
     Maps of several blocks, each token normalised and then each map by a batch norm, become
     s_l (x_l + MLP_l(x_l)), MLP_l being C to C / 2 and back, s_l a factor a channel. Their sum and
     ``num_queries`` learnt queries go through ``num_blocks`` transformer blocks as DINOv3's, with
-    its rotary places for the patches. A query q is a class, Linear(LN q), and a mask: the product
-    of MLP(LN q) with the patches, upscaled ``num_upscalings`` times by 2. There is such a
-    prediction in front of every block too, and all have the loss of
-    :func:`vpt_dense.heads.query_masks.losses`.
-
-    In training a query attends to those patches only that its mask in front of the block has. This
-    ends for one block after the other: with the share t of the training behind, a query of block i
-    is so bound with probability (1 - (t - start_i) / (end_i - start_i))^0.9, from 1 to 0. In tests
-    it never is, as at the end of a training, and no prediction in front of a block is computed: a
-    validation early in a training says little. What share is behind is the runner's to say; without
-    one, queries stay bound.
-
-    The score of a class is the sum over queries of softmax(class) sigmoid(mask), masks being
-    brought to the size of the image; what is handed on is its logarithm, whose softmax is the share
-    of a class in the sum.
+    its rotary places for the patches. What a query finds there, how it is trained and what becomes
+    of it says :class:`vpt_dense.heads.query_head.QueryHead`.
 
     Here are no class or register tokens among the patches, unlike the authors'; their rotary places
     are rescaled at random in training, ours are not.
@@ -166,6 +136,9 @@ class PlainMaskHead(BaseDecodeHead):
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
+
+    #: 3,000, 5,384 and 13,460 of 20,190 iterations, and 3,365 of them.
+    unbound = (0.149, 0.267, 0.667, 0.166)
 
     def __init__(
         self,
@@ -196,43 +169,31 @@ class PlainMaskHead(BaseDecodeHead):
                 f'{in_index!r}')
         dims = in_channels[0]
         super().__init__(
-            in_channels=list(in_channels), channels=dims, num_classes=num_classes,
-            in_index=list(in_index), input_transform='multiple_select', dropout_ratio=0.0,
-            norm_cfg=norm_cfg, ignore_index=ignore_index, align_corners=False, init_cfg=None)
-        del self.conv_seg, self.loss_decode
-        for key in ('num_heads', 'num_queries', 'num_blocks', 'hidden_dims', 'num_points'):
+            dims, num_classes, num_queries, num_blocks, num_upscalings, unbind, num_points,
+            class_weight, mask_weight, dice_weight, no_object_weight,
+            in_channels=list(in_channels), in_index=list(in_index),
+            input_transform='multiple_select', norm_cfg=norm_cfg, ignore_index=ignore_index)
+        for key in ('num_heads', 'hidden_dims'):
             check_count(locals()[key], f'decode_head.{key}')
-        check_count(num_upscalings, 'decode_head.num_upscalings', 0)
-        if num_classes < 2:
-            raise ValueError(
-                f'decode_head.num_classes must be at least 2, found {num_classes}; foreground is a '
-                'class beside the background')
         if dims % (4 * num_heads):
             raise ValueError(
                 f'decode_head.num_heads is {num_heads}: it must divide the width {dims}, with a '
                 'width of each head that 4 divides')
-        self.num_heads, self.num_queries, self.num_points = num_heads, num_queries, num_points
-        self.weights = Weights(*(
-            check_number(value, f'decode_head.{key}', positive=True) for key, value in dict(
-                class_weight=class_weight, mask_weight=mask_weight,
-                dice_weight=dice_weight).items()))
-        self.no_object = check_number(
-            no_object_weight, 'decode_head.no_object_weight', positive=True)
-        self.unbind = _ranges(unbind, num_blocks)
+        self.num_heads = num_heads
         self.bn = nn.ModuleList(build_norm_layer(norm_cfg, dims)[1] for _ in in_channels)
         self.lateral_projections = nn.ModuleList(
             nn.Sequential(nn.Linear(dims, dims // 2), nn.GELU(), nn.Linear(dims // 2, dims))
             for _ in in_channels)
         self.scalers = nn.ParameterList(nn.Parameter(torch.ones(dims)) for _ in in_channels)
-        self.q = nn.Embedding(num_queries, dims)
         self.blocks = nn.ModuleList(
             _Block(dims, num_heads, hidden_dims) for _ in range(num_blocks))
         self.decoder_norm = nn.LayerNorm(dims)
-        self.upscale = nn.Sequential(*(_Upscale(dims) for _ in range(num_upscalings)))
-        self.mask_head = nn.Sequential(
-            nn.Linear(dims, dims), nn.GELU(), nn.Linear(dims, dims), nn.GELU(),
-            nn.Linear(dims, dims))
-        self.class_head = nn.Linear(dims, num_classes + 1)
+
+    def predictions(
+        self, inputs: Sequence[Tensor], every: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See :meth:`.QueryHead.predictions`."""
+        return self.masks(inputs, self.bound() if every else None)
 
     def masks(
         self, inputs: Sequence[Tensor], bound: Sequence[float] | None = None
@@ -268,80 +229,15 @@ class PlainMaskHead(BaseDecodeHead):
     def _predict(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         x = self.decoder_norm(x)
         queries, patches = x[:, : self.num_queries], x[:, self.num_queries :]
-        maps = self.upscale(patches.transpose(1, 2).unflatten(-1, grid))
-        masks = torch.einsum('bqc,bchw->bqhw', self.mask_head(queries), maps)
-        return masks, self.class_head(queries)
+        return self.predict_from(queries, patches.transpose(1, 2).unflatten(-1, grid))
 
     def _sees(
         self, masks: Tensor, number: int, grid: tuple[int, int], share: float
     ) -> Tensor | None:
         """What each token sees, (B, Q + N, Q + N), bool; None: everything."""
-        if share <= 0:
+        inside = self.inside(masks, grid, share)
+        if inside is None:
             return None
-        inside = F.interpolate(masks.detach().float(), grid, mode='bilinear').flatten(2) > 0
-        if share < 1:
-            free = torch.rand(inside.shape[:2], device=inside.device) > share
-            inside = inside | free[..., None]
         sees = inside.new_ones(len(inside), number, number)
         sees[:, : self.num_queries, self.num_queries :] = inside
         return sees
-
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Logarithms of class scores, (B, num_classes, 2^n h, 2^n w)."""
-        return _scores(*self.masks(inputs)[-1])
-
-    def predict(
-        self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict
-    ) -> Tensor:
-        """Logarithms of class scores at the size of the input, (B, num_classes, H, W)."""
-        masks, classes = self.masks(inputs)[-1]
-        return _scores(self.predict_by_feat(masks, batch_img_metas), classes)
-
-    def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict) -> dict:
-        """The losses of all predictions, those in front of block i as ``b<i>.loss_...``."""
-        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (B, H, W)
-        targets = of_labels(labels, self.num_classes, self.ignore_index)
-        *before, (masks, classes) = self.masks(inputs, self.bound())
-        found = {}
-        for name, (m, c) in (
-                ('', (masks, classes)), *((f'b{i}.', each) for i, each in enumerate(before))):
-            parts = losses(c, m, targets, self.weights, self.num_points, no_object=self.no_object)
-            found.update({name + key: value for key, value in parts.items()})
-        with torch.no_grad():
-            scores = _scores(masks, classes)
-            small = F.interpolate(labels[:, None].float(), scores.shape[-2:])[:, 0].long()
-            found['acc_seg'] = accuracy(scores, small, ignore_index=self.ignore_index)
-        return found
-
-    def bound(self) -> list[float]:
-        """Of each block the share of queries that is bound now, in the training that runs."""
-        hub = MessageHub.get_current_instance()
-        done = hub.get_info('iter') if 'iter' in hub.runtime_info else 0
-        length = hub.get_info('max_iters') if 'max_iters' in hub.runtime_info else None
-        t = done / length if length else 0.0
-        return [(1 - min(max((t - start) / (end - start), 0.0), 1.0)) ** 0.9
-                for start, end in self.unbind]
-
-
-def _scores(masks: Tensor, classes: Tensor) -> Tensor:
-    """Logarithms of sums over queries of softmax(class) sigmoid(mask), (B, K, H, W)."""
-    parts = classes.float().softmax(-1)[..., :-1]
-    scores = torch.einsum('bqk,bqhw->bkhw', parts, masks.float().sigmoid())
-    return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
-
-
-def _ranges(unbind: Sequence[Sequence[float]] | None, number: int) -> list[tuple[float, float]]:
-    """(start, end) of each block."""
-    if unbind is None:
-        # The authors' 0, 5384, ... and 3000, 8749, ... of 20,190 iterations, for six blocks.
-        if number == 1:
-            return [(0.0, 0.15)]
-        starts = [0.0, *(0.267 + 0.4 * i / max(number - 2, 1) for i in range(number - 1))]
-        ends = [0.149, *(0.433 + 0.4 * i / max(number - 2, 1) for i in range(number - 1))]
-        return list(zip(starts, ends, strict=True))
-    pairs = is_list(unbind) and all(is_list(pair) and len(pair) == 2 for pair in unbind)
-    if not pairs or len(unbind) != number or not all(0 <= a < b <= 1 for a, b in unbind):
-        raise ValueError(
-            f'decode_head.unbind must be a pair (start, end) for each of the {number} blocks, '
-            f'0 <= start < end <= 1, found {unbind!r}')
-    return [tuple(map(float, pair)) for pair in unbind]

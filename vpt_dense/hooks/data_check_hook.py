@@ -278,6 +278,33 @@ def check_label(sample: Any, head: nn.Module, ignore_index: int) -> None:
         )
 
 
+def check_depth(sample: Any, head: nn.Module, ignore_index: int) -> bool | None:
+    """Check a depth map (1, H, W) in metres; return whether any of it is known."""
+    if 'gt_depth_map' not in sample:
+        return None
+    depth = sample.gt_depth_map.data
+    farthest = getattr(head, 'max_depth', None)
+    known = depth[depth > 0]
+    if farthest is not None and len(known) and not bool((known <= farthest).any()):
+        path = sample.metainfo.get('img_path', 'an image')
+        raise UserError(
+            f'{path}: all depths are beyond {farthest:g} m (model.depth_head.max_depth), the '
+            f'least is {float(known.min()):.4g} m; is dataset.depth_scale the number of units in a '
+            'metre?')
+    return bool(len(known))
+
+
+def check_normals(sample: Any, head: nn.Module, ignore_index: int) -> bool | None:
+    """Check a map of normals (3, H, W); return whether any of it is known."""
+    if 'gt_normal_map' not in sample:
+        return None
+    normals = sample.gt_normal_map.data
+    if normals.ndim != 3 or len(normals) != 3:
+        path = sample.metainfo.get('img_path', 'an image')
+        raise UserError(f'{path}: normals of shape {tuple(normals.shape)}; (3, H, W) was expected')
+    return bool((normals != 0).any())
+
+
 def check_boxes(sample: Any, head: nn.Module, ignore_index: int) -> None:
     """Check the boxes and labels of one image."""
     found = sample.get('gt_instances')

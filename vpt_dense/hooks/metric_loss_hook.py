@@ -165,7 +165,8 @@ class MetricLossHook(Hook):
         if self.cls_weight and not backbone.num_first:
             raise UserError(
                 'MetricLossHook.cls_weight needs a class token, the backbone has none; set it to 0')
-        if not hasattr(model, 'head') and not hasattr(model, 'decode_head'):
+        segments = getattr(getattr(model, 'decode_head', None), 'num_classes', None) is not None
+        if not hasattr(model, 'head') and not segments:
             raise UserError(
                 f'MetricLossHook needs class labels of images or pixels; {type(model).__name__} '
                 'has none')

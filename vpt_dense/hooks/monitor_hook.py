@@ -99,6 +99,8 @@ def _names(metric: BaseMetric) -> list[str] | None:
             names += ['mIoU_seen', 'mIoU_unseen', 'hIoU']
     elif kind == 'Accuracy' and list(metric.thrs) in ([0.0], [None]):
         names = [f'top{k}' for k in metric.topk]
+    elif kind in ('DepthMetric', 'NormalMetric'):
+        names = list(metric.metrics)
     else:
         return None
     return [f'{metric.prefix}/{name}' if metric.prefix else name for name in names]

@@ -12,13 +12,13 @@ from vpt_dense.registry import HOOKS
 
 @HOOKS.register_module()
 class PromptLossHook(Hook):
-    """Adds the terms of ``model.backbone.prompt`` to the loss: L2P, DualPrompt, CODA-Prompt, TCPA.
+    """Adds the terms of ``model.backbone.prompt`` to the loss: L2P, CODA-Prompt, TCPA, PAE, ...
 
     See :meth:`vpt_dense.prompts.Prompt.penalties`. A training that begins lets the prompts of its
     step start too.
     """
 
-    needs = frozenset({'tokens', 'query'})  # of a backbone, as prompts say it
+    needs = frozenset({'tokens'})  # of a backbone, as prompts say it
 
     def __init__(self) -> None:
         self._handle = None

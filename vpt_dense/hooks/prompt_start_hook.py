@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +46,15 @@ class PromptStartHook(Hook):
       start. R comes from further random prompts r: their values W_v r + b_v, of which the span of
       O is taken out, go back through the pseudo-inverse of W_v (theirs uses its transpose). It
       asks for no labels, and for images of one size.
+    - 'frequencies': the start of PAE (Wang et al., ICLR 2026, https://arxiv.org/abs/2601.20232,
+      section 3.2; by what https://github.com/reeive/PAE computes). A window of ``window`` x
+      ``window`` frequencies slides by ``stride`` over the images' spectra, with the mean in the
+      middle. The windows with the least loss are chosen, as many as there are prompts: the
+      images, nothing left of them but these frequencies, pass the model with the head as it is
+      now. The first block's prompt is, for each, the mean of the tokens of all patches of these
+      images, weighted with their squared norms. A later block's is what the block before it makes
+      of its prompts, alone, without any patches. With N windows the images pass N times: of 224
+      pixels, 729; a larger ``stride`` has fewer.
 
     The tokens come from the backbone without its prompt and side network, in eval mode. The images
     are those of ``train_dataloader``, loaded as ``val_dataloader`` says (its transforms, batch size
@@ -54,17 +63,20 @@ class PromptStartHook(Hook):
     ``load_from``, and the generators of random numbers are left as they were.
 
     Args:
-        source: 'prototypes', 'samples' or 'vipamin'.
+        source: 'prototypes', 'samples', 'vipamin' or 'frequencies'.
         layers: 'one': the same start for the prompts of all blocks. Prototypes are then the cls
             tokens that the last block and the final norm put out, samples come from the patch
             embeddings without positions (behind ``pre_norm``, if there is one). 'each': a start for
             each block's prompts: the cls tokens that the block puts out (at its input, the first
             block's would be the same for all classes), and the patches that enter the block, with
-            their positions. 'vipamin' is always 'each'.
+            their positions. 'vipamin' and 'frequencies' are always 'each'.
         max_images: Images that are looked at, spread evenly over the data set; None: all.
         seed: Of the patches that are chosen and of the k-means, or of the further random prompts.
         neighbours: See 'vipamin', and for it alone; 8 by default. The authors search 2 to 128.
         share: Likewise, 0 to 1; 0.5 by default.
+        window: See 'frequencies', and for it alone; in frequencies (cycles in an image), 16 by
+            default.
+        stride: Likewise, 8 by default.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -76,17 +88,22 @@ class PromptStartHook(Hook):
 
     def __init__(
         self, source: str, layers: str | None = None, max_images: int | None = None, seed: int = 0,
-        neighbours: int | None = None, share: float | None = None,
+        neighbours: int | None = None, share: float | None = None, window: int | None = None,
+        stride: int | None = None,
     ) -> None:  # fmt: skip
-        own = source == 'vipamin'
-        for key, value in dict(neighbours=neighbours, share=share).items():
-            if value is not None and not own:
+        for key, value, own in (
+                ('neighbours', neighbours, 'vipamin'), ('share', share, 'vipamin'),
+                ('window', window, 'frequencies'), ('stride', stride, 'frequencies')):
+            if value is not None and source != own:
                 raise ValueError(
-                    f"PromptStartHook.{key} is of source='vipamin' alone, found {source!r}")
+                    f'PromptStartHook.{key} is of source={own!r} alone, found {source!r}')
+        own = source in ('vipamin', 'frequencies')
         if own and layers not in (None, 'each'):
             raise ValueError(
-                f"PromptStartHook.layers: source='vipamin' is of 'each' block, found {layers!r}")
+                f"PromptStartHook.layers: source={source!r} is of 'each' block, found {layers!r}")
         layers = layers or ('each' if own else 'one')
+        self.window = check_count(16 if window is None else window, 'PromptStartHook.window')
+        self.stride = check_count(8 if stride is None else stride, 'PromptStartHook.stride')
         self.neighbours = check_count(
             8 if neighbours is None else neighbours, 'PromptStartHook.neighbours')
         self.share = check_number(0.5 if share is None else share, 'PromptStartHook.share')
@@ -95,7 +112,8 @@ class PromptStartHook(Hook):
         if max_images is not None:
             check_count(max_images, 'PromptStartHook.max_images')
         self.source = check_choice(
-            source, 'PromptStartHook.source', ('prototypes', 'samples', 'vipamin'))
+            source, 'PromptStartHook.source',
+            ('prototypes', 'samples', 'vipamin', 'frequencies'))
         self.layers = check_choice(layers, 'PromptStartHook.layers', ('one', 'each'))
         self.max_images = max_images
         self.seed = check_count(seed, 'PromptStartHook.seed', 0)
@@ -117,7 +135,7 @@ class PromptStartHook(Hook):
         with seeding.seeded('prompt start', self.seed), torch.no_grad():
             batches = _Batches(runner, model, self.max_images)
             make = dict(prototypes=self._prototypes, samples=self._samples,
-                        vipamin=self._vipamin)[self.source]
+                        vipamin=self._vipamin, frequencies=self._frequencies)[self.source]
             start = make(plain, batches, model, prompt, list(sets)).to(prompt.tokens)
             dist.broadcast(start)
             prompt.tokens.copy_(start)
@@ -308,6 +326,98 @@ class PromptStartHook(Hook):
                     'smaller images, or share=0')
             place.copy_(match if novel is None else (1 - self.share) * match + self.share * novel)
         return start
+
+    def _frequencies(
+        self, plain: nn.Module, batches: '_Batches', model: nn.Module, prompt: TokenPrompt,
+        sets: list[int],
+    ) -> Tensor:
+        """Tokens of the frequencies that the model knows best, through the blocks, (sets, P, C)."""
+        plain.out_type, plain.pool = model.backbone.out_type, model.backbone.pool
+        windows = _Windows(self.window, self.stride)
+        training, own = model.training, model.backbone
+        model.eval().backbone = plain
+        try:
+            sums = sum(
+                torch.stack([
+                    model.parse_losses(model.loss(images, samples))[0].double() * len(samples)
+                    for images in windows.of(images)])
+                for images, samples in batches)
+        finally:
+            model.train(training).backbone = own
+        dist.all_reduce(sums)
+        if len(sums) < prompt.num_tokens:
+            raise UserError(
+                f"PromptStartHook(source='frequencies'): {prompt.num_tokens} prompts cannot start "
+                f'from {len(sums)} windows of images of {windows.size[0]}x{windows.size[1]} '
+                'pixels; take a smaller window or stride, or fewer prompts')
+        chosen = sums.topk(prompt.num_tokens, largest=False).indices.tolist()
+        return _through_blocks(plain, windows.tokens(plain, batches, chosen), sets)
+
+
+class _Windows:
+    """Parts of the spectra of images.
+
+    Attributes:
+        size: Height and width of the images, in pixels; None: none has come yet.
+    """
+
+    def __init__(self, window: int, stride: int) -> None:
+        self.window, self.stride = window, stride
+        self.size: tuple[int, int] | None = None
+
+    def of(self, images: Tensor, chosen: Iterable[int] | None = None) -> Iterator[Tensor]:
+        """Images (B, 3, H, W) with the frequencies of one window each."""
+        size = tuple(images.shape[-2:])
+        self.size = self.size or size
+        if size != self.size or min(size) < self.window:
+            found = f'{size[0]}x{size[1]}'
+            found = found if size == self.size else f'{self.size[0]}x{self.size[1]} and {found}'
+            raise UserError(
+                f"PromptStartHook(source='frequencies') needs images of one size, at least of "
+                f'window={self.window}, found {found} pixels; see the transforms of val_dataloader')
+        spectrum = torch.fft.fftshift(torch.fft.fft2(images.float()), dim=(-2, -1))
+        down, right = (range(0, n - self.window + 1, self.stride) for n in size)
+        for index in range(len(down) * len(right)) if chosen is None else chosen:
+            y, x = down[index // len(right)], right[index % len(right)]
+            part = torch.zeros_like(spectrum)
+            place = (..., slice(y, y + self.window), slice(x, x + self.window))
+            part[place] = spectrum[place]
+            back = torch.fft.ifft2(torch.fft.ifftshift(part, dim=(-2, -1)))
+            yield back.real.to(images.dtype)
+
+    def tokens(self, plain: nn.Module, batches: '_Batches', chosen: list[int]) -> Tensor:
+        """The patches' tokens as they enter the first block, their weighted mean, (P, C)."""
+        entered: list[Tensor] = []
+        handle = plain.block_list()[0].module.register_forward_pre_hook(
+            lambda _, inputs: entered.append(inputs[0][:, plain.num_first :]))
+        sums = torch.zeros(len(chosen), plain.embed_dims + 1, dtype=torch.float64)
+        for images, _ in batches:
+            for row, part in zip(sums, self.of(images, chosen), strict=True):
+                plain(part)
+                patches = entered.pop().flatten(0, 1).double().cpu()
+                energy = patches.square().sum(1, keepdim=True)
+                row += torch.cat((energy * patches, energy), dim=1).sum(0)
+        handle.remove()
+        dist.all_reduce(sums)
+        return sums[:, :-1] / sums[:, -1:]
+
+
+def _through_blocks(plain: nn.Module, tokens: Tensor, sets: list[int]) -> Tensor:
+    """Tokens (P, C) of the first block, and those that it and later ones make of them."""
+    from vpt_dense.backbones.token_backbone import TokenBackbone  # as SideNetwork above
+
+    weight, half = next(plain.parameters()), plain.frozen_dtype
+    start, tokens = [tokens], tokens.to(weight.device, torch.float32)[None]
+    if len(sets) > 1 and not isinstance(plain, TokenBackbone):
+        raise UserError(
+            f"PromptStartHook(source='frequencies') lets prompts pass blocks alone, and those of "
+            f'{type(plain).__name__} are of another library; set model.backbone.prompt.deep=False')
+    for i in sets[:-1]:
+        _, block = plain.named_blocks()[i]
+        with torch.autocast(weight.device.type, half, enabled=half is not None):
+            tokens = block(tokens, *plain.block_arguments((0, 0)))
+        start.append(tokens[0].double().cpu())
+    return torch.stack(start)
 
 
 def _keys(block: 'Block', tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import os
 import sys
@@ -28,9 +29,12 @@ from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import annotation_ids, id_type, ignored_id, to_ids
 from vpt_dense.errors import FULL, UserError, explain, is_programs
+from vpt_dense.predicting.partial import Partial
 from vpt_dense.predicting.results import (
     Classification,
+    DepthMap,
     Detection,
+    NormalMap,
     Result,
     Segmentation,
     precision,
@@ -46,7 +50,7 @@ READERS = 2
 PLAIN_BYTES = 2**30
 PLAIN_PIXELS = 2**26
 
-_ANNOTATIONS = ('LoadAnnotations', 'LoadMask')
+_ANNOTATIONS = ('LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals')
 #: Transforms that do the same to some rows of an image as to the whole.
 _BY_ROWS = ('LoadBands', 'PackSegInputs')
 
@@ -245,7 +249,11 @@ class ModelPredictor:
         cfg: Its config.
         batch_size: Images that pass through the model together if nothing else is said: the
             batch size of the config's test.
+        partial: Folder for what is there of large images, so that another run can go on with it;
+            None: it ends with this one.
     """
+
+    partial: Path | None = None
 
     def __init__(
         self, model: nn.Module, cfg: Config, pipeline: list, info: dict, origin: dict
@@ -546,6 +554,8 @@ class ModelPredictor:
 
         model, (height, width) = self.model, large.size
         megapixels = f'{large.name} has {height * width / 1e6:,.0f} million pixels'
+        if not self._task.classes:
+            raise UserError(f'{megapixels}, more than {self._task.name} takes; make it smaller')
         if not isinstance(model, EncoderDecoder) or not are_of(
             EncoderDecoder, model, 'forward', 'predict', 'inference', 'slide_inference',
             'postprocess_result', 'whole_inference',
@@ -553,12 +563,19 @@ class ModelPredictor:
             raise UserError(
                 f'{megapixels}, more than fit at once, and only a vpt_dense.EncoderDecoder without '
                 'test-time augmentation goes over it in tiles; leave --tta out, or cut the image')
+        is_file = _is_path(large.image) and os.path.isfile(large.image)
+        kept = Partial(
+            self.partial if is_file and not probabilities else None, str(large.image), large.size,
+            id_type(self.ids, self.ignored_id),
+            dict({key: self._origin.get(key) for key in ('sha256', 'tta', 'classes')},
+                 test_cfg=dict(model.test_cfg), pipeline=str(self._steps)))
         if self._by_rows and not getattr(model.data_preprocessor, 'test_cfg', None):
             if model.test_cfg['mode'] == 'whole':
                 raise UserError(f'{megapixels}, more than fit at once; {self._advice()}')
             meta = dict(ori_shape=large.size, img_shape=large.size, pad_shape=large.size)
-            no_data = np.zeros(large.size, bool) if self._reads_bands else None
-            found = tiles.slide(model, self._rows(large, stack, no_data), large.size, meta)
+            no_data = safe_files.on_disk(large.size, bool) if self._reads_bands else None
+            found = tiles.slide(
+                model, self._rows(large, stack, no_data), large.size, meta, kept.rows)
         else:
             data = model.data_preprocessor(pseudo_collate([self._transform(large.image,
                                                                            large.name)]), False)
@@ -569,20 +586,26 @@ class ModelPredictor:
                     f'{megapixels}, and its pipeline resizes it to {inputs.shape[2]} x '
                     f'{inputs.shape[3]}, more than fit at once; leave Resize out of '
                     'test_dataloader.dataset.pipeline to have it read by windows')
+            kept.rows = 0  # all of its logits are there at once
             logits = next(model.each_logits(inputs, [meta]))
             logits = model.undo(logits, meta)
             found = tiles.enlarge(logits, large.size, model.align_corners)
-        labels = np.empty(large.size, id_type(self.ids, self.ignored_id))
+        labels = kept.labels
         maps = safe_files.on_disk((len(self.classes), height, width), precision(probabilities)) \
             if probabilities else None
         for top, left, logits in found:
+            if top > kept.rows and left == 0:
+                kept.done(top)
+                for each in (no_data, maps):
+                    safe_files.release(each)
             place = slice(top, top + logits.shape[1]), slice(left, left + logits.shape[2])
             logits = logits.sigmoid() if len(logits) == 1 else logits
             labels[place] = self._to_ids(
                 model.classify(logits), None if no_data is None else no_data[place])
             if maps is not None:
                 maps[(slice(None), *place)] = self._probabilities(logits).cpu().numpy()
-        return self._segmented(labels, maps)
+        kept.done(height)
+        return dataclasses.replace(self._segmented(labels, maps), leftovers=kept.files)
 
     def _rows(
         self, large: _Large, stack: contextlib.ExitStack, no_data: np.ndarray | None
@@ -688,6 +711,25 @@ def detect(
             parts.bboxes[order].float().numpy(), parts.labels[order].numpy(),
             parts.scores[order].float().numpy(), predictor.classes, masks))
     return found
+
+
+def measure_depth(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
+    """Find the depth in images of one size."""
+    tests = leaf_datasets(predictor.cfg.get('test_dataloader'))
+    scale = float((tests[0] if tests else {}).get('depth_scale') or 1)
+    farthest = predictor._inner.decode_head.max_depth
+    return [DepthMap(sample.pred_depth_map.data[0].float().cpu().numpy(), scale, farthest)
+            for sample in predictor.model.test_step(pseudo_collate(batch))]
+
+
+def find_normals(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
+    """Find the normals of surfaces in images of one size."""
+    return [NormalMap(sample.pred_normal_map.data.float().cpu().numpy().transpose(1, 2, 0))
+            for sample in predictor.model.test_step(pseudo_collate(batch))]
 
 
 # --- images ----------------------------------------------------------------------------------

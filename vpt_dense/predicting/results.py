@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vpt_dense.datasets.label_maps import count_pixels
+from vpt_dense.datasets.label_maps import count_pixels, run_lengths
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Segmentation:
         ignored_id: What stands there where the image has no data.
         probabilities: (classes, H, W), float32 or as asked for, of a large image an array on the
             disk; None if they were not asked for.
+        leftovers: Files that are of no more use once the labels are written.
     """
 
     labels: np.ndarray
@@ -28,6 +30,7 @@ class Segmentation:
     ids: tuple[int, ...]
     ignored_id: int = 255
     probabilities: np.ndarray | None = None
+    leftovers: tuple[Path, ...] = ()
 
     def pixels(self) -> list[int]:
         """How many pixels each class has."""
@@ -106,13 +109,30 @@ class Detection:
         return {'boxes': rows}
 
 
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """The run lengths of a mask (H, W), column by column, those of False and True in turn."""
-    flat = np.concatenate([[False], mask.T.ravel(), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = [0, *edges.tolist(), mask.size]
-    runs = np.diff(ends).tolist()
-    return runs if runs[-1] else runs[:-1]
+@dataclass(frozen=True)
+class DepthMap:
+    """The depth of an image.
+
+    Attributes:
+        depth: (H, W) float32: metres at each pixel of the original image, as it is seen.
+        scale: How many units of the data set's files are a metre, for files of it.
+        farthest: The greatest depth that the model can find, in metres.
+    """
+
+    depth: np.ndarray
+    scale: float
+    farthest: float
+
+
+@dataclass(frozen=True)
+class NormalMap:
+    """The normals of surfaces of an image.
+
+    Attributes:
+        normals: (H, W, 3) float32: x, y, z of length 1 at each pixel of the original image.
+    """
+
+    normals: np.ndarray
 
 
 def _short(score: float) -> float:
@@ -120,7 +140,7 @@ def _short(score: float) -> float:
     return float(f'{score:.6g}')
 
 
-Result = Segmentation | Classification | Detection
+Result = Segmentation | Classification | Detection | DepthMap | NormalMap
 
 
 def precision(probabilities: bool | str) -> type[np.floating]:

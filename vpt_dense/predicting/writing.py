@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -15,11 +16,18 @@ import cv2
 import numpy as np
 
 from vpt_dense import live, safe_files, tasks, visualization
-from vpt_dense.datasets import raster
+from vpt_dense.datasets import map_files, raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
-from vpt_dense.predicting.results import Detection, Predictor, Segmentation
+from vpt_dense.predicting.partial import FOLDER
+from vpt_dense.predicting.results import (
+    DepthMap,
+    Detection,
+    NormalMap,
+    Predictor,
+    Segmentation,
+)
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
 LINES, SUMMARY = 'predictions.jsonl', 'summary.json'
@@ -114,11 +122,12 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
     """
     out, task = Path(out), tasks.TASKS[predictor.task]
     dense = task.dense
+    labels = dense and task.classes
     draws = wanted.overlay and not task.regions
-    if not dense and (draws or wanted.probabilities):
-        key = '--overlay' if draws else '--probabilities'
-        raise UserError(f'{key} is for segmentation, this model is of {task.name}; for the scores '
-                        'of more classes: --top-k')
+    if not dense and draws or not labels and wanted.probabilities:
+        key = '--overlay' if not dense and draws else '--probabilities'
+        way = '' if dense else '; for the scores of more classes: --top-k'
+        raise UserError(f'{key} is for segmentation, this model is of {task.name}{way}')
     if wanted.top_k and (dense or task.regions):
         raise UserError(
             f'--top-k is for classification, this model is of {task.name}; leave it out')
@@ -129,7 +138,12 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
     if dense:  # lines of predictions.jsonl hold the whole path
         about['folder'] = images[0].root
     if wanted.skip_existing:
-        _check_same(out, about)
+        check_same(out, about)
+    partial = out / FOLDER
+    if partial.is_dir() and not wanted.skip_existing:
+        shutil.rmtree(partial)
+    if hasattr(predictor, 'partial'):
+        predictor.partial = partial
     writer = task.function('writer', '--out')(predictor, out, wanted)
     counts = _Counts(of_classes=dict.fromkeys(predictor.classes, 0))
     started = time.monotonic()
@@ -140,7 +154,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             predicted=counts.predicted, existing=counts.existing, skipped=counts.skipped,
             seconds=round(time.monotonic() - started, 1), **about)
         total = sum(counts.of_classes.values()) or 1
-        if dense:
+        if labels:
             record['pixels'] = {
                 name: dict(id=i, pixels=number, share=round(number / total, 6))
                 for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
@@ -149,7 +163,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
             record[f'{"boxes" if task.regions else "images"}_by_class'] = counts.of_classes
         return record
 
-    with _bar(len(images)) as bar:
+    with progress(len(images)) as bar:
         missing = []
         for image in images:
             found = writer.existing(image) if wanted.skip_existing else None
@@ -172,7 +186,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
 
             for i, (image, result) in enumerate(zip(missing, results, strict=True)):
                 if i == 0:  # whose the files are, also if the run does not come to its end
-                    safe_files.write_text(out / SUMMARY, _json(summary(finished=False)))
+                    safe_files.write_text(out / SUMMARY, as_json(summary(finished=False)))
                 if written is not None:
                     wait()
                     written = None
@@ -185,19 +199,35 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 del result
             if written is not None:
                 wait()
+        with contextlib.suppress(OSError):  # there was none, or something is left in it
+            partial.rmdir()
         record = summary(finished=True)
-        safe_files.write_text(out / SUMMARY, _json(record))
+        safe_files.write_text(out / SUMMARY, as_json(record))
     return record
 
 
-def _check_same(out: Path, about: dict) -> None:
+def read_summary(out: Path) -> dict[str, Any]:
+    """The summary that a folder has; empty where there is none.
+
+    Raises:
+        UserError: If it is damaged.
+    """
     path = out / SUMMARY
     if not path.is_file():
-        return
+        return {}
     try:
-        old = json.loads(path.read_text(encoding='utf-8'))
+        return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise UserError(f'{path} is no JSON; remove it, or take another --out') from error
+
+
+def check_same(out: Path, about: dict) -> None:
+    """Refuse to go on in a folder with predictions of another model.
+
+    Raises:
+        UserError: If it has those.
+    """
+    old = read_summary(out)
     for key in _SAME:
         if key in old and old.get(key) != about.get(key):
             raise UserError(
@@ -205,7 +235,8 @@ def _check_same(out: Path, about: dict) -> None:
                 f'{key} ({old.get(key)!r}, now {about.get(key)!r}); take another --out, or --force')
 
 
-def _json(content: Any) -> str:
+def as_json(content: Any) -> str:
+    """Text of a file of JSON."""
     return _encodable(json.dumps(content, indent=2, ensure_ascii=False), content, indent=2) + '\n'
 
 
@@ -274,7 +305,10 @@ class Labels:
             raster.write_raster(labels, result.labels, like, nodata=result.ignored_id)
         else:
             _write(labels, cv2.imencode('.png', result.labels)[1])
-        return self._counted(result.labels)
+        counted = self._counted(result.labels)
+        for path in result.leftovers:
+            path.unlink(missing_ok=True)
+        return counted
 
     def _put_probabilities(self, path: Path, result: Segmentation, like: str | None) -> None:
         maps = result.probabilities.astype(self.wanted.dtype or 'float16', copy=False)
@@ -303,6 +337,52 @@ def _overlay(path: str, result: Segmentation, palette: list[list[int]]) -> np.nd
 def _write(path: Path, content: Any) -> None:
     with safe_files.atomic(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+# --- maps of numbers -------------------------------------------------------------------------
+
+
+class Maps:
+    """Maps of depth or normals, a file each; and, if wanted, pictures of them."""
+
+    def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
+        self.folder, self.wanted = out / predictor.task, wanted
+        self.pictures = out / OVERLAYS
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _place(self, folder: Path, image: Image, ending: str) -> Path:
+        return safe_files.shortened(folder / f'{image.name}{ending}')
+
+    def existing(self, image: Image) -> dict[str | None, int] | None:
+        """An empty count if all is there that is wanted; a map counts if it is read."""
+        if self.wanted.overlay and not self._place(self.pictures, image, '.jpg').is_file():
+            return None
+        for ending in ('.png', '.npy'):
+            path = self._place(self.folder, image, ending)
+            if path.is_file():
+                with contextlib.suppress(ValueError):
+                    map_files.read_map(path)
+                    return {}
+        return None
+
+    def put(self, image: Image, result: DepthMap | NormalMap) -> dict[str | None, int]:
+        """Write the picture that is wanted, and the map last: where it is, the picture is too."""
+        is_depth = isinstance(result, DepthMap)
+        if self.wanted.overlay:
+            picture = (
+                visualization.colour_depth(result.depth, visualization.depth_range(result.depth))
+                if is_depth else visualization.colour_normals(result.normals))
+            step = -(-max(picture.shape) // LONGEST)
+            picture = np.ascontiguousarray(picture[::step, ::step, ::-1])
+            _write(self._place(self.pictures, image, '.jpg'), cv2.imencode('.jpg', picture)[1])
+        path = self._place(self.folder, image, '.png')
+        if is_depth:
+            map_files.write_depth(path, result.depth, result.scale, result.farthest)
+        else:
+            map_files.write_normals(path, result.normals)
+        return {}
 
 
 # --- classification --------------------------------------------------------------------------
@@ -425,8 +505,10 @@ def _boxes_over(path: str, result: Detection, palette: list[list[int]]) -> np.nd
 class _Bar:
     """How many images are done; plain lines now and then where nobody watches."""
 
-    def __init__(self, total: int, advance: Callable | None, say: Callable[[str], None]) -> None:
-        self.total, self.done, self.counted = total, 0, 0
+    def __init__(
+        self, total: int, advance: Callable | None, say: Callable[[str], None], unit: str
+    ) -> None:
+        self.total, self.done, self.counted, self.unit = total, 0, 0, unit
         self.advance, self.warn = advance, say
         self.started = time.monotonic()
 
@@ -438,13 +520,19 @@ class _Bar:
         if self.advance:
             self.advance(rate)
         else:
-            left = (self.total - self.done) / rate if rate else 0
-            live.show(lambda: f'{self.done:,} of {self.total:,} images, {rate:.1f} images/s, '
-                              f'{left:,.0f} s left', print)
+            left = max(0, self.total - self.done) / rate if rate else 0
+            live.show(lambda: f'{self.done:,} of {self.total:,} {self.unit}, {rate:.1f} '
+                              f'{self.unit}/s, {left:,.0f} s left', print)
 
 
 @contextlib.contextmanager
-def _bar(total: int) -> Iterator[_Bar]:
+def progress(total: int, unit: str = 'images') -> Iterator[_Bar]:
+    """Show how far it is, on a terminal by a bar.
+
+    Args:
+        total: How many there are to do.
+        unit: What they are.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -457,12 +545,13 @@ def _bar(total: int) -> Iterator[_Bar]:
     live.clear()  # from here on seconds count
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Bar(total, None, lambda line: print(line, file=sys.stderr, flush=True))
+        yield _Bar(total, None, lambda line: print(line, file=sys.stderr, flush=True), unit)
         return
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-               TextColumn('{task.fields[rate]:.1f} images/s'), TimeRemainingColumn())
+               TextColumn('{task.fields[rate]:.1f} ' + f'{unit}/s'), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task('predicting', total=total, rate=0.0)
         yield _Bar(
             total, lambda rate: progress.update(task, advance=1, rate=rate),
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            unit)

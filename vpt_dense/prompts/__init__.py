@@ -12,6 +12,7 @@ from vpt_dense.prompts.gated_prompt import GatedPrompt
 from vpt_dense.prompts.ivpt_like_prompt import IVPTLikePrompt
 from vpt_dense.prompts.l2p_prompt import L2PPrompt
 from vpt_dense.prompts.lspt_like_prompt import LSPTLikePrompt
+from vpt_dense.prompts.pae_prompt import PAEPrompt
 from vpt_dense.prompts.pixel_prompt import PixelPrompt
 from vpt_dense.prompts.prefix_prompt import PrefixPrompt
 from vpt_dense.prompts.residual_prompt import ResidualPrompt
@@ -25,7 +26,7 @@ from vpt_dense.prompts.vapt_prompt import VAPTPrompt
 __all__ = [
     'CODAPrompt', 'ConditionalContext', 'ContextPrompt', 'CoupledPrompt', 'DualPrompt',
     'E2VPTPrompt', 'FoldedPrompt', 'FourierPrompt', 'GatedPrompt', 'IVPTLikePrompt', 'L2PPrompt',
-    'LSPTLikePrompt', 'Part', 'PixelPrompt', 'PrefixPrompt', 'Prompt', 'ResidualPrompt',
-    'SelfEnhancedPrompt', 'Site', 'StagePrompts', 'StepPrompts', 'TCPAPrompt', 'TokenLayout',
-    'TokenPrompt', 'VAPTPrompt',
+    'LSPTLikePrompt', 'PAEPrompt', 'Part', 'PixelPrompt', 'PrefixPrompt', 'Prompt',
+    'ResidualPrompt', 'SelfEnhancedPrompt', 'Site', 'StagePrompts', 'StepPrompts', 'TCPAPrompt',
+    'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
 ]

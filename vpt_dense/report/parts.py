@@ -165,7 +165,7 @@ def gallery(
             {'key': key, 'name': name, 'url': url, 'IoU': iou}
             for (url, iou), (key, name) in zip(drawn, layers, strict=True)]})  # fmt: skip
     labels = {label for image, own in kept for each in own.values() for label in each['labels']}
-    classes, palette = some['classes'], some.get('palette')
+    classes, palette = some['classes'] or (), some.get('palette')
     if palette is None:
         from vpt_dense.visualization import make_palette
 

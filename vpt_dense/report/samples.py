@@ -13,7 +13,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vpt_dense.visualization import make_palette, to_picture
+from vpt_dense.visualization import (
+    colour_depth,
+    colour_normals,
+    depth_range,
+    make_palette,
+    to_picture,
+)
 
 #: How many images, and the long side that they have at most, in pixels.
 COUNT, SIDE = 8, 320
@@ -195,6 +201,41 @@ def detection(sample: Any, meta: Mapping[str, Any], ignored: int | None) -> dict
         found.update(labels[kept].tolist())
     told['labels'] = sorted(found)
     return told
+
+
+def depth(sample: Any, meta: Mapping[str, Any], ignored: int | None) -> dict[str, Any]:
+    """What a report shows of an image whose depth was found.
+
+    Args:
+        sample: With ``pred_depth_map`` (1, H, W) and perhaps ``gt_depth_map``, in metres.
+        meta: Not used.
+        ignored: Not used.
+
+    Returns:
+        As :func:`segmentation`; the pictures are colours of depth, in the scale of the truth, and
+        ``IoU`` is None.
+    """
+    maps = [None if sample.get(key) is None else _shrunk(_map(sample.get(key)).astype(np.float32))
+            for key in ('gt_depth_map', 'pred_depth_map')]
+    limits = depth_range(*maps)
+    return _told(sample.pred_depth_map, *(
+        None if each is None else colour_depth(each, limits) for each in maps))
+
+
+def normals(sample: Any, meta: Mapping[str, Any], ignored: int | None) -> dict[str, Any]:
+    """What a report shows of an image whose normals were found; as :func:`depth`."""
+    return _told(sample.pred_normal_map, *(
+        None if sample.get(key) is None else colour_normals(np.stack(
+            [_shrunk(each) for each in sample.get(key).data.float().cpu().numpy()], axis=2))
+        for key in ('gt_normal_map', 'pred_normal_map')))
+
+
+def _told(found: Any, truth: np.ndarray | None, prediction: np.ndarray) -> dict[str, Any]:
+    """Pictures, RGB, of a map of numbers."""
+    urls = [None if each is None else _url(Image.fromarray(each), 'png')
+            for each in (truth, prediction)]
+    return {'size': tuple(found.shape[-2:]), 'truth': urls[0], 'prediction': urls[1], 'IoU': None,
+            'labels': []}
 
 
 def _frames(

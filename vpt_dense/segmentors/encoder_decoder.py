@@ -12,18 +12,28 @@ from torch import Tensor
 
 from vpt_dense.argument_checks import check_choice, check_count, is_int, is_list
 from vpt_dense.errors import suggest
+from vpt_dense.heads.eomt import EoMTHead
 from vpt_dense.heads.setr import ClassifyFirst
 from vpt_dense.overrides import are_of
 from vpt_dense.registry import MODELS
-from vpt_dense.windows import Axis
+from vpt_dense.windows import BLENDS, Axis
 
-_TEST_KEYS = ('mode', 'crop_size', 'stride', 'windows_per_batch')
+_TEST_KEYS = ('mode', 'crop_size', 'stride', 'windows_per_batch', 'blend')
 _WINDOWS_PER_BATCH = 4
 
 
-def _counts(axis: Axis, like: Tensor) -> Tensor:
-    """How many windows cover each pixel: (length,), dtype and device of ``like``."""
-    return torch.from_numpy(axis.counts()).to(like)
+def _counts(axis: Axis, like: Tensor, blend: str = 'mean') -> Tensor:
+    """What the windows weigh at each pixel: (length,), dtype and device of ``like``."""
+    return torch.from_numpy(axis.counts(blend)).to(like)
+
+
+def _add(total: Tensor, part: Tensor, axis: Axis, dim: int, blend: str) -> None:
+    """Add a window, (classes, h, w), weighted along ``dim``, in place."""
+    if blend == 'mean':
+        total += part
+    else:
+        weights = torch.from_numpy(axis.weights(blend)).to(total)
+        total += part * weights[:part.shape[dim]].view([-1 if i == dim else 1 for i in range(3)])
 
 
 @MODELS.register_module()
@@ -58,7 +68,10 @@ class EncoderDecoder(segmentors.EncoderDecoder):
 
     Args:
         test_cfg: As in mmseg: ``mode``, ``crop_size`` and ``stride`` (height,
-            width in pixels), what the head reads; and ``windows_per_batch`` (int), by default 4.
+            width in pixels), what the head reads; ``windows_per_batch`` (int), by default 4; and
+            ``blend``, how windows that overlap are averaged: ``mean`` (default), as in mmseg, or
+            ``hann``, with less weight towards their borders
+            (:meth:`vpt_dense.windows.Axis.weights`).
         **kwargs: As in :class:`mmseg.models.EncoderDecoder`.
 
     Raises:
@@ -68,6 +81,13 @@ class EncoderDecoder(segmentors.EncoderDecoder):
     def __init__(self, *, test_cfg: dict | None = None, **kwargs) -> None:
         _check(test_cfg)
         super().__init__(test_cfg=test_cfg, **kwargs)
+        if isinstance(self.decode_head, EoMTHead):
+            invite = getattr(self.backbone, 'invite', None)
+            if invite is None or self.with_neck or self.with_auxiliary_head:
+                raise ValueError(
+                    'decode_head: EoMTHead needs a vision transformer of vpt_dense as the '
+                    'backbone, and neither neck nor auxiliary_head')
+            invite(self.decode_head)
 
     def get_layer_depth(self, param_name: str) -> tuple[int, int]:
         """As mmpretrain's classifiers have it, for its learning rates that fall with depth."""
@@ -81,7 +101,8 @@ class EncoderDecoder(segmentors.EncoderDecoder):
             batch_img_metas: What mmseg knows of each image.
 
         Returns:
-            Logits (B, classes, H, W), dtype of the images: means over the windows.
+            Logits (B, classes, H, W), dtype of the images: means over the windows, weighted as
+            ``test_cfg.blend`` says.
         """
         results = self._slide(inputs, batch_img_metas)
         first = next(results)
@@ -243,7 +264,7 @@ class EncoderDecoder(segmentors.EncoderDecoder):
             for size in sizes:
                 part = self._resize(part, size, dtype)
             return part.to(dtype)
-        total = None
+        total, blend = None, self.test_cfg.get('blend', 'mean')
         for y in rows.starts:
             band = None
             for x in columns.starts:
@@ -258,17 +279,19 @@ class EncoderDecoder(segmentors.EncoderDecoder):
                     band = part.new_zeros(classes, height, columns.length, dtype=dtype)
                 for _, width in sizes:
                     part = self._resize(part, (height, width), dtype)
-                band[:, :, x:x + columns.window] += part
+                if full_height and blend != 'mean':
+                    part = part * torch.from_numpy(rows.weights(blend)).to(part)[:, None]
+                _add(band[:, :, x:x + columns.window], part, columns, 2, blend)
                 del part  # a view of all windows of its batch
             if not full_height:
-                band /= _counts(columns, band)
+                band /= _counts(columns, band, blend)
                 for height, _ in sizes:
                     band = self._resize(band, (height, columns.length))
                 if len(rows.starts) == 1:
                     return band
-                total[:, y:y + rows.window] += band
-        counts = _counts(rows, total)[:, None]
-        total /= counts * _counts(columns, total) if full_height else counts
+                _add(total[:, y:y + rows.window], band, rows, 1, blend)
+        counts = _counts(rows, total, blend)[:, None]
+        total /= counts * _counts(columns, total, blend) if full_height else counts
         return total
 
     def _resize(
@@ -296,6 +319,7 @@ def _check(test_cfg: dict[str, Any] | None) -> None:
             raise ValueError(f"model.test_cfg has no '{key}'{hint}")
     mode = test_cfg.get('mode')
     check_choice(mode, 'model.test_cfg.mode', ('slide', 'whole'))
+    check_choice(test_cfg.get('blend', 'mean'), 'model.test_cfg.blend', BLENDS)
     number = test_cfg.get('windows_per_batch', _WINDOWS_PER_BATCH)
     check_count(number, 'model.test_cfg.windows_per_batch')
     if mode == 'whole':

@@ -9,7 +9,7 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from vpt_dense import safe_files
-from vpt_dense.segmentors.encoder_decoder import EncoderDecoder, _check, _counts
+from vpt_dense.segmentors.encoder_decoder import EncoderDecoder, _add, _check, _counts
 from vpt_dense.windows import Axis
 
 #: Bytes of logits that are made at a time.
@@ -33,7 +33,8 @@ class _Band(NamedTuple):
 
 
 def slide(
-    model: EncoderDecoder, read: Callable[[int, int], Tensor], size: tuple[int, int], meta: dict
+    model: EncoderDecoder, read: Callable[[int, int], Tensor], size: tuple[int, int], meta: dict,
+    start: int = 0,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Compute what :meth:`EncoderDecoder.slide_inference` does, and keep rows of windows only.
 
@@ -48,9 +49,11 @@ def slide(
             called from top to bottom; what it has given may be asked for again.
         size: Height and width of the image, in pixels.
         meta: What mmseg knows of the image.
+        start: The first row of pixels that is wanted: one at which a tile begins.
 
     Yields:
-        (top, left, logits (classes, rows, columns)) of tiles that cover the image, without overlap.
+        (top, left, logits (classes, rows, columns)) of tiles that cover the image from there,
+        without overlap.
     """
     _check(model.test_cfg)
     crop, stride = model.test_cfg['crop_size'], model.test_cfg['stride']
@@ -58,11 +61,15 @@ def slide(
     bands: list[_Band] = []
     done = 0
     for index, top in enumerate(rows.starts):
+        end = rows.starts[index + 1] if index + 1 < len(rows.starts) else rows.length
+        if top + rows.window <= start:
+            done = end
+            continue
         band = _band(model, read(top, top + rows.window), meta, rows, columns, top)
         bands = [b for b in bands if b.top + rows.window > done]
         bands.append(band)
-        end = rows.starts[index + 1] if index + 1 < len(rows.starts) else rows.length
-        yield from _tiles(model, bands, done, end, rows, columns)
+        if end > start:
+            yield from _tiles(model, bands, done, end, rows, columns)
         done = end
 
 
@@ -72,7 +79,7 @@ def _band(
     """The row of windows at ``top``."""
     one = Axis([0], rows.window, rows.window)
     parts = model._window_logits(strip, [meta], one, columns)
-    total = None
+    total, blend = None, model.test_cfg.get('blend', 'mean')
     for x in columns.starts:
         part, sizes = next(parts)  # (classes, h, w)
         classes, height, _ = part.shape
@@ -83,10 +90,10 @@ def _band(
             break
         if total is None:
             total = _zeros((classes, height, columns.length), strip)
-        total[:, :, x:x + columns.window] += part
+        _add(total[:, :, x:x + columns.window], part, columns, 2, blend)
         del part  # a view of all windows of its batch
     if len(columns.starts) > 1:
-        total /= _counts(columns, total)
+        total /= _counts(columns, total, blend)
     return _Band(top, total, [height for height, _ in sizes])
 
 
@@ -94,7 +101,8 @@ def _tiles(
     model: EncoderDecoder, bands: list[_Band], first: int, end: int, rows: Axis, columns: Axis
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Logits of the rows of pixels from ``first`` to ``end``, to which no other band adds."""
-    counts = _counts(rows, bands[0].logits)[first:end, None]
+    blend = model.test_cfg.get('blend', 'mean')
+    counts = _counts(rows, bands[0].logits, blend)[first:end, None]
     classes = len(bands[0].logits)
     step = max(1, _TILE // (4 * classes * rows.window))
     for left in range(0, columns.length, step):
@@ -104,6 +112,8 @@ def _tiles(
             part = band.logits[:, :, left:right]
             for height in band.heights:
                 part = model._resize(part, (height, right - left))
+            if blend != 'mean' and len(rows.starts) > 1:
+                part = part * torch.from_numpy(rows.weights(blend)).to(part)[:, None]
             part = part[:, first - band.top:end - band.top]  # it may end above `end`
             total[:, :part.shape[1]] += part
         if len(rows.starts) > 1:

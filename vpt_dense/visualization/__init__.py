@@ -11,10 +11,11 @@ from vpt_dense.visualization.drawing import (
     make_palette,
     to_picture,
 )
+from vpt_dense.visualization.map_colours import colour_depth, colour_normals, depth_range
 
 __all__ = [
-    'Boxes', 'Panel', 'draw_boxes', 'draw_captions', 'draw_labels', 'draw_panels', 'make_palette',
-    'ours', 'to_picture',
+    'Boxes', 'Panel', 'colour_depth', 'colour_normals', 'depth_range', 'draw_boxes',
+    'draw_captions', 'draw_labels', 'draw_panels', 'make_palette', 'ours', 'to_picture',
 ]
 
 

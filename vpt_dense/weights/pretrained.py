@@ -122,8 +122,9 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
       timm's rule, the bands are repeated in order and scaled by 3 / in_channels
       (https://huggingface.co/docs/timm/models, ``adapt_input_conv``); 'mean', every band gets the
       mean over R, G and B, scaled likewise; a list such as ``['B', 'G', 'R', 'mean']``, what each
-      band gets, unscaled ('zero': nothing, so that the features start as those of R, G and B).
-      Channels of an image prompt stay at their random start;
+      band gets, unscaled ('zero': nothing, so that the features start as those of R, G and B);
+      'new': its kernel stays at its random start, and must be trained. Channels of an image prompt
+      stay at their random start;
     - what the format names as its own head, decoder or mask token, what lies outside of the
       backbone, and a final norm or cls token if the backbone has none, are left out by name.
 
@@ -188,7 +189,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
     for fit in _FITS[family]:
         fit(tensors, backbone, target, notes, options)
     # Resized patches, or channels of an image prompt; further bands are exact.
-    is_inexact = source_kernel is not None and (
+    is_inexact = source_kernel is not None and kernel in tensors and (
         source_kernel.shape[2:] != tensors[kernel].shape[2:]
         or (_extra_channels(backbone) and source_kernel.shape[1] != tensors[kernel].shape[1])
     )
@@ -203,6 +204,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
         and (
             (is_added(name) and not options.get('prompts'))
             or _matches(options['allow_missing'], name)
+            or (name == kernel and source_kernel is not None and options.get('bands') == 'new')
         )
     ]
     _check_fit(tensors, target, created, backbone, layout, checkpoint)
@@ -227,7 +229,7 @@ def compute(backbone: nn.Module, checkpoint: str, keys: dict | None = None) -> C
 
 def _options(backbone: nn.Module, checkpoint: str, keys: dict | None) -> dict:
     """Further keys of the backbone's ``init_cfg``, checked."""
-    options = {'allow_missing': (), 'checkpoint': checkpoint}
+    options = {'allow_missing': (), 'checkpoint': checkpoint, 'is_start': keys is None}
     init_cfg = getattr(backbone, 'init_cfg', None)
     if keys is not None:
         init_cfg = {'type': 'Pretrained', 'checkpoint': checkpoint, **keys}
@@ -257,9 +259,9 @@ def _options(backbone: nn.Module, checkpoint: str, keys: dict | None) -> dict:
         raise UserError(f'init_cfg.source_grid must be (rows, columns), found {grid!r}')
     bands = options.get('bands')
     listed = is_list(bands) and all(band in _BANDS for band in bands)
-    if not listed and bands not in (None, 'repeat', 'mean'):
+    if not listed and bands not in (None, 'repeat', 'mean', 'new'):
         raise UserError(
-            "init_cfg.bands must be 'repeat', 'mean' or a list with one of "
+            "init_cfg.bands must be 'repeat', 'mean', 'new' or a list with one of "
             f'{", ".join(_BANDS)} for each band, found {bands!r}'
         )
     return options
@@ -504,7 +506,15 @@ def _fit_bands(
     fits = kernel.shape[1] in (bands, target[name].shape[1])
     if (fits and way is None) or kernel.shape[1] != 3:
         return
-    if is_list(way):
+    if way == 'new':
+        trains = dict(backbone.named_parameters())[name].requires_grad
+        if not trains and options.get('is_start'):
+            raise UserError(
+                f"init_cfg.bands='new' leaves {name} at random, and it is frozen: add "
+                f"r'^{name.split('.')[0]}\\.' to model.backbone.trainable")
+        del tensors[name]
+        how = 'new, at random'
+    elif is_list(way):
         if len(way) != bands:
             raise UserError(
                 f'init_cfg.bands={list(way)} is for {len(way)} bands, the backbone has '

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vpt_dense.weights.layouts import clip, dino, google, huggingface, mae, mm, moco, vpt
+from vpt_dense.weights.layouts import clip, dino, eomt, google, huggingface, mae, mm, moco, vpt
 from vpt_dense.weights.layouts.base import Layout
 
 _SCALES = tuple(
@@ -122,6 +122,15 @@ HF_DINOV3 = Layout(
     family='timm',
 )  # fmt: skip
 
+#: Not with a SwiGLU: which activation that has is in the configuration alone.
+HF_EOMT_DINOV3 = HF_DINOV3._replace(
+    name=eomt.EOMT_DINOV3.name, signature=eomt.EOMT_DINOV3.signature,
+    marks=eomt.EOMT_DINOV3.marks,
+    rules=(('layernorm.', 'norm.'), *(
+        (f'layers.{left[6:]}' if left.startswith('layer.') else left, right)
+        for left, right in HF_DINOV3.rules if 'gate' not in left)),
+    ignored=(*eomt.HEAD, *HF_DINOV3.ignored))
+
 # --- SigLIP ----------------------------------------------------------------------------------
 
 
@@ -196,7 +205,8 @@ TIMM_LAYOUTS: tuple[Layout, ...] = (
     *map(_for_timm, vpt.LAYOUTS),
     _for_timm(clip.CLIP, _behind('visual.', _PE_POOL)),
     _for_timm(clip.CLIP_VISUAL, _PE_POOL),
-    *map(_for_timm, huggingface.LAYOUTS),
+    HF_EOMT_DINOV3,
+    *map(_for_timm, (eomt.EOMT, *huggingface.LAYOUTS)),
     HF_SIGLIP,
     HF_SIGLIP_VISION,
     HF_DINOV3,

@@ -1,0 +1,10 @@
+# Normals: linear head, DINOv2 ViT-S/14, a folder of images and normals in crops of 518x518.
+_base_ = [
+    '../_base_/models/linear-normals_vit-l.py',
+    '../_base_/backbones/dinov2_vit-s.py',
+    '../_base_/datasets/normalfolder.py',
+    '../_base_/schedules/normals_38k.py',
+    '../_base_/default_runtime_maps.py',
+    '../_base_/optim/adamw.py',
+]
+img_size = 518
