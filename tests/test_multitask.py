@@ -52,6 +52,9 @@ def check_table(family: str, task: str, rows: tuple[str, ...]) -> None:
         with torch.no_grad():
             alone[name] = model(pixels)
         together.add(name, model)
+        if k < 3:  # one task is bit for bit itself
+            for i, outs in enumerate(together(pixels, [name] * len(pixels))):
+                assert all(map(torch.equal, outs, [each[i] for each in alone[name]])), name
         batch += [(name, i, pixels[i]) for i in range(len(pixels))]
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).tolist()
     batch = [batch[i] for i in order]
@@ -321,14 +324,12 @@ def test_tasks_of_configs(configured):
     for i, result in ((1, found[1]['flowers']), (2, found[2])):
         expected = alone['flowers'].predict(pictures[i])
         assert result.label == expected.label and result.classes == ('iris', 'lily', 'rose')
-        np.testing.assert_allclose(result.scores, expected.scores, atol=1e-6)
-    assert len(np.unique(found[0].labels)) > 1
+        np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-6)
+    assert np.ptp(found[0].probabilities, axis=(1, 2)).max() > 1e-4  # places differ
+    assert len(expected.probabilities) == 3
     pixels = images(2, 3, 32, 32)
     labels, scores = together(pixels, ['roads', 'flowers'])
     assert labels.shape[1:] == (32, 32) and scores.shape == (3,)
-    shared = together.frozen.nbytes
-    assert together.nbytes - shared < shared * 10
-    # What was never pretrained has no place to come from.
     with pytest.raises(UserError, match='no such file'):
         together.predict(['absent.png', pictures[0]], ['roads', 'flowers'])
     assert together.predict(pictures[:1], ['flowers'])[0].classes == ('iris', 'lily', 'rose')

@@ -242,8 +242,8 @@ class MultiTask:
             As when it is called, with what ``predict`` of the task gives for an image.
 
         Raises:
-            UserError: As when it is called, or if an image cannot be read, or a task is a model that cannot
-                predict.
+            UserError: As when it is called, or if an image cannot be read, or a task is a model
+                that cannot predict.
         """
         listed = list(images)
         jobs = self._jobs(listed, tasks, lambda image: ())
@@ -281,8 +281,9 @@ class MultiTask:
         return [(name, task, chosen) for (name, chosen), task in found.items()]
 
     def _run(self, functions: list[Any]) -> list[Any]:
-        if not functions:
-            return []
+        if len(functions) < 2:  # it meets nobody
+            with torch.no_grad():
+                return [function() for function in functions]
         return Meeting(self.frozen.places, functions).run()
 
     @staticmethod
