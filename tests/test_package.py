@@ -137,7 +137,9 @@ def test_every_registry_holds_something(registered):
 
 
 #: Classes on those of mmdet, an extra.
-NEED_MMDET = ('BoxesHook', 'CocoFolder', 'CocoMetric', 'DetLocalVisualizer')
+NEED_MMDET = (
+    'BoxesHook', 'CocoFolder', 'CocoMetric', 'DetLocalVisualizer', 'EoMTInstanceHead',
+    'PlainMaskInstanceHead', 'QueryDetector')
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmseg', 'mmpretrain'])

@@ -323,7 +323,7 @@ def test_the_label_of_averaged_scores(mmpretrain_scope):
 #: Options of tools/test.py -> what is said.
 REFUSED = {
     ('seg', '--no-labels'): 'nothing would come of a test; add --out or --show-dir',
-    ('seg', '--out', 'x.json'): 'a segmentation writes label maps; name a folder',
+    ('seg', '--out', 'x.json'): 'a segmentation writes a file an image; name a folder',
     ('cls', '--out', 'x'): 'a classification writes one file; name it *.json, *.jsonl or *.pkl',
     ('seg', '--cfg-options', 'val_dataloader.dataset.data_prefix.seg_map_path=None', 'train'):
         'data of val: no data_prefix.seg_map_path; only a test can do without masks',

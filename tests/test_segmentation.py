@@ -70,6 +70,9 @@ def test_trains_the_heads_and_what_the_backbone_names(mmseg_scope, leaf):
         'decode.loss_ce',
         *(f'aux_{i}.loss_ce' for i in range(len(model.auxiliary_head))),
     }
+    prompt = model.backbone.prompt
+    if prompt is not None:
+        total = total + sum(prompt.penalties().values())
     total.backward()
     for name, parameter in model.named_parameters():
         # Default DDP needs every trainable parameter to reach the loss.

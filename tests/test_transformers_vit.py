@@ -460,10 +460,12 @@ def test_save_pretrained_holds_everything(tmp_path):
     plain, told = transformers.ViTModel.from_pretrained(tmp_path, output_loading_info=True)
     assert plain.config.architectures == ['ViTModel'] and not told['missing_keys']
     assert all(key.startswith(('prompt.', 'adapters.')) for key in told['unexpected_keys'])
-    assert_same(features(plain.eval()), features(copy.deepcopy(model).give_back()))
+    # Products may round otherwise where tensors that were read are not aligned as others are.
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
+    close(features(plain.eval()), features(copy.deepcopy(model).give_back()))
     again = tune(plain, **_METHODS['deep and LoRA'])
     again.load_state_dict(model.state_dict())
-    assert_same(features(again), expected)
+    close(features(again), expected)
 
 
 def test_a_forward_that_was_replaced_is_refused_and_never_passed_by():

@@ -5,6 +5,7 @@ A folder can be checked without the training stack.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from collections import Counter
@@ -870,9 +871,11 @@ def check_config(cfg, track: Track = _no_bar, stats: bool = False) -> dict:
             task = tasks.TASKS['segmentation' if masks else 'classification']
         check = task.function('check_data', 'checking data')
         splits[name] = check(dataset, name, how)
-        seen[name] = {
-            os.path.realpath(data['img_path']) for data in dataset.load_data_list()
-            if isinstance(data.get('img_path'), str)}
+        seen[name] = set()
+        with contextlib.suppress(UserError):  # what lacks has been told
+            seen[name] = {
+                os.path.realpath(data['img_path']) for data in dataset.load_data_list()
+                if isinstance(data.get('img_path'), str)}
         trained = set().union(*(seen[each] for each in seen if each.startswith('train')))
         shared = seen[name] & trained
         if shared and not name.startswith('train'):

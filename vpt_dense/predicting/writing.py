@@ -201,7 +201,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 del result
             if written is not None:
                 wait()
-            if dense:
+            if isinstance(writer, Labels):
                 writer.put_volumes(images)
         with contextlib.suppress(OSError):  # there was none, or something is left in it
             partial.rmdir()
