@@ -96,7 +96,7 @@ def write_volume(path: str | os.PathLike, like: str, slices: Iterable[np.ndarray
     """Write label maps of all slices as a NIfTI volume, whole or not at all.
 
     Args:
-        path: Its name, *.nii or *.nii.gz.
+        path: Its name, with the suffix .nii or .nii.gz.
         like: The volume whose slices they are of: its affine, order of axes and size are taken.
         slices: (H, W) integers, one for each slice from the feet, as slices are read.
 

@@ -15,7 +15,7 @@ def found(
     """What is found in an image.
 
     Args:
-        outputs: Of the graph, see :mod:`vpt_dense.deploy.detectors`.
+        outputs: Of the graph, see ``vpt_dense.deploy.detectors``.
         card: Of the file.
         size: (height, width) of the image that the graph was given.
         original: Of the file.
