@@ -75,7 +75,7 @@ class PAEPrompt(TokenPrompt):
         self._terms: dict[str, Tensor] = {}
 
     def prepare(self, embed: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
-        """See :meth:`.TokenPrompt.prepare`; in training mode with the terms of the loss."""
+        """See :meth:`TokenPrompt.prepare`; in training mode with the terms of the loss."""
         tokens = super().prepare(embed)
         self._terms = self._dynamics(torch.cat(tokens)) if self.training else {}
         return tokens
@@ -95,7 +95,7 @@ class PAEPrompt(TokenPrompt):
         return dict(loss_koopman=self.koopman * koopman, loss_lyapunov=self.lyapunov * lyapunov)
 
     def penalties(self) -> dict[str, Tensor]:
-        """See :meth:`.Prompt.penalties`."""
+        """See :meth:`Prompt.penalties`."""
         terms, self._terms = self._terms, {}
         return terms
 
