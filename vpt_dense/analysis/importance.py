@@ -27,8 +27,8 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Import
     """Score prompts by how much the loss would move with masks of them.
 
     Han et al., ICCV 2023 (https://arxiv.org/abs/2307.13770), section 3.3: with a factor rho = 1 in
-    front of each token, its score is the mean over images of the size of d loss / d rho; likewise with a
-    factor for each piece of a token. The derivative is the sum of p * d loss / d p over the
+    front of each token, its score is the mean over images of the size of d loss / d rho; likewise
+    with a factor for each piece of a token. The derivative is the sum of p * d loss / d p over the
     channels p of the token or piece, so that no mask is needed.
 
     Args:
