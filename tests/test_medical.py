@@ -143,6 +143,13 @@ def test_the_example_trains_on_volumes(tmp_path, capfd):
         labels = np.asarray(Image.open(tmp_path / f'out/labels/a#{i}.nii.png'))
         slice_ = raster.read_image(str(tmp_path / f'out/volumes/a#{i}.nii.gz'))[..., 0]
         np.testing.assert_array_equal(slice_, labels)
+    nibabel.save(source, tmp_path / 'b.nii')  # not compressed
+    outcome = run_tool(capfd, 'predict', path, weights, tmp_path / 'b.nii', '--out',
+                       tmp_path / 'other')  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    (other,) = (tmp_path / 'other/volumes').iterdir()
+    assert other.name == 'b.nii.gz'
+    np.testing.assert_array_equal(nibabel.load(other).dataobj, written.dataobj)
 
 
 @pytest.mark.parametrize('change, line', [
