@@ -6,7 +6,6 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
-from mmengine.structures import PixelData
 from torch.nn import functional as F
 from transformers.models.eomt.configuration_eomt import EomtConfig
 from transformers.models.eomt.modeling_eomt import EomtLoss
@@ -219,39 +218,14 @@ def test_bad_arguments(change, message):
 
 def test_it_learns_with_any_method(mmseg_scope):
     """A tiny recipe: a step has a gradient for all that trains, and steps lower the loss."""
+    from query_heads import assert_it_learns
     from test_dense_heads import tiny
 
     cfg = tiny('pmd_vit-l_dinov3_ade20k deep')
     cfg.model.decode_head.update(num_queries=8, num_blocks=2, hidden_dims=32, num_points=100)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).train()
-    from mmseg.structures import SegDataSample
-
-    labels = torch.zeros(1, 32, 32, dtype=torch.long)
-    labels[:, :, 16:] = 7
-    images = [torch.zeros(3, 32, 32, dtype=torch.uint8) for _ in range(2)]
-    for image in images:
-        image[:, :, 16:] = 200
-    data = model.data_preprocessor(dict(inputs=images, data_samples=[
-        SegDataSample(gt_sem_seg=PixelData(data=labels)) for _ in images]), True)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    values = []
-    for _ in range(12):
-        torch.manual_seed(1)
-        total, logged = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
-        optimizer.zero_grad()
-        total.backward()
-        values.append(float(total))
-        for name, parameter in model.named_parameters():
-            assert (parameter.grad is not None) == parameter.requires_grad, name
-        optimizer.step()
-    assert values[-1] < 0.7 * values[0]
-    assert {'decode.loss_cls', 'decode.b0.loss_mask', 'decode.b1.loss_dice'} <= set(logged)
-    model.eval()
-    with torch.no_grad():
-        found = model.predict(data['inputs'])[0].pred_sem_seg.data
-    assert found.shape[1:] == (32, 32)
+    assert_it_learns(model, 0.7)
     counts = params.count(model)
     assert counts['decode head'][0] == counts['decode head'][1] > 0
 

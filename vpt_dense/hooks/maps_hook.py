@@ -1,10 +1,10 @@
 """Predicted maps of depth and of normals, as files and as pictures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mmcv
+import numpy as np
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -58,55 +58,16 @@ class MapsHook(Hook):
 
 
 @HOOKS.register_module()
-class MapVisualizationHook(Hook):
+class MapVisualizationHook(pictures.DrawingHook):
     """Draws image, truth and prediction side by side, in pictures named as their images.
 
     Args:
-        draw: Whether to draw at all.
-        interval: Every which image is drawn; in tests all are.
-        show: Whether to show the pictures on the screen.
-        wait_time: Seconds to show one.
-        out_dir: The folder for pictures; None: the visualizer's backends.
+        **kwargs: As in :class:`vpt_dense.hooks.pictures.DrawingHook`.
     """
 
-    def __init__(
-        self, draw: bool = False, interval: int = 50, show: bool = False, wait_time: float = 0.0,
-        out_dir: str | None = None,
-    ) -> None:
-        self.draw, self.interval, self.out_dir = draw, interval, out_dir
-        self.show, self.wait_time = show, wait_time
-        self._seen = 0
-
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Count from the start."""
-        self._seen = 0
-
-    before_test_epoch = before_val_epoch
-
-    def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[Any]
-    ) -> None:
-        """Draw every ``interval``-th image."""
-        self._draw(runner, outputs, 'val', self.interval)
-
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[Any]
-    ) -> None:
-        """Draw every image."""
-        self._draw(runner, outputs, 'test', 1)
-
-    def _draw(self, runner: Runner, outputs: Sequence[Any], split: str, interval: int) -> None:
-        if not self.draw:
-            return
-        visualizer = Visualizer.get_current_instance()
-        for sample in outputs:
-            self._seen += 1
-            if (self._seen - 1) % interval:
-                continue
-            path = sample.metainfo['img_path']
-            image = mmcv.imfrombytes(get(path), channel_order='rgb')
-            if image.shape[:2] != tuple(sample.metainfo['ori_shape']):
-                image = None  # of which the pipeline has cut off a part
-            pictures.store(
-                visualizer, visualizer.draw(image, sample), pictures.dataset_of(runner, split),
-                path, split, runner.iter, self.out_dir, self.show, self.wait_time)
+    def picture(self, visualizer: Visualizer, sample: Any, dataset: Any) -> np.ndarray:
+        """See :class:`vpt_dense.hooks.pictures.DrawingHook`."""
+        image = mmcv.imfrombytes(get(sample.metainfo['img_path']), channel_order='rgb')
+        if image.shape[:2] != tuple(sample.metainfo['ori_shape']):
+            image = None  # of which the pipeline has cut off a part
+        return visualizer.draw(image, sample)

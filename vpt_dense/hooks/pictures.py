@@ -1,11 +1,13 @@
 """Shared parts of the hooks that draw predictions. They need mmseg or mmpretrain; this does not."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend, Visualizer
 
@@ -52,3 +54,55 @@ def dataset_of(runner: Runner, split: str) -> Any:
     """The data set of a split that runs."""
     loop = runner.val_loop if split == 'val' else runner.test_loop
     return loop.dataloader.dataset
+
+
+class DrawingHook(Hook):
+    """The base of hooks that draw truth and prediction side by side, named as their images.
+
+    A hook says what is drawn: ``picture(visualizer, sample, dataset)`` gives RGB, uint8 (H, W, 3).
+
+    Args:
+        draw: Whether to draw at all.
+        interval: Every which image is drawn; in tests all are.
+        show: Whether to show the pictures on the screen.
+        wait_time: Seconds to show one.
+        out_dir: The folder for pictures; None: the visualizer's backends.
+    """
+
+    def __init__(
+        self, draw: bool = False, interval: int = 50, show: bool = False, wait_time: float = 0.0,
+        out_dir: str | None = None,
+    ) -> None:
+        self.draw, self.interval, self.out_dir = draw, interval, out_dir
+        self.show, self.wait_time = show, wait_time
+        self._seen = 0
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Count from the start."""
+        self._seen = 0
+
+    before_test_epoch = before_val_epoch
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[Any]
+    ) -> None:
+        """Draw every ``interval``-th image."""
+        self._draw(runner, outputs, 'val', self.interval)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[Any]
+    ) -> None:
+        """Draw every image."""
+        self._draw(runner, outputs, 'test', 1)
+
+    def _draw(self, runner: Runner, outputs: Sequence[Any], split: str, interval: int) -> None:
+        if not self.draw:
+            return
+        visualizer, dataset = Visualizer.get_current_instance(), dataset_of(runner, split)
+        for sample in outputs:
+            self._seen += 1
+            if (self._seen - 1) % interval:
+                continue
+            store(visualizer, self.picture(visualizer, sample, dataset), dataset,
+                  sample.metainfo['img_path'], split, runner.iter, self.out_dir, self.show,
+                  self.wait_time)

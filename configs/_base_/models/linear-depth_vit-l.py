@@ -2,30 +2,12 @@
 # block, the class token beside each, to 256 bins from 1 mm to 10 m, upsampled four times; as DINOv2
 # is evaluated (https://arxiv.org/abs/2304.07193, section 7.4). The head normalises the tokens
 # itself, hence no final norm. Meant for a named backbone (configs/_base_/backbones).
+_base_ = './encoder_vit-l.py'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='vpt_dense.DepthEstimator',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=0,  # no depth
-        size=(416, 544),
-    ),
-    backbone=dict(
-        type='vpt_dense.VisionTransformer',
-        arch='large',
-        img_size=(416, 544),
-        patch_size=16,
-        out_type='raw',
-        out_indices=[23],
-        final_norm=False,
-        interpolate_mode='bicubic',
-        # As in setr-pup_vit-l.py.
-        init_cfg=dict(type='Pretrained', checkpoint='pretrain/jx_vit_large_p16_384-b3be5167.pth'),
-    ),
+    data_preprocessor=dict(seg_pad_val=0, size=(416, 544)),  # 0: no depth
+    backbone=dict(img_size=(416, 544), out_type='raw'),
     depth_head=dict(
         type='vpt_dense.LinearDepthHead',
         in_channels=1024,
@@ -41,6 +23,5 @@ model = dict(
             dict(type='vpt_dense.GradientLoss', loss_weight=0.5),
         ],
     ),
-    train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )

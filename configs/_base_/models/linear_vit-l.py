@@ -1,30 +1,10 @@
 # A linear head on ViT-L: batch norm and a 1x1 convolution on the patch tokens of the last block, as
 # DINOv2 is evaluated (https://arxiv.org/abs/2304.07193, section 7.4). The head normalises the
 # tokens itself, hence no final norm. Meant for a named backbone (configs/_base_/backbones).
+_base_ = './encoder_vit-l.py'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='vpt_dense.EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
-    backbone=dict(
-        type='vpt_dense.VisionTransformer',
-        arch='large',
-        img_size=(512, 512),
-        patch_size=16,
-        out_type='featmap',
-        out_indices=[23],
-        final_norm=False,
-        interpolate_mode='bicubic',
-        # As in setr-pup_vit-l.py.
-        init_cfg=dict(type='Pretrained', checkpoint='pretrain/jx_vit_large_p16_384-b3be5167.pth'),
-    ),
     decode_head=dict(
         type='vpt_dense.LinearHead',
         in_channels=1024,
@@ -35,6 +15,5 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
-    train_cfg=dict(),
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
 )
