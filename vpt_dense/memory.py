@@ -216,6 +216,23 @@ def box_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
         metainfo=dict(img_id=0, img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
 
 
+def segment_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of panoptic segmentation: 8 things of class 0 on stuff of the last class."""
+    from mmdet.structures.mask import BitmapMasks
+
+    height, width = size
+    sample, head = box_sample(cfg, size), cfg.model.panoptic_head
+    masks = np.zeros((8, height, width), np.uint8)
+    labels = np.full((1, height, width), head.num_things_classes + head.num_stuff_classes - 1,
+                     np.uint8)
+    for mask, box in zip(masks, sample.gt_instances.bboxes.int().tolist(), strict=True):
+        mask[box[1] : box[3], box[0] : box[2]] = 1
+        labels[0][mask > 0] = 0
+    sample.gt_instances.masks = BitmapMasks(masks, height, width)
+    sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(labels))
+    return sample
+
+
 def image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:
     """The (height, width) of training images in pixels, and what in the config told it."""
     for transform in reversed(_pipeline(cfg)):

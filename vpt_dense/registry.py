@@ -71,7 +71,8 @@ MODELS = _child(
         'vpt_dense.continual.head': ['StepHead'],
         'vpt_dense.detection.pyramid': ['SimpleFeaturePyramid'],
         'vpt_dense.detection.query_detector': [
-            'EoMTInstanceHead', 'PlainMaskInstanceHead', 'QueryDetector'],
+            'EoMTInstanceHead', 'EoMTPanopticHead', 'PlainMaskInstanceHead',
+            'PlainMaskPanopticHead', 'QueryDetector'],
         'vpt_dense.continual.segmentor': ['StepEncoderDecoder'],
         'vpt_dense.vision_language.classifier': ['CLIPClassifier'],
         'vpt_dense.vision_language.cost_head': ['CostHead'],
@@ -92,6 +93,7 @@ DATASETS = _child(
         'vpt_dense.datasets.eurosat': ['EuroSAT'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.detection.coco_folder': ['CocoFolder'],
+        'vpt_dense.detection.panoptic_folder': ['PanopticFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
         'vpt_dense.datasets.image_list': ['FGVC', 'ImageList', 'VTAB'],
         'vpt_dense.datasets.subset': ['Subset'],
@@ -103,6 +105,7 @@ TRANSFORMS = _child(
         'vpt_dense.continual.keep_labels': ['KeepLabels'],
         'vpt_dense.datasets.augment': ['RandomCrop'],
         'vpt_dense.datasets.in_test_set': ['InTestSet'],
+        'vpt_dense.detection.panoptic_folder': ['LoadPanopticAnnotations'],
         'vpt_dense.datasets.map_folder': ['KITTICrop', 'LoadDepth', 'LoadNormals', 'PackNormals'],
         'vpt_dense.demo.stride_labels': ['StrideLabels'],
     },
@@ -116,7 +119,7 @@ HOOKS = _child(
         'vpt_dense.hooks.seg_visualization_hook': ['SegVisualizationHook'],
         'vpt_dense.hooks.visualization_hook': ['VisualizationHook'],
         'vpt_dense.hooks.det_visualization_hook': ['DetVisualizationHook'],
-        'vpt_dense.hooks.boxes_hook': ['BoxesHook'],
+        'vpt_dense.hooks.boxes_hook': ['BoxesHook', 'SegmentsHook'],
         'vpt_dense.hooks.maps_hook': ['MapVisualizationHook', 'MapsHook'],
     },
 )
@@ -127,6 +130,7 @@ METRICS = _child(
         'vpt_dense.evaluation.volume_metric': ['VolumeMetric'],
         'vpt_dense.sets_metric': ['SetsMetric'], 'vpt_dense.classifiers': ['Accuracy'],
         'vpt_dense.detection.coco_metric': ['CocoMetric'],
+        'vpt_dense.detection.panoptic_metric': ['PanopticMetric'],
     },
 )
 OPTIMIZERS = _child('OPTIMIZERS', **{'vpt_dense.demo.muon': ['MuonAdamW']})

@@ -324,6 +324,25 @@ def check_boxes(sample: Any, head: nn.Module, ignore_index: int) -> None:
             f'{numbers[0] - 1})')
 
 
+def check_segments(sample: Any, head: nn.Module, ignore_index: int) -> None:
+    """Check the labels of the things and the stuff of one image."""
+    path = sample.metainfo.get('img_path', 'an image')
+    things, number = head.num_things_classes, head.num_classes
+    found = sample.get('gt_instances')
+    if found is not None and 'labels' in found and found.labels.numel():
+        if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < things:
+            raise UserError(
+                f'{path}: a thing of label {int(found.labels.max())}, but there are {things} '
+                f'classes of things (0 to {things - 1})')
+    if 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.sem_seg.unique()
+        wrong = labels[(labels >= number) & (labels != 255)]
+        if len(wrong):
+            raise UserError(
+                f'{path}: label {int(wrong[0])}, but there are {number} classes (0 to '
+                f'{number - 1}, and 255, of no segment)')
+
+
 def _read_mask(dataset: Any, index: int) -> np.ndarray | None:
     """The whole mask of one image, as the data set's own pipeline loads it; None if it cannot."""
     while hasattr(dataset, 'dataset') or hasattr(dataset, 'datasets'):
