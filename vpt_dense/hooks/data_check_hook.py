@@ -96,7 +96,7 @@ class DataCheckHook(Hook):
         ignore_index = next((r.ignore_index for r in readers if hasattr(r, 'ignore_index')), 255)
         labelled = None
         many = (getattr(head, 'num_classes', None) or 0) > 1
-        if split == 'train' and not self._found_classes and many:
+        if split == 'train' and not self._found_classes and many and task.dense:
             self._look_for_classes(dataset, _flatten(samples), ignore_index)
         for sample in _flatten(samples):
             found = check(sample, head, ignore_index)
