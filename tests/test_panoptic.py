@@ -192,7 +192,7 @@ def noisy(folder, seed=0):
         moved = np.roll(ids, rng.integers(-4, 5, 2), (0, 1))
         rows = {each['id']: (labels[each['category_id']], False)
                 for each in annotation['segments_info']}
-        seg = np.full(ids.shape, 4, np.int32)
+        seg = np.full(ids.shape, 3, np.int32)
         for i, (label, _) in rows.items():
             kind = (label + 1) % 4 if rng.random() < 0.1 else label
             seg[moved == i] = kind + (1000 * i if kind < 2 else 0)
@@ -219,18 +219,15 @@ def test_quality_is_the_definitions_and_torchmetrics(folder):
     assert 20 < found['coco_panoptic/PQ'] < 99
     assert [row['class'] for row in metric.per_class] == list(NAMES)
     assert metric.per_class[1]['coco_panoptic/PQ'] == pytest.approx(100 * by_class[1, 0])
-    # torchmetrics has no crowds; its void is a class of its own.
-    other = PanopticQuality({0, 1}, {2, 3, 4}, return_per_class=True)
+    # torchmetrics has no crowds; a class that it does not know is void. It takes void of the
+    # prediction out of the union too, COCO does not: there is none here.
+    other = PanopticQuality({0, 1}, {2, 3}, allow_unknown_preds_category=True)
     for sample, ((ids, rows), _) in zip(samples, pairs, strict=True):
         seg = sample['pred_panoptic_seg']['sem_seg'][0].long()
-        kinds = torch.tensor(np.vectorize(lambda i, r=rows: r[i][0] if i else 99)(ids))
-        truth = torch.stack([kinds, torch.tensor(ids)], -1)
-        mine = torch.stack([seg % 1000, seg // 1000], -1)
-        known = PanopticQuality({0, 1}, {2, 3}, allow_unknown_preds_category=True)
-        other.update(mine[None], truth.where(truth[..., :1] < 99, torch.tensor(4))[None])
-        known.update(mine[None], truth[None])
-    theirs = 100 * other.compute().flatten()[:4]
-    assert torch.isfinite(theirs).all() and len(known.compute().shape) == 0
+        kinds = np.array([rows[i][0] if i else 99 for i in ids.ravel()]).reshape(ids.shape)
+        truth = torch.stack([torch.tensor(kinds), torch.tensor(ids)], -1)
+        other.update(torch.stack([seg % 1000, seg // 1000], -1)[None], truth[None])
+    assert abs(found['coco_panoptic/PQ'] - 100 * float(other.compute())) < 1e-4
 
 
 def test_what_the_metric_refuses(folder):
@@ -397,27 +394,34 @@ def test_maps_are_those_of_transformers(folder, name):
     from transformers import EomtImageProcessor
     from transformers.models.eomt.modeling_eomt import EomtForUniversalSegmentationOutput
 
-    options = {'model.test_cfg.object_mask_thr': 0.3, 'model.test_cfg.iou_thr': 0.4}
+    options = {'model.test_cfg.object_mask_thr': 0.3, 'model.test_cfg.iou_thr': 0.2}
     model = randomise(model_of(folder, name, **options)).eval()
-    with torch.no_grad():
-        model.panoptic_head.class_head.weight *= 8
-        _, _, (sample, _) = samples()
-        sample.set_metainfo(dict(img_shape=(64, 64), ori_shape=(96, 96)))
-        x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-        masks, classes = model.panoptic_head.predictions(model.extract_feat(x))[-1]
-        found = model.predict(x, [sample])[0].pred_panoptic_seg.sem_seg[0].numpy()
-    output = EomtForUniversalSegmentationOutput(
-        masks_queries_logits=masks, class_queries_logits=classes)
-    (theirs,) = EomtImageProcessor().post_process_panoptic_segmentation(
-        output, [(96, 96)], threshold=0.3, mask_threshold=0.5, overlap_mask_area_threshold=0.4,
-        stuff_classes=[2, 3], size=dict(shortest_edge=64, longest_edge=64))
-    ids, labels = segments.found_segments(found, 4)
-    rows = {each['id']: each['label_id'] for each in theirs['segments_info']}
-    other = theirs['segmentation'].numpy().astype(int)
-    pairs = set(zip(ids.ravel().tolist(), other.ravel().tolist(), strict=True))
-    assert len(pairs) == len(set(ids.ravel().tolist())) == len(set(other.ravel().tolist()))
-    assert all(own == 0 and i == -1 or labels[own - 1] == rows[i] for own, i in pairs)
-    assert len(labels) > 2
+    _, _, (sample, _) = samples()
+    sample.set_metainfo(dict(img_shape=(64, 64), ori_shape=(96, 96)))
+    seen, left_out = [], 0
+    for seed in range(6):
+        x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        head, generator = model.panoptic_head, torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in (head.q.weight, head.class_head.weight):
+                weight.copy_(4 * torch.randn(weight.shape, generator=generator))
+            masks, classes = head.predictions(model.extract_feat(x))[-1]
+            found = model.predict(x, [sample])[0].pred_panoptic_seg.sem_seg[0].numpy()
+        output = EomtForUniversalSegmentationOutput(
+            masks_queries_logits=masks, class_queries_logits=classes)
+        (theirs,) = EomtImageProcessor().post_process_panoptic_segmentation(
+            output, [(96, 96)], threshold=0.3, mask_threshold=0.5,
+            overlap_mask_area_threshold=0.2, stuff_classes=[2, 3],
+            size=dict(shortest_edge=64, longest_edge=64))
+        ids, labels = segments.found_segments(found, 4)
+        rows = {each['id']: each['label_id'] for each in theirs['segments_info']}
+        other = theirs['segmentation'].numpy().astype(int)
+        pairs = set(zip(ids.ravel().tolist(), other.ravel().tolist(), strict=True))
+        assert len(pairs) == len(set(ids.ravel().tolist())) == len(set(other.ravel().tolist()))
+        assert all(own == i + 1 == 0 or labels[own - 1] == rows[i] for own, i in pairs)
+        seen += labels.tolist()
+        left_out += int((classes.argmax(-1) < 4).sum()) - len(labels)
+    assert min(seen.count(0) + seen.count(1), seen.count(2) + seen.count(3), left_out) > 3
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -435,9 +439,10 @@ def test_what_cannot_be_is_refused(folder, change, message):
 @pytest.fixture(scope='module')
 def trained(folder):
     """A random EoMT, which finds segments."""
-    model = randomise(model_of(folder, 'eomt'))
+    model, generator = randomise(model_of(folder, 'eomt')), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        model.panoptic_head.class_head.weight *= 8
+        for part in (model.panoptic_head.q, model.panoptic_head.class_head):
+            part.weight.copy_(4 * torch.randn(part.weight.shape, generator=generator))
     torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'model.pth')
     return folder / 'model.pth'
 
@@ -458,7 +463,7 @@ def test_recipes_train_and_are_tested(folder, capfd, name):
     for image in pictures['images']:
         assert (image['height'], image['width']) == (48, 64)
         assert image['truth'].startswith('data:image/png') and image['prediction']
-    assert (work / 'best_coco_panoptic_PQ_iter_2.pth').is_file()
+    assert list(work.glob('best_coco_panoptic_PQ_iter_*.pth'))
 
 
 def as_found(content, folder):
@@ -527,13 +532,13 @@ def test_a_check_and_a_look(folder, capfd, tmp_path):
     assert told.code == 0 and report['task'] == 'panoptic' and report['classes'] == list(NAMES)
     told = run_tool(capfd, 'browse_dataset', folder / 'eomt.py', '--out-dir', tmp_path / 'b',
                     '--number', 2)
-    assert told.code == 0 and len(list((tmp_path / 'b').iterdir())) == 2, told.err
+    assert told.code == 0 and len(list((tmp_path / 'b').rglob('*.png'))) == 2, told.err
 
 
 @pytest.mark.parametrize(('tool', 'options', 'message'), [
     ('test', ['--tta'], '--tta'),
     ('test', ['--out', 'x.json'], 'a panoptic writes a file an image; name a folder'),
-    ('export', ['--out', 'x.onnx'], 'an exported model: not for the task panoptic'),
+    ('export', ['--out', 'x.pt2'], 'an exported model: not for the task panoptic'),
     ('train', ['--cfg-options', 'dataset.classes=[wall,box]'], 'things come before stuff'),
     ('train', ['--cfg-options', 'dataset.data_prefix.seg=gone'], 'data_prefix.seg'),
 ])

@@ -16,11 +16,13 @@ _COUNTER = itertools.count()
 
 #: What the names of recipes of depth and normals end in; they have no leaves.
 _OF_MAPS = ('_nyu', '_kitti-depth', '_depthfolder', '_normalfolder', 'rooms-depth_dinov2-s')
+#: Likewise of detection and panoptic segmentation, which need mmdet.
+_OF_MMDET = ('_coco-folder', '_panoptic-folder')
 #: The recipes of configs/vpt, demo and results, below configs: those that no method was put on.
 RECIPES = sorted(
     str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo', 'results')
     for path in (CONFIGS / folder).glob('*.py')
-    if not path.stem.endswith(('_coco-folder', *_OF_MAPS))
+    if not path.stem.endswith((*_OF_MMDET, *_OF_MAPS))
     if folder == 'results' or '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
 )
 #: Those whose classes are known by texts.
@@ -32,10 +34,12 @@ FIELDS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'fields').
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
     if str(path.relative_to(CONFIGS)) not in [*RECIPES, *OF_TEXTS, *FIELDS]
-    and path.parent.name != 'suites' and not path.stem.endswith(('_coco-folder', *_OF_MAPS))
+    and path.parent.name != 'suites' and not path.stem.endswith((*_OF_MMDET, *_OF_MAPS))
 )
 #: The recipes of detection, which need mmdet.
-DETECTORS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'vpt').glob('*_coco-*'))
+DETECTORS = sorted(
+    str(path.relative_to(CONFIGS)) for kind in _OF_MMDET
+    for path in (CONFIGS / 'vpt').glob(f'*{kind}.py'))
 
 #: The recipes of depth and normals.
 MAPS = sorted(str(path.relative_to(CONFIGS)) for folder in ('vpt', 'results')
