@@ -139,7 +139,7 @@ def test_every_registry_holds_something(registered):
 #: Classes on those of mmdet, an extra.
 NEED_MMDET = (
     'BoxesHook', 'CocoFolder', 'CocoMetric', 'DetLocalVisualizer', 'EoMTInstanceHead',
-    'EoMTPanopticHead', 'LoadPanopticAnnotations', 'PanopticFolder', 'PanopticMetric',
+    'EoMTPanopticHead', 'LoadPanopticAnnotations', 'Mask2FormerHead', 'PanopticFolder', 'PanopticMetric',
     'PlainMaskInstanceHead', 'PlainMaskPanopticHead', 'QueryDetector', 'SegmentsHook')
 
 

@@ -17,7 +17,7 @@ _COUNTER = itertools.count()
 #: What the names of recipes of depth and normals end in; they have no leaves.
 _OF_MAPS = ('_nyu', '_kitti-depth', '_depthfolder', '_normalfolder', 'rooms-depth_dinov2-s')
 #: Likewise of detection and panoptic segmentation, which need mmdet.
-_OF_MMDET = ('_coco-folder', '_panoptic-folder')
+_OF_MMDET = ('_coco-folder', '_panoptic-folder', 'mask2former_vit-s_dinov2_segfolder')
 #: The recipes of configs/vpt, demo and results, below configs: those that no method was put on.
 RECIPES = sorted(
     str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo', 'results')

@@ -70,6 +70,7 @@ MODELS = _child(
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
         'vpt_dense.detection.pyramid': ['SimpleFeaturePyramid'],
+        'vpt_dense.detection.semantic_head': ['Mask2FormerHead'],
         'vpt_dense.detection.query_detector': [
             'EoMTInstanceHead', 'EoMTPanopticHead', 'PlainMaskInstanceHead',
             'PlainMaskPanopticHead', 'QueryDetector'],
