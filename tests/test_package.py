@@ -139,8 +139,9 @@ def test_every_registry_holds_something(registered):
 #: Classes on those of mmdet, an extra.
 NEED_MMDET = (
     'BoxesHook', 'CocoFolder', 'CocoMetric', 'DetLocalVisualizer', 'EoMTInstanceHead',
-    'EoMTPanopticHead', 'LoadPanopticAnnotations', 'Mask2FormerHead', 'PanopticFolder', 'PanopticMetric',
-    'PlainMaskInstanceHead', 'PlainMaskPanopticHead', 'QueryDetector', 'SegmentsHook')
+    'EoMTPanopticHead', 'LoadPanopticAnnotations', 'Mask2FormerHead', 'PanopticFolder',
+    'PanopticMetric', 'PlainMaskInstanceHead', 'PlainMaskPanopticHead', 'QueryDetector',
+    'SegmentsHook')
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmseg', 'mmpretrain'])
