@@ -36,7 +36,7 @@ def found_segments(found: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarr
 def true_segments(
     semantic: np.ndarray | None, masks: np.ndarray, labels: np.ndarray, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The segments of a sample of mmdet's; returns as :func:`found_segments`.
+    """The segments of a sample of mmdet's; returns as :func:`vpt_dense.segments.found_segments`.
 
     Args:
         semantic: Labels (H, W), ``number`` and above: no segment; None: there is no such map.
@@ -61,7 +61,7 @@ def as_coco(
 
     Args:
         records: Of each image its id, its path, and ``file_name`` (of the PNG), ``width``,
-            ``height``, ``segments`` (:func:`rows_of`).
+            ``height``, ``segments`` (:func:`vpt_dense.segments.rows_of`).
         classes: Names; the first ones are ``things``.
         things: How many.
     """
