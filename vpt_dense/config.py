@@ -531,6 +531,8 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
     if old and new:
         parts = [*heads(model), *([model['neck']] if model.get('neck') else [])]
         originals = [*heads(before), *([before['neck']] if before.get('neck') else [])]
+        if 'task_heads' in model and 'task_heads' not in before:  # the recipe says which there are
+            originals = copy.deepcopy(parts)
         for part, original in zip(parts, originals, strict=False):
             if original.get('channels') == original.get('in_channels'):
                 followers = {**_FOLLOWERS, 'channels': 0}
