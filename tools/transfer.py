@@ -1,4 +1,4 @@
-"""Trains every task's prompts, and every task from every other's: ``vpt-dense analyse transfer``."""
+"""Every task's prompts as every other's start: ``vpt-dense analyse transfer``."""
 
 import sys
 

@@ -64,9 +64,9 @@ def find(name: str, task: tasks.Task | None = None) -> Path:
         return OF_TASKS / f'{name.removeprefix("tasks/")}.py'
     if name not in names():
         raise UserError(
-            f'--method {name} is not known{suggest(name, [*names(), *of_texts, *of_tasks])}; the methods are '
-            f'{", ".join(names())}, on CLIP {", ".join(of_texts)} too, for several tasks '
-            f'{", ".join(of_tasks)}, or a method file of your own (*.py)')
+            f'--method {name} is not known{suggest(name, [*names(), *of_texts, *of_tasks])}; the '
+            f'methods are {", ".join(names())}, on CLIP {", ".join(of_texts)} too, for several '
+            f'tasks {", ".join(of_tasks)}, or a method file of your own (*.py)')
     special = FOLDER / f'{name}_{task.short}.py' if task and task.short else FOLDER
     return special if special.is_file() else FOLDER / f'{name}.py'
 

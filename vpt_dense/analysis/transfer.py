@@ -340,7 +340,8 @@ def write(plan: Plan, folder: Path) -> list[Path]:
         for kind, label in SIMILARITIES.items():
             matrix = np.array([[found['similarity'][kind][one][other] for other in names]
                                for one in names])
-            written.append(draw(folder / f'{kind}.{suffix}', matrix, names, names, 'task', label, 2))
+            written.append(draw(
+                folder / f'{kind}.{suffix}', matrix, names, names, 'task', label, 2))
     return written
 
 

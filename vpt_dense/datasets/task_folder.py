@@ -17,9 +17,9 @@ class TaskFolder(BaseDataset):
     """Images in a folder, and maps of the same names in a folder for each task.
 
     Args:
-        maps: Task -> dict of ``path`` (below ``data_root``; several are looked at in turn), ``kind``
-            (:data:`vpt_dense.datasets.task_files.KINDS`), ``suffix`` of the files (by default
-            ``.png``), and for classes ``classes``, their names. Further ones: see
+        maps: Task -> dict of ``path`` (below ``data_root``; several are looked at in turn),
+            ``kind`` (:data:`vpt_dense.datasets.task_files.KINDS`), ``suffix`` of the files (by
+            default ``.png``), and for classes ``classes``, their names. Further ones: see
             :func:`vpt_dense.datasets.task_files.read`. Without any the images have no maps (to
             predict only).
         tasks: Which of ``maps`` are taken; None: all.
@@ -134,7 +134,8 @@ def _check(name: str, how: Mapping[str, Any]) -> None:
 VOC = ['background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',
        'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa',
        'train', 'tvmonitor']
-HUMAN_PARTS = ['background', 'head', 'torso', 'upper arms', 'lower arms', 'upper legs', 'lower legs']
+HUMAN_PARTS = ['background', 'head', 'torso', 'upper arms', 'lower arms', 'upper legs',
+               'lower legs']
 NYU = ['wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 'window', 'bookshelf',
        'picture', 'counter', 'blinds', 'desk', 'shelves', 'curtain', 'dresser', 'pillow', 'mirror',
        'floor mat', 'clothes', 'ceiling', 'books', 'refridgerator', 'television', 'paper', 'towel',

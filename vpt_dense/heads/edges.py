@@ -129,7 +129,8 @@ class EdgeLoss(MapLoss):
         """
         edges = (truth == 1) & valid
         number = valid.sum().clamp(min=1)
-        weight = 1 - edges.sum() / number if self.weight is None else self.weight
+        share = edges.sum().to(found) / number
+        weight = 1 - share if self.weight is None else found.new_tensor(self.weight)
         each = F.binary_cross_entropy_with_logits(found, edges.to(found), reduction='none')
         each = each * torch.where(edges, weight, 1 - weight)
         return self.loss_weight * (each * valid).sum() / number
