@@ -34,7 +34,8 @@ FIELDS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'fields').
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
     if str(path.relative_to(CONFIGS)) not in [*RECIPES, *OF_TEXTS, *FIELDS]
-    and path.parent.name not in ('suites', 'transfer') and not path.stem.endswith(('_coco-folder', *_OF_MAPS))
+    and path.parent.name not in ('suites', 'transfer')
+    and not path.stem.endswith(('_coco-folder', *_OF_MAPS))
 )
 #: The recipes of detection, which need mmdet.
 DETECTORS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'vpt').glob('*_coco-*'))
