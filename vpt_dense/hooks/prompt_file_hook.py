@@ -50,6 +50,7 @@ class PromptFileHook(Hook):
                 raise UserError(
                     f'PromptFileHook.path {self.path}: backbone.{name} is {shapes[0]} there, '
                     f'{shapes[1]} in the model; take the same method and backbone')
-        backbone.load_state_dict(found, strict=False)
+        for name, tensor in found.items():
+            own[name].copy_(tensor)  # it is the backbone's own
         runner.logger.info('%d tensors of prompts and adapters start as in %s', len(found),
                            self.path)
