@@ -1,5 +1,5 @@
-# Five dense tasks for `vpt-dense analyse transfer configs/transfer/dense.py`, as small as
-# docs/transfer.md has them: 20 iterations of 2 images of 126x126 and twelve validation images each.
+# Five dense tasks for `vpt-dense analyse transfer configs/transfer/dense.py` (docs/transfer.md), as
+# small as can be: 20 iterations of 2 images of 126x126, at most twelve validation images, one seed.
 # data/brain: tools/dev/make_brain.py; data/cells: tools/dev/make_cells.py.
 _load = [dict(type='LoadImageFromFile'), dict(type='vpt_dense.LoadMask')]
 _train = [*_load, dict(type='Resize', scale=(126, 126), keep_ratio=False),
