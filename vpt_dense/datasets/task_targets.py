@@ -15,7 +15,7 @@ from vpt_dense.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadTasks(BaseTransform):
-    """Loads the maps of all tasks of a sample of :class:`vpt_dense.datasets.TaskFolder`.
+    """Loads the maps of all tasks of a sample of :class:`vpt_dense.datasets.task_folder.TaskFolder`.
 
     ``gt_NAME_map`` and its name in ``seg_fields``: (H, W), of normals (H, W, 3). What is read and
     what stands for unknown: :data:`vpt_dense.datasets.task_files.KINDS`.
@@ -48,8 +48,8 @@ class LabelTargets(BaseTransform):
     image without edges has everywhere); -1 where the label is not known.
 
     Args:
-        labels: The task whose ``gt_NAME_map`` holds the labels; what :class:`LoadMask` reads is
-            ``seg``.
+        labels: The task whose ``gt_NAME_map`` holds the labels; ``seg`` is what
+            :class:`vpt_dense.datasets.loading.LoadMask` reads.
         edges: What the task of edges is called; None: none is made.
         distance: What that of distances is called; None: none is made.
         max_distance: In pixels of the image as it is here.
