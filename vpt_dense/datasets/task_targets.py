@@ -15,7 +15,7 @@ from vpt_dense.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadTasks(BaseTransform):
-    """Loads the maps of all tasks of a sample of :class:`vpt_dense.datasets.task_folder.TaskFolder`.
+    """Loads a sample's maps of all tasks, of :class:`vpt_dense.datasets.task_folder.TaskFolder`.
 
     ``gt_NAME_map`` and its name in ``seg_fields``: (H, W), of normals (H, W, 3). What is read and
     what stands for unknown: :data:`vpt_dense.datasets.task_files.KINDS`.
