@@ -533,6 +533,9 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
         further = [key for key in ('neck', 'panoptic_head') if model.get(key) and before.get(key)]
         parts = [*zip(heads(model), heads(before), strict=False),
                  *((model[key], before[key]) for key in further)]
+        if 'task_heads' in model and 'task_heads' not in before:  # the recipe says which there are
+            parts = [(part, copy.deepcopy(part)) for part in (
+                *heads(model), *([model['neck']] if model.get('neck') else []))]
         for part, original in parts:
             if original.get('channels') == original.get('in_channels'):
                 followers = {**_FOLLOWERS, 'channels': 0}

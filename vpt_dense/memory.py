@@ -188,6 +188,21 @@ def normal_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
         gt_normal_map=PixelData(data=normals))
 
 
+def tasks_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of several tasks: every pixel of class 0, a metre away, no edge."""
+    sample = BaseDataElement(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
+    for name, head in cfg.model.task_heads.items():
+        kind = kind_of(head)
+        if 'NormalHead' in kind:
+            truth = normal_sample(cfg, size).gt_normal_map.data
+        elif kind.endswith(('DepthHead', 'DistanceHead')):
+            truth = torch.ones(1, *size)
+        else:
+            truth = torch.zeros(1, *size, dtype=torch.int64)
+        sample.set_data({f'gt_{name}_map': PixelData(data=truth)})
+    return sample
+
+
 def class_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
     """An image of classification, of class 0."""
     # Here, since this package can be used without mmpretrain's.

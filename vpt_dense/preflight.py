@@ -141,7 +141,8 @@ def check_model(model: dict) -> None:
                     'and the crops of the pipelines to a multiple, as model.backbone.img_size'
                 )
     counts = {head['num_classes'] for head in heads(model) if 'num_classes' in head}
-    if len(counts) > 1:
+    task = tasks.of(model)
+    if len(counts) > 1 and (task is None or task.classes):
         raise UserError(
             f'the heads of the model disagree on num_classes: {sorted(counts)}; set '
             'dataset.classes, the heads follow'

@@ -63,9 +63,10 @@ MODELS = _child(
             ).items()
         },
         'vpt_dense.heads': [
-            'DPTDepthHead', 'DPTNormalHead', 'EoMTHead', 'FCNHead', 'GradientLoss',
-            'LinearDepthHead', 'LinearHead', 'LinearNormalHead', 'NormalLoss', 'PlainMaskHead',
-            'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
+            'DPTDepthHead', 'DPTNormalHead', 'EdgeLoss', 'EoMTHead', 'FCNHead', 'GradientLoss',
+            'LinearDepthHead', 'LinearDistanceHead', 'LinearEdgeHead', 'LinearHead',
+            'LinearNormalHead', 'MapL1Loss', 'NormalLoss', 'PlainMaskHead', 'SETRMLAHead',
+            'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
@@ -82,13 +83,15 @@ MODELS = _child(
         'vpt_dense.vision_language.zegclip_head': ['ZegCLIPHead'],
         'vpt_dense.federated.shared_group_prompt': ['SharedGroupPrompt'],
         'vpt_dense.segmentors': [
-            'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'NormalEstimator', 'SegTTAModel'],
+            'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'MultiTaskEstimator',
+            'NormalEstimator', 'SegTTAModel'],
     },
 )
 DATASETS = _child(
     'DATASETS',
     **{
         'vpt_dense.datasets.map_folder': ['DepthFolder', 'NormalFolder'],
+        'vpt_dense.datasets.task_folder': ['NYUDv2', 'PASCALContext', 'TaskFolder'],
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
         'vpt_dense.datasets.public_set': ['PublicSet'],
         'vpt_dense.datasets.eurosat': ['EuroSAT'],
@@ -108,6 +111,7 @@ TRANSFORMS = _child(
         'vpt_dense.datasets.in_test_set': ['InTestSet'],
         'vpt_dense.detection.panoptic_folder': ['LoadPanopticAnnotations'],
         'vpt_dense.datasets.map_folder': ['KITTICrop', 'LoadDepth', 'LoadNormals', 'PackNormals'],
+        'vpt_dense.datasets.task_targets': ['LabelTargets', 'LoadTasks', 'PackTasks'],
         'vpt_dense.demo.stride_labels': ['StrideLabels'],
     },
 )
@@ -127,7 +131,9 @@ HOOKS = _child(
 METRICS = _child(
     'METRICS',
     **{
-        'vpt_dense.evaluation': ['DepthMetric', 'IoUMetric', 'NormalMetric'],
+        'vpt_dense.evaluation': [
+            'DepthMetric', 'EdgeMetric', 'IoUMetric', 'MapErrorMetric', 'MultiTaskMetric',
+            'NormalMetric'],
         'vpt_dense.evaluation.volume_metric': ['VolumeMetric'],
         'vpt_dense.sets_metric': ['SetsMetric'], 'vpt_dense.classifiers': ['Accuracy'],
         'vpt_dense.detection.coco_metric': ['CocoMetric'],

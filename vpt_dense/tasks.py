@@ -322,3 +322,10 @@ add(Task(
     predict='vpt_dense.predicting.model:find_normals',
     writer='vpt_dense.predicting.writing:Maps',
 ))
+add(Task(
+    'multitask', 'task_heads', 'task heads', 'delta_m', 'mean gain of tasks', scope='mmseg',
+    short='tasks', dense=True, classes=False, tag='image-segmentation',
+    sample='vpt_dense.memory:tasks_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_tasks',
+    check_data='vpt_dense.datasets.task_folder:check_tasks_of',
+))

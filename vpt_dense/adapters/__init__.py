@@ -11,6 +11,7 @@ from vpt_dense.adapters.fact import FacT
 from vpt_dense.adapters.glora import GLoRA
 from vpt_dense.adapters.lora import LoRA
 from vpt_dense.adapters.mona import Mona
+from vpt_dense.adapters.mtlora import MTLoRA
 from vpt_dense.adapters.peft import PEFT
 from vpt_dense.adapters.pissa import PiSSA
 from vpt_dense.adapters.rein import Rein
@@ -23,6 +24,6 @@ from vpt_dense.adapters.vera import VeRA
 
 __all__ = [
     'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter',
-    'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'Mona', 'PiSSA', 'Rein', 'RepAdapter',
-    'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'merge_adapters',
+    'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'MTLoRA', 'Mona', 'PiSSA', 'Rein',
+    'RepAdapter', 'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'merge_adapters',
 ]

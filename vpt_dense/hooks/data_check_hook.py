@@ -10,6 +10,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from vpt_dense import tasks
@@ -170,8 +171,16 @@ def _class_heads(part: nn.Module | None) -> list[nn.Module]:
 
 
 def _check_classes(model: nn.Module, dataset: Any, split: str) -> None:
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    if not classes:
+    meta = getattr(dataset, 'metainfo', None) or {}
+    classes = meta.get('classes')
+    of_tasks = getattr(unwrap(model), 'task_heads', {})
+    for name, head in of_tasks.items():
+        own = (meta.get('task_classes') or {}).get(name, classes if name == 'seg' else None)
+        if own and getattr(head, 'num_classes', None) not in (None, len(own)):
+            raise UserError(
+                f'model.task_heads.{name}.num_classes is {head.num_classes} but the {split} data '
+                f'has {len(own)} classes ({", ".join(map(str, own[:3]))}, ...)')
+    if not classes or of_tasks:
         return
     for name, head in _heads(model):
         if head.num_classes != len(classes):
@@ -303,6 +312,27 @@ def check_normals(sample: Any, head: nn.Module, ignore_index: int) -> bool | Non
         path = sample.metainfo.get('img_path', 'an image')
         raise UserError(f'{path}: normals of shape {tuple(normals.shape)}; (3, H, W) was expected')
     return bool((normals != 0).any())
+
+
+def check_tasks(sample: Any, head: nn.ModuleDict, ignore_index: int) -> bool | None:
+    """Check the labels and edges of several tasks; return True if any of them is labelled."""
+    labelled = []
+    for name, each in head.items():
+        key = f'gt_{name}_map'
+        if key not in sample:
+            continue
+        truth = sample.get(key).data
+        path = sample.metainfo.get('img_path', 'an image')
+        if isinstance(getattr(each, 'num_classes', None), int):
+            view = BaseDataElement(metainfo=dict(img_path=f'{path}, task {name}'))
+            view.gt_sem_seg = sample.get(key)
+            labelled.append(check_mask(view, each, each.ignore_index))
+        elif getattr(each, 'truth', '') == 'gt_edge_map':
+            strange = sorted(set(truth.unique().tolist()) - {0, 1, each.void})
+            if strange:
+                raise UserError(f'{path}, task {name}: edges are 0, 1 or {each.void} (not known), '
+                                f'found {strange[0]}')
+    return True if any(labelled) else None
 
 
 def check_boxes(sample: Any, head: nn.Module, ignore_index: int) -> None:
