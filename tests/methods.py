@@ -425,6 +425,9 @@ ROWS = {
         dict(adapters=[dict(type='vpt_dense.Convpass', hidden_dims=4)]), _TOKENS,
         starts_equal=True, files=('convpass',)),
     'side': Row(dict(adapters=[dict(type='vpt_dense.SideNetwork')]), _TOKENS, files=('side',)),
+    'vit-split': Row(
+        dict(adapters=[dict(type='vpt_dense.ViTSplit', num_blocks=2, num_maps=2)]), _OURS,
+        tasks=('seg',), files=('vit-split',)),
     # --- combinations
     'deep-bias': Row(
         dict(prompt=DEEP, trainable=[r'^prompt\.', 'bias$']), _TOKENS, files=('deep-bias',)),

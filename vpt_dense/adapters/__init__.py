@@ -20,9 +20,10 @@ from vpt_dense.adapters.soma import SoMA
 from vpt_dense.adapters.sparse_update import SparseUpdate
 from vpt_dense.adapters.ssf import SSF
 from vpt_dense.adapters.vera import VeRA
+from vpt_dense.adapters.vit_split import ViTSplit
 
 __all__ = [
     'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter',
     'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'Mona', 'PiSSA', 'Rein', 'RepAdapter',
-    'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'merge_adapters',
+    'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'ViTSplit', 'merge_adapters',
 ]
