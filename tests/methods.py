@@ -494,11 +494,11 @@ def few_blocks(family: str, task: str, name: str = '') -> dict[str, Any]:
     """What makes a backbone as shallow as a graph of it may be: it takes long for each block.
 
     A first and a last block; of a Swin both kinds of windows too. A row with a range of blocks
-    needs all.
+    needs all, and one with copies of some.
     """
     arch = FAMILIES[family].cfg.get('arch')
     prompt = ROWS[name].tuning.get('prompt') if name else None
-    if prompt and 'layer_range' in prompt:
+    if prompt and 'layer_range' in prompt or name == 'vit-split':
         return {}
     if family == 'swin':
         return dict(arch=dict(arch, depths=[2, 1]))

@@ -63,9 +63,10 @@ MODELS = _child(
             ).items()
         },
         'vpt_dense.heads': [
-            'DPTDepthHead', 'DPTNormalHead', 'EoMTHead', 'FCNHead', 'GradientLoss',
-            'LinearDepthHead', 'LinearHead', 'LinearNormalHead', 'NormalLoss', 'PlainMaskHead',
-            'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
+            'DPTDepthHead', 'DPTNormalHead', 'DeconvHead', 'EoMTHead', 'FCNHead',
+            'GradientLoss', 'LinearDepthHead', 'LinearHead', 'LinearNormalHead', 'NormalLoss',
+            'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead',
+            'SigLoss', 'UPerHead',
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],

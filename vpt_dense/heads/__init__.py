@@ -1,5 +1,6 @@
 """Decode heads. Needs mmseg, so the registry imports it when one of them is asked for."""
 
+from vpt_dense.heads.deconv import DeconvHead
 from vpt_dense.heads.depth import DPTDepthHead, LinearDepthHead
 from vpt_dense.heads.eomt import EoMTHead
 from vpt_dense.heads.linear import LinearHead
@@ -10,7 +11,7 @@ from vpt_dense.heads.setr import SETRMLAHead, SETRUPHead
 from vpt_dense.heads.upsampled import FCNHead, SegmenterMaskTransformerHead, UPerHead
 
 __all__ = [
-    'DPTDepthHead', 'DPTNormalHead', 'EoMTHead', 'FCNHead', 'GradientLoss', 'LinearDepthHead',
-    'LinearHead', 'LinearNormalHead', 'NormalLoss', 'PlainMaskHead', 'SETRMLAHead', 'SETRUPHead',
-    'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
+    'DPTDepthHead', 'DPTNormalHead', 'DeconvHead', 'EoMTHead', 'FCNHead', 'GradientLoss',
+    'LinearDepthHead', 'LinearHead', 'LinearNormalHead', 'NormalLoss', 'PlainMaskHead',
+    'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
 ]
