@@ -11,6 +11,7 @@ from test_dense_heads import batch, tiny
 from utils import images, in_scope, load, randomise
 
 from vpt_dense import building
+from vpt_dense.adapters.vit_split import DeformableConv
 from vpt_dense.backbones.feature_cache import FeatureCache
 
 SPLIT = dict(type='vpt_dense.ViTSplit', num_blocks=2, num_maps=2)
@@ -94,6 +95,16 @@ def test_the_map_is_the_formulas():
     plain.load_state_dict(
         {k: v for k, v in model.state_dict().items() if k in plain.state_dict()}, strict=False)
     assert torch.equal(first, plain(x)[0])
+
+
+def test_the_convolution_of_exported_graphs_is_the_same():
+    layer = randomise(DeformableConv(6)).double()
+    x = images(2, 6, 5, 7, dtype=torch.float64)
+    torch.testing.assert_close(layer.sampled(x), layer(x), rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,), strict=False)
+        assert 'torchvision' not in str(program.graph)
+        torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-9, atol=1e-9)
 
 
 def test_the_copies_start_as_the_blocks():

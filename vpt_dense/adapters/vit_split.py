@@ -166,7 +166,26 @@ class DeformableConv(nn.Module):
 
         with without_autocast(x):
             x = x.to(self.conv.weight.dtype)
+            traced = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+            if traced:  # for export: not every runtime has that operator
+                return self.sampled(x)
             return deform_conv2d(x, self.offsets(x), self.conv.weight, self.conv.bias, padding=1)
+
+    def sampled(self, x: Tensor) -> Tensor:
+        """The same as nine samplings and one 1x1 convolution."""
+        rows, columns = x.shape[2:]
+        offsets = self.offsets(x).unflatten(1, (9, 2))  # (B, 9, 2, h, w)
+        y, x_ = (torch.arange(n, device=x.device, dtype=x.dtype) for n in (rows, columns))
+        found = []
+        for place in range(9):
+            i, j = divmod(place, 3)
+            down = y[:, None] + (i - 1) + offsets[:, place, 0]  # (B, h, w), rows
+            right = x_ + (j - 1) + offsets[:, place, 1]
+            # What grid_sample calls -1 and 1 are the outer edges of the first and the last pixel.
+            grid = torch.stack(((2 * right + 1) / columns - 1, (2 * down + 1) / rows - 1), dim=-1)
+            found.append(F.grid_sample(x, grid, align_corners=False))
+        weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 9 C)
+        return F.conv2d(torch.cat(found, dim=1), weight[..., None, None], self.conv.bias)
 
 
 def _normalise(x: Tensor) -> Tensor:
