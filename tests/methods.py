@@ -389,6 +389,9 @@ ROWS = {
     'glora': Row(
         dict(adapters=[dict(type='vpt_dense.GLoRA', rank=2)]), _TOKENS, starts_equal=True,
         merges=True, files=('glora',)),
+    'bi-lora': Row(
+        dict(adapters=[dict(type='vpt_dense.BiLoRA', rank=3, parts=['q', 'v'])]), _TOKENS,
+        merges=True, files=('bi-lora',)),
     'vera': Row(
         dict(adapters=[dict(type='vpt_dense.VeRA', rank=3, parts=['q', 'v'])]), _TOKENS,
         starts_equal=True, merges=True, files=('vera',)),
@@ -443,7 +446,8 @@ COLUMNS_ARE_LONG = tuple(TIMM)[1:]
 #: transformer, in one task on Swin, slow or long on all others.
 KIN = frozenset({
     'da-vpt-plus', 'vfpt', 'e2vpt, pruned', 'sparse', 'rslora', 'dora', 'dora-qv', 'pissa',
-    'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'vera', 'vera-all', 'fact-tt', 'fact-tk',
+    'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'bi-lora', 'vera', 'vera-all', 'fact-tt',
+    'fact-tk',
     'mona, random start', 'pae', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
 #: Every row on every family that it fits, in every task.
 CASES = [

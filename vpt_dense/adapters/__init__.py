@@ -3,6 +3,7 @@
 from vpt_dense.adapters.adaptformer import AdaptFormer
 from vpt_dense.adapters.add_prompt import AddPrompt
 from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
+from vpt_dense.adapters.bi_lora import BiLoRA
 from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.convpass import Convpass
 from vpt_dense.adapters.cvpt import CVPT
@@ -23,7 +24,8 @@ from vpt_dense.adapters.vera import VeRA
 from vpt_dense.adapters.vit_split import ViTSplit
 
 __all__ = [
-    'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter',
-    'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'Mona', 'PiSSA', 'Rein', 'RepAdapter',
-    'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'ViTSplit', 'merge_adapters',
+    'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'BiLoRA', 'Block',
+    'BottleneckAdapter', 'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'Mona', 'PiSSA',
+    'Rein', 'RepAdapter', 'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'ViTSplit',
+    'merge_adapters',
 ]

@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from vpt_dense import building, config, params, pretraining, safe_files, shipped
+from vpt_dense import building, config, few_bits, params, pretraining, safe_files, shipped
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import FoldedPrompt
@@ -262,7 +262,7 @@ def write(delta: dict, path: str) -> None:
         )
         for key, value in delta['meta'].items()
     }
-    safe_files.write_tensors(delta['state_dict'], path, meta)
+    safe_files.write_tensors(few_bits.pack(delta['state_dict']), path, meta)
 
 
 def merge(
