@@ -519,7 +519,8 @@ def describe(path: str) -> list[tuple[str, str]]:
     if isinstance(meta.get('versions'), dict):
         rows.append(('versions', _brief(meta['versions'])))
     tensors = {name: tensor for name, tensor in state.items() if name not in records}
-    rows.append(('tensors', f'{len(tensors):,}, {size(tensors) / 1e6:,.2f} MB'))
+    stored = few_bits.pack(tensors) if is_delta(checkpoint) else tensors
+    rows.append(('tensors', f'{len(tensors):,}, {size(stored) / 1e6:,.2f} MB'))
     parts: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
         parts.setdefault(params.part_of(name), []).append(tensor)
