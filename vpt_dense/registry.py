@@ -63,8 +63,8 @@ MODELS = _child(
             ).items()
         },
         'vpt_dense.heads': [
-            'DPTDepthHead', 'DPTNormalHead', 'EdgeLoss', 'EoMTHead', 'FCNHead', 'GradientLoss',
-            'LinearDepthHead', 'LinearDistanceHead', 'LinearEdgeHead', 'LinearHead',
+            'DPTDepthHead', 'DPTNormalHead', 'DeconvHead', 'EdgeLoss', 'EoMTHead', 'FCNHead',
+            'GradientLoss', 'LinearDepthHead', 'LinearDistanceHead', 'LinearEdgeHead', 'LinearHead',
             'LinearNormalHead', 'MapL1Loss', 'NormalLoss', 'PlainMaskHead', 'SETRMLAHead',
             'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
         ],

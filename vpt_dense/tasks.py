@@ -33,6 +33,7 @@ class Task:
         metric: The name, among the results of an evaluation, of what a run is judged by.
         label: That in a sentence; empty: the name.
         less_is_better: Whether the smallest value is the best.
+        fine: Metrics whose values below 10 are told with three decimals, not two.
         scope: The default scope of its configs, the package of its models and data sets.
         packages: Modules that register the classes of that scope.
         extra: What installs them (``pip install vpt-dense[EXTRA]``), if the package does not.
@@ -72,6 +73,7 @@ class Task:
     parts: Mapping[str, str] = field(default_factory=dict)
     chosen: Callable[[Mapping[str, Any]], bool] | None = None
     less_is_better: bool = False
+    fine: tuple[str, ...] = ()
     scope: str = 'mmengine'
     packages: tuple[str, ...] = ()
     extra: str = ''
@@ -196,6 +198,23 @@ def metrics() -> dict[str, Task]:
     return {task.metric: task for task in TASKS.values()}
 
 
+def decimals(metric: str, value: float, usual: int = 2) -> int:
+    """With how many decimals people are told a metric: 3 below 10 where its task says so.
+
+    Args:
+        metric: Its name, perhaps behind that of a test set (``night/rmse``).
+        value: Its value.
+        usual: Of all others.
+    """
+    fine = any(metric.rpartition('/')[2] in task.fine for task in TASKS.values())
+    return 3 if fine and abs(value) < 10 else usual
+
+
+def told(metric: str, value: float) -> str:
+    """A value of a metric as text, see :func:`decimals`."""
+    return f'{value:.{decimals(metric, value)}f}'
+
+
 def scopes() -> tuple[str, ...]:
     """The scopes of the tasks."""
     return tuple(dict.fromkeys(task.scope for task in TASKS.values()))
@@ -297,8 +316,10 @@ add(Task(
     writer='vpt_dense.predicting.writing:Segments',
 ))
 add(Task(
-    'depth', 'depth_head', 'depth head', 'rmse', less_is_better=True, scope='mmseg',
-    short='depth', dense=True, classes=False, labels='depth_map_path', tag='depth-estimation',
+    'depth', 'depth_head', 'depth head', 'rmse', less_is_better=True,
+    fine=('rmse', 'rmse_log', 'abs_rel', 'sq_rel', 'log10', 'silog', 'd1', 'd2', 'd3'),
+    scope='mmseg', short='depth', dense=True, classes=False, labels='depth_map_path',
+    tag='depth-estimation',
     tta_model='vpt_dense.MapTTAModel',
     visualizer=dict(type='vpt_dense.MapLocalVisualizer'),
     drawing=dict(type='vpt_dense.MapVisualizationHook', draw=True),
@@ -311,6 +332,7 @@ add(Task(
 ))
 add(Task(
     'normals', 'normal_head', 'normal head', 'mean_angle', 'mean angle', less_is_better=True,
+    fine=('mean_angle', 'median_angle', 'a11.25', 'a22.5', 'a30'),
     scope='mmseg', short='normals', dense=True, classes=False, labels='normal_map_path',
     tag='image-feature-extraction', tta_model='vpt_dense.MapTTAModel',
     visualizer=dict(type='vpt_dense.MapLocalVisualizer'),

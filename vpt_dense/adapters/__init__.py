@@ -3,6 +3,7 @@
 from vpt_dense.adapters.adaptformer import AdaptFormer
 from vpt_dense.adapters.add_prompt import AddPrompt
 from vpt_dense.adapters.base import Adapter, Block, Change, merge_adapters
+from vpt_dense.adapters.bi_lora import BiLoRA
 from vpt_dense.adapters.bottleneck import BottleneckAdapter
 from vpt_dense.adapters.convpass import Convpass
 from vpt_dense.adapters.cvpt import CVPT
@@ -21,9 +22,11 @@ from vpt_dense.adapters.soma import SoMA
 from vpt_dense.adapters.sparse_update import SparseUpdate
 from vpt_dense.adapters.ssf import SSF
 from vpt_dense.adapters.vera import VeRA
+from vpt_dense.adapters.vit_split import ViTSplit
 
 __all__ = [
-    'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'AddPrompt', 'Adapter', 'Block', 'BottleneckAdapter',
-    'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'MTLoRA', 'Mona', 'PiSSA', 'Rein',
-    'RepAdapter', 'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'merge_adapters',
+    'CVPT', 'PEFT', 'SSF', 'AdaptFormer', 'Adapter', 'AddPrompt', 'BiLoRA', 'Block',
+    'BottleneckAdapter', 'Change', 'Convpass', 'DoRA', 'FacT', 'GLoRA', 'LoRA', 'MTLoRA', 'Mona',
+    'PiSSA', 'Rein', 'RepAdapter', 'SideNetwork', 'SoMA', 'SparseUpdate', 'VeRA', 'ViTSplit',
+    'merge_adapters',
 ]
