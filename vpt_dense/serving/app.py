@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Path as PathParameter, Query, Request
+from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -270,7 +271,7 @@ def _page(schema: dict[str, Any]) -> str:
             parameters = ', '.join(each['name'] for each in told.get('parameters', ()))
             cells = (method.upper(), path, told.get('summary', ''), parameters)
             rows.append('<tr>' + ''.join(f'<td>{html.escape(each)}</td>' for each in cells))
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>vpt_dense</title>'
+    return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>vpt_dense</title>'
             '<style>body{font:16px sans-serif;margin:2em}td,th{padding:.3em 1em .3em 0;'
             'text-align:left}</style><h1>vpt_dense ' + html.escape(__version__) + '</h1>'
             f'<p>{html.escape(schema["info"]["description"])} '
