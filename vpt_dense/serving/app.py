@@ -210,12 +210,12 @@ def _write(files: list[Any], place: Path, settings: Settings) -> list[Sent]:
     images = []
     for i, file in enumerate(files):
         name = (file.filename or f'images[{i}]')[:200]
-        suffix = check_header(file.file, name, settings.max_pixels)
+        suffix, pixels = check_header(file.file, name, settings.max_pixels)
         file.file.seek(0)
         path = place / f'{i}{suffix}'
         with path.open('wb') as stream:
             shutil.copyfileobj(file.file, stream)
-        images.append(Sent(name, path))
+        images.append(Sent(name, path, pixels))
     return images
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ class _Checking(Loader):
         if task.predict is None or task.about is None:
             raise UserError(f'task {name}: its model has no head that predicts')
         if task.about.kind not in KINDS:
-            raise UserError(f'task {name} is one of {task.about.kind}; served are {", ".join(KINDS)}')
+            raise UserError(f'task {name} is one of {task.about.kind}; served are '
+                            f'{", ".join(KINDS)}')  # fmt: skip
         for key, tensor in task.tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise UserError(f'task {name}: {key} has values that are not finite')
@@ -106,6 +108,8 @@ class Folder:
             return Served(source, **options)
         fault = ''
         for name, path in self._listed().items():
+            if not NAME.fullmatch(name):
+                continue
             try:
                 return Served(self._copy(name, path).copy, **options)
             except UserError as error:
@@ -171,7 +175,7 @@ class Folder:
             UserError: If it is no whole safetensors file.
         """
         self._counter += 1
-        copy = self._spool / f'{self._counter}{SUFFIX}'
+        copy = self._spool / f'{self._counter}.{name}{SUFFIX}'
         shutil.copyfile(path, copy)
         try:
             return check_file(copy)
@@ -203,13 +207,10 @@ class Folder:
         self.metrics.tasks.set(len(self._files))
         self.metrics.broken.set(len(self.broken))
 
-    def explain(self, error: BaseException) -> str:
-        """An error in one line, without the folders of this machine."""
-        text = explain(error) if isinstance(error, Exception) else type(error).__name__
-        for name, file in list(self._files.items()):
-            text = text.replace(str(file.copy), f'{name}{SUFFIX}')
-        text = text.replace(f'{self._spool}{os.sep}', '').replace(f'{self.path}{os.sep}', '')
-        return ' '.join(text.split())
+    def explain(self, error: Exception) -> str:
+        """An error in one line, with names of files as clients know them."""
+        text = re.sub(rf'{re.escape(str(self._spool))}{os.sep}(\d+\.)?', '', explain(error))
+        return ' '.join(text.replace(f'{self.path}{os.sep}', '').split())
 
     # --- changing
 
@@ -241,7 +242,7 @@ class Folder:
         target = self.path / f'{name}{SUFFIX}'
         with self._lock:
             old = self._files.get(name)
-            kept = self._spool / 'kept' if old is None else old.copy.with_suffix('.kept')
+            kept = self._spool / f'kept{SUFFIX}'
             if old is not None:
                 os.link(old.copy, kept)
             try:
