@@ -227,6 +227,7 @@ def _refuse_others(request: Request, *known: str) -> None:
 
 
 async def _watch(folder: Folder, keys: Keys, seconds: float) -> None:
+    told = ''
     while True:
         await asyncio.sleep(seconds)
         try:
@@ -234,7 +235,9 @@ async def _watch(folder: Folder, keys: Keys, seconds: float) -> None:
             if await asyncio.to_thread(keys.read_again):
                 log('keys_read')
         except (UserError, OSError) as error:
-            log('folder', 'error', error=str(error))
+            if str(error) != told:  # not every second
+                log('cannot_look', 'error', error=str(error))
+            told = str(error)
 
 
 # --- errors and the page

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vpt_dense import safe_files
-from vpt_dense.errors import UserError, explain, is_plain
+from vpt_dense.errors import UserError, explain
 from vpt_dense.multitask.loading import About, Loader, Task
 from vpt_dense.multitask.model import MultiTask
 from vpt_dense.serving.logs import log
@@ -236,8 +236,8 @@ class Folder:
             Whether there was none of this name.
 
         Raises:
-            Refused: If it is no delta for this backbone; the folder and the task of this name are
-                what they were.
+            Refused: If it is no delta for this backbone, or cannot be written; the folder and the
+                task of this name are what they were.
         """
         target = self.path / f'{name}{SUFFIX}'
         with self._lock:
@@ -248,15 +248,15 @@ class Folder:
             try:
                 with safe_files.atomic(target) as unfinished:
                     shutil.copyfile(path, unfinished)
-                    self._accept(name, self._copy(name, path))
+                    self._check_and_accept(name, path)
             except Exception as error:
                 if self._files.get(name) is not old:  # loaded, and then it could not be put there
                     if old is None:
                         self._forget(name)
                     else:
                         self._accept(name, self._copy(name, kept))
-                if is_plain(error) and not isinstance(error, OSError):
-                    raise Refused(400, self.explain(error)) from error
+                if isinstance(error, UserError):  # the disk is full, or not to be written to
+                    raise Refused(507, self.explain(error)) from error
                 raise
             finally:
                 kept.unlink(missing_ok=True)
@@ -264,6 +264,14 @@ class Folder:
             self._count()
             log('task_put', task=name, sha256=self._files[name].sha256)
             return old is None
+
+    def _check_and_accept(self, name: str, path: Path) -> None:
+        try:
+            self._accept(name, self._copy(name, path))
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # whatever a file that is none makes its readers raise
+            raise Refused(400, self.explain(error)) from error
 
     def delete(self, name: str) -> None:
         """Remove a task and its file.
