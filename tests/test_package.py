@@ -259,7 +259,7 @@ def test_the_wheel_works_alone(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert 'make-dataset' in call('--help')
+    assert 'federated' in call('--help')
     assert '"trainable": 13389400' in call(
         'count', 'vpt_dense::setr_vit-l_ade20k', '--method', 'deep', '--json')
     call('make-dataset', 'digits', 'data/digits')
