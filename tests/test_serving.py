@@ -118,7 +118,8 @@ def test_keys(tmp_path):
 def test_names():
     for name in ('roads', 'a', 'A-1_b.c', '0' * 64):
         check_name(name)
-    for name in ('', '.', '..', '.a', '-a', '_a', 'a/b', 'a\\b', 'a b', 'ä', 'a\n', 'a\0', '0' * 65):
+    for name in ('', '.', '..', '.a', '-a', '_a', 'a/b', 'a\\b', 'a b', 'ä', 'a\n', 'a\0',
+                 '0' * 65):  # fmt: skip
         with pytest.raises(Refused, match='cannot be called'):
             check_name(name)
 
@@ -432,6 +433,8 @@ def malformed(here: Here) -> dict[str, tuple]:
     delta = (here.tasks / 'roads.safetensors').read_bytes()
     flipped = bytearray(delta)
     flipped[-9] ^= 4
+    checkpoint = io.BytesIO()
+    torch.save(dict(state_dict=dict(a=torch.zeros(2)), meta=dict(cfg='')), checkpoint)
     body, kind = multipart(good)
     spare = here.folder / 'spare'
     if not (spare / 'bare.safetensors').exists():
@@ -466,7 +469,8 @@ def malformed(here: Here) -> dict[str, tuple]:
 
     head = (b'POST /v1/predict?task=roads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer '
             + READER.encode() + b'\r\nContent-Type: ' + kind.encode() + b'\r\n')
-    chunk = b'10000\r\n' + bytes(0x10000) + b'\r\n'
+    start = body[:body.index(b'\r\n\r\n') + 4] + bytes(2000)
+    chunks = [b'%x\r\n%s\r\n' % (len(part), part) for part in (start, *[bytes(2**16)] * 6)]
     cases: dict[str, tuple] = {
         'truncated PNG': (400, predict(good[:-500])),
         'truncated JPEG': (400, predict(encoded(kind='JPEG')[:-300])),
@@ -508,7 +512,7 @@ def malformed(here: Here) -> dict[str, tuple]:
         'too many pairs': (413, predict(*[encoded((9, 9))] * 9, query='task=roads&task=brain')),
         'too many files': (400, predict(*[encoded((9, 9))] * 17)),
         'large body': (413, predict(bytes(400_000))),
-        'large chunks': (413, raw(head + b'Transfer-Encoding: chunked\r\n\r\n', *[chunk] * 6)),
+        'large chunks': (413, raw(head + b'Transfer-Encoding: chunked\r\n\r\n', *chunks)),
         'absurd length': (413, raw(head + b'Content-Length: 99999999999999\r\n\r\n')),
         'no key': (401, predict(good, key=None)),
         'wrong key': (401, predict(good, key='guess')),
@@ -526,7 +530,7 @@ def malformed(here: Here) -> dict[str, tuple]:
         'put nothing': (400, put(b'')),
         'put text': (400, put(b'hello' * 100)),
         'put a pickle': (400, put(pickle.dumps(dict(a=1)))),
-        'put a checkpoint': (400, put(Path(here.base).read_bytes())),
+        'put a checkpoint': (400, put(checkpoint.getvalue())),
         'put half': (400, put(delta[:len(delta) // 2])),
         'put flipped': (400, put(bytes(flipped))),
         'put tensors': (400, put(save(dict(a=torch.zeros(2))))),
@@ -556,16 +560,17 @@ def test_malformed_requests(here):
     cases = malformed(here)
     assert len(cases) >= 60
     before, tasks = {path.name for path in here.tasks.iterdir()}, server.ask('GET', '/v1/tasks')[1]
-    memory = 0
+    memory, wrong = 0, {}
     for again in range(3):
         for name, (status, ask) in cases.items():
             if again and name == 'slow body':
                 continue
             found, content, *_ = ask()
-            assert found == status, (name, found, content)
-            assert list(content) == ['error'] and '\n' not in content['error'], (name, content)
-            assert str(here.folder) not in content['error'], (name, content)
-            assert 'vpt-dense-serve-' not in content['error'], (name, content)
+            text = content.get('error', '') if isinstance(content, dict) else ''
+            if (found != status or list(content) != ['error'] or not text or '\n' in text
+                    or str(here.tasks) in text or 'vpt-dense-serve-' in text):
+                wrong[name] = found, content
+        assert not wrong
         memory = memory or server.memory()
     assert server.memory() < memory + 30 * 10**6
     assert {path.name for path in here.tasks.iterdir()} == before
@@ -579,9 +584,7 @@ def test_malformed_requests(here):
 
 @needs_extra
 def test_more_than_may_wait_is_told_to_come_again(here):
-    files = [encoded((300, 300), i)[:33_000] for i in range(1)] + [encoded((60, 60), i)
-                                                                   for i in range(7)]
-    files[0] = encoded((90, 90), 3)
+    files = [encoded((90, 90), i) for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: here.server.predict('roads brain', *files), range(8)))
     statuses = [status for status, *_ in found]
