@@ -214,7 +214,11 @@ class Server:
         self.lines: list[dict] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.port = int(self.wait_for('ready')['url'].rpartition(':')[2])
+        try:
+            self.port = int(self.wait_for('ready', 240)['url'].rpartition(':')[2])
+        except BaseException:
+            self.process.kill()
+            raise
 
     def _read(self) -> None:
         for line in self.process.stderr:
@@ -329,7 +333,7 @@ class Here:
         self.alone = {path.stem: vpt_dense.load(path) for path in self.tasks.iterdir()}
         self.server = Server(
             '--tasks', str(self.tasks), '--keys', str(folder / 'keys.json'), '--max-bytes',
-            '300KB', '--max-pixels', '100K', '--timeout', '4', '--queue', '16', '--max-batch', '8',
+            '500KB', '--max-pixels', '100K', '--timeout', '4', '--queue', '16', '--max-batch', '8',
             '--cache', '60KB')  # fmt: skip
 
     def check(self, result: dict, content: bytes, model: object = None) -> None:
@@ -470,7 +474,7 @@ def malformed(here: Here) -> dict[str, tuple]:
     head = (b'POST /v1/predict?task=roads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer '
             + READER.encode() + b'\r\nContent-Type: ' + kind.encode() + b'\r\n')
     start = body[:body.index(b'\r\n\r\n') + 4] + bytes(2000)
-    chunks = [b'%x\r\n%s\r\n' % (len(part), part) for part in (start, *[bytes(2**16)] * 6)]
+    chunks = [b'%x\r\n%s\r\n' % (len(part), part) for part in (start, *[bytes(2**16)] * 9)]
     cases: dict[str, tuple] = {
         'truncated PNG': (400, predict(good[:-500])),
         'truncated JPEG': (400, predict(encoded(kind='JPEG')[:-300])),
@@ -511,7 +515,7 @@ def malformed(here: Here) -> dict[str, tuple]:
         'unknown parameter': (400, predict(good, query='task=roads&wait=nan')),
         'too many pairs': (413, predict(*[encoded((9, 9))] * 9, query='task=roads&task=brain')),
         'too many files': (400, predict(*[encoded((9, 9))] * 17)),
-        'large body': (413, predict(bytes(400_000))),
+        'large body': (413, predict(bytes(600_000))),
         'large chunks': (413, raw(head + b'Transfer-Encoding: chunked\r\n\r\n', *chunks)),
         'absurd length': (413, raw(head + b'Content-Length: 99999999999999\r\n\r\n')),
         'no key': (401, predict(good, key=None)),
@@ -541,7 +545,7 @@ def malformed(here: Here) -> dict[str, tuple]:
         'put a bare backbone': (400, put((spare / 'bare.safetensors').read_bytes())),
         'put NaN': (400, put((spare / 'nan.safetensors').read_bytes())),
         'put all that was tuned': (400, put((spare / 'full.safetensors').read_bytes())),
-        'put too much': (413, put(bytes(400_000))),
+        'put too much': (413, put(bytes(600_000))),
         'delete what is not there': (404, ask('DELETE', '/v1/tasks/none', None, ADMIN)),
         'huge header': (400, raw(b'GET /healthz HTTP/1.1\r\nX: ' + b'a' * 70_000)),
         'no HTTP': (400, raw(b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n')),
