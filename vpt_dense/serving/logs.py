@@ -1,5 +1,6 @@
 """What a server tells: lines of JSON on standard error."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -18,8 +19,9 @@ def log(event: str, level: str = 'info', **told: Any) -> None:
     now = time.time()
     stamp = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now)) + f'.{int(now * 1000) % 1000:03d}Z'
     line = json.dumps(dict(time=stamp, level=level, event=event, **told), default=str)
-    sys.stderr.write(f'{line}\n')  # in one piece: threads write here too
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # whoever read it has gone: the server goes on
+        sys.stderr.write(f'{line}\n')  # in one piece: threads write here too
+        sys.stderr.flush()
 
 
 class Handler(logging.Handler):
