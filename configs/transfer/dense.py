@@ -1,5 +1,5 @@
 # Five dense tasks for `vpt-dense analyse transfer configs/transfer/dense.py` (docs/transfer.md), as
-# small as can be: 20 iterations of 2 images of 126x126, at most twelve validation images, one seed.
+# small as can be: 60 iterations of 2 images of 126x126, at most twelve validation images, one seed.
 # data/brain: tools/dev/make_brain.py; data/cells: tools/dev/make_cells.py.
 _load = [dict(type='LoadImageFromFile'), dict(type='vpt_dense.LoadMask')]
 _train = [*_load, dict(type='Resize', scale=(126, 126), keep_ratio=False),
@@ -7,7 +7,7 @@ _train = [*_load, dict(type='Resize', scale=(126, 126), keep_ratio=False),
 # The whole image, whatever it shows: of 126x126 pixels, tested at its own size.
 _test = [_load[0], _train[2], _load[1], _train[4]]
 options = [
-    'img_size=126', 'batch_size=2', 'iters=20', 'warmup=2', 'train_cfg.val_interval=20',
+    'img_size=126', 'batch_size=2', 'iters=60', 'warmup=5', 'train_cfg.val_interval=60',
     'default_hooks.checkpoint.interval=100000', 'default_hooks.checkpoint.save_best=None',
     'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0', 'model.test_cfg.mode=whole',
     f'train_dataloader.dataset.pipeline={_train}', f'val_dataloader.dataset.pipeline={_test}']
