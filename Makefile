@@ -18,7 +18,7 @@ DEAL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-long \
-    test-export test-ray test-detection test-federated test-report test-notebook test-minimal test-examples test-wheel lint docs \
+    test-export test-ray test-detection test-federated test-serve test-report test-notebook test-minimal test-examples test-wheel lint docs \
     docs-check clean
 
 help:  ## Show this help
@@ -85,6 +85,10 @@ test-federated: $(STAMP)  ## Train federations with Flower, in .venv-federated
 	$(call beside,federated)
 	OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 .venv-federated/bin/python -m pytest -q -m '' \
 	    tests/test_federated.py tests/test_federated_flower.py
+
+test-serve: $(STAMP)  ## Run the tests of the server, with the extra that it needs, in .venv-serve
+	$(call beside,serve)
+	OMP_NUM_THREADS=1 .venv-serve/bin/python -m pytest -q -m '' tests/test_serving.py
 
 # The browser must be there: Debian's is `apt-get install chromium`; CHROMIUM may name another.
 test-report: $(STAMP)  ## Look at report.html in a browser (chromium must be there), in .venv-report

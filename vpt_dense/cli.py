@@ -28,16 +28,21 @@ COMMANDS = {
     'delta': ('delta', 'checkpoints of what was tuned: extract, merge, fold, push, ...'),
     'ensemble': ('ensemble', 'several deltas on one backbone'),
     'export': ('export', 'write a model as ONNX or as a graph of torch.export'),
+    'serve': ('serve', 'many tasks on one backbone over HTTP; ask such a server'),
     'zoo': ('zoo', 'list the models that come along: zoo::NAME'),
     'demo': ('demo', 'prompt tuning against its alternatives, in minutes'),
     'make-dataset': ('make_dataset', "make the demo's data"),
 }
 
+#: Commands that the list shows otherwise, so that it fits a screen: as what; empty: not at all.
+_SHOWN = {'serve': 'serve, ask', 'ask': '', 'make-dataset': ''}
+
 
 def usage() -> str:
     """The list of commands, as text."""
-    width = max(map(len, COMMANDS))
-    lines = [f'  {name:{width}}  {text}' for name, (_, text) in COMMANDS.items()]
+    shown = {_SHOWN.get(name, name): text for name, (_, text) in COMMANDS.items()}
+    width = max(map(len, shown))
+    lines = [f'  {name:{width}}  {text}' for name, text in shown.items() if name]
     return '\n'.join([
         'usage: vpt-dense COMMAND [ARGUMENT ...]    (vpt-dense COMMAND --help tells more)',
         *lines, 'A config is a file, or one that comes along: vpt_dense::setr_vit-l_ade20k'])

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
@@ -22,6 +23,23 @@ from vpt_dense.tuning import is_added
 from vpt_dense.weights.base import KEY, Base, frozen_bases
 
 
+@dataclass(frozen=True)
+class About:
+    """What a task predicts.
+
+    Attributes:
+        kind: ``segmentation``, ``classification`` or another of :mod:`vpt_dense.tasks`.
+        classes: The names of the classes; of a file that does not tell them their positions.
+        ids: Of each class the number in label maps.
+        palette: Of each class its colour, [R, G, B] from 0 to 255; None: there is none.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+    ids: tuple[int, ...]
+    palette: list[list[int]] | None = None
+
+
 class Task:
     """What a task adds to the shared weights.
 
@@ -31,15 +49,16 @@ class Task:
         scores: (model, images (B, C, H, W), normalised) -> what the model puts out, each (B, ...).
         predict: (model, images, probabilities) -> results, as ``vpt_dense.load`` gives them; None:
             the model is none that predicts.
+        about: What it predicts; None: of a model that does not say so.
     """
 
     def __init__(
         self, structure: Structure, tensors: Mapping[str, Tensor],
         scores: Callable[[nn.Module, Tensor], Any],
-        predict: Callable[[nn.Module, list, Any], list] | None,
+        predict: Callable[[nn.Module, list, Any], list] | None, about: About | None = None,
     ) -> None:
         self.structure, self.scores, self.predict = structure, scores, predict
-        self.tensors = tensors
+        self.tensors, self.about = tensors, about
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +114,8 @@ class Loader:
         told = Base('', '', '', 0, 0, backbone.describe())
         self.frozen.adopt(backbone, backbone.frozen_names, told, f'task {name}')
         structure = Structure(model, prefix, self.frozen)
-        return Task(structure, _tensors(model, structure), _call, _predict_of(model))
+        return Task(structure, _tensors(model, structure), _call, _predict_of(model),
+                    _about(getattr(model, 'builder', None), None))
 
     def _of_plain(self, path: str, name: str) -> Task:
         content = files.read(path)
@@ -111,7 +131,8 @@ class Loader:
             Base.from_dict(record['base']), prefix, f'{name} ({path})',
             lambda: files.load(path))
         structure, tensors, model = found
-        return Task(structure, tensors, _call, _predict_of(model))
+        return Task(structure, tensors, _call, _predict_of(model),
+                    _about(meta.get('builder'), meta.get('told')))
 
     def _of_config(self, path: str, name: str) -> Task:
         from vpt_dense import building
@@ -148,7 +169,8 @@ class Loader:
                 own.model._modules = {**around._modules, 'module': model}
             return own.predict(images, probabilities)
 
-        return Task(structure, tensors, partial(_scores, predictor.task), predict)
+        about = About(predictor.task, predictor.classes, predictor.ids, predictor.palette)
+        return Task(structure, tensors, partial(_scores, predictor.task), predict, about)
 
     def _place(
         self, key: tuple, build: Callable[[], nn.Module], state: Mapping[str, Tensor], base: Base,
@@ -226,6 +248,24 @@ def _predict_of(model: nn.Module) -> Callable | None:
     if not hasattr(model, 'predict'):
         return None
     return lambda own, images, _: [own.predict(image) for image in images]
+
+
+def _about(builder: Any, told: Any) -> About | None:
+    """What a model of plain PyTorch predicts.
+
+    Args:
+        builder: How it was built.
+        told: What its user wrote into the file: ``dict(classes=['cat', 'dog'])``.
+    """
+    kinds = dict(classifier='classification', segmentor='segmentation')
+    kind = kinds.get(builder['task']) if isinstance(builder, dict) else None
+    if kind is None:
+        return None
+    number = builder['arguments']['num_classes']
+    classes = told.get('classes') if isinstance(told, dict) else None
+    if not isinstance(classes, list) or len(classes) != number:
+        classes = range(number)
+    return About(kind, tuple(map(str, classes)), tuple(range(number)))
 
 
 def _check_frozen(names: Collection[str], whose: str) -> None:

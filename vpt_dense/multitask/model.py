@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.multitask import loading
-from vpt_dense.multitask.loading import Task
+from vpt_dense.multitask.loading import About, Task
 from vpt_dense.multitask.lockstep import Meeting
 
 
@@ -135,6 +135,15 @@ class MultiTask:
             self._entry(name)
             self._tasks.pop(name).forget()
 
+    def about(self, name: str) -> About | None:
+        """What a task predicts: its kind, its classes; None: it is a model that does not say so.
+
+        Raises:
+            UserError: If there is none of this name.
+        """
+        with self._lock:
+            return self._entry(name).about
+
     def _entry(self, name: str) -> '_Entry':
         entry = self._tasks.get(name)
         if entry is None:
@@ -160,7 +169,7 @@ class MultiTask:
 
     def _keep(self, entry: '_Entry', task: Task) -> None:
         """Keep a task, and let those go that were not asked for the longest."""
-        entry.task = task
+        entry.task, entry.about = task, task.about
         if self._limit is None:
             return
         resident = [each for each in self._tasks.values() if each.task is not None]
@@ -335,12 +344,14 @@ class _Entry:
         pinned: Whether it stays in memory.
         used: When it was asked for last, a number that grows.
         task: It, while it is there.
+        about: What it predicts.
     """
 
     path: str
     pinned: bool
     used: int = 0
     task: Task | None = None
+    about: About | None = None
 
     def forget(self) -> None:
         """Let it go; a pass that runs keeps it until it ends."""

@@ -1,0 +1,81 @@
+"""Serves many tasks on one frozen backbone over HTTP: ``vpt-dense serve --tasks FOLDER``."""
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpt_dense.errors import ArgumentParser, UserError, count
+
+#: What the extra brings along.
+_NEEDED = ('fastapi', 'uvicorn', 'python_multipart', 'prometheus_client')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog='FOLDER holds NAME.safetensors, deltas of one backbone; files that come, change or '
+        'go there do so on the server. docs/serving.md has the interface.')
+    add = parser.add_argument
+    add('--tasks', type=Path, metavar='FOLDER', help='the deltas')
+    add('--backbone', metavar='DELTA_OR_NAME',
+        help='what the frozen weights come from (default: the first delta)')
+    add('--base', metavar='PATH', help="the weights of a delta's backbone, if they are elsewhere "
+        'than it says')
+    add('--host', default='127.0.0.1', help='default: 127.0.0.1, this machine alone')
+    add('--port', type=int, default=8000, help='default: 8000; 0: any')
+    add('--keys', type=Path, metavar='FILE', help='who may do what (default: everybody may predict,'
+        ' nobody may change tasks)')
+    add('--new-key', choices=('reader', 'admin'), help='print a new key and its line for the file '
+        'of keys, and end')
+    add('--cache', metavar='SIZE', help='what the tasks may take in memory, 512MB (default: all '
+        'stay)')
+    add('--max-batch', type=count, default=16, metavar='N', help='pairs of image and task that are '
+        'computed together (default: 16)')
+    add('--wait-ms', type=float, default=5.0, metavar='MS', help='how long a request waits for '
+        'others (default: 5)')
+    add('--queue', type=count, default=64, metavar='N', help='pairs that may wait (default: 64)')
+    add('--max-bytes', default='20MB', metavar='SIZE', help='of a body (default: 20MB)')
+    add('--max-pixels', default='50M', metavar='N', help='of an image (default: 50M)')
+    add('--timeout', type=float, default=60.0, metavar='SECONDS', help='of a request (default: 60)')
+    add('--device', default='cpu', help='cpu, cuda, ... (default: cpu)')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve, or print a key."""
+    args = parse_args(argv)
+    if args.new_key:
+        from vpt_dense.serving.keys import new_key
+
+        key, digest = new_key()
+        print(f'key (for its owner alone, it is not kept): {key}\n'
+              f'line for --keys FILE: {{"{digest}": "{args.new_key}"}}')
+        return
+    if args.tasks is None:
+        raise UserError('--tasks FOLDER is needed; see vpt-dense serve --help')
+    lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise UserError(f"serving needs {', '.join(lacking)}: pip install 'vpt-dense[serve]' "
+                        '(docs/serving.md)')  # fmt: skip
+    from vpt_dense.serving.settings import Settings, parse_pixels
+
+    settings = Settings(
+        folder=args.tasks, backbone=args.backbone, base=args.base, host=args.host, port=args.port,
+        keys=args.keys, cache=None if args.cache is None else _bytes('--cache', args.cache),
+        max_batch=args.max_batch, wait=args.wait_ms / 1000, queue=args.queue,
+        max_bytes=_bytes('--max-bytes', args.max_bytes), max_pixels=parse_pixels(args.max_pixels),
+        timeout=args.timeout, device=args.device)
+    from vpt_dense.serving.server import serve
+
+    serve(settings)
+
+
+def _bytes(option: str, text: str) -> int:
+    from vpt_dense.multitask.model import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except UserError as error:
+        raise UserError(f"{option} must be a size like '20MB', found {text!r}") from error

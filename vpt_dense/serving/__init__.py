@@ -1,0 +1,1 @@
+"""``vpt-dense serve``: many tasks on one frozen backbone over HTTP."""
