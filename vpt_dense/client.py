@@ -8,6 +8,7 @@ import email.utils
 import io
 import os
 import random
+import re
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
@@ -259,7 +260,8 @@ class _Base:
                     reason = f'no answer in {seconds:g} s'
                     safe = never  # it may still be at work on it: more of the same would not help
                 else:
-                    reason = str(answer) or type(answer).__name__
+                    reason = re.sub(r'^\[Errno -?\d+\] ', '', str(answer)).lower()
+                    reason = reason or type(answer).__name__
                     safe = never or request.again == 'always'
                 failure = ServerError(f'{self.url}: {" ".join(reason.split())}')
                 failure.__cause__ = answer
