@@ -151,7 +151,8 @@ def test_the_keyboard_reaches_all(visit, folder):
     page = visit()
     predict(page, folder / 'photo.png', 'roads', 'many')
     seen = []
-    page.locator('.skip').focus()
+    page.evaluate('document.activeElement.blur()')
+    page.keyboard.press('Tab')
     for _ in range(30):
         seen.append(page.evaluate('document.activeElement.id || document.activeElement.className'
                                   ' || document.activeElement.value || "body"'))
@@ -244,11 +245,11 @@ def test_errors_are_one_line_and_names_are_no_markup(visit, folder):
 
 def test_a_server_with_keys_asks_for_one(visit, folder):
     page = visit('locked', errors=['401 (Unauthorized)', '403 (Forbidden)'])
-    page.get_by_label('Key').wait_for()
-    page.get_by_label('Key').fill('wrong')
+    page.get_by_role('textbox', name='Key').wait_for()
+    page.get_by_role('textbox', name='Key').fill('wrong')
     page.keyboard.press('Enter')
     page.get_by_role('alert').filter(has_text='key').wait_for()
-    page.get_by_label('Key').fill('reads')
+    page.get_by_role('textbox', name='Key').fill('reads')
     page.get_by_role('button', name='Use it').click()
     predict(page, folder / 'photo.png', 'roads')
     assert page.locator('.card').count() == 1

@@ -184,8 +184,12 @@ def encode(image: Image, position: int = 0) -> tuple[str, bytes]:
     return f'image_{position}.png', stream.getvalue()
 
 
-def _library() -> Any:
-    """The httpx that is installed: httpx2, its successor, for Python 3.11 and newer."""
+def httpx() -> Any:
+    """The httpx that is installed: httpx2, its successor, for Python 3.11 and newer.
+
+    Raises:
+        UserError: If there is none.
+    """
     try:
         import httpx2 as library
     except ImportError:
@@ -242,7 +246,7 @@ class _Base:
         if key and not (key.isascii() and key.isprintable()):
             raise UserError('the key has characters that no key has; is it the right file?')
         self.url, self.retries, self.timeout = url.rstrip('/'), retries, timeout
-        self._httpx = _library()
+        self._httpx = httpx()
         self._settings = dict(
             base_url=f'{self.url}/', timeout=self._httpx.Timeout(timeout, connect=10.0),
             headers={'Authorization': f'Bearer {key}'} if key else {})
