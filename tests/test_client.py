@@ -239,16 +239,16 @@ def test_ask_refuses_what_makes_no_sense(argv, text):
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
-    monkeypatch.delenv(ask.KEY, raising=False)
-    assert ask.read_key(None) is None
-    monkeypatch.setenv(ask.KEY, 'abc')
-    assert ask.read_key(None) == 'abc'
+    monkeypatch.delenv(client.KEY, raising=False)
+    assert client.read_key(None) is None
+    monkeypatch.setenv(client.KEY, 'abc')
+    assert client.read_key(None) == 'abc'
     (tmp_path / 'key').write_text('def\n')
-    assert ask.read_key(str(tmp_path / 'key')) == 'def'
+    assert client.read_key(str(tmp_path / 'key')) == 'def'
     for content in (b'', b'two words', b'\xff\xfe'):
         (tmp_path / 'key').write_bytes(content)
         with pytest.raises(errors.UserError, match='--key-file'):
-            ask.read_key(str(tmp_path / 'key'))
+            client.read_key(str(tmp_path / 'key'))
 
 
 # --- a real server, with the extra serve ---------------------------------------------------------
@@ -348,7 +348,7 @@ def call(capsys, *argv):
 
 
 def test_ask_writes_what_predict_writes(url, folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv(ask.KEY, 'reads')
+    monkeypatch.setenv(client.KEY, 'reads')
     out = tmp_path / 'out'
     photos = folder / 'photos'
     (photos / 'broken.png').write_bytes(b'no image')
@@ -373,7 +373,7 @@ def test_ask_writes_what_predict_writes(url, folder, tmp_path, capsys, monkeypat
 
 
 def test_ask_prints_and_explains(url, folder, capsys, monkeypatch, tmp_path):
-    monkeypatch.delenv(ask.KEY, raising=False)
+    monkeypatch.delenv(client.KEY, raising=False)
     photo = folder / 'photos/a.png'
     code, _, last = call(capsys, url, 'roads', photo)
     assert code == 2 and 'key' in last[0]

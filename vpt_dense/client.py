@@ -28,6 +28,9 @@ LONGEST_PAUSE = 60.0
 #: Answers of a server that did nothing with a request: it may be sent again.
 BUSY = (429, 503)
 
+#: The variable of the environment that holds a key, where no file is named.
+KEY = 'VPT_DENSE_KEY'
+
 #: A path, the bytes of a file, a PIL image, or an array (H, W, 3) or (H, W), uint8 (R first).
 Image = Any
 
@@ -182,6 +185,23 @@ def encode(image: Image, position: int = 0) -> tuple[str, bytes]:
     stream = io.BytesIO()
     image.save(stream, 'PNG', compress_level=1)
     return f'image_{position}.png', stream.getvalue()
+
+
+def read_key(file: str | None) -> str | None:
+    """The key: the first line of a file, or that of the environment; None: there is none.
+
+    Raises:
+        UserError: If the file is empty, or no text.
+    """
+    if file is None:
+        return os.environ.get(KEY)
+    try:
+        lines = Path(file).read_text(encoding='utf-8').split()
+    except UnicodeDecodeError as error:
+        raise UserError(f'--key-file {file} is no text') from error
+    if len(lines) != 1:
+        raise UserError(f'--key-file {file} must hold one key, found {len(lines)} words')
+    return lines[0]
 
 
 def httpx() -> Any:

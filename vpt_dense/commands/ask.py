@@ -2,23 +2,19 @@
 
 IMAGE is a file, a folder, a pattern in quotes, a .txt file with a path a line, or - for such a list
 from standard input. With --out it writes what ``vpt-dense predict`` writes: ``labels/*.png`` in the
-ids of the annotations, predictions.jsonl, ...; of several tasks each in a folder of its name. Without
-it, it prints a line of JSON for each image and task: classes, or the share of each class. Exit code 2
-if an image could not be predicted; the others are there. See docs/serving.md.
+ids of the annotations, predictions.jsonl, ...; of several tasks each in a folder of its name.
+Without it, it prints a line of JSON for each image and task: classes, or the share of each class.
+Exit code 2 if an image could not be predicted; the others are there. See docs/serving.md.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from vpt_dense import client, errors, outputs
-
-#: The variable of the environment that holds a key, where no file is named.
-KEY = 'VPT_DENSE_KEY'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--top-k', type=errors.count, metavar='K',
         help='classes of an image whose scores are told (classification; default: 5)')
     add('--key-file', metavar='FILE',
-        help=f'holds the key of a server that wants one (default: the variable {KEY})')
+        help=f'holds the key of a server that wants one (default: the variable {client.KEY})')
     add('--timeout', type=float, default=120.0, metavar='SECONDS',
         help='that an answer may take (default: 120)')
     already = parser.add_mutually_exclusive_group()
@@ -51,23 +47,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, option) and not args.out:
             raise errors.UserError(f'--{option.replace("_", "-")} is of --out, which is not given')
     return args
-
-
-def read_key(file: str | None) -> str | None:
-    """The key: the first line of a file, or that of the environment; None: there is none.
-
-    Raises:
-        UserError: If the file is empty, or no text.
-    """
-    if file is None:
-        return os.environ.get(KEY)
-    try:
-        lines = Path(file).read_text(encoding='utf-8').split()
-    except UnicodeDecodeError as error:
-        raise errors.UserError(f'--key-file {file} is no text') from error
-    if len(lines) != 1:
-        raise errors.UserError(f'--key-file {file} must hold one key, found {len(lines)} words')
-    return lines[0]
 
 
 def find_tasks(server: client.Client, names: Sequence[str]) -> list[client.Task]:
@@ -88,7 +67,7 @@ def find_tasks(server: client.Client, names: Sequence[str]) -> list[client.Task]
 def main(argv: Sequence[str] | None = None) -> None:
     """Ask, and write or print."""
     args = parse_args(argv)
-    with client.Client(args.url, read_key(args.key_file), args.timeout) as server:
+    with client.Client(args.url, client.read_key(args.key_file), args.timeout) as server:
         tasks = find_tasks(server, args.tasks)
         kinds = {task.kind for task in tasks}
         if args.overlay and kinds == {'classification'}:

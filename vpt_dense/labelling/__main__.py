@@ -1,7 +1,7 @@
-"""Serves predictions of a running server to Label Studio: ``python -m vpt_dense.labelling URL TASK``.
+"""Gives a server's predictions to Label Studio: ``python -m vpt_dense.labelling URL TASK``.
 
-With --train CONFIG its button "Start training" tunes from what was labelled, and the server gets the
-new delta. See docs/labelling.md.
+With --train CONFIG its button "Start training" tunes from what was labelled, and the server gets
+the new delta. See docs/labelling.md.
 """
 
 import argparse
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpt_dense import client, errors
-from vpt_dense.commands import ask
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--images-from', nargs='+', default=[], metavar='HOST',
         help='other hosts that images may be fetched from')
     add('--key-file', metavar='FILE', help=f'holds the key of the server, of the role admin if it '
-        f'is to be given deltas (default: the variable {ask.KEY})')
+        f'is to be given deltas (default: the variable {client.KEY})')
     add('--host', default='127.0.0.1', help='default: 127.0.0.1, this machine alone')
     add('--port', type=int, default=9090, help='default: 9090')
     add('--password-file', metavar='FILE', help='holds the password that Label Studio is told for '
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.studio_key_file:
         key = backend.read_word(args.studio_key_file, '--studio-key-file')
     images = studio.Studio(args.label_studio, key, args.images_from)
-    with client.Client(args.url, ask.read_key(args.key_file)) as server:
+    with client.Client(args.url, client.read_key(args.key_file)) as server:
         trainer = args.train and training.Trainer(
             server, images, args.train, args.work_dir, args.method, args.cfg_options or (),
             backend.say)

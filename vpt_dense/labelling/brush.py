@@ -1,10 +1,10 @@
 """Masks as Label Studio's brush keeps them: RGBA, run-length coded in bits.
 
-The format is rle-pack's (https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack): 32 bits
-with the number of values, 5 with their size in bits less 1, 4 times 4 with the sizes in which lengths
-are counted, less 1. Then, until all values are there: a bit, 1 for a run of one value and 0 for values
-one by one; two bits that choose a size; in that size the number of values less 1; the value, or the
-values. Bits that lack to a whole byte are 0. Label Studio counts in 3, 4, 8 or 16 bits.
+The format is rle-pack's (https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack): 32
+bits with the number of values, 5 with their size in bits less 1, 4 times 4 with the sizes in which
+lengths are counted, less 1. Then, until all values are there: a bit, 1 for a run of one value and 0
+for values one by one; two bits that choose a size; in that size the number of values less 1; the
+value, or the values. Bits that lack to a whole byte are 0. Label Studio counts in 3, 4, 8 or 16.
 """
 
 from collections.abc import Sequence
