@@ -59,7 +59,8 @@ def running(folder: Path, keys: dict[str, str] | None = None, **options):
     """
     import uvicorn
 
-    from vpt_dense.serving import app, keys as key_files
+    from vpt_dense.serving import app
+    from vpt_dense.serving import keys as key_files
     from vpt_dense.serving.settings import Settings
 
     if keys:

@@ -1,4 +1,4 @@
-"""The page of `vpt-dense serve` in a browser (`make test-serve`): Debian's chromium, or CHROMIUM."""
+"""The page of `vpt-dense serve` in a browser (`make test-serve`): chromium, or CHROMIUM."""
 
 import os
 import re

@@ -336,7 +336,8 @@ class _Base:
             return [Task(
                 str(row['name']), str(row['kind']), tuple(map(str, row.get('classes') or ())),
                 row.get('palette') and tuple(tuple(map(int, each)) for each in row['palette']),
-                tuple(map(int, row.get('ids') or ())), str(row.get('sha256', '')), int(row.get('bytes') or 0)) for row in content['tasks']]
+                tuple(map(int, row.get('ids') or ())), str(row.get('sha256', '')),
+                int(row.get('bytes') or 0)) for row in content['tasks']]
         except (KeyError, TypeError, ValueError) as error:
             raise ServerError(
                 f'{self.url}: its list of tasks cannot be read ({error!r}); is it vpt-dense serve?'

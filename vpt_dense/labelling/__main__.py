@@ -36,13 +36,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--password-file', metavar='FILE', help='holds the password that Label Studio is told for '
         'basic authentication; needed for other hosts than this machine')
     add('--train', metavar='CONFIG', help='of the training, a recipe of the served backbone')
+    add('--classes', nargs='+', default=[], metavar='NAME', help='of a task of segmentation '
+        'that the server does not have yet: the first training makes it')
     add('--work-dir', type=Path, default=Path('work_dirs/labelling'), metavar='DIR',
         help='gets a folder for each training (default: work_dirs/labelling)')
-    add('--train-after', type=errors.count, default=0, metavar='N', help='train without being asked '
-        'when so many images were labelled')
+    add('--train-after', type=errors.count, default=0, metavar='N',
+        help='train without being asked when so many images were labelled')
     parser.add_config_options('override settings of --train')
     args = parser.parse_args(argv)
-    for option in ('train_after', 'method', 'cfg_options'):
+    for option in ('train_after', 'method', 'cfg_options', 'classes'):
         if getattr(args, option) and not args.train:
             raise errors.UserError(f'--{option.replace("_", "-")} is of --train CONFIG')
     if not args.password_file and not _is_here(args.host):
@@ -79,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = args.train and training.Trainer(
             server, images, args.train, args.work_dir, args.method, args.cfg_options or (),
             backend.say)
-        answering = backend.Backend(server, args.task, images, trainer, args.train_after)
+        answering = backend.Backend(server, args.task, images, trainer, args.train_after,
+                                    args.classes)
         answering.task()  # is it there?
         backend.say(f'task {args.task} of {args.url} for Label Studio: add the model '
                     f'http://{args.host}:{args.port}')

@@ -1,11 +1,11 @@
-"""The HTTP interface of an ML backend, as Label Studio asks for it (its ``ml/api_connector.py``)."""
+"""The HTTP interface of an ML backend, as Label Studio asks for it."""
 
 import base64
 import json
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +32,37 @@ class Backend:
         task: The name of the task.
         studio: Label Studio, which has the images.
         trainer: Tunes anew from what was labelled; None: nobody asked for it.
-        every: So many annotations, new or changed, start a training by themselves; 0: none does.
+        every: So many images, labelled anew or again, start a training; 0: none does.
+        classes: Of a task that the server does not have yet.
     """
 
     def __init__(
         self, server: Client, task: str, studio: Studio, trainer: Trainer | None = None,
-        every: int = 0,
+        every: int = 0, classes: Sequence[str] = (),
     ) -> None:
         self.server, self.name, self.studio = server, task, studio
-        self.trainer, self.every = trainer, every
+        self.trainer, self.every, self.classes = trainer, every, tuple(classes)
         self._known: tuple[float, Task] | None = None
         self._changed: set[Any] = set()
 
     def task(self) -> Task:
-        """The task as the server has it.
+        """The task as the server has it; one of no file if it has it not yet.
 
         Raises:
-            UserError: If it cannot be reached, or has it not.
+            UserError: If it cannot be reached, or has it not and the classes are not known.
         """
         if self._known is None or time.monotonic() - self._known[0] > _FRESH:
             tasks = {task.name: task for task in self.server.tasks()}
+            if self.name not in tasks and self.classes:
+                return Task(self.name, 'segmentation', self.classes)
             if self.name not in tasks:
                 raise UserError(
                     f'{self.server.url} has no task {self.name}; it has '
-                    f'{", ".join(tasks) or "none"}')
+                    f'{", ".join(tasks) or "none"}; of one that is yet to be made give --classes')
+            if self.classes not in ((), tasks[self.name].classes):
+                raise UserError(
+                    f'--classes {" ".join(self.classes)}: task {self.name} of {self.server.url} '
+                    f'has {", ".join(tasks[self.name].classes)}')
             self._known = time.monotonic(), tasks[self.name]
         return self._known[1]
 
@@ -82,6 +89,8 @@ class Backend:
         task = self.task()
         control = forms.read_config(request.get('label_config') or '', task)
         found: list = []
+        if not task.sha256:  # it is yet to be made
+            return dict(results=[[] for _ in request.get('tasks') or []])
         for each in request.get('tasks') or []:
             try:
                 image = self.studio.image(each, control.field)

@@ -71,7 +71,8 @@ def read_config(text: str, task: Task) -> Control:
                 f'the labelling config has the label {label!r}, which task {task.name} does not '
                 f'know{suggest(label, task.classes)}; its classes: {", ".join(task.classes)}')
     if not labels:
-        raise UserError(f'<{tag} name="{control.get("name")}"> of the labelling config has no label')
+        raise UserError(
+            f'<{tag} name="{control.get("name")}"> of the labelling config has no label')
     return Control(tag, control.get('name', ''), control.get('toName'), value[1:], labels)
 
 
