@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -26,7 +27,9 @@ def test_help_fits_a_screen(capfd, monkeypatch, arguments):
     assert (code, err) == (0, '')
     lines = out.splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
-    assert all(f'  {name} ' in out for name in cli.COMMANDS)
+    listed = re.findall(r'^  (\S+(?:, \S+)*)  ', out, re.MULTILINE)
+    listed = [name for line in listed for name in line.split(', ')]
+    assert set(cli.COMMANDS) - {'make-dataset'} == set(listed) - {'ask'}
 
 
 @pytest.mark.parametrize(('backend', 'kept'), [

@@ -182,7 +182,7 @@ def test_requirements_reach_the_metadata():
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
     for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis', 'slurm',
-                  'ray', 'clip', 'federated', 'detection', 'peft'):
+                  'ray', 'clip', 'federated', 'detection', 'peft', 'serve'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -202,7 +202,7 @@ def test_imports_are_declared():
     distributions = importlib.metadata.packages_distributions()
     # Imported where they are needed.
     extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray', 'clip', 'federated',
-              'detection')
+              'detection', 'serve')
     required = [r for n in ('runtime', 'mminstall', *extras) for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
     # Those that are not installed here have the names of their packages.
@@ -259,7 +259,7 @@ def test_the_wheel_works_alone(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert 'make-dataset' in call('--help')
+    assert 'federated' in call('--help')
     assert '"trainable": 13389400' in call(
         'count', 'vpt_dense::setr_vit-l_ade20k', '--method', 'deep', '--json')
     call('make-dataset', 'digits', 'data/digits')

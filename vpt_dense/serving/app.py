@@ -234,12 +234,12 @@ def _write(files: list[Any], place: Path, settings: Settings) -> list[Sent]:
     images = []
     for i, file in enumerate(files):
         name = (file.filename or f'images[{i}]')[:200]
-        suffix = check_header(file.file, name, settings.max_pixels)
+        suffix, pixels = check_header(file.file, name, settings.max_pixels)
         file.file.seek(0)
         path = place / f'{i}{suffix}'
         with path.open('wb') as stream:
             shutil.copyfileobj(file.file, stream)
-        images.append(Sent(name, path))
+        images.append(Sent(name, path, pixels))
     return images
 
 
@@ -251,6 +251,7 @@ def _refuse_others(request: Request, *known: str) -> None:
 
 
 async def _watch(folder: Folder, keys: Keys, seconds: float) -> None:
+    told = ''
     while True:
         await asyncio.sleep(seconds)
         try:
@@ -258,7 +259,9 @@ async def _watch(folder: Folder, keys: Keys, seconds: float) -> None:
             if await asyncio.to_thread(keys.read_again):
                 log('keys_read')
         except (UserError, OSError) as error:
-            log('folder', 'error', error=str(error))
+            if str(error) != told:  # not every second
+                log('cannot_look', 'error', error=str(error))
+            told = str(error)
 
 
 # --- errors and the page

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt_dense.errors import UserError
+from vpt_dense.errors import UserError, explain, is_plain
 from vpt_dense.multitask.loading import About
 from vpt_dense.serving.images import check_whole
 from vpt_dense.serving.metrics import Metrics
@@ -24,12 +24,15 @@ class Sent:
     Attributes:
         name: As its client calls it.
         path: Where it is.
+        pixels: How many it has.
         fault: Why it is refused, once it was decoded; None: it was not, or it is sound.
+        decoded: Whether it was.
     """
 
     name: str
     path: Path
-    fault: Refused | None = None
+    pixels: int
+    fault: Exception | None = None
     decoded: bool = False
 
 
@@ -78,8 +81,8 @@ class Batcher:
             Refused: If the queue is full, or always too short for it.
         """
         if number > self.settings.queue:
-            raise Refused(413, f'{number} pairs of image and task in a request; {self.settings.queue} '
-                          'may wait here, send fewer')  # fmt: skip
+            raise Refused(413, f'{number} pairs of image and task in a request; '
+                          f'{self.settings.queue} may wait here, send fewer')  # fmt: skip
         if len(self._waiting) + number > self.settings.queue:
             seconds = max(1, round(self._took * len(self._waiting) / self.settings.max_batch))
             raise Refused(429, f'{len(self._waiting)} pairs of image and task wait already, of at '
@@ -104,7 +107,8 @@ class Batcher:
         """
         self.room_for(len(images) * len(tasks))
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        pairs = [_Pair(image, task, loop.create_future(), now) for image in images for task in tasks]
+        pairs = [_Pair(image, task, loop.create_future(), now)
+                 for image in images for task in tasks]  # fmt: skip
         self._waiting.extend(pairs)
         self.metrics.queue.set(len(self._waiting))
         self._come.set()
@@ -134,12 +138,7 @@ class Batcher:
                 except asyncio.TimeoutError:
                     break
             self._come.set()
-            batch = []
-            while self._waiting and len(batch) < self.settings.max_batch:
-                pair = self._waiting.popleft()
-                if not pair.answer.done():
-                    batch.append(pair)
-            self.metrics.queue.set(len(self._waiting))
+            batch = self._next()
             if batch:
                 begun = time.monotonic()
                 found = await asyncio.get_running_loop().run_in_executor(
@@ -157,6 +156,19 @@ class Batcher:
                     else:
                         self.metrics.predictions.labels(pair.task).inc()
                         pair.answer.set_result(result)
+
+    def _next(self) -> list[_Pair]:
+        """The pairs of the next batch: not more than that, nor than the pixels of one image."""
+        batch, pixels = [], 0
+        while self._waiting and len(batch) < self.settings.max_batch:
+            pixels += self._waiting[0].image.pixels
+            if batch and pixels > self.settings.max_pixels:
+                break
+            pair = self._waiting.popleft()
+            if not pair.answer.done():
+                batch.append(pair)
+        self.metrics.queue.set(len(self._waiting))
+        return batch
 
     # --- in the thread
 
@@ -201,9 +213,10 @@ class Batcher:
 
     def _told(self, pair: _Pair, error: Exception) -> Exception:
         """What a client is told: of its image or its task; what nobody foresaw stays as it is."""
-        if not isinstance(error, UserError):
+        if not is_plain(error):
             return error
         if pair.task not in self.folder.model.tasks:
             return self.folder.unknown(pair.task)
-        text = str(error).replace(str(pair.image.path), pair.image.name)
-        return Refused(400, self.folder.explain(UserError(text)))
+        text = explain(error).replace(str(pair.image.path), pair.image.name)
+        text = self.folder.explain(UserError(text))
+        return Refused(503 if 'out of memory' in text else 400, text)

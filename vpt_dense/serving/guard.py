@@ -1,4 +1,4 @@
-"""What stands before the application: limits of bodies in bytes and time, counts, the log, errors."""
+"""What stands before the application: limits of bodies in bytes and time, counts, log, errors."""
 
 import asyncio
 import contextlib
@@ -120,7 +120,8 @@ class _Request:
             if not self.whole and self.status >= 400:
                 message['headers'] = [*message['headers'], (b'connection', b'close')]
                 await self._skip_rest()
-        await self._send(message)
+        # A client that does not read its answer is left.
+        await asyncio.wait_for(self._send(message), self.settings.timeout)
 
     async def _skip_rest(self) -> None:
         """Read what is left of the body, for a while."""

@@ -1,6 +1,8 @@
-"""Images that clients send: looked at before they are decoded, and decoded whole before they count."""
+"""Images that clients send: looked at before they are decoded, and decoded as a whole."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +14,7 @@ from vpt_dense.serving.settings import Refused
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'WEBP': '.webp', 'BMP': '.bmp', 'TIFF': '.tif'}
 
 
-def check_header(stream: BinaryIO, name: str, max_pixels: int) -> str:
+def check_header(stream: BinaryIO, name: str, max_pixels: int) -> tuple[str, int]:
     """Look at the head of an image.
 
     Args:
@@ -21,7 +23,7 @@ def check_header(stream: BinaryIO, name: str, max_pixels: int) -> str:
         max_pixels: What it may have.
 
     Returns:
-        What a file of this format ends in.
+        What a file of this format ends in, and how many pixels it has.
 
     Raises:
         Refused: If it is none, or larger.
@@ -33,7 +35,7 @@ def check_header(stream: BinaryIO, name: str, max_pixels: int) -> str:
         if width * height > max_pixels:
             raise Refused(413, f'{name}: {width}x{height} are {width * height:,} pixels, more than '
                           f'the {max_pixels:,} that are taken here')  # fmt: skip
-        return FORMATS[image.format]
+        return FORMATS[image.format], width * height
 
 
 def check_whole(path: Path, name: str) -> None:
@@ -56,23 +58,17 @@ def _open(stream: BinaryIO) -> Image.Image:
         return Image.open(stream, formats=list(FORMATS))
 
 
-class _told:  # noqa: N801 - used as a function
-    """Says whose fault it is: whatever Pillow raises of a file that it cannot read is the file's."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, (Refused, MemoryError)):
-            return
-        if isinstance(error, Image.DecompressionBombError):
-            raise Refused(413, f'{self.name}: too many pixels ({error})') from error
-        if isinstance(error, UnidentifiedImageError):
-            raise Refused(
-                400, f'{self.name}: not an image; taken are {", ".join(FORMATS)}') from error
-        if isinstance(error, Exception):
-            reason = str(error) or type(error).__name__
-            raise Refused(400, f'{self.name}: a damaged image ({reason[:120]})') from error
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever Pillow raises of a file that it cannot read is the file's fault."""
+    try:
+        yield
+    except (Refused, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise Refused(413, f'{name}: too many pixels ({error})') from error
+    except UnidentifiedImageError as error:
+        raise Refused(400, f'{name}: not an image; taken are {", ".join(FORMATS)}') from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise Refused(400, f'{name}: a damaged image ({reason[:120]})') from error

@@ -36,6 +36,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._wait()
+        if len(self.connections) > self.config.most_connections:
+            self._answer(503, 'too many connections')
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -109,8 +111,9 @@ def serve(settings: Settings) -> None:
         config = uvicorn.Config(
             guard, http=_Protocol, ws='none', loop='asyncio', lifespan='on', log_config=None,
             access_log=False, server_header=False, timeout_keep_alive=15, backlog=1024,
-            limit_concurrency=settings.queue + _MORE_CONNECTIONS,
+            timeout_graceful_shutdown=5,
             h11_max_incomplete_event_size=HEAD_BYTES)
+        config.most_connections = settings.queue + _MORE_CONNECTIONS
         asyncio.run(_run(_Server(config), guard, listener, settings))
 
 

@@ -87,8 +87,8 @@ def check_name(name: str) -> None:
         Refused: If a task cannot have it.
     """
     if not NAME.fullmatch(name):
-        raise Refused(400, f'a task cannot be called {name[:80]!r}: names have letters, digits, . _ '
-                      'and -, at most 64, and begin with a letter or a digit')  # fmt: skip
+        raise Refused(400, f'a task cannot be called {name[:80]!r}: names have letters, digits, . '
+                      '_ and -, at most 64, and begin with a letter or a digit')  # fmt: skip
 
 
 def parse_pixels(text: str) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from vpt_dense import safe_files
-from vpt_dense.errors import UserError, explain, is_plain
+from vpt_dense.errors import UserError, explain
 from vpt_dense.multitask.loading import About, Loader, Task
 from vpt_dense.multitask.model import MultiTask
 from vpt_dense.serving.logs import log
@@ -45,7 +46,8 @@ class _Checking(Loader):
         if task.predict is None or task.about is None:
             raise UserError(f'task {name}: its model has no head that predicts')
         if task.about.kind not in KINDS:
-            raise UserError(f'task {name} is one of {task.about.kind}; served are {", ".join(KINDS)}')
+            raise UserError(f'task {name} is one of {task.about.kind}; served are '
+                            f'{", ".join(KINDS)}')  # fmt: skip
         for key, tensor in task.tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise UserError(f'task {name}: {key} has values that are not finite')
@@ -106,6 +108,8 @@ class Folder:
             return Served(source, **options)
         fault = ''
         for name, path in self._listed().items():
+            if not NAME.fullmatch(name):
+                continue
             try:
                 return Served(self._copy(name, path).copy, **options)
             except UserError as error:
@@ -171,7 +175,7 @@ class Folder:
             UserError: If it is no whole safetensors file.
         """
         self._counter += 1
-        copy = self._spool / f'{self._counter}{SUFFIX}'
+        copy = self._spool / f'{self._counter}.{name}{SUFFIX}'
         shutil.copyfile(path, copy)
         try:
             return check_file(copy)
@@ -203,13 +207,10 @@ class Folder:
         self.metrics.tasks.set(len(self._files))
         self.metrics.broken.set(len(self.broken))
 
-    def explain(self, error: BaseException) -> str:
-        """An error in one line, without the folders of this machine."""
-        text = explain(error) if isinstance(error, Exception) else type(error).__name__
-        for name, file in list(self._files.items()):
-            text = text.replace(str(file.copy), f'{name}{SUFFIX}')
-        text = text.replace(f'{self._spool}{os.sep}', '').replace(f'{self.path}{os.sep}', '')
-        return ' '.join(text.split())
+    def explain(self, error: Exception) -> str:
+        """An error in one line, with names of files as clients know them."""
+        text = re.sub(rf'{re.escape(str(self._spool))}{os.sep}(\d+\.)?', '', explain(error))
+        return ' '.join(text.replace(f'{self.path}{os.sep}', '').split())
 
     # --- changing
 
@@ -235,27 +236,27 @@ class Folder:
             Whether there was none of this name.
 
         Raises:
-            Refused: If it is no delta for this backbone; the folder and the task of this name are
-                what they were.
+            Refused: If it is no delta for this backbone, or cannot be written; the folder and the
+                task of this name are what they were.
         """
         target = self.path / f'{name}{SUFFIX}'
         with self._lock:
             old = self._files.get(name)
-            kept = self._spool / 'kept' if old is None else old.copy.with_suffix('.kept')
+            kept = self._spool / f'kept{SUFFIX}'
             if old is not None:
                 os.link(old.copy, kept)
             try:
                 with safe_files.atomic(target) as unfinished:
                     shutil.copyfile(path, unfinished)
-                    self._accept(name, self._copy(name, path))
+                    self._check_and_accept(name, path)
             except Exception as error:
                 if self._files.get(name) is not old:  # loaded, and then it could not be put there
                     if old is None:
                         self._forget(name)
                     else:
                         self._accept(name, self._copy(name, kept))
-                if is_plain(error) and not isinstance(error, OSError):
-                    raise Refused(400, self.explain(error)) from error
+                if isinstance(error, UserError):  # the disk is full, or not to be written to
+                    raise Refused(507, self.explain(error)) from error
                 raise
             finally:
                 kept.unlink(missing_ok=True)
@@ -263,6 +264,14 @@ class Folder:
             self._count()
             log('task_put', task=name, sha256=self._files[name].sha256)
             return old is None
+
+    def _check_and_accept(self, name: str, path: Path) -> None:
+        try:
+            self._accept(name, self._copy(name, path))
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # whatever a file that is none makes its readers raise
+            raise Refused(400, self.explain(error)) from error
 
     def delete(self, name: str) -> None:
         """Remove a task and its file.
