@@ -151,7 +151,10 @@ def test_the_keyboard_reaches_all(visit, folder):
     page = visit()
     predict(page, folder / 'photo.png', 'roads', 'many')
     seen = []
-    page.evaluate('document.activeElement.blur()')
+    page.evaluate('''() => {
+        document.body.tabIndex = -1;
+        document.body.focus();
+        document.body.removeAttribute('tabindex'); }''')
     page.keyboard.press('Tab')
     for _ in range(30):
         seen.append(page.evaluate('document.activeElement.id || document.activeElement.className'
