@@ -310,13 +310,17 @@ class Recording:
 @pytest.mark.slow
 def test_ten_labels_a_training_and_a_delta(studio, tmp_path):
     """Of a tiny random ViT: the delta predicts what was labelled; a failure is told."""
-    import vpt_dense
+    from test_deltas import save_base
     from tool_helpers import CONFIGS, LEAF
 
+    import vpt_dense
+
+    base = save_base(tmp_path / 'base.pth')
     leaf = tmp_path / 'leaf.py'
     leaf.write_text(LEAF.format(
         base=CONFIGS / 'vpt/setr_vit-l_deep_segfolder.py', work_dir=tmp_path / 'work',
-        data_root='none'))
+        data_root='none') + "\nmodel['backbone']['init_cfg'] = "
+        f"dict(type='Pretrained', checkpoint='{base}')\n")
     server, said = Recording(), []
     trainer = Trainer(server, studio, str(leaf), tmp_path / 'runs', say=said.append)
     answering = backend.Backend(server, 'cells', studio, trainer, every=2, classes=CLASSES)
