@@ -579,7 +579,7 @@ def test_pretrained_weights(capfd, tmp_path, good_data, checkpoint, spoil, name,
 # --- as a user sees it -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('asked', [False, True])
+@pytest.mark.parametrize('asked', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_traceback_only_when_asked_for(tmp_path, asked):
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(tmp_path / 'absent.py')]
     done = subprocess.run(

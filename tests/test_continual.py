@@ -315,6 +315,7 @@ def run(capfd, out, data, *arguments, options=()):
                     f'dataset.data_root={data}', *TINY, *options)
 
 
+@pytest.mark.slow
 def test_a_stream(capfd, tmp_path, data, calls):
     out = tmp_path / 'a stream, [here]'
     outcome = run(capfd, out, data, '--strategies', 'sequential', 'nsp2', 'frozen', 'joint')

@@ -17,7 +17,7 @@ import vpt_dense
 from vpt_dense import building, config, safe_files
 from vpt_dense.datasets import raster
 from vpt_dense.deploy import card as cards
-from vpt_dense.deploy import exporting, onnx_model
+from vpt_dense.deploy import exporting, graphs, onnx_model
 from vpt_dense.errors import UserError
 
 onnx = pytest.importorskip('onnx')
@@ -250,7 +250,7 @@ def test_int8(capfd, tmp_path, request, task):
 
 
 def test_a_file_that_differs_is_not_kept(capfd, tmp_path, seg, monkeypatch):
-    monkeypatch.setattr(exporting, 'TOLERANCE', -1)
+    monkeypatch.setattr(graphs, 'TOLERANCE', -1)
     done = run_tool(capfd, 'export', seg[1], '--out', tmp_path / 'out/a.onnx')
     (line,) = done.err.splitlines()
     assert done.code == 2 and 'is not written: largest difference' in line

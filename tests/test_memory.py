@@ -240,6 +240,7 @@ def tool(monkeypatch, capsys):
 HEAD, DEEP = (CONFIGS / f'vpt/setr_vit-l_{method}_ade20k.py' for method in ('head', 'deep'))
 
 
+@pytest.mark.slow
 def test_tool_prints_json(tool):
     code, out, err = tool('--memory', '--json', HEAD, DEEP)
     assert (code, err) == (0, '')
@@ -257,7 +258,8 @@ def test_tool_prints_json(tool):
     assert report['total'] == 317_291_096
 
 
-@pytest.mark.parametrize('arguments', [['--markdown'], pytest.param([], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('arguments', [['--markdown'], []])
 def test_tool_prints_a_row_for_each_config(tool, arguments):
     code, out, err = tool('--memory', *arguments, HEAD, DEEP)
     assert (code, err) == (0, '')

@@ -270,6 +270,7 @@ def test_a_run_of_a_recipe(tmp_path, capfd, monkeypatch):
     assert json.loads((folder / 'test.json').read_text())['metrics']
 
 
+@pytest.mark.slow
 def test_a_run_of_a_recipe_of_timm(tmp_path, capfd, monkeypatch):
     """DINOv3's linear protocol with a tiny model: three iterations, what is kept, the licence."""
     monkeypatch.chdir(tmp_path)

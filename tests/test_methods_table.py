@@ -24,6 +24,7 @@ def table(tool):
     return tool['table']()
 
 
+@pytest.mark.slow
 def test_the_page_has_the_table(tool, table):
     begin, end = tool['BEGIN'], tool['END']
     written = DOC.read_text().partition(begin)[2].partition(end)[0].strip()

@@ -32,6 +32,7 @@ def test_the_program_sees_what_is_there():
     assert done.returncode and 'mmengine can be imported: this is no minimal' in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('content, message', {
     None: 'no such file',
     b'{}': 'is no file of vpt_dense.save_delta; those of configs need mmengine',

@@ -422,3 +422,70 @@ def test_a_model_is_built_without_memory():
     assert all(parameter.is_meta for parameter in model.parameters())
     assert not any(buffer.is_meta for buffer in model.buffers())
     assert not other[0].weight.is_meta and not torch.nn.Linear(2, 2).weight.is_meta
+
+
+def exported(path: Path):
+    module = torch.export.load(path).module()
+    return lambda pixels, number: module(pixels, torch.tensor(number))
+
+
+@pytest.mark.slow
+def test_tasks_are_exported_with_the_task_as_an_input(base, tmp_path):
+    """Methods of each kind, one twice: stacked there, branches else; the frozen weights once."""
+    together = MultiTask(base)
+    rows = dict(deep=3, lora=4, bias=2)
+    for k, (method, classes) in enumerate((*rows.items(), ('lora', 4))):
+        model = vpt_dense.create_classifier(FAMILIES['dinov3'], classes, method, **OPTIONS)
+        on(base, model.backbone, k)
+        randomise_tuned(model.head, k)
+        together.add(f'{method}{k}', model)
+    names = together.tasks
+    card = together.export(tmp_path / 'tasks.pt2', 64)
+    assert card['tasks'] == list(names) and card['channels'] == [3, 4, 2, 4]
+    pixels, run = images(4, 3, 64, 64), exported(tmp_path / 'tasks.pt2')
+    for number, name in enumerate(names):
+        scores = run(pixels, number)
+        expected = torch.stack(together(pixels, [name] * 4))
+        assert (scores[:, :expected.shape[1]] - expected).abs().max() < 1e-5
+        assert scores.shape == (4, 4) and scores[:, expected.shape[1]:].eq(-torch.inf).all()
+    held = torch.export.load(tmp_path / 'tasks.pt2').state_dict.values()
+    assert sum(tensor.nbytes for tensor in held) < 1.02 * together.nbytes
+    with pytest.raises((IndexError, RuntimeError)):
+        run(pixels, len(names))
+
+
+def test_tasks_of_one_structure_are_stacked(files, configured, tmp_path):
+    paths = {name: str(files / f'{name}.safetensors') for name in ('brain', 'heart', 'roads')}
+    together = MultiTask(paths['brain'], paths)
+    together.export(tmp_path / 'two.pt2', (64, 64), ['heart', 'brain'])
+    assert {path.name for path in tmp_path.iterdir()} == {'two.pt2'}
+    graph = torch.export.load(tmp_path / 'two.pt2')
+    assert not any(node.target is torch.ops.higher_order.cond for node in graph.graph.nodes)
+    pixels, run = images(3, 3, 64, 64), exported(tmp_path / 'two.pt2')
+    for number, name in enumerate(('heart', 'brain')):
+        expected = torch.stack(together(pixels, [name] * 3))
+        assert (run(pixels, number) - expected).abs().max() < 1e-5
+    for said, words in (
+        (dict(), r'task brain are one for each class, those of roads maps of 64x64; write'),
+        (dict(tasks=['braim']), "no task 'braim'.*brain"), (dict(tasks='brain'), 'different names'),
+        (dict(size=0), 'size must be'), (dict(out='x.pth'), r'ending .onnx or .pt2'),
+        (dict(tasks=[]), 'there are no tasks')):
+        said = dict(dict(out='x.pt2', size=64), **said)
+        with pytest.raises(UserError, match=words):
+            together.export(tmp_path / said.pop('out'), **said)
+    assert {path.name for path in tmp_path.iterdir()} == {'two.pt2'}
+
+
+@pytest.mark.slow
+def test_tasks_of_configs_are_exported(configured, tmp_path):
+    names = ('roads', 'bias')
+    together = MultiTask(str(configured / 'roads.pth'), {
+        name: str(configured / f'{name}.pth') for name in names})
+    with pytest.raises(UserError, match=r'windows of 32x32 pixels .*; take size=\(32, 32\)'):
+        together.export(tmp_path / 'tasks.pt2', 48)
+    together.export(tmp_path / 'tasks.pt2', 32)
+    pixels, run = images(2, 3, 32, 32), exported(tmp_path / 'tasks.pt2')
+    for number, name in enumerate(names):
+        expected = torch.stack(together(pixels, [name] * 2))
+        assert expected.ndim == 4
+        assert (run(pixels, number) - expected).abs().max() < 1e-5

@@ -72,11 +72,19 @@ def canonical(requirement):
 
 def imported(path):
     """Top-level names of the modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split('.')[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module.split('.')[0]
+    yield from _imported(ast.parse(path.read_text()))
+
+
+def _imported(node):
+    """Of statements alone, which is a tenth of all nodes."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name.split('.')[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        yield node.module.split('.')[0]
+    for field in ('body', 'orelse', 'finalbody', 'handlers', 'cases'):
+        inside = getattr(node, field, None)
+        for child in inside if isinstance(inside, list) else ():
+            yield from _imported(child)
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ def test_vit_b_configs_have_the_exact_counts():
 HEAD, DEEP_CONFIG = (f'configs/vpt/setr_vit-l_{m}_ade20k.py' for m in ('head', 'deep'))
 
 
+@pytest.mark.slow
 def test_tool_prints_json():
     """As a user calls it: one entry a config, nothing else on stdout or stderr."""
     done = subprocess.run(

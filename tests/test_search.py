@@ -107,7 +107,8 @@ def test_the_best_is_of_as_many_trials_as_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize('changed', [
-    dict(texts=['lr=1e-4:1e-1']), dict(method='deep'), dict(options=['iters=7']), dict(seed=1)])
+    dict(texts=['lr=1e-4:1e-1']), *(pytest.param(each, marks=pytest.mark.slow) for each in (
+        dict(method='deep'), dict(options=['iters=7']), dict(seed=1)))])
 def test_another_search_in_its_folder_is_refused(tmp_path, changed):
     make(tmp_path, 1).run()
     with pytest.raises(UserError, match='holds a search of other settings'):
@@ -320,7 +321,7 @@ def test_a_grid_is_every_combination_once(tmp_path):
     assert again.comparison.tried == []
 
 
-@pytest.mark.parametrize('sampler', ['grid', 'random'])
+@pytest.mark.parametrize('sampler', ['random', pytest.param('grid', marks=pytest.mark.slow)])
 def test_more_trials_go_on_with_what_is_left(tmp_path, sampler):
     made = [make(tmp_path / 'a', number, GRID, sampler=sampler) for number in (2, 5)]
     for found in made:
@@ -343,7 +344,7 @@ def _sample(folder, sampler, after=None):
     found.run()
 
 
-@pytest.mark.parametrize('sampler', ['grid', 'random'])
+@pytest.mark.parametrize('sampler', ['random', pytest.param('grid', marks=pytest.mark.slow)])
 def test_the_points_of_a_killed_process_are_not_lost(tmp_path, sampler):
     fork = multiprocessing.get_context('fork')
     for after in (2, 1):

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from vpt_dense.deploy import card as cards
-from vpt_dense.deploy import exporting, onnx_model, quantizing
+from vpt_dense.deploy import exporting, graphs, onnx_model, quantizing
 from vpt_dense.errors import main
 
 WAYS = ('eager', 'folded', 'compile', 'onnx', 'int8')
@@ -59,7 +59,7 @@ def ways_of(args: argparse.Namespace, folder: str) -> dict[str, Callable[[], obj
     compiled = torch.compile(build(args, True))
     ways['compile'] = lambda: compiled(images)
     files = {'onnx': Path(folder, 'float32.onnx'), 'int8': Path(folder, 'int8.onnx')}
-    proto = exporting.to_onnx(exporting.graph(models['folded'], 3, size, False), 'logits')
+    proto = graphs.to_onnx(exporting.graph(models['folded'], 3, size, False), 'logits')
     proto.metadata_props.add(key=cards.KEY, value=cards.to_text(dict(
         format=cards.FORMAT, task='classification', classes=['0'], ids=[0], palette=[],
         output=dict(name='logits'))))

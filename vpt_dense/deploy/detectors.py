@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from vpt_dense import safe_files
 from vpt_dense.deploy import boxes as after
-from vpt_dense.deploy import exporting
+from vpt_dense.deploy import exporting, graphs
 from vpt_dense.errors import UserError
 from vpt_dense.overrides import are_of
 from vpt_dense.predicting.model import ModelPredictor
@@ -512,14 +512,14 @@ def export(
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f'the model does not take images of {size[0]}x{size[1]} pixels: '
-            f'{exporting._first_line(error)}') from error
+            f'{graphs.first_line(error)}') from error
     for line in exporting.fold(model):
         print(line)
     open_up(model)
     if dynamic:
         exporting._open_sizes(model)
     card = describe(predictor, module, None if dynamic else size, channels)
-    write = exporting._write_onnx if kind == 'onnx' else exporting._write_pt2
+    write = graphs.write_onnx if kind == 'onnx' else graphs.write_pt2
 
     def made(path: Path) -> Any:
         program = exporting.graph(module, channels, size, dynamic, batches=False)
@@ -578,14 +578,14 @@ def predicted(predictor: ModelPredictor, images: np.ndarray) -> Detection:
 def others(wanted: Sequence[Detection], found: Sequence[Detection]) -> float:
     """The share of what is found that has no counterpart: same class, score, box and mask.
 
-    Scores may differ by :data:`vpt_dense.deploy.exporting.TOLERANCE`, sides of boxes by that share
+    Scores may differ by :data:`vpt_dense.deploy.graphs.TOLERANCE`, sides of boxes by that share
     of the image, and a twentieth of the pixels of masks.
     """
     alone = total = 0
     for one, other in zip(wanted, found, strict=True):
-        near = exporting.TOLERANCE * max(one.boxes.max(initial=1), other.boxes.max(initial=1))
+        near = graphs.TOLERANCE * max(one.boxes.max(initial=1), other.boxes.max(initial=1))
         like = one.labels[:, None] == other.labels
-        like &= abs(one.scores[:, None] - other.scores) <= exporting.TOLERANCE
+        like &= abs(one.scores[:, None] - other.scores) <= graphs.TOLERANCE
         like &= abs(one.boxes[:, None] - other.boxes).max(-1, initial=0) <= near
         if one.masks is not None:
             for i, k in np.argwhere(like):

@@ -1,12 +1,7 @@
 """Making exported files: a graph of the whole model, checked against it before it is kept."""
 
-import contextlib
-import io
-import logging as python_logging
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +16,11 @@ from vpt_dense.adapters import merge_adapters
 from vpt_dense.argument_checks import to_pair
 from vpt_dense.checkpoints import deltas
 from vpt_dense.deploy import card as cards
+from vpt_dense.deploy import graphs
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.model import ModelPredictor
 from vpt_dense.tree import kind_of, leaf_datasets
 
-#: Largest difference to the model that an exported file may have, relative to the largest score.
-TOLERANCE = 1e-3
 #: Largest share of labels that may differ, where two classes are as likely.
 OTHER_LABELS = 1e-3
 #: Bytes of weights that fit into an ONNX file, whose format ends at 2 GiB.
@@ -373,23 +367,6 @@ def sizes_of(predictor: ModelPredictor, size: Sequence[int] | None) -> tuple[int
     return to_pair('model.backbone.img_size', found)
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what the exporters tell of their own work."""
-    loggers = [python_logging.getLogger(name) for name in ('torch', 'onnxscript', 'onnx_ir')]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(python_logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
-                contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def graph(
     module: nn.Module, channels: int, size: Sequence[int], dynamic: bool, batches: bool = True
 ) -> 'torch.export.ExportedProgram':
@@ -412,7 +389,7 @@ def graph(
     shapes = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
     images = torch.zeros(1 + batches, channels, height, width)
     try:
-        with torch.no_grad(), _quietly():
+        with torch.no_grad(), graphs.quietly():
             return torch.export.export(module, (images,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:
         if isinstance(error, MemoryError):
@@ -424,14 +401,9 @@ def graph(
         head = next((parts[key] for key in task.heads if key in parts), None) if task else None
         raise UserError(
             f'{type(getattr(model, "backbone", model)).__name__} with {type(head).__name__} cannot '
-            f'be exported {what}: {_first_line(error)}'
+            f'be exported {what}: {graphs.first_line(error)}'
             + ('; try --size HEIGHT WIDTH, without --dynamic' if dynamic else '')
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return next(iter(lines), type(error).__name__)
 
 
 def export(
@@ -459,7 +431,7 @@ def export(
 
     Raises:
         UserError: If the model cannot be exported, or the file differs from it by more than
-            :data:`TOLERANCE` or :data:`OTHER_LABELS`.
+            :data:`vpt_dense.deploy.graphs.TOLERANCE` or :data:`OTHER_LABELS`.
     """
     if kind == 'onnx':
         cards.needed('onnx', 'onnxscript', 'onnxruntime')
@@ -486,7 +458,8 @@ def export(
             wanted = [module(torch.from_numpy(sample)).numpy() for sample in samples]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f'the model does not take images of {size[0]}x{size[1]} pixels: {_first_line(error)}'
+            f'the model does not take images of {size[0]}x{size[1]} pixels: '
+            f'{graphs.first_line(error)}'
         ) from error
     for line in fold(model):
         print(line)
@@ -494,14 +467,14 @@ def export(
         _open_sizes(model)
     program = graph(module, channels, size, dynamic)
     card = describe(predictor, module, None if dynamic else size, channels)
-    write = _write_onnx if kind == 'onnx' else _write_pt2
+    write = graphs.write_onnx if kind == 'onnx' else graphs.write_pt2
     with safe_files.atomic(out) as unfinished:
         run = write(program, unfinished, card)
         found = [run(sample)[0] for sample in samples]
         worst = compare(wanted, found, argmax)
         shapes = ', '.join('x'.join(map(str, sample.shape)) for sample in samples)
         what = 'share of labels that differ' if argmax else 'largest difference'
-        limit = OTHER_LABELS if argmax else TOLERANCE * max(abs(w).max() for w in wanted)
+        limit = OTHER_LABELS if argmax else graphs.TOLERANCE * max(abs(w).max() for w in wanted)
         said = f'{what} from the model {worst:.2g} (at most {limit:.2g}) on images of {shapes}'
         if not worst <= limit:
             raise UserError(f'{out} is not written: {said}')
@@ -591,75 +564,3 @@ def _padding(module: Exportable) -> dict[str, Any] | None:
     prepare = module.prepare
     values = (prepare.mean + preprocessor.pad_val * prepare.std).flatten().tolist()
     return dict(divisor=divisor, values=values[::-1] if prepare.flip else values)
-
-
-def _write_pt2(program: Any, path: Path, card: dict) -> Callable:
-    with path.open('wb') as stream, _quietly():
-        torch.export.save(program, stream, extra_files={cards.KEY: cards.to_text(card)})
-    with path.open('rb') as stream, _quietly():
-        module = torch.export.load(stream).module()
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        with torch.no_grad():
-            found = module(torch.from_numpy(images))
-        return [each.numpy() for each in (found if isinstance(found, tuple) else (found,))]
-
-    return run
-
-
-def _write_onnx(program: Any, path: Path, card: dict) -> Callable:
-    onnx, runtime = cards.needed('onnx', 'onnxruntime')
-    proto = to_onnx(program, card['output'].get('names') or card['output']['name'])
-    proto.metadata_props.add(key=cards.KEY, value=cards.to_text(card))
-    proto.producer_name, proto.producer_version = 'vpt_dense', card['version']
-    onnx.save_model(proto, str(path))
-    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        return session.run(None, {'images': images})
-
-    return run
-
-
-def to_onnx(program: 'torch.export.ExportedProgram', output: str | Sequence[str]) -> Any:
-    """Turn a graph, as :func:`graph` returns it, into an ONNX model (``onnx.ModelProto``).
-
-    Args:
-        program: The graph.
-        output: The name of what it gives, or of several.
-
-    Raises:
-        UserError: If ONNX has no operator for something in it.
-    """
-    try:
-        with torch.no_grad(), _quietly():
-            made = torch.onnx.export(
-                program, program.example_inputs[0], dynamo=True, input_names=['images'],
-                output_names=[output] if isinstance(output, str) else list(output),
-                verbose=False)
-            proto = made.model_proto
-    except Exception as error:
-        if isinstance(error, MemoryError):
-            raise
-        cause = error.__cause__ or error
-        raise UserError(
-            f'torch {torch.__version__} cannot make ONNX of this model: {_first_line(cause)}; '
-            'try --format pt2, or other versions of what vpt_dense[export] installs'
-        ) from error
-    _name_axes(proto)
-    return proto
-
-
-def _name_axes(proto: Any) -> None:
-    """Call the axes of any length by their names: batch, height, width."""
-    (images,) = proto.graph.input
-    names = ('batch', 'channels', 'height', 'width')
-    axes = {axis.dim_param: name for axis, name in
-            zip(images.type.tensor_type.shape.dim, names, strict=True) if axis.dim_param}
-    if not axes:
-        return
-    symbol = re.compile(r'\b(' + '|'.join(map(re.escape, axes)) + r')\b')
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param:
-                axis.dim_param = symbol.sub(lambda found: axes[found[0]], axis.dim_param)

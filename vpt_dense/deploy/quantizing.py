@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS
 
 from vpt_dense import building, safe_files
 from vpt_dense.deploy import card as cards
-from vpt_dense.deploy import exporting, onnx_model
+from vpt_dense.deploy import graphs, onnx_model
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.results import Segmentation
 
@@ -63,7 +63,7 @@ def quantize(source: str | Path, out: str | Path, images: Iterable[np.ndarray]) 
         dir=Path(out).parent, prefix='.quantizing-'
     ) as folder, safe_files.told(out):
         prepared = os.path.join(folder, 'prepared.onnx')
-        with exporting._quietly():
+        with graphs.quietly():
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             try:
                 quantize_static(

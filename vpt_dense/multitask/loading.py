@@ -350,7 +350,10 @@ def _scores(task: str, model: nn.Module, images: Tensor) -> Tensor:
     if task == 'segmentation':
         size = tuple(images.shape[-2:])
         meta = dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)
-        return model.inference(images, [dict(meta) for _ in images])
+        number = images.shape[0]
+        if isinstance(number, int):
+            return model.inference(images, [dict(meta) for _ in range(number)])
+        return model.encode_decode(images, [meta])  # of a graph: images are its windows
     raise UserError(f'MultiTask: for the task {task} there are results, no scores; take predict')
 
 

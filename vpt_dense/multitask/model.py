@@ -324,6 +324,42 @@ class MultiTask:
                 before + len(chosen), own.depth, len(own.backbone.block_list()), own.own_layers)
         return found
 
+    def export(
+        self, out: str | os.PathLike, size: int | Sequence[int],
+        tasks: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Write tasks as one file of ONNX or torch.export, with the task as an input.
+
+        The frozen weights are in it once. It takes ``images``, (B, C, H, W) float32, normalised as
+        when the MultiTask is called, and ``task``, int64 without axes: the number of the task in
+        the list, which all images of a batch share. It gives ``scores``, (B, K) or (B, K, H, W),
+        where K is the largest number of classes; those that a task does not have are -inf. Each
+        task is compared with the model before the file is kept.
+
+        Args:
+            out: The file, ``.onnx`` or ``.pt2``.
+            size: Of the images, in pixels, or (height, width).
+            tasks: Their names, in the order of their numbers; None: all.
+
+        Returns:
+            The card that is in the file as JSON (``vpt_dense`` in the metadata): ``tasks``, names
+            in order, ``channels``, the classes of each, ``input``.
+
+        Raises:
+            UserError: If there is no such task, tasks give scores of different kinds (a number for
+                each class, and maps of them), or a model has no such graph.
+        """
+        from vpt_dense.multitask import exporting
+
+        pair = (size, size) if isinstance(size, int) else tuple(size)
+        if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+            raise UserError(f'export: size must be pixels, or (height, width), found {size!r}')
+        names = self.tasks if tasks is None else tuple(tasks)
+        if isinstance(tasks, str) or len(set(names)) != len(names):
+            raise UserError(f'export: tasks must be different names, found {tasks!r}')
+        found = {name: self._find(name) for name in names}
+        return exporting.export(self.frozen, found, out, pair, self.frozen.channels)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors in memory: the frozen ones once, and what each task adds."""

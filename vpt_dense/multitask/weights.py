@@ -59,6 +59,11 @@ class Frozen:
         """Where it is."""
         return next(iter(self.tensors.values())).device
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images that it takes: those of its first convolution."""
+        return next((t.shape[1] for t in self.tensors.values() if t.ndim == 4), 3)
+
     def has(self, shapes: Mapping[str, torch.Size]) -> bool:
         """Whether tensors of these names and shapes are all there."""
         return all(
