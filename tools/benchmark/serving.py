@@ -120,7 +120,7 @@ class Served:
         Raises:
             UserError: If it ends instead.
         """
-        until = time.monotonic() + 300
+        until = time.monotonic() + 900
         while not self.port:
             for line in self.lines():
                 if line.get('event') == 'ready':
@@ -245,6 +245,8 @@ def measure(args: argparse.Namespace, folder: Path, file: Path) -> list[dict]:
                     servers=told, clients=clients, per_second=len(times) / seconds,
                     p50=quantiles[0], p95=quantiles[1], p99=quantiles[2],
                     mb=sum(server.memory() for server in servers)))
+                print(', '.join(f'{key} {value:.4g}' if isinstance(value, float) else str(value)
+                                for key, value in rows[-1].items()), file=sys.stderr, flush=True)
     return rows
 
 
