@@ -341,7 +341,7 @@ def test_ten_labels_a_training_and_a_delta(studio, tmp_path):
     labels = vpt_dense.load(str(delta)).predict(
         np.asarray(PIL.Image.open(io.BytesIO(studio.server.files['/data/upload/1.png'])))).labels
     assert labels.shape == (32, 32) and set(np.unique(labels)) <= {0, 1}
-    trainer.cfg_options = ['nonsense=3']
+    trainer.config = str(tmp_path / 'gone.py')
     answering.webhook(dict(action='START_TRAINING', project=dict(id=3)))
     trainer.wait()
-    assert trainer.state['status'] == 'failed' and 'nonsense' in trainer.state['message']
+    assert trainer.state['status'] == 'failed' and 'gone.py' in trainer.state['message']
