@@ -79,7 +79,8 @@ test-detection: $(STAMP)  ## Run the tests of detection on mmdet, in .venv-detec
 	    --requirement requirements/export.txt
 	OMP_NUM_THREADS=1 .venv-detection/bin/python -m pytest -q -m '' -n $(WORKERS) $(DEAL) \
 	    tests/test_detection.py tests/test_detection_operators.py tests/test_coco.py \
-	    tests/test_export_detection.py tests/test_query_detector.py
+	    tests/test_export_detection.py tests/test_query_detector.py tests/test_panoptic.py \
+	    tests/test_panoptic_data.py tests/test_mask2former_head.py
 
 test-federated: $(STAMP)  ## Train federations with Flower, in .venv-federated
 	$(call beside,federated)

@@ -19,7 +19,8 @@ exclude_patterns = ['.*', 'build', 'data', 'docs/_build', 'docs/api/modules.rst'
 # They are made of classes of mmdet, an extra.
 _OF_MMDET = [f'**/{name}.py' for name in (
     'deploy/detectors', 'detection/coco_folder', 'detection/coco_metric',
-    'detection/query_detector', 'hooks/boxes_hook', 'visualization/detection')]
+    'detection/panoptic_folder', 'detection/panoptic_metric', 'detection/query_detector',
+    'detection/semantic_head', 'hooks/boxes_hook', 'visualization/detection')]
 apidoc_modules = [{
     'path': '../vpt_dense', 'destination': 'docs/api', 'separate_modules': True,
     'module_first': True, 'max_depth': 1,

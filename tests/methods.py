@@ -389,6 +389,9 @@ ROWS = {
     'glora': Row(
         dict(adapters=[dict(type='vpt_dense.GLoRA', rank=2)]), _TOKENS, starts_equal=True,
         merges=True, files=('glora',)),
+    'bi-lora': Row(
+        dict(adapters=[dict(type='vpt_dense.BiLoRA', rank=3, parts=['q', 'v'])]), _TOKENS,
+        merges=True, files=('bi-lora',)),
     'vera': Row(
         dict(adapters=[dict(type='vpt_dense.VeRA', rank=3, parts=['q', 'v'])]), _TOKENS,
         starts_equal=True, merges=True, files=('vera',)),
@@ -425,6 +428,9 @@ ROWS = {
         dict(adapters=[dict(type='vpt_dense.Convpass', hidden_dims=4)]), _TOKENS,
         starts_equal=True, files=('convpass',)),
     'side': Row(dict(adapters=[dict(type='vpt_dense.SideNetwork')]), _TOKENS, files=('side',)),
+    'vit-split': Row(
+        dict(adapters=[dict(type='vpt_dense.ViTSplit', num_blocks=2, num_maps=2)]), _OURS,
+        tasks=('seg',), files=('vit-split',)),
     # --- combinations
     'deep-bias': Row(
         dict(prompt=DEEP, trainable=[r'^prompt\.', 'bias$']), _TOKENS, files=('deep-bias',)),
@@ -440,7 +446,8 @@ COLUMNS_ARE_LONG = tuple(TIMM)[1:]
 #: transformer, in one task on Swin, slow or long on all others.
 KIN = frozenset({
     'da-vpt-plus', 'vfpt', 'e2vpt, pruned', 'sparse', 'rslora', 'dora', 'dora-qv', 'pissa',
-    'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'vera', 'vera-all', 'fact-tt', 'fact-tk',
+    'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'bi-lora', 'vera', 'vera-all', 'fact-tt',
+    'fact-tk',
     'mona, random start', 'pae', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
 #: Every row on every family that it fits, in every task.
 CASES = [
@@ -491,11 +498,11 @@ def few_blocks(family: str, task: str, name: str = '') -> dict[str, Any]:
     """What makes a backbone as shallow as a graph of it may be: it takes long for each block.
 
     A first and a last block; of a Swin both kinds of windows too. A row with a range of blocks
-    needs all.
+    needs all, and one with copies of some.
     """
     arch = FAMILIES[family].cfg.get('arch')
     prompt = ROWS[name].tuning.get('prompt') if name else None
-    if prompt and 'layer_range' in prompt:
+    if prompt and 'layer_range' in prompt or name == 'vit-split':
         return {}
     if family == 'swin':
         return dict(arch=dict(arch, depths=[2, 1]))

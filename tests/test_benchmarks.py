@@ -446,3 +446,14 @@ def test_a_study_on_paper(command):
                    555, 102, 120, 196))
     delta = 4 * (24 * 92_160 + 769 * classes)
     assert f'{delta / 1e9:,.2f} GB of what was' in out, out
+
+
+def test_decoders_in_forward_and_training(measure):
+    """ViT-Split's own parameters are counted; cached features save the encoder."""
+    of = ['--img-size', '56', '--rounds', '2', '--decoders', 'linear', 'vit-split']
+    rows, _ = measure('decoders', *of)
+    assert [row['decoder'] for row in rows] == ['encoder', 'linear', 'vit-split']
+    assert f'{rows[2]["parameters"] / 1e6:.1f}' == '10.2'
+    rows, _ = measure('decoders', *of, '--train', '--batch', '2')
+    assert [row['decoder'] for row in rows] == [
+        'linear', 'linear, cached', 'vit-split', 'vit-split, cached']

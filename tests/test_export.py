@@ -112,6 +112,7 @@ HEADS = {
                       num_heads=2, embed_dims=64, norm_cfg=dict(type='LN')),
     'PMD': dict(type='vpt_dense.PlainMaskHead', in_channels=[64, 64], in_index=[0, 1], num_heads=2,
                 num_queries=5, num_blocks=2, hidden_dims=32),
+    'ViT-Split': dict(type='vpt_dense.DeconvHead', in_index=1),
     'ensemble': dict(type='vpt_dense.SETRUPHead', in_index=1, num_convs=1, up_scale=2,
                      kernel_size=3),
 }
@@ -122,12 +123,15 @@ def segmentor(kind: str = 'SETR', num_classes: int = 5, **backbone) -> nn.Module
     head = dict(
         in_channels=64, channels=16, num_classes=num_classes, align_corners=False,
         norm_cfg=dict(type='SyncBN'), dropout_ratio=0)
-    if kind == 'linear':
+    if kind in ('linear', 'ViT-Split'):
         del head['channels']
     if kind == 'PMD':
         head = dict(num_classes=num_classes, norm_cfg=head['norm_cfg'])
     head |= HEADS[kind]
     prompt, vit = dict(type='vpt_dense.TokenPrompt', num_tokens=3, deep=True), BACKBONES['vit']
+    if kind == 'ViT-Split':
+        backbone = dict(
+            adapters=[dict(type='vpt_dense.ViTSplit', num_blocks=1, num_maps=1)], **backbone)
     if kind == 'ensemble':
         head = dict(type='vpt_dense.EnsembleDecodeHead', seeds=[0, 1], head=head)
         prompt = dict(type='vpt_dense.PromptEnsemble', seeds=[0, 1], prompt=prompt)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from map_data import write_recipe
 from methods import BACKBONES, GRAPHS, build
 from mmengine import Config
 from test_export import HEADS, Outs, segmentor
@@ -15,7 +16,7 @@ from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise
 
 import vpt_dense
 from vpt_dense import building, config, safe_files
-from vpt_dense.datasets import raster
+from vpt_dense.datasets import map_files, raster
 from vpt_dense.deploy import card as cards
 from vpt_dense.deploy import exporting, graphs, onnx_model
 from vpt_dense.errors import UserError
@@ -373,3 +374,63 @@ def test_every_method_on_every_backbone(name, family, task):
 @pytest.mark.parametrize('kind', HEADS)
 def test_heads_of_segmentation(mmseg_scope, kind):
     run_onnx(segmentor(kind), (32, 32))
+
+
+def of_maps(folder, what, more=''):
+    """A tiny recipe of depth or normals, its checkpoint with a method, and its images."""
+    file = write_recipe(folder, f'linear_vit-s_dinov2_{what}folder', more=more)
+    cfg = config.load(str(file), {}, 'deep')
+    model = randomise(building.build_model(cfg))
+    path = folder / 'a.pth'
+    safe_files.write(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
+    return str(path), sorted(map(str, (folder / 'data/images/validation').glob('*')))
+
+
+@pytest.mark.parametrize(
+    'options', [['--dynamic'], ['--dynamic', '--resize']], ids=['head', 'resized'])
+@pytest.mark.parametrize('what', ['depth', 'normal'])
+def test_maps_are_the_models(capfd, tmp_path, what, options):
+    path, pictures = of_maps(tmp_path, what)
+    out = tmp_path / 'a.onnx'
+    done = run_tool(capfd, 'export', path, '--out', out, *options)
+    assert done.code == 0, done.err
+    model, exported = vpt_dense.load(path), onnx_model.load(str(out))
+    wanted, found = (list(each.stream(pictures)) for each in (model, exported))
+    assert len(found) == len(pictures) > 0
+    for one, other in zip(wanted, found, strict=True):
+        name = 'depth' if what == 'depth' else 'normals'
+        a, b = getattr(one, name), getattr(other, name)
+        assert a.shape == b.shape and a.std() > 1e-3
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+        if what == 'depth':
+            assert (one.scale, one.farthest) == (other.scale, other.farthest)
+    if '--resize' in options:  # unit vectors are not averaged
+        exported.card['test'] = dict(mode='slide', crop_size=[32, 32], stride=[16, 16])
+        first = next(exported.stream(pictures))
+        refused = isinstance(first, UserError) and 'export without --resize' in str(first)
+        assert refused == (what == 'normal')
+        return
+    for source, folder in ((path, 'eager'), (out, 'onnx')):
+        done = run_tool(capfd, 'predict', source, *pictures, '--out', tmp_path / folder)
+        assert done.code == 0, done.err
+    task = exported.task
+    files = sorted(p.name for p in (tmp_path / 'eager' / task).iterdir())
+    assert files == sorted(p.name for p in (tmp_path / 'onnx' / task).iterdir()) != []
+    for name in files:
+        a, b = (map_files.read_map(tmp_path / folder / task / name)
+                for folder in ('eager', 'onnx'))
+        np.testing.assert_allclose(b.astype(float), a.astype(float), atol=1)  # a unit of a PNG
+
+
+def test_maps_of_earlier_versions_are_refused(capfd, tmp_path):
+    path, _ = of_maps(tmp_path, 'depth')
+    out = tmp_path / 'a.onnx'
+    assert run_tool(capfd, 'export', path, '--out', out).code == 0
+    proto = onnx.load(out)
+    (entry,) = [p for p in proto.metadata_props if p.key == 'vpt_dense']
+    card = json.loads(entry.value)
+    del card['maps']
+    entry.value = json.dumps(card)
+    onnx.save(proto, out)
+    with pytest.raises(UserError, match='what its maps of depth are.*export it again'):
+        onnx_model.load(str(out))

@@ -147,7 +147,9 @@ def test_every_registry_holds_something(registered):
 #: Classes on those of mmdet, an extra.
 NEED_MMDET = (
     'BoxesHook', 'CocoFolder', 'CocoMetric', 'DetLocalVisualizer', 'EoMTInstanceHead',
-    'PlainMaskInstanceHead', 'QueryDetector')
+    'EoMTPanopticHead', 'LoadPanopticAnnotations', 'Mask2FormerHead', 'PanopticFolder',
+    'PanopticMetric', 'PlainMaskInstanceHead', 'PlainMaskPanopticHead', 'QueryDetector',
+    'SegmentsHook')
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmseg', 'mmpretrain'])

@@ -185,3 +185,21 @@ def test_every_name_of_the_records_exists():
         found = {HOOKS.get(task.store), HOOKS.get(task.drawing['type']), MODELS.get(task.ensemble),
                  VISUALIZERS.get(task.visualizer['type'])}
         assert len(found) == 4 and None not in found
+
+
+@pytest.mark.parametrize(('metric', 'value', 'text'), [
+    ('rmse', 0.41267, '0.413'), ('night/abs_rel', 0.0819, '0.082'), ('rmse', 12.3456, '12.35'),
+    ('mean_angle', 9.8765, '9.877'), ('mean_angle', 22.456, '22.46'), ('mIoU', 5.4321, '5.43'),
+    ('accuracy/top1', 88.888, '88.89'), ('d1', 0.9137, '0.914')])
+def test_a_value_of_a_metric_as_text(metric, value, text):
+    assert tasks.told(metric, value) == text
+
+
+def test_small_errors_have_three_decimals_in_tables_of_comparisons():
+    from vpt_dense.comparison import report
+
+    row = dict(method='deep', mean=0.4127, std=0.0023, marked=False, sets={'night': 0.5556},
+               seeds=[0], trainable=1, backbone_trainable=1, disk_megabytes=None, train_ms=None,
+               test_ms=None, peak_megabytes=None)
+    assert report.cells(row, 'rmse')[1:3] == ['0.413 ± 0.002', '0.556']
+    assert report.cells(row, 'mIoU')[1:3] == ['0.41 ± 0.00', '0.56']

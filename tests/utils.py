@@ -15,12 +15,16 @@ CONFIGS = ROOT / 'configs'
 _COUNTER = itertools.count()
 
 #: What the names of recipes of depth and normals end in; they have no leaves.
-_OF_MAPS = ('_nyu', '_kitti-depth', '_depthfolder', '_normalfolder', 'rooms-depth_dinov2-s')
+_OF_TASKS = ('_nyud', '_pascal-context', 'camvid-tasks_dinov2-s')
+_OF_MAPS = ('_nyu', '_kitti-depth', '_depthfolder', '_normalfolder', 'rooms-depth_dinov2-s',
+            *_OF_TASKS)
+#: Likewise of detection and panoptic segmentation, which need mmdet.
+_OF_MMDET = ('_coco-folder', '_panoptic-folder', 'mask2former_vit-s_dinov2_segfolder')
 #: The recipes of configs/vpt, demo and results, below configs: those that no method was put on.
 RECIPES = sorted(
     str(path.relative_to(CONFIGS)) for folder in ('vpt', 'demo', 'results')
     for path in (CONFIGS / folder).glob('*.py')
-    if not path.stem.endswith(('_coco-folder', *_OF_MAPS))
+    if not path.stem.endswith((*_OF_MMDET, *_OF_MAPS))
     if folder == 'results' or '/optim/' in path.read_text() or '\noptim = ' in path.read_text()
 )
 #: Those whose classes are known by texts.
@@ -32,14 +36,21 @@ FIELDS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'fields').
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py')
     if str(path.relative_to(CONFIGS)) not in [*RECIPES, *OF_TEXTS, *FIELDS]
-    and path.parent.name != 'suites' and not path.stem.endswith(('_coco-folder', *_OF_MAPS))
+    and path.parent.name not in ('suites', 'transfer')
+    and not path.stem.endswith((*_OF_MMDET, *_OF_MAPS))
 )
 #: The recipes of detection, which need mmdet.
-DETECTORS = sorted(str(path.relative_to(CONFIGS)) for path in (CONFIGS / 'vpt').glob('*_coco-*'))
+DETECTORS = sorted(
+    str(path.relative_to(CONFIGS)) for kind in _OF_MMDET
+    for path in (CONFIGS / 'vpt').glob(f'*{kind}.py'))
 
 #: The recipes of depth and normals.
 MAPS = sorted(str(path.relative_to(CONFIGS)) for folder in ('vpt', 'results')
-              for path in (CONFIGS / folder).glob('*.py') if path.stem.endswith(_OF_MAPS))
+              for path in (CONFIGS / folder).glob('*.py')
+              if path.stem.endswith(_OF_MAPS) and not path.stem.endswith(_OF_TASKS))
+#: The recipes of several tasks together.
+OF_TASKS = sorted(str(path.relative_to(CONFIGS)) for folder in ('vpt', 'results')
+                  for path in (CONFIGS / folder).glob('*.py') if path.stem.endswith(_OF_TASKS))
 
 #: The architecture of the reference vectors: width 64, 4 blocks, patches of 8, images of 32.
 TINY_ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=128)

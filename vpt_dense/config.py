@@ -529,9 +529,14 @@ def place_pretrained(cfg: Config, untouched: dict | None = None) -> None:
     _overlay(settings, model, untouched)
     old, new = (architecture(node.get('backbone') or {}) for node in (before, model))
     if old and new:
-        parts = [*heads(model), *([model['neck']] if model.get('neck') else [])]
-        originals = [*heads(before), *([before['neck']] if before.get('neck') else [])]
-        for part, original in zip(parts, originals, strict=False):
+        # A head of queries has no num_classes, by which others are known.
+        further = [key for key in ('neck', 'panoptic_head') if model.get(key) and before.get(key)]
+        parts = [*zip(heads(model), heads(before), strict=False),
+                 *((model[key], before[key]) for key in further)]
+        if 'task_heads' in model and 'task_heads' not in before:  # the recipe says which there are
+            parts = [(part, copy.deepcopy(part)) for part in (
+                *heads(model), *([model['neck']] if model.get('neck') else []))]
+        for part, original in parts:
             if original.get('channels') == original.get('in_channels'):
                 followers = {**_FOLLOWERS, 'channels': 0}
             else:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files, tasks, test_sets
-from vpt_dense.datasets import coco, layouts, list_files
+from vpt_dense.datasets import coco, layouts, list_files, panoptic
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, leaf_datasets, placed_datasets, walk
@@ -347,5 +347,7 @@ def _classes(cfg: Config) -> list[str] | None:
             return known
         if kind_of(dataset) == 'CocoFolder' and coco.ann_file_of(dataset).is_file():
             return coco.classes_of(dataset)
+        if kind_of(dataset) in panoptic.KINDS and coco.ann_file_of(dataset).is_file():
+            return panoptic.classes_of(dataset)
     common = _normal(cfg.get('dataset') or {}, 'dataset').get('metainfo') or {}
     return list(common['classes']) if common.get('classes') else None

@@ -188,6 +188,21 @@ def normal_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
         gt_normal_map=PixelData(data=normals))
 
 
+def tasks_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of several tasks: every pixel of class 0, a metre away, no edge."""
+    sample = BaseDataElement(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
+    for name, head in cfg.model.task_heads.items():
+        kind = kind_of(head)
+        if 'NormalHead' in kind:
+            truth = normal_sample(cfg, size).gt_normal_map.data
+        elif kind.endswith(('DepthHead', 'DistanceHead')):
+            truth = torch.ones(1, *size)
+        else:
+            truth = torch.zeros(1, *size, dtype=torch.int64)
+        sample.set_data({f'gt_{name}_map': PixelData(data=truth)})
+    return sample
+
+
 def class_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
     """An image of classification, of class 0."""
     # Here, since this package can be used without mmpretrain's.
@@ -214,6 +229,23 @@ def box_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
     return DetDataSample(
         gt_instances=found, ignored_instances=InstanceData(bboxes=boxes[:0]),
         metainfo=dict(img_id=0, img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+
+
+def segment_sample(cfg: Config, size: tuple[int, int]) -> BaseDataElement:
+    """An image of panoptic segmentation: 8 things of class 0 on stuff of the last class."""
+    from mmdet.structures.mask import BitmapMasks
+
+    height, width = size
+    sample, head = box_sample(cfg, size), cfg.model.panoptic_head
+    masks = np.zeros((8, height, width), np.uint8)
+    labels = np.full((1, height, width), head.num_things_classes + head.num_stuff_classes - 1,
+                     np.uint8)
+    for mask, box in zip(masks, sample.gt_instances.bboxes.int().tolist(), strict=True):
+        mask[box[1] : box[3], box[0] : box[2]] = 1
+        labels[0][mask > 0] = 0
+    sample.gt_instances.masks = BitmapMasks(masks, height, width)
+    sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(labels))
+    return sample
 
 
 def image_size(cfg: Config, model: nn.Module) -> tuple[tuple[int, int], str]:

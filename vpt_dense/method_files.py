@@ -26,6 +26,8 @@ from vpt_dense.tree import get
 FOLDER = shipped.folder('configs') / '_base_/methods'
 #: Those for classes that are known by their names: they set parts of the head too.
 OF_TEXTS = FOLDER / 'text'
+#: Those for models of several tasks.
+OF_TASKS = FOLDER / 'tasks'
 
 #: Variables of method files ...
 _OF_METHODS = ('method', 'method_head', 'optim_group', 'method_optim')
@@ -57,11 +59,14 @@ def find(name: str, task: tasks.Task | None = None) -> Path:
     of_texts = sorted(file.stem for file in OF_TEXTS.glob('*.py'))
     if name.removeprefix('text/') in of_texts:
         return OF_TEXTS / f'{name.removeprefix("text/")}.py'
+    of_tasks = sorted(file.stem for file in OF_TASKS.glob('*.py'))
+    if name.removeprefix('tasks/') in of_tasks:
+        return OF_TASKS / f'{name.removeprefix("tasks/")}.py'
     if name not in names():
         raise UserError(
-            f'--method {name} is not known{suggest(name, [*names(), *of_texts])}; the methods are '
-            f'{", ".join(names())}, on CLIP {", ".join(of_texts)} too, or a method file of your '
-            'own (*.py)')
+            f'--method {name} is not known{suggest(name, [*names(), *of_texts, *of_tasks])}; the '
+            f'methods are {", ".join(names())}, on CLIP {", ".join(of_texts)} too, for several '
+            f'tasks {", ".join(of_tasks)}, or a method file of your own (*.py)')
     special = FOLDER / f'{name}_{task.short}.py' if task and task.short else FOLDER
     return special if special.is_file() else FOLDER / f'{name}.py'
 

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from vpt_dense import machine, pretraining, tasks
 from vpt_dense.argument_checks import is_int, is_number, to_pair
 from vpt_dense.config import architecture
-from vpt_dense.datasets import coco, list_files, map_files
+from vpt_dense.datasets import coco, list_files, map_files, panoptic
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
@@ -141,7 +141,8 @@ def check_model(model: dict) -> None:
                     'and the crops of the pipelines to a multiple, as model.backbone.img_size'
                 )
     counts = {head['num_classes'] for head in heads(model) if 'num_classes' in head}
-    if len(counts) > 1:
+    task = tasks.of(model)
+    if len(counts) > 1 and (task is None or task.classes):
         raise UserError(
             f'the heads of the model disagree on num_classes: {sorted(counts)}; set '
             'dataset.classes, the heads follow'
@@ -494,6 +495,8 @@ def check_dataset(dataset: dict, split: str) -> None:
         map_files.pairs_of(dataset, split)
     elif kind in coco.KINDS:
         coco.check_paths(dataset, split)
+    elif kind in panoptic.KINDS:
+        panoptic.check_paths(dataset, split)
     elif not dataset.get('with_label', True):
         if split != 'test':
             raise UserError(f'data of {split}: with_label=False is for tests alone')

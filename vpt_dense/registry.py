@@ -63,15 +63,18 @@ MODELS = _child(
             ).items()
         },
         'vpt_dense.heads': [
-            'DPTDepthHead', 'DPTNormalHead', 'EoMTHead', 'FCNHead', 'GradientLoss',
-            'LinearDepthHead', 'LinearHead', 'LinearNormalHead', 'NormalLoss', 'PlainMaskHead',
-            'SETRMLAHead', 'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
+            'DPTDepthHead', 'DPTNormalHead', 'DeconvHead', 'EdgeLoss', 'EoMTHead', 'FCNHead',
+            'GradientLoss', 'LinearDepthHead', 'LinearDistanceHead', 'LinearEdgeHead', 'LinearHead',
+            'LinearNormalHead', 'MapL1Loss', 'NormalLoss', 'PlainMaskHead', 'SETRMLAHead',
+            'SETRUPHead', 'SegmenterMaskTransformerHead', 'SigLoss', 'UPerHead',
         ],
         'vpt_dense.classifiers': ['AverageClsScoreTTA', 'LabelMappingHead'],
         'vpt_dense.continual.head': ['StepHead'],
         'vpt_dense.detection.pyramid': ['SimpleFeaturePyramid'],
+        'vpt_dense.detection.semantic_head': ['Mask2FormerHead'],
         'vpt_dense.detection.query_detector': [
-            'EoMTInstanceHead', 'PlainMaskInstanceHead', 'QueryDetector'],
+            'EoMTInstanceHead', 'EoMTPanopticHead', 'PlainMaskInstanceHead',
+            'PlainMaskPanopticHead', 'QueryDetector'],
         'vpt_dense.continual.segmentor': ['StepEncoderDecoder'],
         'vpt_dense.vision_language.classifier': ['CLIPClassifier'],
         'vpt_dense.vision_language.cost_head': ['CostHead'],
@@ -80,18 +83,21 @@ MODELS = _child(
         'vpt_dense.vision_language.zegclip_head': ['ZegCLIPHead'],
         'vpt_dense.federated.shared_group_prompt': ['SharedGroupPrompt'],
         'vpt_dense.segmentors': [
-            'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'NormalEstimator', 'SegTTAModel'],
+            'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'MultiTaskEstimator',
+            'NormalEstimator', 'SegTTAModel'],
     },
 )
 DATASETS = _child(
     'DATASETS',
     **{
         'vpt_dense.datasets.map_folder': ['DepthFolder', 'NormalFolder'],
+        'vpt_dense.datasets.task_folder': ['NYUDv2', 'PASCALContext', 'TaskFolder'],
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
         'vpt_dense.datasets.public_set': ['PublicSet'],
         'vpt_dense.datasets.eurosat': ['EuroSAT'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.detection.coco_folder': ['CocoFolder'],
+        'vpt_dense.detection.panoptic_folder': ['PanopticFolder'],
         'vpt_dense.datasets.image_folder': ['ImageFolder'],
         'vpt_dense.datasets.image_list': ['FGVC', 'ImageList', 'VTAB'],
         'vpt_dense.datasets.subset': ['Subset'],
@@ -103,7 +109,9 @@ TRANSFORMS = _child(
         'vpt_dense.continual.keep_labels': ['KeepLabels'],
         'vpt_dense.datasets.augment': ['RandomCrop'],
         'vpt_dense.datasets.in_test_set': ['InTestSet'],
+        'vpt_dense.detection.panoptic_folder': ['LoadPanopticAnnotations'],
         'vpt_dense.datasets.map_folder': ['KITTICrop', 'LoadDepth', 'LoadNormals', 'PackNormals'],
+        'vpt_dense.datasets.task_targets': ['LabelTargets', 'LoadTasks', 'PackTasks'],
         'vpt_dense.demo.stride_labels': ['StrideLabels'],
     },
 )
@@ -116,17 +124,20 @@ HOOKS = _child(
         'vpt_dense.hooks.seg_visualization_hook': ['SegVisualizationHook'],
         'vpt_dense.hooks.visualization_hook': ['VisualizationHook'],
         'vpt_dense.hooks.det_visualization_hook': ['DetVisualizationHook'],
-        'vpt_dense.hooks.boxes_hook': ['BoxesHook'],
+        'vpt_dense.hooks.boxes_hook': ['BoxesHook', 'SegmentsHook'],
         'vpt_dense.hooks.maps_hook': ['MapVisualizationHook', 'MapsHook'],
     },
 )
 METRICS = _child(
     'METRICS',
     **{
-        'vpt_dense.evaluation': ['DepthMetric', 'IoUMetric', 'NormalMetric'],
+        'vpt_dense.evaluation': [
+            'DepthMetric', 'EdgeMetric', 'IoUMetric', 'MapErrorMetric', 'MultiTaskMetric',
+            'NormalMetric'],
         'vpt_dense.evaluation.volume_metric': ['VolumeMetric'],
         'vpt_dense.sets_metric': ['SetsMetric'], 'vpt_dense.classifiers': ['Accuracy'],
         'vpt_dense.detection.coco_metric': ['CocoMetric'],
+        'vpt_dense.detection.panoptic_metric': ['PanopticMetric'],
     },
 )
 OPTIMIZERS = _child('OPTIMIZERS', **{'vpt_dense.demo.muon': ['MuonAdamW']})

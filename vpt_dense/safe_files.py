@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpt_dense import shipped
+from vpt_dense import few_bits, shipped
 from vpt_dense.errors import FULL, UserError, is_programs
 
 #: The one switch that lets a file execute code when it is read: set to 1 in the environment.
@@ -585,6 +585,10 @@ def _read_safetensors(file: Path, path: str | Path, map_location: Any = 'cpu') -
         sound = stated == _digest(tensors, metadata)
     if not sound:
         raise _damaged(path, ValueError('its SHA-256 does not match its contents'))
+    try:
+        tensors = few_bits.unpack(tensors)
+    except ValueError as error:
+        raise _damaged(path, error) from error
     return dict(state_dict=tensors, meta=_decoded(metadata))
 
 

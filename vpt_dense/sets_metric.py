@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
-from vpt_dense import tables
+from vpt_dense import tables, tasks
 from vpt_dense.argument_checks import is_number
 from vpt_dense.registry import METRICS
 
@@ -121,8 +121,9 @@ class SetsMetric(BaseMetric):
             value, finite=False) and all(key in each for each in found.values())]
         means = {key: _mean([each[key] for each in found.values()]) for key in keys}
         if is_main_process() and keys:
-            rows = [(name, *(f'{each[key]:.2f}' for key in keys)) for name, each in found.items()]
-            rows.append(('mean', *(f'{value:.2f}' for value in means.values())))
+            rows = [(name, *(tasks.told(key, each[key]) for key in keys))
+                    for name, each in found.items()]
+            rows.append(('mean', *(tasks.told(key, value) for key, value in means.items())))
             logger.info('Results by test set:\n%s', tables.text(('test set', *keys), rows))
         return {**{f'{name}/{key}': value for name, each in found.items()
                    for key, value in each.items()}, **means}

@@ -28,9 +28,12 @@ class Task:
         part: What counts of parameters call that head.
         parts: Further keys of heads, by any of which the task is known too -> what counts of
             parameters call them.
+        chosen: Whether a model with its heads (its config, or its parts by name) is of this task,
+            where another task has these heads too; None: nothing is asked.
         metric: The name, among the results of an evaluation, of what a run is judged by.
         label: That in a sentence; empty: the name.
         less_is_better: Whether the smallest value is the best.
+        fine: Metrics whose values below 10 are told with three decimals, not two.
         scope: The default scope of its configs, the package of its models and data sets.
         packages: Modules that register the classes of that scope.
         extra: What installs them (``pip install vpt-dense[EXTRA]``), if the package does not.
@@ -68,7 +71,9 @@ class Task:
     metric: str
     label: str = ''
     parts: Mapping[str, str] = field(default_factory=dict)
+    chosen: Callable[[Mapping[str, Any]], bool] | None = None
     less_is_better: bool = False
+    fine: tuple[str, ...] = ()
     scope: str = 'mmengine'
     packages: tuple[str, ...] = ()
     extra: str = ''
@@ -133,7 +138,8 @@ def add(task: Task) -> None:
     """
     for other in TASKS.values():
         shared = set(other.heads) & set(task.heads)
-        if other != task and (other.name == task.name or shared):
+        apart = other.name != task.name and (other.chosen or task.chosen)
+        if other != task and (other.name == task.name or shared) and not apart:
             head = min(shared, default=other.head)
             raise ValueError(f'there is a task {other.name} with model.{head} already')
     TASKS[task.name] = task
@@ -143,10 +149,13 @@ def of(parts: Container[str]) -> Task | None:
     """The task of a model.
 
     Args:
-        parts: What holds the names of its parts: its config, or their set.
+        parts: What holds the names of its parts: its config, or themselves by name. Of names alone
+            tasks are not found that share their heads with others and are ``chosen``.
     """
-    return next(
-        (task for task in TASKS.values() if any(head in parts for head in task.heads)), None)
+    found = [task for task in TASKS.values() if any(head in parts for head in task.heads)]
+    chosen = (task for task in found
+              if task.chosen and isinstance(parts, Mapping) and task.chosen(parts))
+    return next(chosen, next((task for task in found if not task.chosen), None))
 
 
 def need(parts: Container[str], asked: str) -> Task:
@@ -180,12 +189,30 @@ def is_of_images(parts: Container[str]) -> bool:
 
 def heads() -> tuple[str, ...]:
     """The keys of models that hold heads, those for training alone last."""
-    return (*(head for task in TASKS.values() for head in task.heads), AUXILIARY)
+    found = (head for task in TASKS.values() for head in task.heads)
+    return (*dict.fromkeys(found), AUXILIARY)
 
 
 def metrics() -> dict[str, Task]:
     """Name of the metric that runs of a task are judged by -> the task."""
     return {task.metric: task for task in TASKS.values()}
+
+
+def decimals(metric: str, value: float, usual: int = 2) -> int:
+    """With how many decimals people are told a metric: 3 below 10 where its task says so.
+
+    Args:
+        metric: Its name, perhaps behind that of a test set (``night/rmse``).
+        value: Its value.
+        usual: Of all others.
+    """
+    fine = any(metric.rpartition('/')[2] in task.fine for task in TASKS.values())
+    return 3 if fine and abs(value) < 10 else usual
+
+
+def told(metric: str, value: float) -> str:
+    """A value of a metric as text, see :func:`decimals`."""
+    return f'{value:.{decimals(metric, value)}f}'
 
 
 def scopes() -> tuple[str, ...]:
@@ -219,6 +246,14 @@ def check_installed(scope: str) -> None:
             raise UserError(
                 f'{task.name} needs {scope}, which is not installed: pip install '
                 f"'vpt-dense[{task.extra}]' (docs/{task.extra}.md)")
+
+
+def _is_panoptic(parts: Mapping[str, Any]) -> bool:
+    """Whether a detector's queries are put together to one map: mmdet's ``panoptic_on``."""
+    head = parts.get('panoptic_fusion_head')
+    settings = parts.get('test_cfg') if isinstance(head, Mapping) else getattr(
+        head, 'test_cfg', None)
+    return head is not None and bool((settings or {}).get('panoptic_on', True))
 
 
 add(Task(
@@ -267,8 +302,24 @@ add(Task(
     writer='vpt_dense.predicting.writing:Boxes',
 ))
 add(Task(
-    'depth', 'depth_head', 'depth head', 'rmse', less_is_better=True, scope='mmseg',
-    short='depth', dense=True, classes=False, labels='depth_map_path', tag='depth-estimation',
+    'panoptic', 'panoptic_head', 'query head', 'coco_panoptic/PQ', 'PQ', scope='mmdet',
+    parts={'panoptic_fusion_head': 'fusion head'}, chosen=_is_panoptic, short='pan',
+    packages=('mmdet.datasets', 'mmdet.models', 'mmdet.evaluation'),
+    extra='detection', regions=True, tag='image-segmentation',
+    visualizer=dict(type='vpt_dense.DetLocalVisualizer'),
+    drawing=dict(type='vpt_dense.DetVisualizationHook', draw=True),
+    shown='vpt_dense.report.samples:panoptic', store='vpt_dense.SegmentsHook',
+    sample='vpt_dense.memory:segment_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_segments',
+    check_data='vpt_dense.datasets.panoptic:check_segments_of',
+    predict='vpt_dense.predicting.model:find_segments',
+    writer='vpt_dense.predicting.writing:Segments',
+))
+add(Task(
+    'depth', 'depth_head', 'depth head', 'rmse', less_is_better=True,
+    fine=('rmse', 'rmse_log', 'abs_rel', 'sq_rel', 'log10', 'silog', 'd1', 'd2', 'd3'),
+    scope='mmseg', short='depth', dense=True, classes=False, labels='depth_map_path',
+    tag='depth-estimation',
     tta_model='vpt_dense.MapTTAModel',
     visualizer=dict(type='vpt_dense.MapLocalVisualizer'),
     drawing=dict(type='vpt_dense.MapVisualizationHook', draw=True),
@@ -281,6 +332,7 @@ add(Task(
 ))
 add(Task(
     'normals', 'normal_head', 'normal head', 'mean_angle', 'mean angle', less_is_better=True,
+    fine=('mean_angle', 'median_angle', 'a11.25', 'a22.5', 'a30'),
     scope='mmseg', short='normals', dense=True, classes=False, labels='normal_map_path',
     tag='image-feature-extraction', tta_model='vpt_dense.MapTTAModel',
     visualizer=dict(type='vpt_dense.MapLocalVisualizer'),
@@ -291,4 +343,11 @@ add(Task(
     check_data='vpt_dense.datasets.map_checks:check_normals_of',
     predict='vpt_dense.predicting.model:find_normals',
     writer='vpt_dense.predicting.writing:Maps',
+))
+add(Task(
+    'multitask', 'task_heads', 'task heads', 'delta_m', 'mean gain of tasks', scope='mmseg',
+    short='tasks', dense=True, classes=False, tag='image-segmentation',
+    sample='vpt_dense.memory:tasks_sample',
+    check_sample='vpt_dense.hooks.data_check_hook:check_tasks',
+    check_data='vpt_dense.datasets.task_folder:check_tasks_of',
 ))

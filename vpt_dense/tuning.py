@@ -30,6 +30,7 @@ OFFERS = {
     'keys and values': 'attention that takes keys and values from outside',
     'hidden prompts': 'attention that hides prompts from some tokens',
     'hidden tokens': 'attention that hides tokens from some tokens',
+    'copies': 'blocks whose copies can be computed behind it',
     'query': 'a pass without prompts in front of its own',
 }
 

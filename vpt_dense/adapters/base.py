@@ -137,11 +137,13 @@ class Adapter(Part):
         merged: Whether it has.
         changes_inputs: Whether its hooks change what goes into linear layers, not what comes out.
             Of several adapters on one layer these act first, wherever they are in the list.
+        reads: Blocks whose outputs it keeps for :meth:`after_backbone`.
     """
 
     mergeable = False
     changes_inputs = False
     merged = False
+    reads: frozenset[int] = frozenset()
 
     def __init__(self, backbone: nn.Module, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)

@@ -216,7 +216,8 @@ class Pass:
         if self.kept is not None:
             return self.kept.get(str(i), x)
         out = run()
-        if i in cache.backbone.output_blocks() or i == cache.depth - 1:
+        wanted = {*cache.backbone.output_blocks(), cache.depth - 1}
+        if i in wanted.union(*(adapter.reads for adapter in cache.backbone.adapters)):
             self._made[str(i)] = out
         if i == cache.depth - 1:
             cache.write(self.files, self._made)

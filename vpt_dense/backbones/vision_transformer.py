@@ -79,7 +79,7 @@ class VisionTransformer(TokenBackbone, backbones.VisionTransformer):
             parameter; the message names it.
     """
 
-    offers = TokenBackbone.offers | {'query', 'hidden prompts', 'hidden tokens'}
+    offers = TokenBackbone.offers | {'query', 'hidden prompts', 'hidden tokens', 'copies'}
     weights_family = 'vit'  # which formats of pretrained weights it takes
     stem = ('register_tokens', 'pre_norm')
     block_class = PromptedEncoderLayer

@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from vpt_dense import building, config, params, pretraining, safe_files, shipped
+from vpt_dense import building, config, few_bits, params, pretraining, safe_files, shipped
 from vpt_dense.adapters import merge_adapters
 from vpt_dense.errors import UserError
 from vpt_dense.prompts import FoldedPrompt
@@ -262,7 +262,7 @@ def write(delta: dict, path: str) -> None:
         )
         for key, value in delta['meta'].items()
     }
-    safe_files.write_tensors(delta['state_dict'], path, meta)
+    safe_files.write_tensors(few_bits.pack(delta['state_dict']), path, meta)
 
 
 def merge(
@@ -519,7 +519,8 @@ def describe(path: str) -> list[tuple[str, str]]:
     if isinstance(meta.get('versions'), dict):
         rows.append(('versions', _brief(meta['versions'])))
     tensors = {name: tensor for name, tensor in state.items() if name not in records}
-    rows.append(('tensors', f'{len(tensors):,}, {size(tensors) / 1e6:,.2f} MB'))
+    stored = few_bits.pack(tensors) if is_delta(checkpoint) else tensors
+    rows.append(('tensors', f'{len(tensors):,}, {size(stored) / 1e6:,.2f} MB'))
     parts: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
         parts.setdefault(params.part_of(name), []).append(tensor)

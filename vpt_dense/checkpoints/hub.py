@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vpt_dense import params, safe_files, shipped, tasks
+from vpt_dense import few_bits, params, safe_files, shipped, tasks
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError, is_programs
 from vpt_dense.weights import stored_config
@@ -135,7 +135,8 @@ def card(delta: dict, repo_id: str) -> str:
         share = params.format_percent(counts['percent'])
         rows.append(
             ('parameters', f'{counts["trainable"]:,} tuned of {counts["total"]:,} ({share})'))
-    rows.append(('size', f'{len(tensors):,} tensors, {deltas.size(tensors) / 1e6:,.2f} MB'))
+    stored = deltas.size(few_bits.pack(tensors))
+    rows.append(('size', f'{len(tensors):,} tensors, {stored / 1e6:,.2f} MB'))
     rows += [(name, f'{value:.4g}') for name, value in (meta.get('metric') or {}).items()]
     rows += [(key, str(meta[key])) for key in ('iter', 'epoch', 'seed') if key in meta]
     table = '\n'.join(f'| {label} | {text} |' for label, text in rows)

@@ -90,6 +90,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sensitive.add_argument('--seed', type=int, default=0, help='of the head and the augmentation')
     sensitive.add_argument('--base', metavar='PATH', help='pretrained weights of the backbone')
     sensitive.add_config_options('override settings', method=False)
+    transfer = kind('transfer', "every task's prompts as every other's start: which help, and "
+                    'whether their similarity tells')
+    transfer.add_argument('file', help='the tasks: Python, YAML or JSON (docs/transfer.md)')
+    transfer.add_argument('--table', action='store_true', help='train nothing: of what there is')
     args = parser.parse_args(argv)
     args.out = args.out or Path('work_dirs/analysis', args.kind)
     if getattr(args, 'against_config', None) and not args.against:
@@ -554,9 +558,19 @@ def _sensitivity(args: argparse.Namespace) -> list[Path]:
     return written
 
 
+def _transfer(args: argparse.Namespace) -> list[Path]:
+    from vpt_dense.analysis import transfer
+
+    plan = transfer.read(args.file)
+    if not args.table:
+        transfer.run(plan, args.out, print)
+    return transfer.write(plan, args.out)
+
+
 def _short(value: Any) -> str:
     return '-' if value is None else f'{value:,.2f}' if isinstance(value, float) else str(value)
 
 
 _KINDS = dict(attention=_attention, prompts=_prompts, pruning=_pruning, features=_features,
-              errors=_errors, curves=_curves, cost=_cost, sensitivity=_sensitivity)
+              errors=_errors, curves=_curves, cost=_cost, sensitivity=_sensitivity,
+              transfer=_transfer)

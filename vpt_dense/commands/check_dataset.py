@@ -1,8 +1,8 @@
 """Look through the data of a config or a folder: files, sizes, labels. Exit code 1 if it is wrong.
 
 CONFIG checks what a run of it would read. FOLDER is a segmentation set (images/training,
-annotations/training, ...), an image folder (train/<class>/, val/<class>/) or a COCO folder
-(images/, train.json, ...).
+annotations/training, ...), an image folder (train/<class>/, val/<class>/), a COCO folder
+(images/, train.json, ...) or a panoptic one (panoptic/, images/, train.json, ...).
 """
 
 import argparse
@@ -88,9 +88,15 @@ def cells(split: dict) -> dict[str, str]:
         rows['boxes'] = f'{split["boxes"]:,}'
         rows['images without a box'] = f'{len(split["images_without_boxes"]):,}'
         rows['masks of instances'] = f'{split["instance_masks"]:,}'
+    if 'segments' in split:
+        rows['segments'] = f'{split["segments"]:,}'
+        rows['things'] = f'{split["things"]:,}'
+        rows['crowds'] = f'{split["crowds"]:,}'
+        rows['pixels of no segment'] = (
+            '-' if split['void_share'] is None else f'{split["void_share"]:.1%}')
     if split.get('per_class'):
         counts = list(split['per_class'].values())
-        what = 'boxes' if 'boxes' in split else 'images'
+        what = next((key for key in ('boxes', 'segments') if key in split), 'images')
         rows[f'{what} a class'] = f'{min(counts):,} to {max(counts):,}'
     rows['unreadable files'] = f'{len(split["unreadable"]):,}'
     return rows
@@ -121,7 +127,7 @@ def show_statistics(report: dict, console) -> None:
         console.print(f'mean and std of {name}, by band:', highlight=False)
         console.print(escape(paste(split['statistics'])), highlight=False)
     what, unit = ('class_pixels', 'pixels') if 'masks' in split else ('per_class', 'images')
-    unit = 'boxes' if 'boxes' in split else unit
+    unit = next((key for key in ('boxes', 'segments') if key in split), unit)
     counts = {name: split[what] for name, split in report['splits'].items()}
     rows = []
     for label in dict.fromkeys(label for found in counts.values() for label in found):

@@ -251,7 +251,7 @@ def search_all(comparison, methods, args, jobs):
         search.write(study)
         best = search.best(study)
         print(f'{method}: best of {search.trials} trials: {" ".join(options_of(best))}: '
-              f'{search.metric} {best.value:.2f} on validation')
+              f'{search.metric} {search.told(best.value)} on validation')
         comparison.found[method] = options_of(best)
         args.search = search.trials  # of a grid perhaps fewer than were asked for
 

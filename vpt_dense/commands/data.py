@@ -2,7 +2,8 @@
 
 ``vpt-dense data check vtab-1k`` (``fgvc``), ``data few CONFIG --per-class 1 2 4``, ``data lists
 FOLDER`` (of a fine-grained set), ``data vtab SOURCE OUT`` (any set in VTAB-1k's layout), ``data
-coco IMAGES MASKS OUT`` (boxes and masks for detection, of masks of instances or classes).
+coco IMAGES MASKS OUT`` (boxes and masks for detection, of masks of instances or classes), ``data
+panoptic IMAGES MASKS OUT`` (things and stuff, of masks of classes).
 """
 
 import argparse
@@ -61,6 +62,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='what is connected of pixels of the id is an instance of NAME')
     add('--min-area', type=int, default=1, metavar='N',
         help='leave instances of fewer pixels out (default: none)')
+
+    add = actions.add_parser(
+        'panoptic', help="masks of classes in COCO's panoptic form: things and stuff").add_argument
+    add('images', help='folder of images')
+    add('masks', help='folder of masks of the same names, ids of classes')
+    add('out', help='the JSON that is written; the PNGs: panoptic/ beside it')
+    add('--only', default='', metavar='FOLDER', help='of the sub-folders of all this one alone')
+    add('--stuff', nargs='+', default=[], metavar='ID=NAME', help='classes without instances')
+    add('--things', nargs='+', default=[], metavar='ID=NAME',
+        help='classes of things; what is connected is one')
+    add('--instances', metavar='MASKS',
+        help='folder of masks of ids of instances: of things what has one id is one')
+    add('--min-area', type=int, default=1, metavar='N',
+        help='leave things of fewer pixels out (default: none)')
     args = parser.parse_args(argv)
     if any(seed < 0 for seed in [*getattr(args, 'seeds', ()), getattr(args, 'seed', 0)]):
         raise UserError('a seed must not be negative')
@@ -70,7 +85,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; exit code 1 if something is missing."""
     args = parse_args(argv)
-    if not dict(check=check, few=few, lists=lists, vtab=vtab, coco=coco)[args.action](args):
+    if not dict(check=check, few=few, lists=lists, vtab=vtab, coco=coco,
+                panoptic=panoptic)[args.action](args):
         sys.exit(1)
 
 
@@ -179,14 +195,7 @@ def coco(args: argparse.Namespace) -> bool:
             '(ids of classes)')
     if args.min_area < 1:
         raise UserError(f'--min-area must be at least 1, found {args.min_area}')
-    classes = None
-    if args.classes is not None:
-        classes = {}
-        for each in args.classes:
-            number, _, name = each.partition('=')
-            if not number.isdecimal() or not name or int(number) in classes:
-                raise UserError(f'--classes {each}: write ID=NAME, each id once: 8=car')
-            classes[int(number)] = name
+    classes = None if args.classes is None else _named('--classes', args.classes)
     console = Console(stderr=True)
     found = instances.to_coco(
         args.images, args.masks, args.out, args.only, args.instances, classes, args.min_area,
@@ -196,3 +205,40 @@ def coco(args: argparse.Namespace) -> bool:
     small = f'; {found["left_out"]:,} were smaller' if found['left_out'] else ''
     print(f'{args.out}: {found["images"]:,} images, {told}{small}')
     return True
+
+
+def panoptic(args: argparse.Namespace) -> bool:
+    """Write annotations in COCO's panoptic form."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from vpt_dense.datasets import instances
+
+    if not args.things and not args.stuff:
+        raise UserError('say what the masks hold: --things ID=NAME and --stuff ID=NAME')
+    if args.min_area < 1:
+        raise UserError(f'--min-area must be at least 1, found {args.min_area}')
+    if args.instances and not args.things:
+        raise UserError('--instances: there are no --things that they would be of')
+    console = Console(stderr=True)
+    found = instances.to_panoptic(
+        args.images, args.masks, args.out, _named('--stuff', args.stuff),
+        _named('--things', args.things), args.instances, args.only, args.min_area,
+        lambda items, description: track(items, description, console=console))
+    told = ', '.join(f'{number:,} of {key.removeprefix("class ")}' for key, number in found.items()
+                     if key.startswith('class '))
+    small = f'; {found["left_out"]:,} things were smaller' if found['left_out'] else ''
+    crowds = f'; {found["crowds"]:,} of them crowds' if found['crowds'] else ''
+    print(f'{args.out}: {found["images"]:,} images, {told}{crowds}{small}')
+    return True
+
+
+def _named(option: str, pairs: Sequence[str]) -> dict[int, str]:
+    """Id -> name of a class, of ``ID=NAME``."""
+    found: dict[int, str] = {}
+    for each in pairs:
+        number, _, name = each.partition('=')
+        if not number.isdecimal() or not name or int(number) in found:
+            raise UserError(f'{option} {each}: write ID=NAME, each id once: 8=car')
+        found[int(number)] = name
+    return found

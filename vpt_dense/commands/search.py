@@ -60,7 +60,8 @@ def main(argv=None):
     study = search.run(jobs)
     written = search.write(study)
     best = search.best(study)
-    print(f'best: {search.metric} {best.value:.2f}, trial {best.number}', *written, sep='\n')
+    print(f'best: {search.metric} {search.told(best.value)}, trial {best.number}', *written,
+          sep='\n')
     print(shlex.join(['vpt-dense', 'train', args.config,
                       *(['--method', args.method] if args.method else []),
                       '--cfg-options', *(args.cfg_options or []), *options_of(best)]))

@@ -139,7 +139,7 @@ def _describe(
     failed = {'kind': 'list', 'lines': [f'{name}: {error}' for name, error in failures.items()]}
     sections = [
         parts.section('Scores', [attempt('scores', _scores, metric, where, entries, head),
-                                 attempt('plot', _plot, f'{label} ({where})', entries)]),
+                                 attempt('plot', _plot, metric, f'{label} ({where})', entries)]),
         parts.section('Failures', [failed if failures else None]),
         parts.section('Pictures', [attempt('pictures', _pictures, entries, head, metric)]),
         parts.section('Classes', [attempt('classes', _classes, entries, head, metric)]),
@@ -237,8 +237,9 @@ def _sign(metric: str) -> int:
 def _difference(value: float, other: float, metric: str) -> dict[str, str]:
     """The note of a cell: a difference, good or bad."""
     difference = value - other
-    better = _sign(metric) * round(difference, 2)
-    return {'note': f'{difference:+.2f}'.replace('-', '−'),
+    digits = tasks.decimals(metric, value)
+    better = _sign(metric) * round(difference, digits)
+    return {'note': f'{difference:+.{digits}f}'.replace('-', '−'),
             'tone': 'good' if better > 0 else 'bad' if better < 0 else ''}
 
 
@@ -246,12 +247,12 @@ def _tiles(
     metric: str, entries: Sequence[Entry], head: Entry | None, failures: Mapping[str, str]
 ) -> list[dict[str, str]]:
     best = max(entries, key=lambda entry: _sign(metric) * entry.row['mean'])
-    tiles = [{'label': f'best {parts.label_of(metric)}', 'value': format_score(best.row),
-              'note': best.name}]  # fmt: skip
+    tiles = [{'label': f'best {parts.label_of(metric)}',
+              'value': format_score(best.row, metric=metric), 'note': best.name}]  # fmt: skip
     if head and head is not best:
         tiles.append({
             'label': f'{head.name}, backbone frozen',
-            'value': format_score(head.row),
+            'value': format_score(head.row, metric=metric),
             'note': f'{best.row["mean"] - head.row["mean"]:+.2f} with {best.name}'})
     share = best.row['percent']
     if is_number(best.row['trainable']):
@@ -288,14 +289,16 @@ def _scores(
     for entry in entries:
         row = entry.row
         cells = [parts.cell(entry.name, head=True),
-                 parts.cell(format_score(row, 2), row['mean'], 100 * row['mean'] / (most or 1))]
+                 parts.cell(format_score(row, 2, metric), row['mean'],
+                            100 * row['mean'] / (most or 1))]
         if head:
             difference = _difference(row['mean'], head.row['mean'], metric)
             cells.append(parts.cell(None) if entry is head else parts.cell(
                 '', row['mean'] - head.row['mean'], **difference))
         if several:
             by_seed = dict(zip(row['seeds'], row['scores'], strict=False))
-            cells += [parts.number(by_seed.get(seed)) for seed in seeds]
+            form = f'.{tasks.decimals(metric, row["mean"])}f'
+            cells += [parts.number(by_seed.get(seed), form) for seed in seeds]
         cells += [parts.number(row[key], form) for key, (_, form) in known.items()]
         rows.append(cells)
     note = f'{MARK.strip()}: lacks seeds that other rows have, do not compare with those.' if any(
@@ -303,7 +306,7 @@ def _scores(
     return parts.table('Methods', columns, rows, note)
 
 
-def _plot(label: str, entries: Sequence[Entry]) -> dict[str, Any] | None:
+def _plot(metric: str, label: str, entries: Sequence[Entry]) -> dict[str, Any] | None:
     points = [
         charts.Point(entry.name + MARK * entry.row['marked'], entry.row['backbone_trainable'],
                      entry.row['mean'], entry.row['std'] or 0.0)
@@ -311,7 +314,8 @@ def _plot(label: str, entries: Sequence[Entry]) -> dict[str, Any] | None:
     ]  # fmt: skip
     if len(points) < 2:
         return None
-    told = '; '.join(f'{point.name} {point.y:.2f} with {point.x:,}' for point in points)
+    told = '; '.join(f'{point.name} {tasks.told(metric, point.y)} with {point.x:,}'
+                     for point in points)
     wide, narrow = (
         charts.scatter(points, f'{label} over trainable parameters beside the head: {told}',
                        'trainable parameters beside the head', label, *size)

@@ -113,21 +113,22 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def format_score(row: Mapping[str, Any], digits: int = 1) -> str:
+def format_score(row: Mapping[str, Any], digits: int = 1, metric: str = '') -> str:
     """Mean and spread of a row, with a mark if its seeds are not those of the others."""
+    digits = tasks.decimals(metric, row['mean'], digits)
     spread = '' if row['std'] is None else f' ± {row["std"]:.{digits}f}'
     return f'{row["mean"]:.{digits}f}{spread}{MARK if row["marked"] else ""}'
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
+def cells(row: Mapping[str, Any], metric: str = '') -> list[str]:
     """A row as text, as :func:`headings` says; a dash for what was not measured."""
 
     def number(key: str, form: str) -> str:
         return '-' if row[key] is None else format(row[key], form)
 
     return [
-        row['method'], format_score(row, 2),
-        *(f'{score:.2f}' for score in row.get('sets', {}).values()),
+        row['method'], format_score(row, 2, metric),
+        *(tasks.told(metric, score) for score in row.get('sets', {}).values()),
         ' '.join(map(str, row['seeds'])),
         f'{row["trainable"]:,}',
         f'{row["backbone_trainable"]:,}', number('disk_megabytes', ',.2f'),
@@ -162,7 +163,7 @@ def write(
     Returns:
         The files.
     """
-    table = tables.markdown(headings(metric, rows), [cells(row) for row in rows])
+    table = tables.markdown(headings(metric, rows), [cells(row, metric) for row in rows])
     text = [table, f'`{notes["command"]}`']
     if any(row['marked'] for row in rows):
         text.append(f'{MARK.strip()}: lacks seeds that other rows have, do not compare with those.')

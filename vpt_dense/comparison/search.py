@@ -507,7 +507,13 @@ class Search:
                 raise
             return
         study.tell(trial, value)
-        say(f'{name}: {told}: {self.metric} {value:.2f}')
+        say(f'{name}: {told}: {self.metric} {self.told(value)}')
+
+    def told(self, value: float) -> str:
+        """A value of the metric as text."""
+        from vpt_dense import tasks
+
+        return tasks.told(self.metric, value)
 
     @property
     def metric(self) -> str:
@@ -527,8 +533,8 @@ class Search:
         best = self.best(study)
         cfg = self.comparison.config(self.method, options_of(best))
         told = ' '.join(options_of(best))
-        text = (f'# {self.metric} {best.value:.2f} on validation, the best of {self.trials} '
-                f'trials: {told}\n{cfg.pretty_text}')
+        text = (f'# {self.metric} {self.told(best.value)} on validation, the best of '
+                f'{self.trials} trials: {told}\n{cfg.pretty_text}')
         written = {'best.py': text, 'trials.csv': as_csv(study, self.metric)}
         for name, content in written.items():
             safe_files.write_text(self.folder / name, content)

@@ -689,11 +689,12 @@ def _report(task: str, source: str, classes: Sequence[str] | None, splits: dict)
 def check_folder(
     folder: str | os.PathLike, track: Track = _no_bar, stats: bool = False
 ) -> dict:
-    """Checks a folder in one of three layouts, without a config.
+    """Checks a folder in one of four layouts, without a config.
 
     Args:
         folder: images/{training,validation[,test]} + annotations/..., train/<class>/ +
-            val/<class>/, or images/ + train.json and others in COCO's form.
+            val/<class>/, or images/ + train.json and others in COCO's form; with panoptic/ too,
+            those are of panoptic segmentation.
         track: `rich.progress.track` or alike.
         stats: As `check_segmentation`.
 
@@ -735,8 +736,14 @@ def check_folder(
         return _report('classification', folder, classes, splits)
     files = sorted(root.glob('*.json'))
     if (root / 'images').is_dir() and files:
-        from vpt_dense.datasets import coco  # which is made of this module
+        from vpt_dense.datasets import coco, panoptic  # which are made of this module
 
+        pngs = root / panoptic.SEGMENTS
+        for file in files if pngs.is_dir() else ():
+            splits[file.stem] = panoptic.check(
+                file, root / 'images', pngs, name=file.stem, track=track, stats=stats)
+        if splits:
+            return _report('panoptic', folder, list(splits[files[0].stem]['per_class']), splits)
         for file in files:
             splits[file.stem] = coco.check(
                 file, root / 'images', name=file.stem, track=track, stats=stats)

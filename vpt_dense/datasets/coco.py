@@ -118,6 +118,23 @@ def read(path: str | os.PathLike) -> Annotations:
     Raises:
         UserError: If it is no JSON of this form as a whole.
     """
+    path, content = Path(path), content_of(path)
+    found = Annotations(path)
+    read_categories(content['categories'], found)
+    sizes = read_images(content['images'], found)
+    known = {category['id'] for category in found.categories}
+    seen: set = set()
+    for place, annotation in enumerate(content['annotations']):
+        _read_annotation(place, annotation, found, sizes, known, seen)
+    return found
+
+
+def content_of(path: str | os.PathLike) -> dict[str, Any]:
+    """What a JSON holds, with lists of images, annotations and categories.
+
+    Raises:
+        UserError: If it cannot be read or lacks one of them.
+    """
     path = Path(path)
     try:
         content = json.loads(path.read_bytes())
@@ -130,17 +147,15 @@ def read(path: str | os.PathLike) -> Annotations:
     for key in ('images', 'annotations', 'categories'):
         if not isinstance(content.get(key), list):
             raise UserError(f'{path} is no COCO JSON: it has no list {key}')
-    found = Annotations(path)
-    _read_categories(content['categories'], found)
-    sizes = _read_images(content['images'], found)
-    known = {category['id'] for category in found.categories}
-    seen: set = set()
-    for place, annotation in enumerate(content['annotations']):
-        _read_annotation(place, annotation, found, sizes, known, seen)
-    return found
+    return content
 
 
-def _read_categories(categories: list, found: Annotations) -> None:
+def read_categories(categories: list, found: Annotations) -> None:
+    """Put categories into ``found``.
+
+    Raises:
+        UserError: If one has no id and name, or those of another, or there is none.
+    """
     for category in categories:
         if (not isinstance(category, dict) or not is_int(category.get('id'), 0)
                 or not isinstance(category.get('name'), str)):
@@ -153,7 +168,8 @@ def _read_categories(categories: list, found: Annotations) -> None:
         raise UserError(f'{found.path} has no categories')
 
 
-def _read_images(images: list, found: Annotations) -> dict[Any, tuple[int, int] | None]:
+def read_images(images: list, found: Annotations) -> dict[Any, tuple[int, int] | None]:
+    """Put images, and their faults, into ``found``; id -> (width, height), None: not known."""
     sizes: dict[Any, tuple[int, int] | None] = {}
     for place, image in enumerate(images):
         if not isinstance(image, dict) or not isinstance(image.get('id'), (int, str)):
@@ -327,7 +343,7 @@ def check(
     if absent:
         found.fail('image that is not there', '')
         found.faults['image that is not there'] = absent
-    _check_sizes(found, paths, set(absent) | set(split['unreadable']))
+    check_sizes(found, paths, set(absent) | set(split['unreadable']))
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
     other: Counter[Any] = Counter()
     sizes = {image['id']: (image['width'], image['height']) for image in found.images}
@@ -374,7 +390,8 @@ def check(
     return split
 
 
-def _check_sizes(found: Annotations, paths: dict[Any, str], skipped: set[str]) -> None:
+def check_sizes(found: Annotations, paths: dict[Any, str], skipped: set[str]) -> None:
+    """Note images that have another size than the JSON says, but for the skipped paths."""
     for image in found.images:
         path = paths[image['id']]
         if path in skipped:

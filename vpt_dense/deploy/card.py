@@ -13,7 +13,8 @@ from vpt_dense.tree import kind_of
 KEY = 'vpt_dense'
 FORMAT = 'vpt_dense export 1'
 
-_ANNOTATIONS = ('LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals')
+_ANNOTATIONS = (
+    'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals', 'LoadPanopticAnnotations')
 _PACKING = ('PackInputs', 'PackSegInputs', 'PackDetInputs', 'PackNormals')
 #: Transform -> the arguments that :mod:`vpt_dense.deploy.onnx_model` knows, with their defaults.
 _KNOWN: dict[str, dict[str, Any]] = {

@@ -552,6 +552,9 @@ def describe(
                    if test_cfg['mode'] == 'slide'},
                 padding=_padding(module)),
         )
+    if dense and not task.classes:  # of the files that hold its maps
+        scale = float((tests[0] if tests else {}).get('depth_scale') or 1)
+        card['maps'] = dict(scale=scale, farthest=getattr(model.decode_head, 'max_depth', None))
     return card
 
 

@@ -24,7 +24,14 @@ from vpt_dense.deploy import boxes
 from vpt_dense.deploy import card as cards
 from vpt_dense.deploy.boxes import mixture
 from vpt_dense.errors import UserError
-from vpt_dense.predicting.results import Classification, Result, Segmentation, precision
+from vpt_dense.predicting.results import (
+    Classification,
+    DepthMap,
+    NormalMap,
+    Result,
+    Segmentation,
+    precision,
+)
 from vpt_dense.windows import Axis
 
 _CV2 = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bicubic=cv2.INTER_CUBIC,
@@ -79,7 +86,7 @@ class OnnxPredictor:
     """A :class:`vpt_dense.predicting.results.Predictor` of an exported file; see :func:`load`.
 
     Attributes:
-        task: ``segmentation``, ``classification`` or ``detection``.
+        task: ``segmentation``, ``classification``, ``detection``, ``depth`` or ``normals``.
         classes: The names of the classes.
         ids: Of each class the id in label maps; elsewhere its position.
         ignored_id: The id of pixels without data.
@@ -91,10 +98,11 @@ class OnnxPredictor:
         self._session, self.card, self._path, self._device = session, card, path, device
         self.task: str = card['task']
         task = tasks.TASKS[self.task]
-        if not task.classes:
+        self._maps: dict[str, Any] | None = card.get('maps')
+        if not task.classes and self._maps is None:
             raise UserError(
-                f'{path} gives {self.task}, in maps that ONNX Runtime hands out (docs/depth.md); '
-                'to have files of them predict with the checkpoint')
+                f'{path} does not say what its maps of {self.task} are, as files of earlier '
+                'versions; export it again')
         self._dense, self._finds = task.dense, task.regions
         self.classes = tuple(card['classes'])
         self.ids = tuple(card['ids'])
@@ -148,6 +156,9 @@ class OnnxPredictor:
         for path in map(os.fspath, images):
             try:
                 image = self.prepare(path)
+                if self._maps is not None:
+                    yield self._mapped(image, batch_size or _WINDOWS)
+                    continue
                 if self._dense:
                     yield self._segmented(image, probabilities, batch_size or _WINDOWS)
                     continue
@@ -224,6 +235,8 @@ class OnnxPredictor:
         """
         if self._dense:
             image = _Read(inputs.transpose(1, 2, 0), original, None)
+            if self._maps is not None:
+                return self._mapped(image, _WINDOWS)
             return self._segmented(image, False, _WINDOWS)
         if self._finds:
             return boxes.found(
@@ -280,6 +293,31 @@ class OnnxPredictor:
         if image.no_data is not None:
             labels[image.no_data] = self.ignored_id
         return Segmentation(labels, self.classes, self.ids, self.ignored_id, maps)
+
+    def _mapped(self, image: '_Image', windows: int) -> DepthMap | NormalMap:
+        """The depth or the normals of an image, at its original size.
+
+        Raises:
+            UserError: If normals would be averaged or resized that are of length 1 already.
+        """
+        padding = self.card['test'].get('padding')
+        image = _Padded(image, **padding) if padding else image
+        is_depth = self.task == 'depth'
+        changes = image.original != image.content or any(
+            len(axis.starts) > 1 for axis in self._axes(image.size))
+        if not is_depth and self.card['output']['resized'] and changes:
+            raise UserError(
+                f'{self._path} gives normals at the size of its input, which are not those of the '
+                'model once they are averaged over windows or resized; export without --resize')
+        whole = None
+        for top, left, found in self._tiles(image, windows):
+            if whole is None:
+                whole = np.empty((len(found), *image.original), np.float32)
+            whole[:, top:top + found.shape[1], left:left + found.shape[2]] = found
+        if is_depth:
+            return DepthMap(whole[0], self._maps['scale'], self._maps['farthest'])
+        length = np.sqrt(np.square(whole).sum(0))
+        return NormalMap((whole / np.maximum(length, 1e-12)).transpose(1, 2, 0))
 
     def _labels(self, image: '_Image') -> Iterator[tuple[int, int, np.ndarray]]:
         height, width = image.content

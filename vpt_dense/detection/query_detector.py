@@ -1,10 +1,11 @@
-"""Instances by queries without a pixel decoder: EoMT and PMT's decoder in mmdet."""
+"""Instances and panoptic maps by queries without a pixel decoder: EoMT and PMT's in mmdet."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from mmdet.models.detectors import Mask2Former
+from mmdet.models.utils import preprocess_panoptic_gt
 from torch import Tensor
 
 from vpt_dense.heads.eomt import EoMTHead
@@ -14,12 +15,15 @@ from vpt_dense.heads.query_masks import Target, losses
 from vpt_dense.registry import MODELS
 
 
-class _Instances(QueryHead):
-    """Losses and predictions of instances, as mmdet's ``Mask2FormerHead`` has them.
+class _Segments(QueryHead):
+    """Losses and predictions of things and stuff, as mmdet's ``Mask2FormerHead`` has them.
+
+    Each thing is a target, and what an image shows of a class of stuff is one. Crowds and pixels of
+    no segment have none.
 
     Args:
-        num_things_classes: Classes; mmdet's name, which follows the data.
-        num_stuff_classes: Must be 0: things alone are found.
+        num_things_classes: Classes of things, the first ones; mmdet's name, which follows the data.
+        num_stuff_classes: Of stuff.
         train_cfg: mmdet's, of which nothing is read; must be empty.
         test_cfg: mmdet's, which the fusion head reads.
         **kwargs: As in the head for semantic segmentation.
@@ -35,16 +39,12 @@ class _Instances(QueryHead):
         test_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        if num_stuff_classes:
-            raise ValueError(
-                f'panoptic_head.num_stuff_classes is {num_stuff_classes}: instances are of things '
-                'alone; set it to 0')
         if train_cfg:
             raise ValueError(
                 f'train_cfg: {type(self).__name__} reads nothing of it, found {sorted(train_cfg)}; '
                 'points and weights of the loss are arguments of panoptic_head')
-        super().__init__(num_classes=num_things_classes, **kwargs)
-        self.num_things_classes, self.num_stuff_classes = num_things_classes, 0
+        super().__init__(num_classes=num_things_classes + num_stuff_classes, **kwargs)
+        self.num_things_classes, self.num_stuff_classes = num_things_classes, num_stuff_classes
 
     def forward(
         self, inputs: Sequence[Tensor], samples: list | None = None
@@ -57,9 +57,12 @@ class _Instances(QueryHead):
         """The losses of all predictions, those in front of block i as ``b<i>.loss_...``."""
         targets = []
         for sample in samples:
-            instances = sample.gt_instances
-            masks = instances.masks.to_tensor(dtype=inputs[0].dtype, device=inputs[0].device)
-            targets.append(Target(instances.labels, masks.float()))
+            truth = sample.gt_instances
+            semantic = sample.gt_sem_seg.sem_seg if self.num_stuff_classes else None
+            labels, masks = preprocess_panoptic_gt(
+                truth.labels, truth.masks, semantic, self.num_things_classes,
+                self.num_stuff_classes)
+            targets.append(Target(labels, masks.float()))
         *before, last = self.predictions(inputs, every=True)
         found = {}
         for name, (masks, classes) in (
@@ -76,9 +79,30 @@ class _Instances(QueryHead):
         return classes, F.interpolate(masks, size, mode='bilinear', align_corners=False)
 
 
+class _Instances(_Segments):
+    """Of things alone."""
+
+    def __init__(self, num_things_classes: int, num_stuff_classes: int = 0, **kwargs) -> None:
+        if num_stuff_classes:
+            raise ValueError(
+                f'panoptic_head.num_stuff_classes is {num_stuff_classes}: instances are of things '
+                'alone; set it to 0')
+        super().__init__(num_things_classes, **kwargs)
+
+
 @MODELS.register_module()
 class EoMTInstanceHead(_Instances, EoMTHead):
     """:class:`vpt_dense.heads.EoMTHead` for instances; the detector is :class:`QueryDetector`."""
+
+
+@MODELS.register_module()
+class EoMTPanopticHead(_Segments, EoMTHead):
+    """:class:`vpt_dense.heads.EoMTHead` for things and stuff, in :class:`QueryDetector`."""
+
+
+@MODELS.register_module()
+class PlainMaskPanopticHead(_Segments, PlainMaskHead):
+    """:class:`vpt_dense.heads.PlainMaskHead` for things and stuff, in :class:`QueryDetector`."""
 
 
 @MODELS.register_module()
@@ -92,11 +116,12 @@ class QueryDetector(Mask2Former):
 
     What becomes of classes and masks in tests is mmdet's ``MaskFormerFusionHead``: of all pairs of
     a query and a class the best ``max_per_image``, scored by the class times the mean of the mask
-    within itself (Cheng et al., https://arxiv.org/abs/2112.01527, appendix).
+    within itself (Cheng et al., https://arxiv.org/abs/2112.01527, appendix). Of a panoptic map
+    (``test_cfg.panoptic_on``) a pixel goes to the query whose class times mask is largest, of those
+    above ``object_mask_thr``; queries that keep less than ``iou_thr`` of their mask are left out.
 
     Args:
-        **kwargs: As in mmdet's ``Mask2Former``; ``panoptic_head`` is a :class:`EoMTInstanceHead`
-            or a :class:`PlainMaskInstanceHead`.
+        **kwargs: As in mmdet's ``Mask2Former``; ``panoptic_head`` is one of this module.
 
     Raises:
         ValueError: If the backbone does not fit the head, or there is a neck.
@@ -106,9 +131,10 @@ class QueryDetector(Mask2Former):
         super().__init__(**kwargs)
         if self.with_neck:
             raise ValueError('neck: QueryDetector reads the maps of the backbone; leave it out')
-        found = (self.test_cfg or {}).get('max_per_image', 100)
+        test = self.test_cfg or {}
+        found = test.get('max_per_image', 100)
         pairs = self.panoptic_head.num_queries * self.panoptic_head.num_classes
-        if found > pairs:
+        if test.get('instance_on') and found > pairs:
             raise ValueError(
                 f'test_cfg.max_per_image is {found}, but queries and classes make {pairs} pairs; '
                 'set it to that or less')
@@ -116,6 +142,6 @@ class QueryDetector(Mask2Former):
             invite = getattr(self.backbone, 'invite', None)
             if invite is None:
                 raise ValueError(
-                    'panoptic_head: EoMTInstanceHead needs a vision transformer of vpt_dense as '
-                    'the backbone')
+                    f'panoptic_head: {type(self.panoptic_head).__name__} needs a vision '
+                    'transformer of vpt_dense as the backbone')
             invite(self.panoptic_head)

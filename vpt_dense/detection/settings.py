@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from vpt_dense import pretraining, tasks
 from vpt_dense.argument_checks import is_int, is_number
-from vpt_dense.datasets import coco
+from vpt_dense.datasets import coco, panoptic
 from vpt_dense.errors import UserError
-from vpt_dense.tree import as_list, get, kind_of, placed_datasets, walk
+from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
 
 #: The pyramid whose strides heads follow, and its usual scales.
 PYRAMID, SCALES = 'SimpleFeaturePyramid', (4, 2, 1, 0.5)
@@ -21,8 +21,10 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
 
     - Strides of priors and of region extractors that are None follow the patches and scales of a
       ``vpt_dense.SimpleFeaturePyramid``, ``data_preprocessor.pad_size_divisor`` likewise.
-    - ``ann_file`` of a COCO metric that is told none is that of its split.
-    - Numbers of classes of query heads (``num_things_classes``) and the weights of their classes.
+    - ``ann_file`` of a COCO metric that is told none is that of its split; ``seg_prefix`` of a
+      panoptic one likewise.
+    - Numbers of classes of query heads (``num_things_classes``, ``num_stuff_classes``) and the
+      weights of their classes; ``thing_classes`` of panoptic data sets, as their JSON says it.
 
     Args:
         cfg: A config whose data sets are merged, and ``pretrained`` placed.
@@ -42,7 +44,7 @@ def place(cfg: Config, classes: Sequence[str] | None) -> None:
         _place_padding(cfg, model, patch)
     _place_annotations(cfg)
     if classes is not None:
-        _place_queries(model, len(classes))
+        _place_queries(cfg, model, classes, task.name == 'panoptic')
 
 
 # --- strides and padding ---------------------------------------------------------------------
@@ -129,9 +131,11 @@ def _place_annotations(cfg: Config) -> None:
         files = [coco.ann_file_of(part) for _, part in parts if part.get('ann_file')]
         evaluator = f'{split}_evaluator'
         for where, metric in walk(cfg.get(evaluator), evaluator):
-            if kind_of(metric) != 'CocoMetric' or not files:
+            if kind_of(metric) not in ('CocoMetric', 'PanopticMetric') or not files:
                 continue
             said = metric.get('ann_file')
+            if kind_of(metric) == 'PanopticMetric' and metric.get('seg_prefix') is None:
+                metric['seg_prefix'] = str(panoptic.segment_folder(parts[0][1]))
             if len(files) != len(parts) or len(set(files)) > 1:
                 if said is None:
                     raise UserError(
@@ -148,22 +152,45 @@ def _place_annotations(cfg: Config) -> None:
 # --- classes ---------------------------------------------------------------------------------
 
 
-def _place_queries(model: dict, number: int) -> None:
+def _place_queries(cfg: Config, model: dict, classes: Sequence[str], with_stuff: bool) -> None:
     """Heads of queries say things and stuff apart, and a weight for each class and for none."""
+    number, stuff = len(classes), 0
+    if with_stuff:
+        things = _place_things(cfg, classes)
+        if things is None:  # the data are not there: a config is counted or printed
+            return
+        number, stuff = len(things), len(classes) - len(things)
     for name in ('panoptic_head', 'panoptic_fusion_head'):
         head = model.get(name) or {}
         if 'num_things_classes' not in head:
             continue
-        stuff = head.get('num_stuff_classes', 0)
-        if stuff:
+        said = head.get('num_stuff_classes', 0)
+        if said and not with_stuff:
             raise UserError(
-                f'model.{name}.num_stuff_classes is {stuff}: instances are found here, of things '
+                f'model.{name}.num_stuff_classes is {said}: instances are found here, of things '
                 'alone; set it to 0')
         head['num_things_classes'] = number
+        if with_stuff:
+            head['num_stuff_classes'] = stuff
         weights = get(head, 'loss_cls.class_weight')
-        if isinstance(weights, (list, tuple)) and len(weights) != number + 1:
+        if isinstance(weights, (list, tuple)) and len(weights) != len(classes) + 1:
             if len(set(weights[:-1])) != 1:
                 raise UserError(
-                    f'model.{name}.loss_cls.class_weight has {len(weights)} weights for {number} '
-                    'classes and the background; give one for each')
-            head['loss_cls']['class_weight'] = [weights[0]] * number + [weights[-1]]
+                    f'model.{name}.loss_cls.class_weight has {len(weights)} weights for '
+                    f'{len(classes)} classes and the background; give one for each')
+            head['loss_cls']['class_weight'] = [weights[0]] * len(classes) + [weights[-1]]
+
+
+def _place_things(cfg: Config, classes: Sequence[str]) -> list[str] | None:
+    """Say in each panoptic data set which classes are things, as that of training has it."""
+    things = None
+    for name in DATALOADERS:
+        for _, dataset in placed_datasets(cfg.get(name), name):
+            if kind_of(dataset) not in panoptic.KINDS:
+                continue
+            if things is None:
+                things = panoptic.things_of(dataset, classes)
+            if things is not None:
+                metainfo = dataset.setdefault('metainfo', ConfigDict())
+                metainfo.setdefault('thing_classes', list(things))
+    return things

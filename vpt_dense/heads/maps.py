@@ -30,8 +30,9 @@ class MapHead(BaseDecodeHead):
             ``num_classes``, ``out_channels`` and ``threshold``.
     """
 
-    #: The key of data samples with the true map.
-    truth = ''
+    #: The key of data samples with the true map; what it holds where nothing is known; and whether
+    #: its loss is that of classes.
+    truth, void, classifies = '', 0, False
 
     def __init__(self, *, number: int, map_channels: int, **kwargs) -> None:
         super().__init__(num_classes=number, threshold=0.0, **kwargs)
@@ -56,6 +57,10 @@ class MapHead(BaseDecodeHead):
 
     def finish(self, found: Tensor) -> Tensor:
         """A map that was resized or averaged as :meth:`to_map` would give it."""
+        return found
+
+    def answer(self, found: Tensor) -> Tensor:
+        """What is told of a finished map."""
         return found
 
     def loss_by_feat(self, found: Tensor, batch_data_samples: list) -> dict[str, Tensor]:

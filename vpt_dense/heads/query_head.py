@@ -158,14 +158,14 @@ class QueryHead(BaseDecodeHead):
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logarithms of class scores, (B, num_classes, 2^n h, 2^n w)."""
-        return _scores(*self.predictions(inputs)[-1])
+        return scores_of(*self.predictions(inputs)[-1])
 
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict
     ) -> Tensor:
         """Logarithms of class scores at the size of the input, (B, num_classes, H, W)."""
         masks, classes = self.predictions(inputs)[-1]
-        return _scores(self.predict_by_feat(masks, batch_img_metas), classes)
+        return scores_of(self.predict_by_feat(masks, batch_img_metas), classes)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict) -> dict:
         """The losses of all predictions, those in front of block i as ``b<i>.loss_...``."""
@@ -178,7 +178,7 @@ class QueryHead(BaseDecodeHead):
             parts = losses(c, m, targets, self.weights, self.num_points, no_object=self.no_object)
             found.update({name + key: value for key, value in parts.items()})
         with torch.no_grad():
-            scores = _scores(masks, classes)
+            scores = scores_of(masks, classes)
             small = F.interpolate(labels[:, None].float(), scores.shape[-2:])[:, 0].long()
             found['acc_seg'] = accuracy(scores, small, ignore_index=self.ignore_index)
         return found
@@ -193,7 +193,7 @@ class QueryHead(BaseDecodeHead):
                 for start, end in self.unbind]
 
 
-def _scores(masks: Tensor, classes: Tensor) -> Tensor:
+def scores_of(masks: Tensor, classes: Tensor) -> Tensor:
     """Logarithms of sums over queries of softmax(class) sigmoid(mask), (B, K, H, W)."""
     parts = classes.float().softmax(-1)[..., :-1]
     scores = torch.einsum('bqk,bqhw->bkhw', parts, masks.float().sigmoid())

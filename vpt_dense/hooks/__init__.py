@@ -15,6 +15,7 @@ from vpt_dense.hooks.plateau_hook import PlateauHook
 from vpt_dense.hooks.predictions_hook import PredictionsHook
 from vpt_dense.hooks.preemption_hook import PreemptionHook
 from vpt_dense.hooks.progress_hook import ProgressHook
+from vpt_dense.hooks.prompt_file_hook import PromptFileHook
 from vpt_dense.hooks.prompt_loss_hook import PromptLossHook
 from vpt_dense.hooks.prompt_start_hook import PromptStartHook
 from vpt_dense.hooks.report_hook import ReportHook
@@ -37,6 +38,7 @@ __all__ = [
     'PredictionsHook',
     'PreemptionHook',
     'ProgressHook',
+    'PromptFileHook',
     'PromptLossHook',
     'PromptStartHook',
     'ReportHook',

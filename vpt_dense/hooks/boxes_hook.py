@@ -1,15 +1,19 @@
-"""What a test of a detector finds, as a file in the form of COCO's results. Needs mmdet."""
+"""What a test of a detector finds, as files in the form of COCO's results. Needs mmdet."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from mmdet.structures.mask import encode_mask_results
 from mmengine.dist import collect_results, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image
 
-from vpt_dense import safe_files
+from vpt_dense import safe_files, segments
+from vpt_dense.datasets.names import leaves, picture_names
 from vpt_dense.registry import HOOKS
+from vpt_dense.safe_files import shortened
 
 
 @HOOKS.register_module()
@@ -56,6 +60,64 @@ class BoxesHook(Hook):
             row['category_id'] = ids[label] if ids else label
         safe_files.write_text(self.out_file, json.dumps(rows, ensure_ascii=False) + '\n')
         runner.logger.info('%d boxes written to %s', len(rows), self.out_file)
+
+
+@HOOKS.register_module()
+class SegmentsHook(Hook):
+    """Stores the panoptic maps of a test in COCO's form: PNGs, and ``panoptic.json`` beside them.
+
+    ``OUT_DIR/city0/frame.png`` for the image ``city0/frame.jpg`` of the folder of images; ids of
+    images and categories are those of the data set's JSON. Every process writes its own PNGs.
+
+    Args:
+        out_dir: The folder.
+    """
+
+    def __init__(self, out_dir: str) -> None:
+        self.out_dir = Path(out_dir)
+        self._found: list[dict] = []
+
+    def before_test(self, runner: Runner) -> None:
+        """Start anew."""
+        dataset = runner.test_loop.dataloader.dataset
+        self._name_of, self._found = picture_names(dataset), []
+        self._classes = tuple(dataset.metainfo['classes'])
+        self._things = len(dataset.metainfo['thing_classes'])
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Write the maps of a batch."""
+        for sample in outputs:
+            ids, labels = segments.found_segments(
+                sample.pred_panoptic_seg.sem_seg[0].cpu().numpy(), len(self._classes))
+            name = self._name_of(sample.img_path)
+            path = shortened(self.out_dir / name)
+            with safe_files.atomic(path) as unfinished, unfinished.open('wb') as stream:
+                Image.fromarray(segments.to_colours(ids)).save(stream, 'png')
+            self._found.append(dict(
+                segments.rows_of(ids, labels, self._classes, self._things),
+                image_id=sample.metainfo.get('img_id'), file=sample.img_path,
+                file_name=path.relative_to(self.out_dir).as_posix()))
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Write what all processes have found."""
+        dataset = runner.test_loop.dataloader.dataset
+        found = collect_results(self._found, len(dataset), 'gpu')
+        self._found = []
+        if not is_main_process():
+            return
+        ids = next((part.cat_ids for part in leaves(dataset) if hasattr(part, 'cat_ids')), None)
+        content = segments.as_coco(
+            [(each['image_id'], each['file'], each) for each in found], self._classes, self._things)
+        for category in content['categories'] if ids else ():
+            category['id'] = ids[category['id']]
+        for annotation in content['annotations'] if ids else ():
+            for segment in annotation['segments_info']:
+                segment['category_id'] = ids[segment['category_id']]
+        safe_files.write_text(
+            self.out_dir / 'panoptic.json', json.dumps(content, ensure_ascii=False) + '\n')
+        runner.logger.info('%d panoptic maps written to %s', len(found), self.out_dir)
 
 
 def _rows(sample: Any, classes: Any) -> list[dict]:

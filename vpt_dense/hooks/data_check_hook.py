@@ -10,6 +10,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from vpt_dense import tasks
@@ -96,7 +97,7 @@ class DataCheckHook(Hook):
         ignore_index = next((r.ignore_index for r in readers if hasattr(r, 'ignore_index')), 255)
         labelled = None
         many = (getattr(head, 'num_classes', None) or 0) > 1
-        if split == 'train' and not self._found_classes and many:
+        if split == 'train' and not self._found_classes and many and task.dense:
             self._look_for_classes(dataset, _flatten(samples), ignore_index)
         for sample in _flatten(samples):
             found = check(sample, head, ignore_index)
@@ -170,8 +171,16 @@ def _class_heads(part: nn.Module | None) -> list[nn.Module]:
 
 
 def _check_classes(model: nn.Module, dataset: Any, split: str) -> None:
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    if not classes:
+    meta = getattr(dataset, 'metainfo', None) or {}
+    classes = meta.get('classes')
+    of_tasks = getattr(unwrap(model), 'task_heads', {})
+    for name, head in of_tasks.items():
+        own = (meta.get('task_classes') or {}).get(name, classes if name == 'seg' else None)
+        if own and getattr(head, 'num_classes', None) not in (None, len(own)):
+            raise UserError(
+                f'model.task_heads.{name}.num_classes is {head.num_classes} but the {split} data '
+                f'has {len(own)} classes ({", ".join(map(str, own[:3]))}, ...)')
+    if not classes or of_tasks:
         return
     for name, head in _heads(model):
         if head.num_classes != len(classes):
@@ -305,6 +314,27 @@ def check_normals(sample: Any, head: nn.Module, ignore_index: int) -> bool | Non
     return bool((normals != 0).any())
 
 
+def check_tasks(sample: Any, head: nn.ModuleDict, ignore_index: int) -> bool | None:
+    """Check the labels and edges of several tasks; return True if any of them is labelled."""
+    labelled = []
+    for name, each in head.items():
+        key = f'gt_{name}_map'
+        if key not in sample:
+            continue
+        truth = sample.get(key).data
+        path = sample.metainfo.get('img_path', 'an image')
+        if isinstance(getattr(each, 'num_classes', None), int):
+            view = BaseDataElement(metainfo=dict(img_path=f'{path}, task {name}'))
+            view.gt_sem_seg = sample.get(key)
+            labelled.append(check_mask(view, each, each.ignore_index))
+        elif getattr(each, 'truth', '') == 'gt_edge_map':
+            strange = sorted(set(truth.unique().tolist()) - {0, 1, each.void})
+            if strange:
+                raise UserError(f'{path}, task {name}: edges are 0, 1 or {each.void} (not known), '
+                                f'found {strange[0]}')
+    return True if any(labelled) else None
+
+
 def check_boxes(sample: Any, head: nn.Module, ignore_index: int) -> None:
     """Check the boxes and labels of one image."""
     found = sample.get('gt_instances')
@@ -322,6 +352,25 @@ def check_boxes(sample: Any, head: nn.Module, ignore_index: int) -> None:
         raise UserError(
             f'{path}: label {int(labels.max())}, but there are {numbers[0]} classes (0 to '
             f'{numbers[0] - 1})')
+
+
+def check_segments(sample: Any, head: nn.Module, ignore_index: int) -> None:
+    """Check the labels of the things and the stuff of one image."""
+    path = sample.metainfo.get('img_path', 'an image')
+    things, number = head.num_things_classes, head.num_classes
+    found = sample.get('gt_instances')
+    if found is not None and 'labels' in found and found.labels.numel():
+        if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < things:
+            raise UserError(
+                f'{path}: a thing of label {int(found.labels.max())}, but there are {things} '
+                f'classes of things (0 to {things - 1})')
+    if 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.sem_seg.unique()
+        wrong = labels[(labels >= number) & (labels != 255)]
+        if len(wrong):
+            raise UserError(
+                f'{path}: label {int(wrong[0])}, but there are {number} classes (0 to '
+                f'{number - 1}, and 255, of no segment)')
 
 
 def _read_mask(dataset: Any, index: int) -> np.ndarray | None:

@@ -329,7 +329,7 @@ class ReportHook(Hook):
             return f'no metric · {trainable} ({share})'
         task = tasks.metrics().get(name)
         label = task and task.label or name
-        return f'{label} {metrics[name]:.2f} · {trainable} ({share})'
+        return f'{label} {tasks.told(name, metrics[name])} · {trainable} ({share})'
 
     def _peak_memory(self) -> dict[str, Any]:
         """Return the peak of this process: tensors on the GPU, else its resident memory."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vpt_dense import pretraining, safe_files
+from vpt_dense import few_bits, pretraining, safe_files
 from vpt_dense.backbones.in_place import Adopted, InPlaceBackbone
 from vpt_dense.errors import UserError
 from vpt_dense.plain import models
@@ -65,7 +65,7 @@ def save_delta(model: nn.Module, path: str | Path, **told: Any) -> int:
         format=FORMAT, backbones=backbones, builder=getattr(model, 'builder', None),
         counts=models.count(model), versions=dict(vpt_dense=__version__), told=told)
     meta = {key: value if key == 'format' else _as_text(key, value) for key, value in meta.items()}
-    safe_files.write_tensors(state, path, meta)
+    safe_files.write_tensors(few_bits.pack(state), path, meta)
     return Path(path).stat().st_size
 
 

@@ -23,7 +23,16 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner.amp import autocast
 from torch import Tensor, nn
 
-from vpt_dense import building, logging, preflight, safe_files, shipped, tasks, visualization
+from vpt_dense import (
+    building,
+    logging,
+    preflight,
+    safe_files,
+    segments,
+    shipped,
+    tasks,
+    visualization,
+)
 from vpt_dense import config as configs
 from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
@@ -35,6 +44,7 @@ from vpt_dense.predicting.results import (
     DepthMap,
     Detection,
     NormalMap,
+    Panoptic,
     Result,
     Segmentation,
     precision,
@@ -50,7 +60,8 @@ READERS = 2
 PLAIN_BYTES = 2**30
 PLAIN_PIXELS = 2**26
 
-_ANNOTATIONS = ('LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals')
+_ANNOTATIONS = (
+    'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals', 'LoadPanopticAnnotations')
 #: Transforms that do the same to some rows of an image as to the whole.
 _BY_ROWS = ('LoadBands', 'PackSegInputs')
 
@@ -247,6 +258,7 @@ class ModelPredictor:
         palette: Of each class its colour, [R, G, B] from 0 to 255.
         model: The model, in eval mode on its device.
         cfg: Its config.
+        things: Of a panoptic model, how many of the classes, the first ones, are things.
         batch_size: Images that pass through the model together if nothing else is said: the
             batch size of the config's test.
         partial: Folder for what is there of large images, so that another run can go on with it;
@@ -277,6 +289,7 @@ class ModelPredictor:
             raise UserError(
                 f'the data set of the config has {len(self.classes)} classes, the model {number}; '
                 'set dataset.classes, the heads follow')
+        self.things = getattr(self._inner, 'num_things_classes', 0)
         palette = info.get('palette')
         if not palette or len(palette) != number:
             palette = visualization.make_palette(number)
@@ -723,6 +736,16 @@ def detect(
             parts.bboxes[order].float().numpy(), parts.labels[order].numpy(),
             parts.scores[order].float().numpy(), predictor.classes, masks))
     return found
+
+
+def find_segments(
+    predictor: ModelPredictor, batch: list[dict], probabilities: bool | str
+) -> list[Result]:
+    """Find things and stuff in images of one size."""
+    return [Panoptic(*segments.found_segments(
+                sample.pred_panoptic_seg.sem_seg[0].cpu().numpy(), len(predictor.classes)),
+                predictor.classes, predictor.things)
+            for sample in predictor.model.test_step(pseudo_collate(batch))]
 
 
 def measure_depth(

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vpt_dense import segments
 from vpt_dense.datasets.label_maps import count_pixels, run_lengths
 
 
@@ -110,6 +111,35 @@ class Detection:
 
 
 @dataclass(frozen=True)
+class Panoptic:
+    """The segments of an image.
+
+    Attributes:
+        ids: (H, W) int32: of each pixel of the original image the id of its segment; 0: of none.
+        labels: (N,) int64, the position of the class of segment 1, 2, ..., N.
+        classes: The names of the classes.
+        things: How many of the classes, the first ones, are things; the others are stuff.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    things: int
+
+    def boxes(self) -> np.ndarray:
+        """(N, 4) int64: x1, y1, x2, y2 around each segment, in pixels."""
+        return segments.boxes_of(self.ids, len(self.labels))
+
+    def label_map(self) -> np.ndarray:
+        """(H, W) int64: of each pixel the position of its class; -1: of no segment."""
+        return np.concatenate([[-1], self.labels])[self.ids]
+
+    def line(self, number: int) -> dict[str, Any]:
+        """The data that are written: the segments, as COCO has them."""
+        return segments.rows_of(self.ids, self.labels, self.classes, self.things)
+
+
+@dataclass(frozen=True)
 class DepthMap:
     """The depth of an image.
 
@@ -140,7 +170,7 @@ def _short(score: float) -> float:
     return float(f'{score:.6g}')
 
 
-Result = Segmentation | Classification | Detection | DepthMap | NormalMap
+Result = Segmentation | Classification | Detection | Panoptic | DepthMap | NormalMap
 
 
 def precision(probabilities: bool | str) -> type[np.floating]:

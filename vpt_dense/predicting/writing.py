@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vpt_dense import live, safe_files, tasks, visualization
-from vpt_dense.datasets import map_files, medical, raster
+from vpt_dense import live, safe_files, segments, tasks, visualization
+from vpt_dense.datasets import map_files, medical, panoptic, raster
 from vpt_dense.datasets.label_maps import count_pixels
 from vpt_dense.errors import UserError
 from vpt_dense.predicting.inputs import Image
@@ -25,6 +25,7 @@ from vpt_dense.predicting.results import (
     DepthMap,
     Detection,
     NormalMap,
+    Panoptic,
     Predictor,
     Segmentation,
 )
@@ -162,7 +163,10 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
             record['no_data'] = dict(id=predictor.ignored_id, pixels=counts.no_data)
         elif predictor.classes:
-            record[f'{"boxes" if task.regions else "images"}_by_class'] = counts.of_classes
+            unit = 'images'
+            if task.regions:
+                unit = 'segments' if task.name == 'panoptic' else 'boxes'
+            record[f'{unit}_by_class'] = counts.of_classes
         return record
 
     with progress(len(images)) as bar:
@@ -441,8 +445,8 @@ class Lines:
         record = self._append(image, result)
         return {record['class']: 1} if self.classes else {}
 
-    def _append(self, image: Image, result: Any) -> dict[str, Any]:
-        record = dict(path=image.path, **result.line(self.wanted.top_k or 5))
+    def _append(self, image: Image, result: Any, **further: Any) -> dict[str, Any]:
+        record = dict(path=image.path, **further, **result.line(self.wanted.top_k or 5))
         line = _encodable(json.dumps(record, ensure_ascii=False), record).encode() + b'\n'
         with safe_files.told(self.path):
             if self.stream is None:
@@ -517,6 +521,85 @@ def _boxes_over(path: str, result: Detection, palette: list[list[int]]) -> np.nd
     panel = visualization.Boxes(
         None, result.boxes[kept] / step, result.labels[kept], result.scores[kept], masks)
     return visualization.draw_boxes(
+        visualization.to_picture(np.concatenate(rows)), [panel], result.classes, palette)
+
+
+# --- panoptic segmentation -------------------------------------------------------------------
+
+
+class Segments(Lines):
+    """PNGs and lines of segments, and in the end ``panoptic.json``, all as COCO has them.
+
+    ``panoptic/NAME.png``: R + 256 G + 256^2 B is the id of a segment, 0 is none. Pictures, if
+    wanted.
+    """
+
+    def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
+        super().__init__(predictor, out, wanted)
+        self.predictor, self.out = predictor, out
+
+    def _place(self, folder: str, image: Image, ending: str) -> Path:
+        return safe_files.shortened(self.out / folder / f'{image.name}{ending}')
+
+    def _records(self) -> dict[str, dict[str, Any]]:
+        """Path of an image -> its line, the last one if there are several."""
+        found = {}
+        if self.path.is_file():
+            for line in self.path.read_bytes()[: self.whole].decode(
+                    errors='surrogateescape').splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)
+                    found[record['path']] = record
+        return found
+
+    def existing(self, image: Image) -> dict[str, int] | None:
+        """Segments of each class, if it has a line, and all files that are wanted."""
+        if image.path not in self.done:
+            return None
+        files = [self._place(panoptic.SEGMENTS, image, '.png')]
+        if self.wanted.overlay:
+            files.append(self._place(OVERLAYS, image, '.jpg'))
+        lacking = [file for file in files if not file.is_file()]
+        if lacking:
+            raise UserError(
+                f'--skip-existing: {image.path} has a line in {self.path} and no {lacking[0]}; '
+                'take another --out, or --force')
+        if not hasattr(self, '_old'):
+            self._old = self._records()
+        return dict(Counter(row['class'] for row in self._old[image.path]['segments']))
+
+    def put(self, image: Image, result: Panoptic) -> dict[str, int]:
+        """Write the picture that is wanted, the PNG, and last the line."""
+        if self.wanted.overlay:
+            picture = _segments_over(image.path, result, self.predictor.palette)
+            _write(self._place(OVERLAYS, image, '.jpg'),
+                   cv2.imencode('.jpg', picture[..., ::-1])[1])
+        path = self._place(panoptic.SEGMENTS, image, '.png')
+        _write(path, cv2.imencode('.png', segments.to_colours(result.ids)[..., ::-1])[1])
+        self._append(image, result, file_name=path.relative_to(
+            self.out / panoptic.SEGMENTS).as_posix())
+        return dict(Counter(result.classes[label] for label in result.labels))
+
+    def close(self) -> None:
+        """Let go of the lines, and write what they say in COCO's form."""
+        super().close()
+        records = self._records()
+        if records:
+            things = self.predictor.things
+            safe_files.write_text(self.out / 'panoptic.json', as_json(segments.as_coco(
+                [(number, path, record) for number, (path, record) in enumerate(
+                    records.items(), 1)], self.predictor.classes, things)))
+
+
+def _segments_over(path: str, result: Panoptic, palette: list[list[int]]) -> np.ndarray:
+    """Segments over their image, with a legend: RGB, uint8."""
+    with raster.open_image(path) as image:
+        bands = [1, 2, 3] if image.info.bands >= 3 else [1]
+        step = -(-max(image.info.height, image.info.width) // LONGEST)
+    rows = [part[-top % step::step, ::step].copy() for top, part in raster.strips(path, bands)]
+    ids = result.ids[::step, ::step]
+    panel = visualization.segment_panel(None, ids, result.labels)
+    return visualization.draw_panels(
         visualization.to_picture(np.concatenate(rows)), [panel], result.classes, palette)
 
 

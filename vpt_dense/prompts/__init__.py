@@ -19,6 +19,7 @@ from vpt_dense.prompts.residual_prompt import ResidualPrompt
 from vpt_dense.prompts.self_enhanced_prompt import SelfEnhancedPrompt
 from vpt_dense.prompts.stage_prompts import StagePrompts
 from vpt_dense.prompts.step_prompts import StepPrompts
+from vpt_dense.prompts.task_prompts import TaskPrompts
 from vpt_dense.prompts.tcpa_prompt import TCPAPrompt
 from vpt_dense.prompts.token_prompt import TokenPrompt
 from vpt_dense.prompts.vapt_prompt import VAPTPrompt
@@ -28,5 +29,5 @@ __all__ = [
     'E2VPTPrompt', 'FoldedPrompt', 'FourierPrompt', 'GatedPrompt', 'IVPTLikePrompt', 'L2PPrompt',
     'LSPTLikePrompt', 'PAEPrompt', 'Part', 'PixelPrompt', 'PrefixPrompt', 'Prompt',
     'ResidualPrompt', 'SelfEnhancedPrompt', 'Site', 'StagePrompts', 'StepPrompts', 'TCPAPrompt',
-    'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
+    'TaskPrompts', 'TokenLayout', 'TokenPrompt', 'VAPTPrompt',
 ]

@@ -212,9 +212,11 @@ def method_of(identity: Mapping[str, Any]) -> str:
 def _tiles(run: Run) -> list[dict[str, str]]:
     tiles, score, metric = [], run.score(), run.metric()
     if score:
-        others = [f'{where} {metrics[metric]:.2f}' for where, metrics in run.scores().items()
+        others = [f'{where} {tasks.told(metric, metrics[metric])}'
+                  for where, metrics in run.scores().items()
                   if where != score[1] and is_number(metrics.get(metric))]  # fmt: skip
-        tiles.append({'label': f'{parts.label_of(metric)}, {score[1]}', 'value': f'{score[0]:.2f}',
+        tiles.append({'label': f'{parts.label_of(metric)}, {score[1]}',
+                      'value': tasks.told(metric, score[0]),
                       'note': ' · '.join(others)})  # fmt: skip
     counts = run.counts()
     if counts:
@@ -246,7 +248,9 @@ def _curves(run: Run, problems: list[str]) -> dict[str, Any] | None:
         problems.append('No curves of the training: its log is not in the folder of the run.')
     scores = [{'step': e['iter'], **e['metrics']} for e in run.evaluations or () if e['metrics']]
     title = f'Validation, {parts.label_of(run.metric())}'
-    found = [chart for chart in (*found, _chart(title, scores, [run.metric()], '.2f')) if chart]
+    judged = run.score()
+    form = f'.{tasks.decimals(run.metric() or "", judged[0] if judged else 0.0)}f'
+    found = [chart for chart in (*found, _chart(title, scores, [run.metric()], form)) if chart]
     return {'kind': 'charts', 'charts': found} if found else None
 
 

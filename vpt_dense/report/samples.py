@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vpt_dense import segments
 from vpt_dense.visualization import (
     colour_depth,
     colour_normals,
     depth_range,
     make_palette,
+    segment_panel,
     to_picture,
 )
 
@@ -200,6 +202,36 @@ def detection(sample: Any, meta: Mapping[str, Any], ignored: int | None) -> dict
                                 None if masks is None else masks[kept]), palette[:number])
         found.update(labels[kept].tolist())
     told['labels'] = sorted(found)
+    return told
+
+
+def panoptic(sample: Any, meta: Mapping[str, Any], ignored: int | None) -> dict[str, Any]:
+    """What a report shows of an image whose segments were found.
+
+    Args:
+        sample: With ``pred_panoptic_seg`` and perhaps ``gt_sem_seg`` and ``gt_instances``, in
+            pixels of the file.
+        meta: Of the data set: ``classes``, ``palette``.
+        ignored: Not used.
+
+    Returns:
+        As :func:`segmentation`; between segments the pictures are transparent, and ``IoU`` is None.
+    """
+    number, things = len(meta['classes']), sample.gt_instances if 'gt_sem_seg' in sample else None
+    palette = [list(map(int, colour)) for colour in meta.get('palette') or make_palette(number)]
+    found = segments.found_segments(sample.pred_panoptic_seg.sem_seg[0].cpu().numpy(), number)
+    told: dict[str, Any] = {'size': found[0].shape, 'truth': None, 'IoU': None}
+    parts = {'prediction': found}
+    if things is not None:
+        parts['truth'] = segments.true_segments(
+            sample.gt_sem_seg.sem_seg[0].cpu().numpy(), things.masks.to_ndarray(),
+            things.labels.cpu().numpy(), number)
+    labels: set[int] = set()
+    for key, (ids, own) in parts.items():
+        panel = segment_panel(None, _shrunk(ids), own)
+        told[key] = png(np.where(panel.edges, -1, panel.labels), palette[:number])
+        labels.update(own.tolist())
+    told['labels'] = sorted(labels)
     return told
 
 

@@ -130,12 +130,16 @@ class NormalEstimator(MapEstimator):
 
     def undo(self, logits: Tensor, img_meta: dict) -> Tensor:
         """As of a segmentor, but the normals of a mirrored image are mirrored too."""
-        found = super().undo(logits, img_meta)
-        if img_meta.get('flip'):
-            axis = {'horizontal': 0, 'vertical': 1}[img_meta['flip_direction']]
-            found = found.clone()
-            found[axis] *= -1
-        return found
+        return mirror_normals(super().undo(logits, img_meta), img_meta)
+
+
+def mirror_normals(found: Tensor, img_meta: dict) -> Tensor:
+    """Normals (3, H, W) of a mirrored image, whose places were turned back, as of the image."""
+    if img_meta.get('flip'):
+        axis = {'horizontal': 0, 'vertical': 1}[img_meta['flip_direction']]
+        found = found.clone()
+        found[axis] *= -1
+    return found
 
 
 @MODELS.register_module()

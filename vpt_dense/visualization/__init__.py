@@ -9,13 +9,15 @@ from vpt_dense.visualization.drawing import (
     draw_labels,
     draw_panels,
     make_palette,
+    segment_panel,
     to_picture,
 )
 from vpt_dense.visualization.map_colours import colour_depth, colour_normals, depth_range
 
 __all__ = [
     'Boxes', 'Panel', 'colour_depth', 'colour_normals', 'depth_range', 'draw_boxes',
-    'draw_captions', 'draw_labels', 'draw_panels', 'make_palette', 'ours', 'to_picture',
+    'draw_captions', 'draw_labels', 'draw_panels', 'make_palette', 'ours', 'segment_panel',
+    'to_picture',
 ]
 
 

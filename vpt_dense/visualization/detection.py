@@ -1,4 +1,4 @@
-"""Drawing of boxes and masks. Needs mmdet, so the registry imports it when asked for."""
+"""Drawing of boxes, masks and segments. Needs mmdet: the registry imports it when asked for."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,9 @@ import numpy as np
 from mmdet.visualization import DetLocalVisualizer as _DetLocalVisualizer
 from mmengine.dist import master_only
 
+from vpt_dense import segments
 from vpt_dense.registry import VISUALIZERS
-from vpt_dense.visualization.drawing import Boxes, draw_boxes
+from vpt_dense.visualization.drawing import Boxes, Panel, draw_boxes, draw_panels, segment_panel
 
 
 @VISUALIZERS.register_module()
@@ -24,11 +25,12 @@ class DetLocalVisualizer(_DetLocalVisualizer):
         palette: Sequence[Sequence[int]] | None = None, draw_gt: bool = True,
         draw_pred: bool = True, score_thr: float = 0.3,
     ) -> np.ndarray:
-        """Draw the boxes, and masks, that a sample has, in any process.
+        """Draw the boxes, and masks, that a sample has, or its segments; in any process.
 
         Args:
             image: RGB, uint8 (H, W, 3), as large as the boxes are meant.
-            data_sample: With ``gt_instances`` or ``pred_instances``, or both or none.
+            data_sample: With ``gt_instances`` or ``pred_instances``, or both or none; with
+                ``gt_sem_seg`` or ``pred_panoptic_seg`` it is of panoptic segmentation.
             classes: Names by label.
             palette: [R, G, B] by label.
             draw_gt: Whether to draw the truth.
@@ -38,6 +40,12 @@ class DetLocalVisualizer(_DetLocalVisualizer):
         Returns:
             RGB, uint8.
         """
+        if 'gt_sem_seg' in data_sample or 'pred_panoptic_seg' in data_sample:
+            parts = [segment_panel(title, *found) for shown, title, found in (
+                (draw_gt, 'truth', true_segments(data_sample, len(classes))),
+                (draw_pred, 'prediction', found_segments(data_sample, len(classes))))
+                if shown and found is not None]
+            return draw_panels(image, parts or [Panel('image')], classes, palette)
         panels = []
         for wanted, key, title in ((draw_gt, 'gt_instances', 'truth'),
                                    (draw_pred, 'pred_instances', 'prediction')):
@@ -62,6 +70,23 @@ class DetLocalVisualizer(_DetLocalVisualizer):
             mmcv.imwrite(mmcv.rgb2bgr(drawn), out_file)
         else:
             self.add_image(name, drawn, step)
+
+
+def true_segments(sample: Any, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ids and labels of the true segments of a sample; None: it has none."""
+    if 'gt_sem_seg' not in sample:
+        return None
+    things = sample.gt_instances
+    return segments.true_segments(
+        sample.gt_sem_seg.sem_seg[0].cpu().numpy(), things.masks.to_ndarray(),
+        things.labels.cpu().numpy(), number)
+
+
+def found_segments(sample: Any, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ids and labels of the segments that were found in a sample; None: it has none."""
+    if 'pred_panoptic_seg' not in sample:
+        return None
+    return segments.found_segments(sample.pred_panoptic_seg.sem_seg[0].cpu().numpy(), number)
 
 
 def _boxes(instances: Any, title: str, score_thr: float) -> Boxes:

@@ -30,11 +30,27 @@ class Panel(NamedTuple):
         title: What stands above; None: nothing.
         labels: (H, W) integers; None: the image alone.
         ignore_index: The label of pixels that are left out. None, as in a prediction: no label is.
+        edges: (H, W) of True and False: what is drawn white; None: nothing.
     """
 
     title: str | None
     labels: np.ndarray | None = None
     ignore_index: int | None = 255
+    edges: np.ndarray | None = None
+
+
+def segment_panel(title: str | None, ids: np.ndarray, labels: np.ndarray) -> Panel:
+    """The colours of the classes of segments, with white lines between segments.
+
+    Args:
+        title: What stands above; None: nothing.
+        ids: Of each pixel the number of its segment, 1 to N, (H, W); 0: of none.
+        labels: Of each segment, (N,).
+    """
+    edges = np.zeros(ids.shape, bool)
+    edges[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    edges[1:] |= ids[1:] != ids[:-1]
+    return Panel(title, np.concatenate([[-1], labels]).astype(np.int64)[ids], -1, edges)
 
 
 def draw_labels(
@@ -106,6 +122,8 @@ def draw_panels(
             ignored |= out is not None and bool(out.any())
             large = _enlarged(labels, times)
             picture = _covered(picture, large, panel.ignore_index, colours, alpha)
+            if panel.edges is not None:
+                picture[_enlarged(panel.edges, times)] = 255
         if titled:
             picture = np.concatenate([_lines([(panel.title or '', _TEXT)], picture.shape[1], size),
                                       picture])  # fmt: skip
