@@ -87,9 +87,13 @@ test-federated: $(STAMP)  ## Train federations with Flower, in .venv-federated
 	OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 .venv-federated/bin/python -m pytest -q -m '' \
 	    tests/test_federated.py tests/test_federated_flower.py
 
-test-serve: $(STAMP)  ## Run the tests of the server, with the extra that it needs, in .venv-serve
+# The page's need a browser as test-report does.
+test-serve: $(STAMP)  ## Run the tests of the server, its client and its page, in .venv-serve
 	$(call beside,serve)
-	OMP_NUM_THREADS=1 .venv-serve/bin/python -m pytest -q -m '' tests/test_serving.py
+	@.venv-serve/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --requirement requirements/report.txt
+	OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) .venv-serve/bin/python -m pytest -q -m '' \
+	    tests/test_serving.py tests/test_serving_page.py tests/test_client.py tests/test_labelling.py
 
 # The browser must be there: Debian's is `apt-get install chromium`; CHROMIUM may name another.
 test-report: $(STAMP)  ## Look at report.html in a browser (chromium must be there), in .venv-report

@@ -188,11 +188,12 @@ def test_requirements_reach_the_metadata():
     required = importlib.metadata.requires('vpt-dense')
     by_extra = {'': set()}
     for requirement in required:
-        extra = re.search(r'extra == ["\'](\w+)["\']', requirement)
+        extra = re.search(r'extra == ["\']([\w-]+)["\']', requirement)
         by_extra.setdefault(extra.group(1) if extra else '', set()).add(canonical(requirement))
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
     for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis', 'slurm',
-                  'ray', 'clip', 'federated', 'detection', 'peft', 'serve'):
+                  'ray', 'clip', 'federated', 'detection', 'peft', 'serve',
+                  'client', 'label-studio'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -212,7 +213,7 @@ def test_imports_are_declared():
     distributions = importlib.metadata.packages_distributions()
     # Imported where they are needed.
     extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray', 'clip', 'federated',
-              'detection', 'serve')
+              'detection', 'serve', 'client', 'label-studio')
     required = [r for n in ('runtime', 'mminstall', *extras) for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
     # Those that are not installed here have the names of their packages.

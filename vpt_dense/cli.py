@@ -29,6 +29,7 @@ COMMANDS = {
     'ensemble': ('ensemble', 'several deltas on one backbone'),
     'export': ('export', 'write a model as ONNX or as a graph of torch.export'),
     'serve': ('serve', 'many tasks on one backbone over HTTP; ask such a server'),
+    'ask': ('ask', 'ask a server for predictions: label maps or classes'),
     'zoo': ('zoo', 'list the models that come along: zoo::NAME'),
     'demo': ('demo', 'prompt tuning against its alternatives, in minutes'),
     'make-dataset': ('make_dataset', "make the demo's data"),

@@ -40,13 +40,17 @@ class _OnBackbone(
         """An image as the backbone was trained on it, (1, 3, H, W).
 
         Args:
-            image: Path, ``PIL.Image``, or array (H, W, 3) of uint8, RGB.
+            image: Path or ``PIL.Image``, which are turned as their EXIF tags say, or array
+                (H, W, 3) of uint8, RGB.
         """
-        if isinstance(image, (str, Path)):
-            from PIL import Image
+        if not isinstance(image, np.ndarray):
+            from PIL import Image, ImageOps
 
-            with Image.open(image) as opened:
-                image = opened.convert('RGB')
+            if isinstance(image, (str, Path)):
+                with Image.open(image) as opened:
+                    image = ImageOps.exif_transpose(opened).convert('RGB')
+            elif isinstance(image, Image.Image):
+                image = ImageOps.exif_transpose(image)
         array = np.asarray(image)
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
             raise UserError(

@@ -6,7 +6,7 @@ import html
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +35,17 @@ _BODY = dict(requestBody=dict(required=True, content={'multipart/form-data': dic
         type='array', items=dict(type='string', format='binary')))))}))
 _FILE = dict(requestBody=dict(required=True, content={'application/octet-stream': dict(schema=dict(
     type='string', format='binary'))}))
+
+
+#: The page for people: path -> file, type.
+_PAGE = {
+    '/': ('index.html', 'text/html; charset=utf-8'),
+    '/page.css': ('page.css', 'text/css; charset=utf-8'),
+    '/page.js': ('page.js', 'text/javascript; charset=utf-8')}
+#: No other site may show it in a frame; what is newer is fetched.
+_PAGE_HEADERS = {
+    'Content-Security-Policy': "frame-ancestors 'none'", 'X-Content-Type-Options': 'nosniff',
+    'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-cache'}
 
 
 class _Form(MultiPartParser):
@@ -76,6 +87,9 @@ def build(settings: Settings, spool: Path) -> Guard:
         'was started with keys.')
     guard = Guard(app, batcher)
     _tell_errors(app)
+
+    for path, (name, kind) in _PAGE.items():
+        app.add_route(path, _file(name, kind))
 
     # --- does it live?
 
@@ -166,6 +180,16 @@ def build(settings: Settings, spool: Path) -> Guard:
         return Response(await asyncio.to_thread(write, about, result), media_type=kind)
 
     return guard
+
+
+def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    """What answers with a file of the page."""
+    content = Path(__file__).with_name('page').joinpath(name).read_bytes()
+
+    async def answer(_: Request) -> Response:
+        return Response(content, media_type=kind, headers=_PAGE_HEADERS)
+
+    return answer
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from vpt_dense.serving.settings import Refused
 
 Message = MutableMapping[str, Any]
 #: Paths by which Prometheus counts; others are one.
-_ROUTES = re.compile(r'/(healthz|readyz|metrics|docs|openapi\.json|v1/predict|v1/tasks)?')
+_ROUTES = re.compile(
+    r'/(healthz|readyz|metrics|docs|openapi\.json|page\.css|page\.js|v1/predict|v1/tasks)?')
 #: Asked for all the time by machines that look whether the server lives: not in the log.
 _QUIET = ('/healthz', '/readyz', '/metrics')
 #: Seconds that are spent on reading what is left of a refused body, so that its client, which may
