@@ -253,8 +253,8 @@ class _Base:
         key: That of a server that wants one.
         timeout: Seconds that an answer may take; to connect: 10.
         retries: How often a request is repeated where that is safe: when the server is busy (429,
-            503), cannot be reached, or was lost behind a proxy (500, 502 without a reason). It waits
-            as long as the server says, or 0.5 s, 1 s, 2 s, ...
+            503), cannot be reached, or was lost behind a proxy (500, 502 that no server of ours
+            explains). It waits as long as the server says, or 0.5 s, 1 s, 2 s, ...
 
     Raises:
         UserError: If the URL is none, or httpx is not installed.
@@ -403,8 +403,8 @@ class Client(_Base):
         key: That of a server that wants one.
         timeout: Seconds that an answer may take; to connect: 10.
         retries: How often a request is repeated where that is safe: when the server is busy (429,
-            503), cannot be reached, or was lost behind a proxy (500, 502 without a reason). It waits
-            as long as the server says, or 0.5 s, 1 s, 2 s, ...
+            503), cannot be reached, or was lost behind a proxy (500, 502 that no server of ours
+            explains). It waits as long as the server says, or 0.5 s, 1 s, 2 s, ...
 
     Raises:
         UserError: If the URL is none, or httpx is not installed.
