@@ -1,6 +1,7 @@
 """The server as an application of Ray Serve: replicas on the machines of a cluster.
 
-``deploy/ray/serve.yaml`` starts it; Ray calls :func:`build` with its ``args``.
+``deploy/ray/serve.yaml`` starts it; Ray calls :func:`vpt_dense.serving.ray_app.build` with its
+``args``.
 """
 
 import tempfile
