@@ -134,7 +134,7 @@ def test_replicas_of_which_one_is_killed(tmp_path):
     def ask(worker: int) -> None:
         with Client(url, ADMIN, retries=5) as client:
             turn = worker
-            while not stop.is_set():
+            while not stop.wait(0.05):
                 i = turn % len(images)
                 turn += 1
                 try:
