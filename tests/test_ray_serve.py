@@ -70,7 +70,7 @@ def test_what_a_cluster_is_refused():
     assert config['http_options']['request_timeout_s'] > settings.timeout
     from ray.serve.schema import ServeDeploySchema
 
-    ServeDeploySchema.model_validate(config)
+    ServeDeploySchema(**config)
 
 
 def replicas(name: str) -> set[int]:
@@ -126,7 +126,8 @@ def test_replicas_of_which_one_is_killed(tmp_path):
     environment.pop('RAY_ADDRESS', None)
     with (tmp_path / 'log').open('w') as log:
         process = subprocess.Popen(
-            [sys.executable, '-m', 'ray.serve.scripts', 'run', str(tmp_path / 'serve.yaml')],
+            [sys.executable, '-c', 'from ray.serve.scripts import cli; cli()', 'run',
+             str(tmp_path / 'serve.yaml')],
             cwd=tmp_path, env=environment, stdout=log, stderr=log)
     url = f'http://127.0.0.1:{port}'
     right, wrong, stop = [0], [], threading.Event()
