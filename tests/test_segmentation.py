@@ -31,6 +31,9 @@ def tiny_model(leaf: str, **backbone) -> torch.nn.Module:
         dict(arch=TINY_ARCH, img_size=32, patch_size=8, out_indices=[0, 1, 2, 3], **backbone)
     )
     cfg.backbone.pop('init_cfg')
+    for adapter in cfg.backbone.get('adapters') or ():
+        if adapter.type.endswith('ViTSplit'):  # of four blocks
+            adapter.update(num_blocks=1, num_maps=2)
     if 'neck' in cfg:
         cfg.neck.update(in_channels=[64] * 4, out_channels=16)
         cfg.decode_head.update(in_channels=[16] * 4, channels=64, mla_channels=16)

@@ -81,7 +81,7 @@ def placed_heads(model: dict | None, place: str = 'model') -> list[tuple[str, di
             found += [(where, node) for where, node in walk(part, f'{place}.{name}')
                       if 'num_classes' in node and kind_of(node).endswith('Head')]
             continue
-        if part and isinstance(part, dict) and 'type' not in part:  # of several tasks
+        if name == 'task_heads' and isinstance(part, dict):
             found += [(f'{place}.{name}.{task}', head) for task, head in part.items()]
             continue
         several = isinstance(part, (list, tuple))
