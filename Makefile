@@ -18,7 +18,7 @@ DEAL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-long \
-    test-export test-ray test-detection test-federated test-serve test-report test-notebook test-minimal test-examples test-wheel lint docs \
+    test-export test-ray test-detection test-federated test-serve test-deploy test-report test-notebook test-minimal test-examples test-wheel lint docs \
     docs-check clean
 
 help:  ## Show this help
@@ -69,9 +69,12 @@ test-export: $(STAMP)  ## Run the tests of exported models with ONNX Runtime, in
 	OMP_NUM_THREADS=1 .venv-export/bin/python -m pytest -q -m '' -n $(WORKERS) \
 	    tests/test_export_onnx.py
 
-test-ray: $(STAMP)  ## Run suites on a Ray cluster whose workers are killed, in .venv-ray
+test-ray: $(STAMP)  ## Run suites and the server on a Ray cluster whose workers are killed, in .venv-ray
 	$(call beside,ray)
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --requirement requirements/serve.txt --requirement requirements/client.txt
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest -q -m '' tests/test_suite.py -k ray
+	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest -q -m '' tests/test_ray_serve.py
 
 test-detection: $(STAMP)  ## Run the tests of detection on mmdet, in .venv-detection
 	$(call beside,detection)
@@ -94,6 +97,13 @@ test-serve: $(STAMP)  ## Run the tests of the server, its client and its page, i
 	    --requirement requirements/report.txt
 	OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) .venv-serve/bin/python -m pytest -q -m '' \
 	    tests/test_serving.py tests/test_serving_page.py tests/test_client.py tests/test_labelling.py
+
+# promtool, if it is here (`apt-get install prometheus`), checks the alerts.
+test-deploy: $(STAMP)  ## Check the image, the manifests and the dashboards of deploy/, in .venv-deploy
+	$(call beside,deploy)
+	@.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --requirement requirements/serve.txt
+	OMP_NUM_THREADS=1 .venv-deploy/bin/python -m pytest -q -m '' tests/test_deploy.py
 
 # The browser must be there: Debian's is `apt-get install chromium`; CHROMIUM may name another.
 test-report: $(STAMP)  ## Look at report.html in a browser (chromium must be there), in .venv-report

@@ -130,6 +130,24 @@ def test_removing_is_not_repeated_where_it_may_have_been_done(kind, faulty, paus
     assert [path for _, path, *_ in server.asked] == ['/v1/tasks/a%2Fb%20c'] * 2
 
 
+@BOTH
+def test_what_a_proxy_has_lost_is_repeated(kind, faulty, pauses):
+    """Not what a server of ours says that it failed at, nor what a second time could undo."""
+    lost = (502, b'<html>'), (500, b'The actor is dead')
+    server = faulty(*lost, (200, TASKS))
+    assert len(run(kind, server.url, lambda each: each.tasks())) == 1
+    assert len(server.asked) == 3 and len(pauses) == 2
+    for answers, do in (
+        ([(500, {'error': 'the server has failed'})], lambda each: each.tasks()),
+        (lost[:1], lambda each: each.remove_task('a')),
+    ):
+        server = faulty(*answers)
+        with pytest.raises(ServerError):
+            run(kind, server.url, do)
+        assert len(server.asked) == 1
+    assert len(pauses) == 2
+
+
 def test_what_cannot_help_is_not_repeated(faulty, pauses):
     refused = (404, {'error': 'there is no task a'})
     for answer, text, status in [

@@ -27,6 +27,9 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 #: Answers of a server that did nothing with a request: it may be sent again.
 BUSY = (429, 503)
+#: Answers of what stands before servers, of one that was lost with a request; a server's own of
+#: these say why in JSON, and would be the same again.
+LOST = (500, 502)
 
 #: The variable of the environment that holds a key, where no file is named.
 KEY = 'VPT_DENSE_KEY'
@@ -250,7 +253,8 @@ class _Base:
         key: That of a server that wants one.
         timeout: Seconds that an answer may take; to connect: 10.
         retries: How often a request is repeated where that is safe: when the server is busy (429,
-            503) or cannot be reached. It waits as long as the server says, or 0.5 s, 1 s, 2 s, ...
+            503), cannot be reached, or was lost behind a proxy (500, 502 that no server of ours
+            explains). It waits as long as the server says, or 0.5 s, 1 s, 2 s, ...
 
     Raises:
         UserError: If the URL is none, or httpx is not installed.
@@ -297,7 +301,9 @@ class _Base:
             elif answer.status_code < 300:
                 return answer
             else:
-                raise self._refusal(answer)
+                failure = self._refusal(answer)
+                safe = (answer.status_code in LOST and request.again == 'always'
+                        and _reason(answer) is None)
             if not safe or attempt == self.retries:
                 raise failure
             yield min(pause, LONGEST_PAUSE)
@@ -306,9 +312,8 @@ class _Base:
     def _refusal(self, answer: Any) -> ServerError:
         """An answer that is none as an error of one line."""
         status = answer.status_code
-        try:
-            said = str(answer.json()['error'])
-        except (ValueError, KeyError, TypeError):
+        said = _reason(answer)
+        if said is None:
             said = f'it answers {status} {answer.reason_phrase}'.rstrip()
             if not 429 <= status <= 504:
                 said += '; is it vpt-dense serve?'
@@ -398,7 +403,8 @@ class Client(_Base):
         key: That of a server that wants one.
         timeout: Seconds that an answer may take; to connect: 10.
         retries: How often a request is repeated where that is safe: when the server is busy (429,
-            503) or cannot be reached. It waits as long as the server says, or 0.5 s, 1 s, 2 s, ...
+            503), cannot be reached, or was lost behind a proxy (500, 502 that no server of ours
+            explains). It waits as long as the server says, or 0.5 s, 1 s, 2 s, ...
 
     Raises:
         UserError: If the URL is none, or httpx is not installed.
@@ -628,6 +634,14 @@ def _place(name: str) -> str:
     if not name:
         raise UserError('a task needs a name')
     return f'v1/tasks/{urllib.parse.quote(name, safe="")}'
+
+
+def _reason(answer: Any) -> str | None:
+    """What a server says of a refusal; None: it was no server of ours that answered."""
+    try:
+        return str(answer.json()['error'])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _seconds(text: str) -> float | None:

@@ -59,23 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if lacking:
         raise UserError(f"serving needs {', '.join(lacking)}: pip install 'vpt-dense[serve]' "
                         '(docs/serving.md)')  # fmt: skip
-    from vpt_dense.serving.settings import Settings, parse_pixels
+    from vpt_dense.serving import settings
 
-    settings = Settings(
-        folder=args.tasks, backbone=args.backbone, base=args.base, host=args.host, port=args.port,
-        keys=args.keys, cache=None if args.cache is None else _bytes('--cache', args.cache),
-        max_batch=args.max_batch, wait=args.wait_ms / 1000, queue=args.queue,
-        max_bytes=_bytes('--max-bytes', args.max_bytes), max_pixels=parse_pixels(args.max_pixels),
-        timeout=args.timeout, device=args.device)
+    options = vars(args)
+    options.pop('new_key')
+    chosen = settings.read(options)
     from vpt_dense.serving.server import serve
 
-    serve(settings)
+    serve(chosen)
 
-
-def _bytes(option: str, text: str) -> int:
-    from vpt_dense.multitask.model import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except UserError as error:
-        raise UserError(f"{option} must be a size like '20MB', found {text!r}") from error

@@ -1,8 +1,10 @@
 """What a server is told at its start."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vpt_dense.errors import UserError
 
@@ -11,6 +13,11 @@ NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}')
 SUFFIX = '.safetensors'
 #: What answers can be asked for as.
 FORMATS = ('json', 'png', 'npy')
+_PATH, _NUMBER = (str, Path), (int, float)
+#: Option of the command -> the types that its value may have.
+_OPTIONS: dict[str, Any] = dict(
+    tasks=_PATH, backbone=str, base=str, host=str, port=int, keys=_PATH, cache=str, max_batch=int,
+    wait_ms=_NUMBER, queue=int, max_bytes=str, max_pixels=str, timeout=_NUMBER, device=str)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,51 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise Refused(400, f'a task cannot be called {name[:80]!r}: names have letters, digits, . '
                       '_ and -, at most 64, and begin with a letter or a digit')  # fmt: skip
+
+
+def read(options: Mapping[str, Any]) -> Settings:
+    """Settings from the options of ``vpt-dense serve``.
+
+    Args:
+        options: Their names with ``_`` for ``-``, ``dict(tasks='deltas', cache='1GB')``; those that
+            are None are not given.
+
+    Raises:
+        UserError: If there is no such option, or its value is wrong.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name not in _OPTIONS:
+            raise UserError(f'there is no option {name!r}; there are {", ".join(_OPTIONS)}')
+        kind = _OPTIONS[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            wanted = {int: 'a whole number', _NUMBER: 'a number'}.get(kind, 'a text')
+            raise UserError(f'--{name.replace("_", "-")} must be {wanted}, found {value!r}')
+    if 'tasks' not in given:
+        raise UserError('--tasks FOLDER is needed; see vpt-dense serve --help')
+    given['folder'] = Path(given.pop('tasks'))
+    if 'keys' in given:
+        given['keys'] = Path(given['keys'])
+    for name in ('cache', 'max_bytes'):
+        if name in given:
+            given[name] = _bytes(f'--{name.replace("_", "-")}', given[name])
+    if 'max_pixels' in given:
+        given['max_pixels'] = parse_pixels(given['max_pixels'])
+    if 'wait_ms' in given:
+        given['wait'] = given.pop('wait_ms') / 1000
+    for name in ('max_batch', 'queue'):
+        if given.get(name, 1) < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be 1 or more, found {given[name]}')
+    return Settings(**given)
+
+
+def _bytes(option: str, text: str) -> int:
+    from vpt_dense.multitask.model import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except UserError as error:
+        raise UserError(f"{option} must be a size like '20MB', found {text!r}") from error
 
 
 def parse_pixels(text: str) -> int:
