@@ -153,7 +153,7 @@ def test_replicas_of_which_one_is_killed(tmp_path):
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
     try:
         with Client(url, ADMIN) as client:
-            wait_for(client.ready, 120, process)
+            wait_for(client.ready, 300, process)
             first = wait_for(lambda: len(found := replicas(name)) == 2 and found, 60, process)
             for thread in threads:
                 thread.start()
