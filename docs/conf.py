@@ -21,12 +21,15 @@ _OF_MMDET = [f'**/{name}.py' for name in (
     'deploy/detectors', 'detection/coco_folder', 'detection/coco_metric',
     'detection/panoptic_folder', 'detection/panoptic_metric', 'detection/query_detector',
     'detection/semantic_head', 'hooks/boxes_hook', 'visualization/detection')]
+# Likewise of the extra `serve`.
+_OF_SERVE = [f'**/serving/{name}.py' for name in (
+    'app', 'batching', 'guard', 'metrics', 'ray_app', 'server', 'tasks')]
 apidoc_modules = [{
     'path': '../vpt_dense', 'destination': 'docs/api', 'separate_modules': True,
     'module_first': True, 'max_depth': 1,
     # mmcv's cache_randomness fails where a method is asked of its class, as Sphinx does.
     # Others import Flower, whose requirements fight with those of this page.
-    'exclude_patterns': ['**/datasets/augment.py', *_OF_MMDET, *(
+    'exclude_patterns': ['**/datasets/augment.py', *_OF_MMDET, *_OF_SERVE, *(
         f'**/federated/{name}.py'
         for name in ('checked', 'client', 'pfedpg_like', 'server', 'sgpt_like'))],
 }]
