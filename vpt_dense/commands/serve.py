@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(args)
     options.pop('new_key')
     chosen = settings.read(options)
+    from vpt_dense import logging
     from vpt_dense.serving.server import serve
+
+    logging.filter_warnings()  # the log is lines of JSON
 
     serve(chosen)
 
