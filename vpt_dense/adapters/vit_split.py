@@ -116,7 +116,7 @@ class ViTSplit(Adapter):
                     to.copy_(source)
 
     def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
-        """Note what the block before has put out; see :meth:`.Part.before_block`."""
+        """Note what the block before has put out; see :meth:`vpt_dense.prompts.base.Part.before_block`."""
         if layer == 0:
             _NOW.seen = {**_NOW.seen, id(self): {}}
         seen = _NOW.seen[id(self)]
@@ -127,7 +127,7 @@ class ViTSplit(Adapter):
         return x
 
     def after_backbone(self, outs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`.Part.after_backbone`."""
+        """See :meth:`vpt_dense.prompts.base.Part.after_backbone`."""
         seen = _NOW.seen[id(self)]
         _NOW.seen = {key: value for key, value in _NOW.seen.items() if key != id(self)}
         (x, layout), last = seen[-1], outs[-1]  # (B, F + N, C), (B, C, h, w)
