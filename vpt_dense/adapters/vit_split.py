@@ -116,7 +116,10 @@ class ViTSplit(Adapter):
                     to.copy_(source)
 
     def before_block(self, x: Tensor, layer: int, layout: TokenLayout) -> Tensor:
-        """Note what the block before has put out; see :meth:`vpt_dense.prompts.base.Part.before_block`."""
+        """Note what the block before has put out.
+
+        See :meth:`vpt_dense.prompts.base.Part.before_block`.
+        """
         if layer == 0:
             _NOW.seen = {**_NOW.seen, id(self): {}}
         seen = _NOW.seen[id(self)]
