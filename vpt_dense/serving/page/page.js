@@ -1,7 +1,7 @@
 'use strict';
 // Sends an image to the server that this page comes from, and draws what its tasks find.
 const $ = id => document.getElementById(id);
-const KEPT = 12;       // results of this session
+const KEPT = 12;       // results that stay until the page is closed
 const LONGEST = 2048;  // pixels of an edge that are drawn; of larger images rows are left out
 const DEPTHS = [[48, 18, 59], [64, 91, 209], [37, 158, 226], [41, 211, 160], [141, 236, 77],
   [226, 206, 57], [249, 138, 39], [207, 63, 8], [122, 4, 3]];  // near to far
@@ -424,7 +424,7 @@ function point(x, y, withCross) {
   }
 }
 
-// --- the session --------------------------------------------------------------------------
+// --- earlier results ----------------------------------------------------------------------
 
 function keep(entry) {
   const row = make('li'), button = make('button'), canvas = make('canvas');
