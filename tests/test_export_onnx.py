@@ -1,6 +1,7 @@
 """Models as ONNX files: made, run by ONNX Runtime, in int8. Needs the extra `export`."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,7 +11,10 @@ from map_data import write_recipe
 from methods import BACKBONES, GRAPHS, build
 from mmengine import Config
 from test_export import HEADS, Outs, segmentor
+from test_multi_task_training import TINY as TASKS_RECIPE
+from test_multi_task_training import nyud
 from test_raster import write as write_tiff
+from test_several_tasks import MORE, SLIDE, TASKS
 from tool_helpers import run_tool, write_leaf
 from utils import CONFIGS, TINY_ARCH, images, make_ade_folder, randomise
 
@@ -41,6 +45,9 @@ train_dataloader['dataset'] = dict(pipeline=[_load, dict(type='vpt_dense.LoadMas
 val_dataloader['dataset'] = test_dataloader['dataset'] = dict(pipeline=[_load, {resize} _pack])
 model['data_preprocessor'].update(size=(32, 32), mean=None, std=None, bgr_to_rgb=False)
 model['backbone']['in_channels'] = {n}
+"""
+ENLARGED = """
+test_dataloader['dataset']['pipeline'].insert(1, dict(type='Resize', scale=(72, 40)))
 """
 FOLDER = """
 _base_ = '{base}'
@@ -434,3 +441,46 @@ def test_maps_of_earlier_versions_are_refused(capfd, tmp_path):
     onnx.save(proto, out)
     with pytest.raises(UserError, match='what its maps of depth are.*export it again'):
         onnx_model.load(str(out))
+
+
+@pytest.mark.parametrize(('options', 'slides'), [
+    (['--dynamic'], False), ([], True)], ids=['any size', 'windows'])
+def test_several_tasks_are_the_models(capfd, tmp_path, options, slides):
+    """An output for each task; predicted, resized and put over windows as the model does it."""
+    nyud(tmp_path / 'data')
+    file = tmp_path / 'recipe.py'
+    file.write_text(TASKS_RECIPE.format(
+        configs=CONFIGS, root=tmp_path, recipe='nyud', kind='fixed') + MORE + (
+            SLIDE if slides else ENLARGED))
+    cfg = config.load(str(file), {}, 'task-prompts')
+    path, out = str(tmp_path / 'a.pth'), tmp_path / 'a.onnx'
+    safe_files.write(dict(state_dict=randomise(building.build_model(cfg)).state_dict(),
+                          meta=dict(cfg=cfg.pretty_text)), path)
+    done = run_tool(capfd, 'export', path, '--out', out, *options)
+    assert done.code == 0, done.err
+    names = [each.name for each in onnx.load(out).graph.output]
+    assert names == list(TASKS)
+    pictures = sorted(map(str, (tmp_path / 'data/images').glob('*')))
+    model, exported = vpt_dense.load(path), onnx_model.load(str(out))
+    assert exported.of_tasks == model.of_tasks
+    runs, run = [], exported._session.run
+    exported._session = SimpleNamespace(run=lambda *given: runs.append(0) or run(*given))
+    for one, other in zip(model.stream(pictures), exported.stream(pictures), strict=True):
+        for name, key in dict(depth='depth', distance='distance', edges='edges',
+                              normals='normals').items():
+            a, b = getattr(one[name], key), getattr(other[name], key)
+            assert a.shape == b.shape and a.std() > 1e-3
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+        assert one['distance'].size == other['distance'].size
+        assert (one['seg'].labels != other['seg'].labels).mean() < 1e-3
+    rows = 2 if slides else 1  # of windows: each passes the graph once for all tasks
+    assert len(runs) == rows * len(pictures)
+    for source, folder in ((path, 'eager'), (out, 'onnx')):
+        done = run_tool(capfd, 'predict', source, *pictures, '--out', tmp_path / folder)
+        assert done.code == 0, done.err
+    files = [sorted(str(p.relative_to(tmp_path / folder)) for p in (tmp_path / folder).rglob('*'))
+             for folder in ('eager', 'onnx')]
+    assert files[0] == files[1] and len(files[0]) == 1 + 5 * (2 + len(pictures))
+    assert str(next(exported.stream(pictures, True))).endswith('are for models of one task')
+    refused = run_tool(capfd, 'export', path, '--out', tmp_path / 'no.onnx', '--quantize', 'int8')
+    assert refused.code and 'this model is of multitask' in refused.err

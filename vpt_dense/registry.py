@@ -84,7 +84,7 @@ MODELS = _child(
         'vpt_dense.federated.shared_group_prompt': ['SharedGroupPrompt'],
         'vpt_dense.segmentors': [
             'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'MultiTaskEstimator',
-            'NormalEstimator', 'SegTTAModel'],
+            'MultiTaskTTAModel', 'NormalEstimator', 'SegTTAModel'],
     },
 )
 DATASETS = _child(

@@ -347,7 +347,11 @@ add(Task(
 add(Task(
     'multitask', 'task_heads', 'task heads', 'delta_m', 'mean gain of tasks', scope='mmseg',
     short='tasks', dense=True, classes=False, tag='image-segmentation',
+    tta_model='vpt_dense.MultiTaskTTAModel',
+    shown='vpt_dense.report.samples:several_tasks', exports=True,
     sample='vpt_dense.memory:tasks_sample',
     check_sample='vpt_dense.hooks.data_check_hook:check_tasks',
     check_data='vpt_dense.datasets.task_folder:check_tasks_of',
+    predict='vpt_dense.predicting.several:find_maps',
+    writer='vpt_dense.predicting.writing:SeveralWriters',
 ))

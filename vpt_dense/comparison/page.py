@@ -141,7 +141,7 @@ def _describe(
         parts.section('Scores', [attempt('scores', _scores, metric, where, entries, head),
                                  attempt('plot', _plot, metric, f'{label} ({where})', entries)]),
         parts.section('Failures', [failed if failures else None]),
-        parts.section('Pictures', [attempt('pictures', _pictures, entries, head, metric)]),
+        parts.section('Pictures', attempt('pictures', _pictures, entries, head, metric) or []),
         parts.section('Classes', [attempt('classes', _classes, entries, head, metric)]),
         parts.section('Training', [attempt('curves', _curves, metric, entries)]),
         parts.section('Search', [attempt('search', _searched, table)]),
@@ -327,17 +327,17 @@ def _plot(metric: str, label: str, entries: Sequence[Entry]) -> dict[str, Any] |
 
 def _pictures(
     entries: Sequence[Entry], head: Entry | None, metric: str
-) -> dict[str, Any] | None:
+) -> list[dict[str, Any] | None]:
     found = {entry.name: run for entry in entries
              if (run := entry.first()) and run.pictures}  # fmt: skip
     if not found:
-        return None
+        return []
     split = {run.pictured for run in found.values()}
     where = 'test split' if split == {'test'} else 'validation split'
     best = max((entry for entry in entries if entry.name in found and entry is not head),
                key=lambda entry: _sign(metric) * entry.row['mean'], default=head)
-    return parts.gallery({name: run.pictures for name, run in found.items()}, where,
-                         head and head.name, best and best.name)  # fmt: skip
+    return parts.galleries({name: run.pictures for name, run in found.items()}, where,
+                           head and head.name, best and best.name)  # fmt: skip
 
 
 def _classes(

@@ -159,6 +159,21 @@ def write_normals(path: Path, normals: np.ndarray) -> Path:
     return path
 
 
+def write_edges(path: Path, edges: np.ndarray) -> Path:
+    """Write probabilities of edges (H, W) as 16 bits, 65535 is 1; see :func:`write_depth`."""
+    path = path.with_suffix('.png')
+    _write_png(path, np.round(edges.astype(np.float64) * 65535).clip(0, 65535).astype(np.uint16))
+    return path
+
+
+def write_distance(path: Path, distance: np.ndarray) -> Path:
+    """Write distances (H, W) in pixels as float32, ``.npy``; see :func:`write_depth`."""
+    path = path.with_suffix('.npy')
+    with safe_files.atomic(path) as unfinished, unfinished.open('wb') as stream:
+        np.save(stream, distance.astype(np.float32))
+    return path
+
+
 def _write_png(path: Path, array: np.ndarray) -> None:
     with safe_files.atomic(path) as unfinished:
         unfinished.write_bytes(cv2.imencode('.png', array)[1])

@@ -14,8 +14,9 @@ KEY = 'vpt_dense'
 FORMAT = 'vpt_dense export 1'
 
 _ANNOTATIONS = (
-    'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals', 'LoadPanopticAnnotations')
-_PACKING = ('PackInputs', 'PackSegInputs', 'PackDetInputs', 'PackNormals')
+    'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals', 'LoadPanopticAnnotations',
+    'LoadTasks', 'LabelTargets')
+_PACKING = ('PackInputs', 'PackSegInputs', 'PackDetInputs', 'PackNormals', 'PackTasks')
 #: Transform -> the arguments that :mod:`vpt_dense.deploy.onnx_model` knows, with their defaults.
 _KNOWN: dict[str, dict[str, Any]] = {
     'LoadImageFromFile': dict(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Exportable(nn.Module):
     Attributes:
         resize: Whether scores have the size of the input: where asked for, and where a head cannot
             do without.
-        outputs: The name of what it gives.
+        outputs: The names of what it gives: of several tasks theirs.
     """
 
     def __init__(self, predictor: ModelPredictor, resize: bool, argmax: bool) -> None:
@@ -103,13 +104,15 @@ class Exportable(nn.Module):
         task = tasks.TASKS[predictor.task]
         self.dense = task.dense
         self.argmax = argmax
+        self.several = bool(predictor.of_tasks)
         # Normals that were resized are no unit vectors.
-        self.finish = self.model.decode_head.finish if self.dense and not task.classes else None
+        self.finish = self.model.decode_head.finish if (
+            self.dense and not task.classes and not self.several) else None
         self.resize = self.dense and (resize or argmax or not _is_plain(self.model))
         self.prepare = Prepared(predictor)
-        self.outputs = ('labels' if argmax else 'logits',)
+        self.outputs = tuple(predictor.of_tasks) or ('labels' if argmax else 'logits',)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute scores.
 
         Args:
@@ -119,9 +122,11 @@ class Exportable(nn.Module):
             Segmentation: logits (B, channels, h, w), or (B, channels, H, W) with ``resize``, or
             labels (B, H, W), int64. Classification: logits (B, classes), or labels (B,). Maps of
             numbers: (B, channels, h, w), metres or unit vectors, or with ``resize`` (B, channels,
-            H, W).
+            H, W). Of several tasks a tuple of these; of edges logits.
         """
         images = self.prepare(images)
+        if self.several:
+            return self._of_tasks(images)
         if self.resize:
             scores = self.model.encode_decode(images, [dict(img_shape=images.shape[2:])])
         else:
@@ -135,18 +140,31 @@ class Exportable(nn.Module):
         return scores.argmax(dim=1)
 
 
+    def _of_tasks(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Of normalised images (B, C, H, W) what each task's head finds."""
+        found, meta = [], dict(img_shape=images.shape[2:])
+        with self.model.of_tasks(images) as names:
+            for _ in names:
+                head = self.model.decode_head
+                scores = self.model.encode_decode(images, [meta]) if self.resize else head(
+                    self.model.extract_feat(images))
+                found.append(head.finish(scores) if hasattr(head, 'finish') else scores)
+        return tuple(found)
+
+
 def _is_plain(model: nn.Module) -> bool:
-    """Whether a segmentor's prediction is the scores of its head, resized, and nothing else."""
+    """Whether a segmentor's prediction is the scores of its heads, resized, and nothing else."""
     from mmseg.models import segmentors
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
     from vpt_dense.overrides import are_of
 
-    return (
-        are_of(segmentors.EncoderDecoder, model, 'encode_decode', '_forward')
-        and isinstance(model.decode_head, BaseDecodeHead)
-        and are_of(BaseDecodeHead, model.decode_head, 'predict', 'predict_by_feat')
-    )
+    of_tasks = getattr(model, 'task_heads', None)
+    heads = [model.decode_head] if of_tasks is None else of_tasks.values()
+    return are_of(segmentors.EncoderDecoder, model, 'encode_decode') and (
+        of_tasks is not None or are_of(segmentors.EncoderDecoder, model, '_forward')
+    ) and all(isinstance(head, BaseDecodeHead) and are_of(
+        BaseDecodeHead, head, 'predict', 'predict_by_feat') for head in heads)
 
 
 def _flips(predictor: ModelPredictor) -> bool:
@@ -215,6 +233,9 @@ def check(predictor: ModelPredictor, dynamic: bool, kind: str) -> None:
                 'softmax of its scores')
         if getattr(head, '_check_mapping', None):
             head._check_mapping()
+    if 'images' in predictor.of_tasks:
+        raise UserError('model.task_heads.images: the graph calls what it takes so; give the task '
+                        'another name')
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
     if kind == 'onnx' and size > _IN_ONE_FILE:
         raise UserError(
@@ -455,7 +476,7 @@ def export(
         samples.append(_noise(2, channels, (size[0] // 2 + 5, size[1] + 3), 2))
     try:
         with torch.no_grad():
-            wanted = [module(torch.from_numpy(sample)).numpy() for sample in samples]
+            wanted = [_arrays(module(torch.from_numpy(sample))) for sample in samples]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f'the model does not take images of {size[0]}x{size[1]} pixels: '
@@ -470,16 +491,24 @@ def export(
     write = graphs.write_onnx if kind == 'onnx' else graphs.write_pt2
     with safe_files.atomic(out) as unfinished:
         run = write(program, unfinished, card)
-        found = [run(sample)[0] for sample in samples]
-        worst = compare(wanted, found, argmax)
         shapes = ', '.join('x'.join(map(str, sample.shape)) for sample in samples)
         what = 'share of labels that differ' if argmax else 'largest difference'
-        limit = OTHER_LABELS if argmax else graphs.TOLERANCE * max(abs(w).max() for w in wanted)
-        said = f'{what} from the model {worst:.2g} (at most {limit:.2g}) on images of {shapes}'
-        if not worst <= limit:
-            raise UserError(f'{out} is not written: {said}')
-        print(said)
+        given = [run(sample) for sample in samples]
+        for i, name in enumerate(module.outputs):
+            of_model, of_file = ([each[i] for each in of] for of in (wanted, given))
+            worst = compare(of_model, of_file, argmax)
+            limit = OTHER_LABELS if argmax else graphs.TOLERANCE * max(
+                abs(each).max() for each in of_model)
+            said = f'{what} from the model {worst:.2g} (at most {limit:.2g}) on images of {shapes}'
+            said = f'{name}: {said}' if module.several else said
+            if not worst <= limit:
+                raise UserError(f'{out} is not written: {said}')
+            print(said)
     return card
+
+
+def _arrays(found: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
+    return [each.numpy() for each in (found if isinstance(found, tuple) else (found,))]
 
 
 def compare(wanted: list[np.ndarray], found: list[np.ndarray], labels: bool) -> float:
@@ -528,6 +557,7 @@ def describe(
             size=None if size is None else list(size)),
         output=dict(
             name=predictor.task if getattr(module, 'finish', None) else module.outputs[0],
+            **(dict(names=list(module.outputs)) if predictor.of_tasks else {}),
             resized=getattr(module, 'resize', False) or not dense),
         pipeline=steps,
         pipeline_problem=problem,
@@ -552,7 +582,9 @@ def describe(
                    if test_cfg['mode'] == 'slide'},
                 padding=_padding(module)),
         )
-    if dense and not task.classes:  # of the files that hold its maps
+    if predictor.of_tasks:
+        card['tasks'] = {name: asdict(each) for name, each in predictor.of_tasks.items()}
+    elif dense and not task.classes:  # of the files that hold its maps
         scale = float((tests[0] if tests else {}).get('depth_scale') or 1)
         card['maps'] = dict(scale=scale, farthest=getattr(model.decode_head, 'max_depth', None))
     return card

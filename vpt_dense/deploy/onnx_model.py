@@ -27,9 +27,13 @@ from vpt_dense.errors import UserError
 from vpt_dense.predicting.results import (
     Classification,
     DepthMap,
+    DistanceMap,
+    EdgeMap,
     NormalMap,
+    OneTask,
     Result,
     Segmentation,
+    SeveralTasks,
     precision,
 )
 from vpt_dense.windows import Axis
@@ -41,6 +45,8 @@ _PILLOW = dict(nearest=Image.Resampling.NEAREST, bilinear=Image.Resampling.BILIN
                lanczos=Image.Resampling.LANCZOS, hamming=Image.Resampling.HAMMING)
 #: Windows of a large image that pass through the model together.
 _WINDOWS = 4
+#: Pixels of an image of which the maps of several tasks are kept at a time, at most.
+_PIXELS = 2**26
 #: Bytes of logits that are made at a time, and above which what is kept lies in a file.
 _TILE, _IN_MEMORY = 2**27, 2**30
 
@@ -86,11 +92,13 @@ class OnnxPredictor:
     """A :class:`vpt_dense.predicting.results.Predictor` of an exported file; see :func:`load`.
 
     Attributes:
-        task: ``segmentation``, ``classification``, ``detection``, ``depth`` or ``normals``.
+        task: ``segmentation``, ``classification``, ``detection``, ``depth``, ``normals`` or
+            ``multitask``.
         classes: The names of the classes.
         ids: Of each class the id in label maps; elsewhere its position.
         ignored_id: The id of pixels without data.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
+        of_tasks: Of a model of several tasks, name -> what each predicts; else empty.
         card: What the file says of itself (:mod:`vpt_dense.deploy.card`).
     """
 
@@ -98,8 +106,13 @@ class OnnxPredictor:
         self._session, self.card, self._path, self._device = session, card, path, device
         self.task: str = card['task']
         task = tasks.TASKS[self.task]
-        self._maps: dict[str, Any] | None = card.get('maps')
-        if not task.classes and self._maps is None:
+        self._maps: OneTask | None = None
+        if 'maps' in card:
+            self._maps = OneTask(self.task, **card['maps'])
+        self.of_tasks = {
+            name: OneTask(**{**each, 'classes': tuple(each['classes']), 'ids': tuple(each['ids'])})
+            for name, each in card.get('tasks', {}).items()}
+        if not task.classes and self._maps is None and not self.of_tasks:
             raise UserError(
                 f'{path} does not say what its maps of {self.task} are, as files of earlier '
                 'versions; export it again')
@@ -156,6 +169,11 @@ class OnnxPredictor:
         for path in map(os.fspath, images):
             try:
                 image = self.prepare(path)
+                if self.of_tasks:
+                    if probabilities:
+                        raise UserError('probabilities are for models of one task')
+                    yield self._several(image, batch_size or _WINDOWS)
+                    continue
                 if self._maps is not None:
                     yield self._mapped(image, batch_size or _WINDOWS)
                     continue
@@ -235,6 +253,8 @@ class OnnxPredictor:
         """
         if self._dense:
             image = _Read(inputs.transpose(1, 2, 0), original, None)
+            if self.of_tasks:
+                return self._several(image, _WINDOWS)
             if self._maps is not None:
                 return self._mapped(image, _WINDOWS)
             return self._segmented(image, False, _WINDOWS)
@@ -294,18 +314,37 @@ class OnnxPredictor:
             labels[image.no_data] = self.ignored_id
         return Segmentation(labels, self.classes, self.ids, self.ignored_id, maps)
 
-    def _mapped(self, image: '_Image', windows: int) -> DepthMap | NormalMap:
-        """The depth or the normals of an image, at its original size.
+    def _several(self, image: '_Image', windows: int) -> SeveralTasks:
+        """What each task finds in an image; the graph runs once for all.
+
+        Raises:
+            UserError: If the image is too large, or see :meth:`_mapped`.
+        """
+        if image.original[0] * image.original[1] > _PIXELS:
+            raise UserError(f'{image.original[0] * image.original[1] / 1e6:,.0f} million pixels, '
+                            'more than several tasks take; make it smaller')
+        runs: list[list[np.ndarray]] = []  # of one row of windows after the other
+        found = {}
+        for i, (name, one) in enumerate(self.of_tasks.items()):
+            part = _Part(self, one, i, runs)
+            found[name] = part._segmented(image, False, windows) if one.classes else part._mapped(
+                image, windows)
+        return SeveralTasks(found)
+
+    def _mapped(
+        self, image: '_Image', windows: int
+    ) -> DepthMap | NormalMap | EdgeMap | DistanceMap:
+        """The map of numbers of an image, at its original size.
 
         Raises:
             UserError: If normals would be averaged or resized that are of length 1 already.
         """
         padding = self.card['test'].get('padding')
         image = _Padded(image, **padding) if padding else image
-        is_depth = self.task == 'depth'
+        of_normals = self._maps.task == 'normals'
         changes = image.original != image.content or any(
             len(axis.starts) > 1 for axis in self._axes(image.size))
-        if not is_depth and self.card['output']['resized'] and changes:
+        if of_normals and self.card['output']['resized'] and changes:
             raise UserError(
                 f'{self._path} gives normals at the size of its input, which are not those of the '
                 'model once they are averaged over windows or resized; export without --resize')
@@ -314,10 +353,11 @@ class OnnxPredictor:
             if whole is None:
                 whole = np.empty((len(found), *image.original), np.float32)
             whole[:, top:top + found.shape[1], left:left + found.shape[2]] = found
-        if is_depth:
-            return DepthMap(whole[0], self._maps['scale'], self._maps['farthest'])
-        length = np.sqrt(np.square(whole).sum(0))
-        return NormalMap((whole / np.maximum(length, 1e-12)).transpose(1, 2, 0))
+        if of_normals:
+            whole /= np.maximum(np.sqrt(np.square(whole).sum(0)), 1e-12)
+        elif self._maps.task == 'edges':
+            whole = (1 + np.tanh(whole / 2)) / 2  # a sigmoid without overflow
+        return self._maps.result(whole, image.content)
 
     def _labels(self, image: '_Image') -> Iterator[tuple[int, int, np.ndarray]]:
         height, width = image.content
@@ -433,6 +473,32 @@ class OnnxPredictor:
             return maps[:, part] if axis == 1 else maps[:, :, part]
         shares = mixture(maps.shape[axis], length, self.card['align_corners'])[part]
         return shares @ maps if axis == 1 else maps @ shares.T
+
+
+class _Part(OnnxPredictor):
+    """One of the tasks of a file of several, on the same image as the others.
+
+    Args:
+        whole: Of all tasks.
+        one: The task.
+        index: Which of the graph's outputs is its.
+        runs: What the graph gave, one run after the other; the first task fills it.
+    """
+
+    def __init__(
+        self, whole: OnnxPredictor, one: OneTask, index: int, runs: list[list[np.ndarray]]
+    ) -> None:
+        vars(self).update(vars(whole))
+        self.task, self.classes, self.ids, self.ignored_id = (
+            one.task, one.classes, one.ids, one.ignored_id)
+        self.card, self._maps = {**whole.card, 'threshold': one.threshold}, one
+        self._index, self._runs, self._done = index, runs, 0
+
+    def _scores(self, inputs: np.ndarray) -> np.ndarray:
+        if self._done == len(self._runs):
+            self._runs.append(self._outputs(inputs))
+        self._done += 1
+        return self._runs[self._done - 1][self._index]
 
 
 # --- images ----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from vpt_dense.checkpoints import deltas
 from vpt_dense.datasets import checks, raster
 from vpt_dense.datasets.label_maps import annotation_ids, id_type, ignored_id, to_ids
 from vpt_dense.errors import FULL, UserError, explain, is_programs
+from vpt_dense.predicting import several
 from vpt_dense.predicting.partial import Partial
 from vpt_dense.predicting.results import (
     Classification,
@@ -61,7 +62,8 @@ PLAIN_BYTES = 2**30
 PLAIN_PIXELS = 2**26
 
 _ANNOTATIONS = (
-    'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals', 'LoadPanopticAnnotations')
+    'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals', 'LoadPanopticAnnotations',
+    'LoadTasks', 'LabelTargets')
 #: Transforms that do the same to some rows of an image as to the whole.
 _BY_ROWS = ('LoadBands', 'PackSegInputs')
 
@@ -161,6 +163,8 @@ def _trained_classes(meta: dict) -> list[str] | None:
 def _metainfo(cfg: Config, meta: dict, stored: bool) -> dict[str, Any]:
     """``classes``, ``palette``, ``reduce_zero_label``, ``label_map``, ``ignore_index`` of the data.
 
+    And ``maps`` of a data set of several tasks.
+
     Args:
         cfg: The config.
         meta: Of the checkpoint.
@@ -177,7 +181,7 @@ def _metainfo(cfg: Config, meta: dict, stored: bool) -> dict[str, Any]:
                     return trained
                 raise
             info = dict(built.metainfo)
-            for key in ('reduce_zero_label', 'label_map', 'ignore_index'):
+            for key in ('reduce_zero_label', 'label_map', 'ignore_index', 'maps'):
                 info[key] = getattr(built, key, None)
             return info
     return trained if isinstance(trained, dict) else {}
@@ -208,6 +212,12 @@ def _take_classes(
 def _check_classes(info: dict, meta: dict, path: str, config: Any) -> None:
     """The names of the config are those of the training."""
     trained, classes = _trained_classes(meta), list(info.get('classes') or ())
+    of_tasks = (meta.get('dataset_meta') or {}).get('task_classes') or {}
+    for name, own in (info.get('task_classes') or {}).items():
+        if name in of_tasks and list(of_tasks[name]) != list(own):
+            raise UserError(
+                f'the task {name} has other classes than checkpoint {path} was trained with; use '
+                'the config that it was trained with')
     if not trained or not classes or trained == classes:
         return
     where = 'the config' if config is None or isinstance(config, Config) else f'config {config}'
@@ -259,6 +269,8 @@ class ModelPredictor:
         model: The model, in eval mode on its device.
         cfg: Its config.
         things: Of a panoptic model, how many of the classes, the first ones, are things.
+        of_tasks: Of a model of several tasks, name -> what each predicts
+            (:class:`vpt_dense.predicting.results.OneTask`); else empty.
         batch_size: Images that pass through the model together if nothing else is said: the
             batch size of the config's test.
         partial: Folder for what is there of large images, so that another run can go on with it;
@@ -290,6 +302,9 @@ class ModelPredictor:
                 f'the data set of the config has {len(self.classes)} classes, the model {number}; '
                 'set dataset.classes, the heads follow')
         self.things = getattr(self._inner, 'num_things_classes', 0)
+        self.of_tasks = several.tasks_of(self._inner, info)
+        #: Of the largest map that is made of an image.
+        self._channels = max((len(each.classes) for each in self.of_tasks.values()), default=number)
         palette = info.get('palette')
         if not palette or len(palette) != number:
             palette = visualization.make_palette(number)
@@ -414,7 +429,7 @@ class ModelPredictor:
             size = self._check_size(image)
             if self._task.dense:
                 pixels = size[0] * size[1]
-                if pixels * len(self.classes) * 4 > PLAIN_BYTES or pixels > PLAIN_PIXELS:
+                if pixels * self._channels * 4 > PLAIN_BYTES or pixels > PLAIN_PIXELS:
                     return name, _Large(image, name, size)
             return name, self._transform(image, name)
         except Exception as error:

@@ -1,6 +1,6 @@
 """The results of predictions and the interface of predictors, with NumPy alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,12 +165,98 @@ class NormalMap:
     normals: np.ndarray
 
 
+@dataclass(frozen=True)
+class EdgeMap:
+    """The edges of an image.
+
+    Attributes:
+        edges: (H, W) float32: at each pixel of the original image how probable an edge is, 0 to 1.
+    """
+
+    edges: np.ndarray
+
+
+@dataclass(frozen=True)
+class DistanceMap:
+    """How far from an edge the pixels of an image are.
+
+    Attributes:
+        distance: (H, W) float32, at each pixel of the original image: in pixels of the image as the
+            model takes it, which may be of another size.
+        farthest: The greatest distance that the model can find.
+        size: (height, width) of the image as the model takes it.
+    """
+
+    distance: np.ndarray
+    farthest: float
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SeveralTasks:
+    """What a model of several tasks finds in an image.
+
+    Attributes:
+        results: Task -> its result: :class:`Segmentation`, :class:`DepthMap`, :class:`NormalMap`,
+            :class:`EdgeMap` or :class:`DistanceMap`.
+    """
+
+    results: 'Mapping[str, Result]'
+
+    def __getitem__(self, name: str) -> 'Result':
+        """The result of a task."""
+        return self.results[name]
+
+
+@dataclass(frozen=True)
+class OneTask:
+    """One of the tasks of a model of several; to writers of results it is a predictor.
+
+    Attributes:
+        task: ``segmentation``, ``depth``, ``normals``, ``edges`` or ``distance``.
+        classes: The names of the classes; empty: a map of numbers.
+        ids: Of each class the id in label maps.
+        ignored_id: What stands there where the image has no data.
+        palette: Of each class its colour, [R, G, B] from 0 to 255.
+        threshold: The probability from which on a pixel is of the second class, where one channel
+            tells two classes apart.
+        scale: How many units of the data set's files are a metre (depth).
+        farthest: The greatest depth or distance that can be found.
+    """
+
+    task: str
+    classes: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    ignored_id: int = 255
+    palette: list[list[int]] | None = None
+    threshold: float | None = None
+    scale: float = 1.0
+    farthest: float | None = None
+
+    def result(self, found: np.ndarray, size: tuple[int, int]) -> 'Result':
+        """The result of a map of numbers.
+
+        Args:
+            found: (channels, H, W), at the size of the original image.
+            size: (height, width) of the image as the model takes it.
+        """
+        found = np.asarray(found, np.float32)
+        if self.task == 'depth':
+            return DepthMap(found[0], self.scale, self.farthest)
+        if self.task == 'normals':
+            return NormalMap(found.transpose(1, 2, 0))
+        if self.task == 'edges':
+            return EdgeMap(found[0])
+        return DistanceMap(found[0], self.farthest, tuple(size))
+
+
 def _short(score: float) -> float:
     """Six digits: more are noise."""
     return float(f'{score:.6g}')
 
 
-Result = Segmentation | Classification | Detection | Panoptic | DepthMap | NormalMap
+Result = (Segmentation | Classification | Detection | Panoptic | DepthMap | NormalMap | EdgeMap
+          | DistanceMap | SeveralTasks)
 
 
 def precision(probabilities: bool | str) -> type[np.floating]:

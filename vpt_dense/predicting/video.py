@@ -90,7 +90,7 @@ def write(
             nothing, or the old one.
     """
     out, task = Path(out), tasks.TASKS[predictor.task]
-    if not task.dense:
+    if not (task.dense and task.classes):
         raise UserError(f'a video is for segmentation, this model is of {task.name}; cut it into '
                         'images')
     for key in ('probabilities', 'dtype', 'top_k'):

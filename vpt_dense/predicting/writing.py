@@ -24,10 +24,14 @@ from vpt_dense.predicting.partial import FOLDER
 from vpt_dense.predicting.results import (
     DepthMap,
     Detection,
+    DistanceMap,
+    EdgeMap,
     NormalMap,
+    OneTask,
     Panoptic,
     Predictor,
     Segmentation,
+    SeveralTasks,
 )
 
 LABELS, OVERLAYS, PROBABILITIES = 'labels', 'overlays', 'probabilities'
@@ -106,9 +110,9 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
 
     ``labels/NAME.png`` (a GeoTIFF where the image is georeferenced), ``overlays/NAME.jpg`` and
     ``probabilities/NAME.npz`` or ``.tif``; of slices of a NIfTI volume, if all are there,
-    ``volumes/NAME.nii.gz`` too; or ``predictions.jsonl``, a line an image; and
-    ``summary.json``. Each file is under its name only when it is whole. An image that cannot be
-    read is told on stderr and left out.
+    ``volumes/NAME.nii.gz`` too; or ``predictions.jsonl``, a line an image; of several tasks that
+    trained together a folder each; and ``summary.json``. Each file is under its name only when it
+    is whole. An image that cannot be read is told on stderr and left out.
 
     Args:
         predictor: Anything that predicts.
@@ -162,6 +166,12 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 name: dict(id=i, pixels=number, share=round(number / total, 6))
                 for i, (name, number) in zip(predictor.ids, counts.of_classes.items(), strict=True)}
             record['no_data'] = dict(id=predictor.ignored_id, pixels=counts.no_data)
+        elif getattr(predictor, 'of_tasks', None):
+            record['tasks'] = {
+                name: dict(kind=each.task, **{
+                    'ids': dict(zip(each.classes, each.ids, strict=True)),
+                    'no_data': each.ignored_id} if each.classes else {})
+                for name, each in predictor.of_tasks.items()}
         elif predictor.classes:
             unit = 'images'
             if task.regions:
@@ -205,7 +215,7 @@ def write(predictor: Predictor, images: Sequence[Image], out: str | Path, wanted
                 del result
             if written is not None:
                 wait()
-            if isinstance(writer, Labels):
+            if isinstance(writer, (Labels, SeveralWriters)):
                 writer.put_volumes(images)
         with contextlib.suppress(OSError):  # there was none, or something is left in it
             partial.rmdir()
@@ -368,10 +378,19 @@ def _write(path: Path, content: Any) -> None:
 
 
 class Maps:
-    """Maps of depth or normals, a file each; and, if wanted, pictures of them."""
+    """Maps of numbers, a file each; and, if wanted, pictures of them.
 
-    def __init__(self, predictor: Predictor, out: Path, wanted: Wanted) -> None:
-        self.folder, self.wanted = out / predictor.task, wanted
+    Args:
+        predictor: The predictor, or one of its tasks.
+        out: The folder of the results.
+        wanted: What to write.
+        folder: Of the maps, in that; None: that of the task's name.
+    """
+
+    def __init__(
+        self, predictor: Predictor | OneTask, out: Path, wanted: Wanted, folder: str | None = None
+    ) -> None:
+        self.folder, self.wanted = out / (folder or predictor.task), wanted
         self.pictures = out / OVERLAYS
 
     def close(self) -> None:
@@ -392,22 +411,69 @@ class Maps:
                     return {}
         return None
 
-    def put(self, image: Image, result: DepthMap | NormalMap) -> dict[str | None, int]:
+    def put(
+        self, image: Image, result: DepthMap | NormalMap | EdgeMap | DistanceMap
+    ) -> dict[str | None, int]:
         """Write the picture that is wanted, and the map last: where it is, the picture is too."""
-        is_depth = isinstance(result, DepthMap)
         if self.wanted.overlay:
-            picture = (
-                visualization.colour_depth(result.depth, visualization.depth_range(result.depth))
-                if is_depth else visualization.colour_normals(result.normals))
+            picture = _picture_of(result)
             step = -(-max(picture.shape) // LONGEST)
             picture = np.ascontiguousarray(picture[::step, ::step, ::-1])
             _write(self._place(self.pictures, image, '.jpg'), cv2.imencode('.jpg', picture)[1])
         path = self._place(self.folder, image, '.png')
-        if is_depth:
+        if isinstance(result, DepthMap):
             map_files.write_depth(path, result.depth, result.scale, result.farthest)
-        else:
+        elif isinstance(result, NormalMap):
             map_files.write_normals(path, result.normals)
+        elif isinstance(result, EdgeMap):
+            map_files.write_edges(path, result.edges)
+        else:
+            map_files.write_distance(path, result.distance)
         return {}
+
+
+def _picture_of(result: DepthMap | NormalMap | EdgeMap | DistanceMap) -> np.ndarray:
+    """A map of numbers in colours: RGB, uint8."""
+    if isinstance(result, DepthMap):
+        return visualization.colour_depth(result.depth, visualization.depth_range(result.depth))
+    if isinstance(result, NormalMap):
+        return visualization.colour_normals(result.normals)
+    if isinstance(result, EdgeMap):
+        return visualization.colour_numbers(result.edges, 1.0)
+    return visualization.colour_numbers(result.distance, result.farthest)
+
+
+class SeveralWriters:
+    """A folder for each task of a model of several, with what such a task writes.
+
+    ``NAME/labels`` of classes, ``NAME/maps`` of numbers; ``NAME/overlays``, if wanted.
+    """
+
+    def __init__(self, predictor: Any, out: Path, wanted: Wanted) -> None:
+        self.writers: dict[str, Labels | Maps] = {
+            name: Labels(each, out / name, wanted) if each.classes
+            else Maps(each, out / name, wanted, 'maps')
+            for name, each in predictor.of_tasks.items()}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def existing(self, image: Image) -> dict[str | None, int] | None:
+        """An empty count if all is there of all tasks."""
+        there = all(each.existing(image) is not None for each in self.writers.values())
+        return {} if there else None
+
+    def put(self, image: Image, result: SeveralTasks) -> dict[str | None, int]:
+        """Write what is wanted of each task."""
+        for name, each in self.writers.items():
+            each.put(image, result[name])
+        return {}
+
+    def put_volumes(self, images: Sequence[Image]) -> None:
+        """Write volumes of label maps, see :meth:`Labels.put_volumes`."""
+        for each in self.writers.values():
+            if isinstance(each, Labels):
+                each.put_volumes(images)
 
 
 # --- classification --------------------------------------------------------------------------

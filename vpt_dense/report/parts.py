@@ -176,6 +176,36 @@ def gallery(
             'images': images, 'legend': legend}
 
 
+def by_task(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The pictures of several tasks that were predicted together, as those of models of one.
+
+    Args:
+        records: As in :func:`gallery`.
+
+    Returns:
+        Task -> records of it; under '' what is of one task.
+    """
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for method, record in records.items():
+        images = record.get('images') or [{}]
+        for task in images[0].get('tasks') or ('',):
+            own = dict(record)
+            if task:
+                rows = [{**each, **each['tasks'][task]} for each in images]
+                own.update(images=rows, classes=rows[0]['classes'], palette=rows[0]['palette'])
+            found.setdefault(task, {})[method] = own
+    return found
+
+
+def galleries(
+    records: Mapping[str, Mapping[str, Any]], where: str, left: str | None = None,
+    right: str | None = None,
+) -> list[dict[str, Any] | None]:
+    """A gallery for each task, see :func:`gallery`."""
+    return [gallery(own, f'{where}, task {task}' if task else where, left, right)
+            for task, own in by_task(records).items()]
+
+
 def _picture(image: Mapping[str, Any]) -> dict[str, Any]:
     return {'name': image['name'], 'url': image['image'], 'width': int(image['width']),
             'height': int(image['height'])}  # fmt: skip

@@ -159,7 +159,7 @@ def describe(run: Run) -> dict[str, Any]:
 
     sections = [
         parts.section('Training', [attempt('curves', _curves, run, problems)]),
-        parts.section('Pictures', [attempt('pictures', pictures_of, run)]),
+        parts.section('Pictures', attempt('pictures', pictures_of, run) or []),
         parts.section('Scores', [attempt('scores', _scores, run),
                                  attempt('classes', _classes, run)]),
         parts.section('Parameters', [attempt('parameters', _parameters, run.counts())]),
@@ -279,14 +279,14 @@ def _chart(title: str, lines: list[dict], keys: list[str], form: str) -> dict[st
     return {'title': title, **chart, 'note': '; '.join(filter(None, (told, chart['note'])))}
 
 
-def pictures_of(run: Run) -> dict[str, Any] | None:
-    """The pictures of a run."""
+def pictures_of(run: Run) -> list[dict[str, Any] | None]:
+    """The pictures of a run, of each task for itself."""
     if not run.pictures:
-        return None
+        return []
     where = 'test split' if run.pictured == 'test' else 'validation split'
     if run.pictured == 'val' and run.pictures.get('iter'):
         where += f', after {_when(run.pictures)}'
-    return parts.gallery({'prediction': run.pictures}, where)
+    return parts.galleries({'prediction': run.pictures}, where)
 
 
 def _scores(run: Run) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from vpt_dense import segments
 from vpt_dense.visualization import (
     colour_depth,
     colour_normals,
+    colour_numbers,
     depth_range,
     make_palette,
     segment_panel,
@@ -260,6 +261,60 @@ def normals(sample: Any, meta: Mapping[str, Any], ignored: int | None) -> dict[s
         None if sample.get(key) is None else colour_normals(np.stack(
             [_shrunk(each) for each in sample.get(key).data.float().cpu().numpy()], axis=2))
         for key in ('gt_normal_map', 'pred_normal_map')))
+
+
+def several_tasks(
+    sample: Any, meta: Mapping[str, Any], ignored: int | None
+) -> dict[str, Any]:
+    """What a report shows of an image of which several tasks were predicted.
+
+    Args:
+        sample: With ``pred_NAME_map`` of each task, as
+            :class:`vpt_dense.segmentors.MultiTaskEstimator` gives them, and perhaps
+            ``gt_NAME_map``.
+        meta: Of the data set: ``task_classes``, or ``classes`` and ``palette`` of the task ``seg``.
+        ignored: The label of the classes that is left out.
+
+    Returns:
+        ``size``, and ``tasks``: name -> what a model of this task alone shows, with ``classes`` and
+        ``palette``. Truth that is not known is black, or transparent.
+    """
+    told: dict[str, Any] = {'tasks': {}}
+    for key in sample.keys():
+        if not (key.startswith('pred_') and key.endswith('_map')):
+            continue
+        name, found, truth = key[5:-4], sample.get(key), sample.get(f'gt_{key[5:]}')
+        told['size'] = tuple(found.shape[-2:])
+        own: dict[str, Any] = {'classes': None, 'palette': None}
+        if found.kind == 'segmentation':
+            classes = (meta.get('task_classes') or {}).get(name)
+            palette = None if classes or name != 'seg' else meta.get('palette')
+            classes = classes or (meta.get('classes') if name == 'seg' else None) or [
+                str(i) for i in range(found.number)]
+            own = {'classes': list(classes), 'palette': palette or make_palette(len(classes))}
+            view = {'pred_sem_seg': found, 'gt_sem_seg': truth, 'no_data': sample.get('no_data')}
+            own |= segmentation(_View(view), own, ignored)
+        elif found.kind in ('depth', 'normals'):
+            kind = {'depth': 'depth', 'normals': 'normal'}[found.kind]
+            view = {f'pred_{kind}_map': found, f'gt_{kind}_map': truth}
+            own |= (depth if kind == 'depth' else normals)(_View(view), meta, ignored)
+        else:
+            highest = 1.0 if found.kind == 'edges' else found.farthest
+            maps = [None if each is None else _shrunk(_map(each).astype(np.float32))
+                    for each in (truth, found)]
+            if maps[0] is not None and found.kind == 'edges':
+                maps[0] = np.where(maps[0] > 1, -1, maps[0])  # 255: not known
+            own |= _told(found, *(None if each is None else colour_numbers(each, highest)
+                                  for each in maps))
+        own.pop('size')
+        told['tasks'][name] = own
+    return told
+
+
+class _View(dict):
+    """What a task finds of a sample under the names of a model of its own."""
+
+    __getattr__ = dict.__getitem__
 
 
 def _told(found: Any, truth: np.ndarray | None, prediction: np.ndarray) -> dict[str, Any]:

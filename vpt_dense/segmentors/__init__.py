@@ -2,10 +2,10 @@
 
 from vpt_dense.segmentors.encoder_decoder import EncoderDecoder
 from vpt_dense.segmentors.map_estimator import DepthEstimator, MapTTAModel, NormalEstimator
-from vpt_dense.segmentors.multi_task_estimator import MultiTaskEstimator
+from vpt_dense.segmentors.multi_task_estimator import MultiTaskEstimator, MultiTaskTTAModel
 from vpt_dense.segmentors.seg_tta import SegTTAModel
 
 __all__ = [
-    'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'MultiTaskEstimator', 'NormalEstimator',
-    'SegTTAModel',
+    'DepthEstimator', 'EncoderDecoder', 'MapTTAModel', 'MultiTaskEstimator',
+    'MultiTaskTTAModel', 'NormalEstimator', 'SegTTAModel',
 ]

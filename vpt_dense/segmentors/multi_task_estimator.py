@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseTTAModel
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS as MMSEG_MODELS
 from mmseg.structures import SegDataSample
@@ -18,6 +19,15 @@ from vpt_dense.registry import MODELS
 from vpt_dense.segmentors.encoder_decoder import EncoderDecoder
 from vpt_dense.segmentors.map_estimator import mirror_normals
 from vpt_dense.segmentors.task_weights import TaskWeights
+
+#: The key of a head's truth -> what it finds.
+KINDS = {'gt_depth_map': 'depth', 'gt_normal_map': 'normals', 'gt_edge_map': 'edges',
+         'gt_distance_map': 'distance'}
+
+
+def kind_of(head: nn.Module) -> str:
+    """What a head finds: ``segmentation``, one of :data:`KINDS`, or '' of a map of another."""
+    return KINDS.get(head.truth, '') if isinstance(head, MapHead) else 'segmentation'
 
 
 @MODELS.register_module()
@@ -143,15 +153,21 @@ class MultiTaskEstimator(EncoderDecoder):
                     self.extract_feat(inputs), truths, self.train_cfg)
         return self.weighting(losses, list(self.backbone.parameters()))
 
-    def predict(self, inputs: Tensor, data_samples: list | None = None) -> list:
+    def predict(
+        self, inputs: Tensor, data_samples: list | None = None, finished: bool = True
+    ) -> list:
         """Predict the maps of all tasks.
 
         Args:
             inputs: (B, C, H, W).
             data_samples: Of the images; without them nothing is resized.
+            finished: Whether classes are wanted as labels; else as probabilities, which can be
+                averaged.
 
         Returns:
-            Data samples with ``pred_NAME_map`` (channels, height, width).
+            Data samples with ``pred_NAME_map`` (channels, height, width), each with what it is of:
+            ``kind`` (see :func:`kind_of`), ``number`` of classes or None, ``farthest`` that can be
+            found or None.
         """
         whole = data_samples is None
         samples = [SegDataSample() for _ in inputs] if whole else data_samples
@@ -162,19 +178,46 @@ class MultiTaskEstimator(EncoderDecoder):
             for name in names:
                 for logits, sample, meta in zip(
                         self.inference(inputs, metas), samples, metas, strict=True):
-                    data = self._answer(logits if whole else self.restore(logits, meta), meta)
-                    sample.set_data({f'pred_{name}_map': PixelData(data=data)})
+                    found = logits if whole else self.restore(logits, meta)
+                    self._put(sample, name, self._answer(found, meta, finished))
         return samples
+
+    def _put(self, sample: SegDataSample, name: str, data: Tensor) -> None:
+        """Put what was found for a task into a data sample."""
+        head = self.task_heads[name]
+        farthest = getattr(head, 'max_depth', getattr(head, 'max_distance', None))
+        sample.set_data({f'pred_{name}_map': PixelData(data=data, metainfo=dict(
+            kind=kind_of(head), number=head.num_classes, farthest=farthest))})
+
+    def conclude(self, sample: SegDataSample, name: str, mean: Tensor) -> None:
+        """Put the mean of what ``predict(..., finished=False)`` gave into a data sample.
+
+        Args:
+            sample: Gets ``pred_NAME_map``.
+            name: Of the task.
+            mean: (channels, height, width).
+        """
+        before, self.active = self.active, name
+        try:
+            head = self.decode_head
+            data = head.finish(mean) if isinstance(head, MapHead) else self.classify(mean)
+        finally:
+            self.active = before
+        self._put(sample, name, data)
 
     def _forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """What the heads give, by task."""
         with self.of_tasks(inputs) as names:
             return {name: self.decode_head(self.extract_feat(inputs)) for name in names}
 
-    def _answer(self, found: Tensor, meta: dict) -> Tensor:
+    def _answer(self, found: Tensor, meta: dict, finished: bool) -> Tensor:
         head = self.decode_head
         if not isinstance(head, MapHead):
-            return self.classify(found.sigmoid() if len(found) == 1 else found)
+            if len(found) == 1:
+                found = found.sigmoid()
+            elif not finished:
+                found = found.softmax(dim=0)
+            return self.classify(found) if finished else found
         if head.truth == 'gt_normal_map':
             found = mirror_normals(found, meta)
         return head.answer(head.finish(found))
@@ -197,6 +240,66 @@ class MultiTaskEstimator(EncoderDecoder):
         view = SegDataSample(metainfo=sample.metainfo)
         view.set_data({head.truth if is_map else 'gt_sem_seg': PixelData(data=truth)})
         return view
+
+
+@MODELS.register_module()
+class MultiTaskTTAModel(BaseTTAModel):
+    """Test-time augmentation of several tasks: the mean over all versions of an image.
+
+    Of classes and edges probabilities are averaged, of other maps the numbers; normals are made
+    vectors of length 1 again.
+
+    Args:
+        module: A :class:`MultiTaskEstimator`.
+        **kwargs: As in :class:`mmengine.model.BaseTTAModel`.
+
+    Raises:
+        ValueError: If the module is another one.
+    """
+
+    def __init__(self, module: dict | nn.Module, **kwargs: Any) -> None:
+        super().__init__(module=module, **kwargs)
+        if not isinstance(self.module, MultiTaskEstimator):
+            raise ValueError(
+                "tta_model.type='vpt_dense.MultiTaskTTAModel' needs a model of type "
+                f"'vpt_dense.MultiTaskEstimator', found {type(self.module).__name__}")
+
+    def test_step(self, data: dict[str, list[list[Any]]]) -> list:
+        """Predict images from all their versions.
+
+        Args:
+            data: ``inputs``, images (C, H, W), and ``data_samples``, for each augmentation a list
+                of the images of the batch.
+
+        Returns:
+            As :meth:`MultiTaskEstimator.predict`.
+        """
+        versions = []
+        for i in range(len(data['inputs'])):
+            batch = self.module.data_preprocessor(
+                {key: values[i] for key, values in data.items()}, False)
+            versions.append(self.module.predict(**batch, finished=False))
+        return self.merge_preds(list(zip(*versions, strict=True)))
+
+    def merge_preds(self, data_samples_list: list) -> list:
+        """Merge the versions of each image, not finished, into the sample of the first.
+
+        Raises:
+            ValueError: If versions of different sizes have distances, which are in their pixels.
+        """
+        for versions in data_samples_list:
+            for name, head in self.module.task_heads.items():
+                sizes = {tuple(each.img_shape[:2]) for each in versions}
+                if kind_of(head) == 'distance' and len(sizes) > 1:
+                    raise ValueError(
+                        f'tta_pipeline: the task {name} finds distances in pixels of the image as '
+                        f'the model takes it, and versions have {len(sizes)} sizes; leave out '
+                        'what resizes them')
+                maps = [each.get(f'pred_{name}_map').data for each in versions]
+                total = sum(each.to(torch.promote_types(each.dtype, torch.float32))
+                            for each in maps)
+                self.module.conclude(versions[0], name, total / len(maps))
+        return [versions[0] for versions in data_samples_list]
 
 
 class _Shared:

@@ -48,6 +48,11 @@ class SegTTAModel(segmentors.SegTTAModel):
                 "tta_model.type='vpt_dense.SegTTAModel' needs a model of type "
                 f"'vpt_dense.EncoderDecoder', found {type(self.module).__name__}; take "
                 "tta_model.type='mmseg.SegTTAModel'")
+        if hasattr(self.module, 'task_heads'):
+            raise ValueError(
+                "tta_model.type='vpt_dense.SegTTAModel' merges the labels of one task, the model "
+                "has task_heads; set tta_model.type='vpt_dense.MultiTaskTTAModel' and "
+                'tta_pipeline=None')
 
     def test_step(self, data: dict[str, list[list[Any]]]) -> list:
         """Predict the labels of images from all their versions.

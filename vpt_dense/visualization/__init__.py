@@ -12,12 +12,17 @@ from vpt_dense.visualization.drawing import (
     segment_panel,
     to_picture,
 )
-from vpt_dense.visualization.map_colours import colour_depth, colour_normals, depth_range
+from vpt_dense.visualization.map_colours import (
+    colour_depth,
+    colour_normals,
+    colour_numbers,
+    depth_range,
+)
 
 __all__ = [
-    'Boxes', 'Panel', 'colour_depth', 'colour_normals', 'depth_range', 'draw_boxes',
-    'draw_captions', 'draw_labels', 'draw_panels', 'make_palette', 'ours', 'segment_panel',
-    'to_picture',
+    'Boxes', 'Panel', 'colour_depth', 'colour_normals', 'colour_numbers', 'depth_range',
+    'draw_boxes', 'draw_captions', 'draw_labels', 'draw_panels', 'make_palette', 'ours',
+    'segment_panel', 'to_picture',
 ]
 
 

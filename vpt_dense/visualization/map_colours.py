@@ -48,6 +48,17 @@ def colour_normals(normals: np.ndarray) -> np.ndarray:
     return np.where((normals != 0).any(2, keepdims=True), colours, 0).astype(np.uint8)
 
 
+def colour_numbers(numbers: np.ndarray, highest: float) -> np.ndarray:
+    """Colours from violet (0) to yellow (``highest``) of a map (H, W); black below 0.
+
+    Returns:
+        RGB, uint8.
+    """
+    index = np.round((numbers / highest).clip(0, 1) * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(index, cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    return np.where((numbers >= 0)[..., None], colours, 0).astype(np.uint8)
+
+
 def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Pictures of one size with what they are called above them.
 
