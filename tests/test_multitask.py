@@ -335,6 +335,32 @@ def test_tasks_of_configs(configured):
     assert together.predict(pictures[:1], ['flowers'])[0].classes == ('iris', 'lily', 'rose')
 
 
+def test_images_of_one_size_pass_together(configured, tmp_path, monkeypatch):
+    """In their order, whatever stands between them; a message has their own numbers."""
+    path = str(configured / 'roads.pth')
+    alone, together = vpt_dense.load(path), MultiTask(path, dict(roads=path))
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+              for size in ((32, 40), (40, 32), (32, 40), (40, 32), (32, 40))]
+    sizes, step = [], type(alone.model).test_step
+    monkeypatch.setattr(type(alone.model), 'test_step', lambda self, data: sizes.append(
+        len(data['inputs'])) or step(self, data))
+    found = together.predict(arrays, ['roads'] * 5, probabilities=True)
+    assert sizes == [3, 2]
+    wanted = alone.predict(arrays, probabilities=True)
+    assert sizes == [3, 2, 1, 1, 1, 1, 1]  # the batch size of the config
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-6)
+        assert (one.labels == other.labels).mean() > 0.999 and one.labels.shape in (
+            (32, 40), (40, 32))
+    monkeypatch.setattr('vpt_dense.predicting.model.PLAIN_BYTES', 4 * 150 * 32 * 40 * 4 * 2)
+    sizes.clear()
+    together.predict(arrays, ['roads'] * 5)
+    assert sizes == [2, 1, 2]  # so many fit
+    with pytest.raises(UserError, match=r'images\[4\]: arrays and tensors must be uint8'):
+        together.predict([*arrays[:4], arrays[4] / 255], ['roads'] * 5)
+
+
 def test_other_weights_are_refused(configured, files):
     together = MultiTask(str(configured / 'flowers.pth'))
     with pytest.raises(UserError, match=r'task other .* was tuned on other weights .*SHA-256 of '

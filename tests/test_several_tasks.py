@@ -190,7 +190,7 @@ def test_classes_of_tasks_are_those_of_the_data():
 
 
 def test_a_report_shows_each_task(tmp_path):
-    names = ('seg', 'edges', 'distance', 'normals')
+    names = ('distance', 'edges', 'normals', 'seg')
     model, sample = estimator(OWN['prompts'], names).eval(), sample_of()
     with torch.no_grad():
         model.predict(images(1, 3, 32, 32), [sample])

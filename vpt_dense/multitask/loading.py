@@ -167,7 +167,7 @@ class Loader:
             if around is not None:  # test-time augmentation
                 own.model = copy.copy(around)
                 own.model._modules = {**around._modules, 'module': model}
-            return own.predict(images, probabilities)
+            return own.predict_by_size(images, probabilities)
 
         about = About(predictor.task, predictor.classes, predictor.ids, predictor.palette)
         return Task(structure, tensors, partial(_scores, predictor.task), predict, about)

@@ -60,6 +60,8 @@ READERS = 2
 #: as many pixels, however few its classes are.
 PLAIN_BYTES = 2**30
 PLAIN_PIXELS = 2**26
+#: Images of one size that :meth:`ModelPredictor.predict_by_size` lets pass together, at most.
+TOGETHER = 16
 
 _ANNOTATIONS = (
     'LoadAnnotations', 'LoadMask', 'LoadDepth', 'LoadNormals', 'LoadPanopticAnnotations',
@@ -391,9 +393,41 @@ class ModelPredictor:
         Yields:
             In the order of the images the result; where an image cannot be read, the error.
         """
+        yield from self._stream(enumerate(images), probabilities, batch_size or self.batch_size)
+
+    def predict_by_size(
+        self, images: Sequence[Any], probabilities: bool | str = False
+    ) -> list[Result]:
+        """As :meth:`predict` of a list, but images of one size pass the model together.
+
+        Wherever they stand in the list; at most :data:`TOGETHER`, and fewer of large images.
+        """
+        sizes = [self._size_of(image) for image in images]
+        order = sorted(range(len(images)), key=sizes.__getitem__)
+        largest = max((height * width for height, width in sizes), default=0)
+        bytes_ = max(largest * max(self._channels, 1) * 4, 1) if self._task.dense else 1
+        number = max(1, min(TOGETHER, PLAIN_BYTES // 4 // bytes_))
+        found: dict[int, Result] = {}
+        results = self._stream(
+            ((i, images[i]) for i in order), probabilities, max(number, self.batch_size))
+        for i, result in zip(order, results, strict=True):
+            if isinstance(result, Exception):
+                raise result
+            found[i] = result
+        return [found[i] for i in range(len(images))]
+
+    def _size_of(self, image: Any) -> tuple[int, int]:
+        """Height and width, in pixels; (0, 0) of what cannot be read, of which others tell."""
+        try:
+            return self._check_size(image)
+        except (UserError, ValueError, OSError):
+            return 0, 0
+
+    def _stream(
+        self, source: Iterator[tuple[int, Any]], probabilities: bool | str, size: int
+    ) -> Iterator[Result | Exception]:
+        """As :meth:`stream`, of images with the numbers that messages call them by."""
         precision(probabilities)  # before anything is read
-        size = batch_size or self.batch_size
-        source = enumerate(images)
         waiting: deque[Future] = deque()
         batch: list[tuple[str, dict]] = []
         pool = ThreadPoolExecutor(READERS)

@@ -280,7 +280,7 @@ def several_tasks(
         ``palette``. Truth that is not known is black, or transparent.
     """
     told: dict[str, Any] = {'tasks': {}}
-    for key in sample.keys():
+    for key in sorted(sample.keys()):
         if not (key.startswith('pred_') and key.endswith('_map')):
             continue
         name, found, truth = key[5:-4], sample.get(key), sample.get(f'gt_{key[5:]}')
