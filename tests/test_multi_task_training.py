@@ -506,8 +506,13 @@ def test_sets_of_the_literature_are_checked_and_train(
     assert json.loads((tmp_path / 'tested/test.json').read_text())['metrics']['seg/mIoU'] == (
         pytest.approx(found['seg/mIoU']))
     seen = run_tool(capfd, 'predict', file, next((tmp_path / 'work').glob('best_*.pth')),
-                    next(root.glob('*mages/*.jpg')), '--method', method, '--out', tmp_path / 'no')
-    assert seen.code and 'not for the task multitask' in seen.err, seen.err
+                    next(root.glob('*mages/*.jpg')), '--method', method, '--out', tmp_path / 'seen')
+    assert seen.code == 0, seen.err
+    names = {name.split('/')[0] for name in names}
+    assert {each.parent.parent.name for each in (tmp_path / 'seen').glob('*/*/*')} == names
+    page = (tmp_path / 'work/report.html').read_text()
+    assert all(f', task {name}.' in page for name in names)
+    assert page.count('class="viewer"') == len(names)
 
     next(root.glob('*seg*/**/*.png')).write_bytes(b'no')
     next(root.glob('edge/*.npy') if make is nyud else root.glob('sal_distill/*')).unlink()

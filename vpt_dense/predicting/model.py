@@ -214,7 +214,8 @@ def _take_classes(
 def _check_classes(info: dict, meta: dict, path: str, config: Any) -> None:
     """The names of the config are those of the training."""
     trained, classes = _trained_classes(meta), list(info.get('classes') or ())
-    of_tasks = (meta.get('dataset_meta') or {}).get('task_classes') or {}
+    told = meta.get('dataset_meta')
+    of_tasks = (told.get('task_classes') if isinstance(told, dict) else None) or {}
     for name, own in (info.get('task_classes') or {}).items():
         if name in of_tasks and list(of_tasks[name]) != list(own):
             raise UserError(
