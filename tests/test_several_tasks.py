@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-from test_multi_task_training import HEADS, OWN, TINY, estimator, nyud, sample_of
+from test_multi_task_training import OWN, TINY, estimator, nyud, sample_of
 from tool_helpers import run_tool
 from utils import CONFIGS, images, in_scope, randomise
 
@@ -18,7 +17,6 @@ from vpt_dense import building, config, safe_files
 from vpt_dense.datasets import map_files
 from vpt_dense.errors import UserError
 from vpt_dense.predicting import several
-from vpt_dense.predicting.results import DistanceMap
 from vpt_dense.registry import MODELS
 from vpt_dense.report import parts, samples
 from vpt_dense.visualization import colour_numbers
