@@ -16,7 +16,7 @@ import vpt_dense
 from vpt_dense import building, config, safe_files
 from vpt_dense.datasets import map_files
 from vpt_dense.errors import UserError
-from vpt_dense.predicting import several
+from vpt_dense.predicting import inputs, several, video, writing
 from vpt_dense.registry import MODELS
 from vpt_dense.report import parts, samples
 from vpt_dense.visualization import colour_numbers
@@ -94,12 +94,10 @@ def test_predictions_are_each_heads(saved):
 
 def test_files_of_tasks_are_what_was_predicted(saved, tmp_path, capfd):
     path, pictures = saved
-    for more in ([], ['--skip-existing']):
-        done = run_tool(capfd, 'predict', path, *pictures, '--out', tmp_path / 'out', '--overlay',
-                        *more)
-        assert done.code == 0, done.err
+    done = run_tool(capfd, 'predict', path, *pictures, '--out', tmp_path / 'out', '--overlay')
+    assert done.code == 0, done.err
     told = json.loads((tmp_path / 'out/summary.json').read_text())
-    assert (told['task'], told['existing']) == ('multitask', len(pictures))
+    assert (told['task'], told['predicted']) == ('multitask', len(pictures))
     assert told['tasks']['depth'] == dict(kind='depth')
     assert told['tasks']['seg']['ids']['wall'] == 1 and told['tasks']['seg']['no_data'] == 0
     result = vpt_dense.load(path).predict(pictures[0])
@@ -118,11 +116,16 @@ def test_files_of_tasks_are_what_was_predicted(saved, tmp_path, capfd):
     again = run_tool(capfd, 'predict', path, *pictures, '--out', tmp_path / 'out', '--overlay',
                      '--skip-existing')
     assert again.code == 0 and out['edges'].is_file()
-    assert json.loads((tmp_path / 'out/summary.json').read_text())['predicted'] == 1
-    for option, reason in (('--probabilities=npz', 'for segmentation'), ('--video=5', 'a video is '
-                           'for segmentation'), ('--top-k=2', 'for classification')):
-        refused = run_tool(capfd, 'predict', path, *pictures, '--out', tmp_path / 'no', option)
-        assert refused.code and reason in refused.err and not (tmp_path / 'no').exists()
+    told = json.loads((tmp_path / 'out/summary.json').read_text())
+    assert (told['predicted'], told['existing']) == (1, len(pictures) - 1)
+    predictor, found = vpt_dense.load(path), inputs.find(pictures, None)
+    for wanted, reason in ((dict(probabilities='npz'), '--probabilities is for segmentation'),
+                           (dict(top_k=2), '--top-k is for classification')):
+        with pytest.raises(UserError, match=reason):
+            writing.write(predictor, found, tmp_path / 'no', writing.Wanted(**wanted))
+    with pytest.raises(UserError, match='a video is for segmentation'):
+        video.write(predictor, [], tmp_path / 'no', writing.Wanted())
+    assert not (tmp_path / 'no').exists()
 
 
 def test_the_mean_of_mirrored_versions_is_counted_by_hand(saved):
@@ -140,9 +143,9 @@ def test_the_mean_of_mirrored_versions_is_counted_by_hand(saved):
     mean = mean / np.linalg.norm(mean, axis=2, keepdims=True)
     np.testing.assert_allclose(found['normals'].normals, mean, **close)
     model, shares = plain.model, []
-    inputs = torch.from_numpy(image.copy()).permute(2, 0, 1).float()[None]
-    inputs = (inputs - model.data_preprocessor.mean) / model.data_preprocessor.std
-    for each, flip in ((inputs, False), (inputs.flip(3), True)):
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()[None]
+    pixels = (pixels - model.data_preprocessor.mean) / model.data_preprocessor.std
+    for each, flip in ((pixels, False), (pixels.flip(3), True)):
         meta = dict(ori_shape=(32, 48), img_shape=(32, 48), flip=flip, flip_direction='horizontal')
         with torch.no_grad():
             (sample,) = model.predict(each, [SegDataSample(metainfo=meta)], finished=False)
@@ -213,6 +216,7 @@ def test_a_report_shows_each_task(tmp_path):
     assert len({tuple(each) for each in colours.tolist()}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [[], ['--resize']], ids=['heads', 'resized'])
 def test_a_graph_has_an_output_for_each_task(saved, tmp_path, capfd, more):
     path, _ = saved
@@ -225,12 +229,12 @@ def test_a_graph_has_an_output_for_each_task(saved, tmp_path, capfd, more):
     assert card['output']['names'] == list(TASKS) == list(card['tasks'])
     model = vpt_dense.load(path).model
     pixels = images(3, 3, *WINDOW).mul(255).round()
-    inputs = (pixels - model.data_preprocessor.mean) / model.data_preprocessor.std
+    normal = (pixels - model.data_preprocessor.mean) / model.data_preprocessor.std
     with torch.no_grad():
         found = dict(zip(TASKS, graph(pixels), strict=True))
         for name in TASKS:
             model.active = name
-            wanted = model.decode_head(model.extract_feat(inputs))
+            wanted = model.decode_head(model.extract_feat(normal))
             if more:
                 wanted = F.interpolate(wanted, WINDOW, mode='bilinear')
             wanted = F.normalize(wanted, dim=1) if name == 'normals' else wanted
