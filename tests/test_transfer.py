@@ -1,5 +1,6 @@
 """Transfer between tasks: similarity, prediction, starts; a whole small matrix."""
 
+import importlib.util
 import json
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from tool_helpers import run_tool, tiny_folder, write_leaf
-from utils import images
+from utils import ROOT, images
 
 from vpt_dense import safe_files
 from vpt_dense.analysis import transfer
@@ -46,6 +47,19 @@ def test_prediction_is_a_rank_correlation():
     assert found['pairs'] == 12 and 0 <= found['p_value'] <= 1
     same = {one: dict.fromkeys(names, 1.0) for one in names}
     assert transfer.predict(same, gains)['spearman'] is None
+
+
+@pytest.mark.parametrize(('name', 'record'), [
+    ('transfer_results', 'transfer/dense'), ('multi_task_results', 'multi-task/camvid')])
+def test_the_tables_of_pages_are_of_their_records(name, record):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/dev/{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    text = tool.PAGE.read_text(encoding='utf-8')
+    found = json.loads((ROOT / f'docs/{record}.json').read_text(encoding='utf-8'))
+    table = tool.table(found)
+    assert tool.MARK.search(text)[0] == f'{tool.MARK.search(text)[1]}{table}\n'
+    assert table.count('\n') > 5
 
 
 def runner_of(tokens, **more):

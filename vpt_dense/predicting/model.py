@@ -464,7 +464,9 @@ class ModelPredictor:
             size = self._check_size(image)
             if self._task.dense:
                 pixels = size[0] * size[1]
-                if pixels * self._channels * 4 > PLAIN_BYTES or pixels > PLAIN_PIXELS:
+                # Of several tasks there are no tiles: what memory can hold is made at once.
+                limit = PLAIN_BYTES * (4 if self.of_tasks else 1)
+                if pixels * self._channels * 4 > limit or pixels > PLAIN_PIXELS:
                     return name, _Large(image, name, size)
             return name, self._transform(image, name)
         except Exception as error:
