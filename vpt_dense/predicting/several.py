@@ -69,7 +69,9 @@ def tasks_of(model: nn.Module, info: Mapping[str, Any]) -> dict[str, OneTask]:
 def find_maps(
     predictor: 'ModelPredictor', batch: list[dict], probabilities: bool | str
 ) -> list[Result]:
-    """Predict the maps of all tasks of images of one size, see :attr:`.tasks.Task.predict`.
+    """Predict the maps of all tasks of images of one size.
+
+    See :attr:`vpt_dense.tasks.Task.predict`.
 
     Raises:
         UserError: If probabilities are asked for.

@@ -470,7 +470,7 @@ class SeveralWriters:
         return {}
 
     def put_volumes(self, images: Sequence[Image]) -> None:
-        """Write volumes of label maps, see :meth:`Labels.put_volumes`."""
+        """As :meth:`vpt_dense.predicting.writing.Labels.put_volumes`, of each task with classes."""
         for each in self.writers.values():
             if isinstance(each, Labels):
                 each.put_volumes(images)
