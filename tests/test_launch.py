@@ -87,6 +87,7 @@ def test_ctrl_c_reaches_the_processes(tmp_path):
     assert (process.returncode, out, err) == (130, 'told\n' * 2, '')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('variables', 'said'), [
     (dict(MAX_RESTARTS='some'), 'MAX_RESTARTS=some: it must be a number'),
     (dict(NNODES='2', MAX_RESTARTS='1'), 'MAX_RESTARTS on several machines needs RUN_ID too'),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files, pretraining, rates, tasks
-from vpt_dense.argument_checks import check_count, is_number, to_pair
+from vpt_dense.argument_checks import check_count, is_int, is_number, to_pair
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
 
@@ -73,7 +73,7 @@ def place(cfg: Config, options: Mapping[str, Any] | None = None) -> None:
         _place_size(cfg, given['img_size'], origins['img_size'])
     _choose_length(given, origins)
     if {'epochs', 'iters', 'warmup'} & set(given):
-        _place_length(cfg, given, origins)
+        _place_lengths(cfg, given, origins)
     if 'batch_size' in given:
         _place_batch(cfg, given['batch_size'], origins['batch_size'])
     rates.place(cfg, given, origins)
@@ -92,12 +92,17 @@ def hint(name: str) -> str:
 # --- who says what ---------------------------------------------------------------------------
 
 
+#: A file that has them is a config of its own, and no part of one.
+_PARTS = ('model', 'train_dataloader', 'train_cfg')
+
+
 class _Origin(NamedTuple):
     """The place where a key was set."""
 
     beneath: Mapping | None  # what the files below say; None: not known
     trees: tuple[ast.Module, ...]  # the files from the top down to the one that has the key
     options: frozenset[str]  # dotted places that the command line sets
+    files: tuple[Path, ...] = ()  # of the trees
 
     def says(self, cfg: Config, place: str, *others: Any) -> bool:
         """Whether a value was said beside the key or above it.
@@ -152,12 +157,29 @@ def origin_of(cfg: Config, key: str, value: Any, options: Mapping[str, Any]) -> 
     pair = _pair(found) if key == 'img_size' and found is not None else found
     if pair != value or any(option.partition('.')[0] == key for option in said):
         return _Origin(whole, (), said)  # of the command line, or of a script
-    parts = [name for name in ('model', 'train_dataloader', 'train_cfg') if name in whole]
-    trail = _trail(file, key, parts)
+    parts = [name for name in _PARTS if name in whole]
+    return _origin_at(_trail(file, key, parts), said)
+
+
+def _origin_at(trail: list[Path], options: frozenset[str]) -> _Origin:
     beneath = {}
     for base in config_files.bases(trail[-1]):
         beneath.update(config_files.content(base))
-    return _Origin(beneath, tuple(map(config_files.statements, trail)), said)
+    return _Origin(beneath, tuple(map(config_files.statements, trail)), options, tuple(trail))
+
+
+def _below(file: str | None, key: str, origin: _Origin) -> tuple[Any, _Origin]:
+    """What a whole config below an origin says of its key, None if there is none, and where."""
+    bases = [Path(file)] if origin.beneath is not None else []
+    if origin.files:
+        bases = config_files.bases(origin.files[-1])
+    for base in bases:
+        found = config_files.content(base)
+        parts = [name for name in _PARTS if name in origin.beneath]
+        if key in found and all(part in found for part in parts):
+            trail = [*origin.files, *_trail(base, key, parts)]
+            return found[key], _origin_at(trail, origin.options)
+    return None, origin
 
 
 def _trail(file: Path, key: str, parts: list[str]) -> list[Path]:
@@ -484,6 +506,43 @@ def _choose_length(given: dict[str, Any], origins: dict[str, _Origin]) -> None:
         if length:
             share = _ratio(given['warmup'], given[key], length)
             given['warmup'] = min(max(1, share), given[key] - 1)
+
+
+def _place_lengths(cfg: Config, given: dict[str, Any], origins: dict[str, _Origin]) -> None:
+    """Set the length that the files below say, then the one above it.
+
+    What a file says beside its length is of that length: of 200 iterations with a validation after
+    200, 60 by the command line have one after 60.
+    """
+    key = next((key for key in ('epochs', 'iters') if key in given), None)
+    unit = 'max_epochs' if key == 'epochs' else 'max_iters'
+    if key and not origins[key].says(cfg, f'train_cfg.{unit}'):
+        warmup = origins.get('warmup')  # its schedule too is one of what is below
+        trees = [cfg]
+        if warmup and warmup.beneath is not None:
+            origins['warmup'] = warmup._replace(beneath=_copy(warmup.beneath))
+            trees.append(origins['warmup'].beneath)
+        origins[key] = _place_below(trees, cfg.filename, key, origins[key])
+    _place_length(cfg, given, origins)
+
+
+def _place_below(
+    trees: list[Config], file: str | None, key: str, origin: _Origin
+) -> _Origin:  # fmt: skip
+    """Set the lengths below an origin in these configs, and in what the origin has beneath it."""
+    value, lower = _below(file, key, origin)
+    if not is_int(value, 1):
+        return origin
+    beneath = _copy(origin.beneath)
+    trees = [*trees, beneath]
+    lower = _place_below(trees, file, key, lower)
+    for tree in trees:
+        _place_length(tree, {key: value}, {key: lower})
+    return origin._replace(beneath=beneath)
+
+
+def _copy(tree: Mapping) -> Config:
+    return Config(copy.deepcopy(dict(tree)))
 
 
 def _place_length(cfg: Config, given: dict[str, Any], origins: dict[str, _Origin]) -> None:
