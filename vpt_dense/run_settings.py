@@ -168,18 +168,21 @@ def _origin_at(trail: list[Path], options: frozenset[str]) -> _Origin:
     return _Origin(beneath, tuple(map(config_files.statements, trail)), options, tuple(trail))
 
 
-def _below(file: str | None, key: str, origin: _Origin) -> tuple[Any, _Origin]:
-    """What a whole config below an origin says of its key, None if there is none, and where."""
+def _length_below(file: str | None, origin: _Origin) -> tuple[dict[str, Any], _Origin] | None:
+    """The length that a whole config below an origin says, and where."""
     bases = [Path(file)] if origin.beneath is not None else []
     if origin.files:
         bases = config_files.bases(origin.files[-1])
     for base in bases:
         found = config_files.content(base)
         parts = [name for name in _PARTS if name in origin.beneath]
-        if key in found and all(part in found for part in parts):
-            trail = [*origin.files, *_trail(base, key, parts)]
-            return found[key], _origin_at(trail, origin.options)
-    return None, origin
+        if all(part in found for part in parts):
+            trails = {key: [*origin.files, *_trail(base, key, parts)] for key in ('epochs', 'iters')
+                      if is_int(found.get(key), 1)}
+            if trails:
+                key = min(trails, key=lambda key: len(trails[key]))
+                return {key: found[key]}, _origin_at(trails[key], origin.options)
+    return None
 
 
 def _trail(file: Path, key: str, parts: list[str]) -> list[Path]:
@@ -501,7 +504,8 @@ def _choose_length(given: dict[str, Any], origins: dict[str, _Origin]) -> None:
         del given[max(depths, key=depths.get)]
     key = min(depths, key=depths.get, default=None)
     if key and given.get('warmup') and len(origins['warmup'].trees) > depths[key]:
-        said = [get(origins[key].beneath, name) for name in ('epochs', 'iters')]
+        beside = config_files.content(origins['warmup'].files[-1])
+        said = [beside.get(name) for name in ('epochs', 'iters')]
         length = next((n for n in said if isinstance(n, int) and n > 0), None)
         if length:
             share = _ratio(given['warmup'], given[key], length)
@@ -522,22 +526,21 @@ def _place_lengths(cfg: Config, given: dict[str, Any], origins: dict[str, _Origi
         if warmup and warmup.beneath is not None:
             origins['warmup'] = warmup._replace(beneath=_copy(warmup.beneath))
             trees.append(origins['warmup'].beneath)
-        origins[key] = _place_below(trees, cfg.filename, key, origins[key])
+        origins[key] = _place_below(trees, cfg.filename, origins[key])
     _place_length(cfg, given, origins)
 
 
-def _place_below(
-    trees: list[Config], file: str | None, key: str, origin: _Origin
-) -> _Origin:  # fmt: skip
+def _place_below(trees: list[Config], file: str | None, origin: _Origin) -> _Origin:
     """Set the lengths below an origin in these configs, and in what the origin has beneath it."""
-    value, lower = _below(file, key, origin)
-    if not is_int(value, 1):
+    found = _length_below(file, origin)
+    if found is None:
         return origin
+    said, lower = found
     beneath = _copy(origin.beneath)
     trees = [*trees, beneath]
-    lower = _place_below(trees, file, key, lower)
+    lower = _place_below(trees, file, lower)
     for tree in trees:
-        _place_length(tree, {key: value}, {key: lower})
+        _place_length(tree, said, dict.fromkeys(said, lower))
     return origin._replace(beneath=beneath)
 
 
