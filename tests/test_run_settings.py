@@ -303,6 +303,23 @@ def test_what_is_said_beside_a_length_is_of_that_length(tmp_path):
     assert cfg.default_hooks.checkpoint.interval == 1
 
 
+def test_what_is_said_beside_a_size_is_of_that_size(tmp_path):
+    """Windows and pipelines of a file are of its size, those of its base of the base's."""
+    crop = "dict(type='RandomCrop', crop_size=(256, 256))"
+    said = ('img_size = 256\nmodel = dict(test_cfg=dict(stride=(192, 192)))\n'
+            + OWN.format(crop=crop))
+    first = leaf(tmp_path, said, name='first.py')
+    top = tmp_path / 'top.py'
+    top.write_text(f"_base_ = '{first}'\nimg_size = 128\n")
+    once, plain = config.load(first), config.load(leaf(tmp_path, 'img_size = 128', name='b.py'))
+    assert once.model.test_cfg == dict(mode='slide', crop_size=(256, 256), stride=(192, 192))
+    for cfg in config.load(first, ['img_size=128']), config.load(str(top)):
+        assert cfg.model.test_cfg == dict(mode='slide', crop_size=(128, 128), stride=(96, 96))
+        assert read(cfg, pipeline('train', 2, 'scale')) == (450, 150)
+        assert read(cfg, pipeline('train', 3, 'crop_size')) == (128, 128)
+        assert cfg.tta_pipeline == plain.tta_pipeline and cfg.test_pipeline == plain.test_pipeline
+
+
 def test_a_schedule_beside_a_length_is_of_that_length(tmp_path):
     own = "param_scheduler = [dict(type='PolyLR', begin=0, end=200, by_epoch=False)]"
     first = leaf(tmp_path, f'iters = 200\n{own}', name='first.py')
