@@ -467,7 +467,7 @@ def check_books(path, folder):
     assert len(list(folder.glob('*/*_seed*'))) == len(suite.cells()) * len(suite.seeds)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_local_processes_and_a_cell_that_fails(tmp_path):
     tasks = dict(a={}, b=dict(options=['dataset.data_root=data/b', 'iters=13']))
     path, out = plan(tmp_path, tasks=tasks, seeds=[0, 1]), tmp_path / 'out'
