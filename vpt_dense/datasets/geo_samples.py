@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vpt_dense.datasets.layouts import layout_of
-from vpt_dense.datasets.raster import ImageInfo, Opened, Wrong, reason, told
+from vpt_dense.datasets.raster import ImageInfo, Opened, Wrong, reason
 from vpt_dense.errors import UserError, is_programs, suggest
 from vpt_dense.tree import kind_of
 
