@@ -193,7 +193,7 @@ def test_requirements_reach_the_metadata():
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
     for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis', 'slurm',
                   'ray', 'clip', 'federated', 'detection', 'peft', 'serve',
-                  'client', 'label-studio'):
+                  'client', 'label-studio', 'torchgeo'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -213,7 +213,7 @@ def test_imports_are_declared():
     distributions = importlib.metadata.packages_distributions()
     # Imported where they are needed.
     extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray', 'clip', 'federated',
-              'detection', 'serve', 'client', 'label-studio')
+              'detection', 'serve', 'client', 'label-studio', 'torchgeo')
     required = [r for n in ('runtime', 'mminstall', *extras) for r in requirements(n)]
     allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
     # Those that are not installed here have the names of their packages.
