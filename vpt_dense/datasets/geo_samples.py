@@ -99,18 +99,18 @@ def check_installed() -> None:
     _datasets()
 
 
-def refuse_places(said: Mapping[str, Any], kind: str) -> None:
+def refuse_places(said: dict[str, Any], kind: str) -> None:
     """Refuse arguments of data sets that say which files there are, or a loader of such.
 
     Args:
-        said: Arguments of a data set.
+        said: Arguments of a data set, from which empty ones are removed.
         kind: Its class, for the message.
 
     Raises:
         UserError: If there is one.
     """
     for key in ('data_prefix', 'ann_file', 'img_suffix', 'seg_map_suffix'):
-        if said.get(key):
+        if said.pop(key, None):
             raise UserError(
                 f'dataset.{key}: torchgeo knows the files of a {kind}; leave it out (subset of a '
                 'config takes some of the images)')
@@ -312,7 +312,8 @@ def _datasets() -> Any:
         return importlib.import_module('torchgeo.datasets')
     except ModuleNotFoundError as error:
         raise UserError(
-            f"dataset: torchgeo's data sets need {error.name}; pip install 'vpt-dense[torchgeo]'"
+            f"dataset: torchgeo's data sets need {error.name}; pip install 'vpt-dense[torchgeo]' "
+            '(Python 3.11 or newer)'
         ) from error
 
 
