@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from geo_data import BANDS, DEEPGLOBE, SCENES, TILES, make
+from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 from tool_helpers import run_tool
@@ -56,6 +57,19 @@ def test_another_reader_and_places_of_files_are_refused():
     for kind in geo_samples.KINDS:
         with pytest.raises(UserError, match='dataset.ann_file: torchgeo knows the files'):
             build(kind, 'LoveDA', '', ann_file='a.txt')
+
+
+@pytest.mark.parametrize('kind, head, key', [
+    ('TorchGeo', 'decode_head', 'with_masks'), ('TorchGeoClasses', 'head', 'with_label')])
+def test_a_test_can_do_without_labels(kind, head, key):
+    """`--no-labels`: no masks are loaded, and nothing is measured."""
+    said = dict(type=f'vpt_dense.{kind}', pipeline=[LOAD, dict(type='vpt_dense.LoadMask')])
+    cfg = Config(dict(model={head: dict()}, test_evaluator=dict(type='vpt_dense.IoUMetric'),
+                      test_dataloader=dict(dataset=said)))
+    assert not run_setup.leave_out_labels(cfg, False)
+    assert run_setup.leave_out_labels(cfg, True) and cfg.test_evaluator == []
+    dataset = cfg.test_dataloader.dataset
+    assert dataset[key] is False and [step['type'] for step in dataset.pipeline] == [LOAD['type']]
 
 
 def test_a_sample_of_no_set_is_told():
