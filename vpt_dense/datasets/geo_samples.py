@@ -174,7 +174,8 @@ class Source:
     Attributes:
         name: Of its class.
         data: torchgeo's object.
-        images, masks: The places of its samples, to which their names are added.
+        images: The place of its samples' images, to which their names are added.
+        masks: The place of their masks, likewise.
         numbers: Name -> number of a sample.
     """
 
