@@ -344,7 +344,7 @@ print(json.dumps([early, held, used]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_imported_later_is_the_same(run_warm):
     pytest.importorskip('transformers')
     (_, *plain), (early, *ours) = (json.loads(run(STACK, *words).splitlines()[-1])
