@@ -154,10 +154,9 @@ def serving(folders: list[Path], file: Path) -> Iterator[list[Served]]:
     """Servers of folders, while they are needed."""
     servers = []
     try:
-        for folder in folders:
+        for folder in folders:  # one after the other: each needs a CPU for its start
             servers.append(Served(folder, file))
-        for server in servers:
-            server.wait()
+            servers[-1].wait()
         yield servers
     finally:
         for server in servers:

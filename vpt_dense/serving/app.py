@@ -72,7 +72,7 @@ def build(settings: Settings, spool: Path) -> Guard:
         UserError: If tasks or keys cannot be read.
     """
     keys = Keys(settings.keys)
-    folder = _folder(settings, spool)
+    folder = open_folder(settings, spool)
     batcher = Batcher(folder, settings)
     uploads = [0]
 
@@ -186,7 +186,16 @@ def build(settings: Settings, spool: Path) -> Guard:
     return guard
 
 
-def _folder(settings: Settings, spool: Path) -> Folder:
+def open_folder(settings: Settings, spool: Path) -> Folder:
+    """The tasks of a server, as its backend has them.
+
+    Args:
+        settings: Of the server.
+        spool: A folder of its own.
+
+    Raises:
+        UserError: If tasks cannot be read, or there is no graph of them.
+    """
     if settings.backend == 'eager':
         return Folder(settings, spool)
     from vpt_dense.serving.fixed import FixedFolder
