@@ -38,9 +38,12 @@ def parse_args() -> argparse.Namespace:
     add('masks', type=Path, help='folder of their masks, PNG, with values as in training')
     add('--number', type=count, default=24, help='of images, evenly chosen (default: 24)')
     add('--threads', type=count, default=1)
+    add('--graphs', type=Path, metavar='FOLDER', help='where onnx.onnx and onnx-int8.onnx are, or '
+        'are made to stay')
     add('--json', type=outputs.new_file, metavar='FILE', help='also write all figures here')
     add('--one', choices=BACKENDS, help=argparse.SUPPRESS)
     add('--graph', type=Path, help=argparse.SUPPRESS)
+    add('--place', type=Path, help=argparse.SUPPRESS)
     add('--make', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.number < BATCH:
@@ -136,7 +139,7 @@ def run() -> None:
     """Measure all backends, and print a table."""
     args = parse_args()
     if args.one:
-        print(json.dumps(one(args, args.graph.parent)))
+        print(json.dumps(one(args, args.place)))
         return
     pairs = files(args)
     with tempfile.TemporaryDirectory(prefix='vpt-dense-backends-') as name:
@@ -145,11 +148,11 @@ def run() -> None:
         for image, _ in pairs[:4]:
             (place / 'samples' / image.name).symlink_to(image.absolute())
         for backend in BACKENDS:
-            graph = place / f'graph-{backend}.onnx'
+            graph = (args.graphs or place) / f'{backend}.onnx'
             command = [sys.executable, __file__, *map(str, (args.tasks, args.images, args.masks)),
                        '--number', str(args.number), '--threads', str(args.threads), '--one',
-                       backend, '--graph', str(graph)]  # fmt: skip
-            if backend != 'eager':  # in another process, whose memory goes with it
+                       backend, '--graph', str(graph), '--place', str(place)]  # fmt: skip
+            if backend != 'eager' and not graph.exists():  # in another process, whose memory goes with it
                 _last_line([*command, '--make'])
             rows.append(json.loads(_last_line(command)))
             with np.load(place / f'{backend}.npz') as held:

@@ -126,6 +126,7 @@ def build(settings: Settings, spool: Path) -> Guard:
     @app.put('/v1/tasks/{name}', summary='Add a task, or replace it: the body is its delta',
              responses=_CHANGES, openapi_extra=_FILE)  # fmt: skip
     async def put(request: Request, name: Annotated[str, PathParameter()]) -> JSONResponse:
+        folder.check_changes()  # before keys are asked for, which would not help
         keys.check(request.headers.get('authorization'), 'admin')
         check_name(name)
         _refuse_others(request)
@@ -140,6 +141,7 @@ def build(settings: Settings, spool: Path) -> Guard:
 
     @app.delete('/v1/tasks/{name}', summary='Remove a task and its file', responses=_CHANGES)
     async def delete(request: Request, name: Annotated[str, PathParameter()]) -> dict[str, str]:
+        folder.check_changes()  # before keys are asked for, which would not help
         keys.check(request.headers.get('authorization'), 'admin')
         check_name(name)
         _refuse_others(request)

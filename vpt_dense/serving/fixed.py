@@ -1,10 +1,9 @@
 """Tasks that are fixed when the server starts: one graph of all of them, in ONNX Runtime."""
 
-import contextlib
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,27 +75,14 @@ class FixedFolder(Folder):
                 log('task_refused', 'error', task=name, error=self.broken[name], result=kept)
             self._count()
 
-    @contextlib.contextmanager
-    def upload(self) -> Iterator[Path]:
-        """Nothing can be uploaded.
+    def check_changes(self) -> None:
+        """Nothing can be changed.
 
         Raises:
             Refused: Always.
         """
-        raise self._refusal()
-        yield
-
-    def delete(self, name: str) -> None:
-        """Nothing can be deleted.
-
-        Raises:
-            Refused: Always.
-        """
-        raise self._refusal()
-
-    def _refusal(self) -> Refused:
-        return Refused(409, f'{self._told}: change its folder and start it again, or one with '
-                       '--backend eager')  # fmt: skip
+        raise Refused(409, f'{self._told}: change its folder and start it again, or one with '
+                      '--backend eager')  # fmt: skip
 
 
 class GraphTasks:

@@ -217,6 +217,9 @@ class Folder:
 
     # --- changing
 
+    def check_changes(self) -> None:
+        """Check whether tasks can be changed by requests at all: here they can."""
+
     @contextlib.contextmanager
     def upload(self) -> Iterator[Path]:
         """A file of the spool to write to, which goes afterwards."""
