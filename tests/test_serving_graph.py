@@ -278,6 +278,9 @@ def test_graphs_of_configs(configured, tmp_path):  # noqa: F811
     for name in ('flowers', 'roads'):
         deltas.write(deltas.extract(str(configured / f'{name}.pth')),
                      str(own / f'{name}.safetensors'))
+    with pytest.raises(UserError, match=r'^--backend onnx: task roads looks at windows of 32x32 '
+                                        'pixels, not 48x48$'):
+        fixed(own, tmp_path / 'a', size=(48, 48))
     with pytest.raises(UserError, match=r'^--backend onnx: the scores of task flowers are one for '
                                         r'each class, those of roads maps'):
         fixed(own, tmp_path / 'a')

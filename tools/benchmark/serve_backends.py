@@ -152,7 +152,8 @@ def run() -> None:
             command = [sys.executable, __file__, *map(str, (args.tasks, args.images, args.masks)),
                        '--number', str(args.number), '--threads', str(args.threads), '--one',
                        backend, '--graph', str(graph), '--place', str(place)]  # fmt: skip
-            if backend != 'eager' and not graph.exists():  # in another process, whose memory goes with it
+            # In another process, whose memory goes with it.
+            if backend != 'eager' and not graph.exists():
                 _last_line([*command, '--make'])
             rows.append(json.loads(_last_line(command)))
             with np.load(place / f'{backend}.npz') as held:

@@ -193,7 +193,7 @@ def _build(model: MultiTask, settings: Settings, spool: Path) -> GraphTasks:
     path = spool / 'graph.onnx' if path is None else path
     samples = _samples(settings.samples)
     if made:
-        wanted = _make(model, tasks, settings, path, samples)
+        wanted = _make(model, tasks, settings, path)
         graph = Graph(path)
         if settings.graph is None:
             path.unlink()
@@ -212,7 +212,8 @@ def _build(model: MultiTask, settings: Settings, spool: Path) -> GraphTasks:
             raise UserError(f'--graph {path} is of the tasks {", ".join(names)}, in '
                             f'{settings.folder} are {", ".join(tasks)}; {way_out}')
         tasks = {name: tasks[name] for name in names}
-        wanted = _prepare(model, tasks, settings, graph.size)
+        wanted = exporting.prepare(
+            model.frozen, tasks, path, _size(tasks, graph.size), model.frozen.channels)
         if wanted.card['sha256'] != graph.card.get('sha256'):
             raise UserError(f'--graph {path} is of other weights than the tasks in '
                             f'{settings.folder}; {way_out}')
@@ -233,17 +234,20 @@ def _build(model: MultiTask, settings: Settings, spool: Path) -> GraphTasks:
 
 
 def _make(
-    model: MultiTask, tasks: dict[str, Task], settings: Settings, path: Path, samples: list[str]
+    model: MultiTask, tasks: dict[str, Task], settings: Settings, path: Path
 ) -> exporting.Wanted:
     """Write the graph."""
     quantized = settings.backend == 'onnx-int8'
+    plain = path.with_name(f'.{path.name}.float32.onnx') if quantized else path
     try:
-        exporting.check_file(model.frozen, tasks, path)
-        wanted = _prepare(model, tasks, settings, settings.size or _size(tasks))
-        plain = path.with_name(f'.{path.name}.float32.onnx') if quantized else path
+        exporting.check_file(model.frozen, tasks, plain)
+        wanted = exporting.prepare(
+            model.frozen, tasks, plain, _size(tasks, settings.size), model.frozen.channels)
         exporting.write(wanted, plain)
     except UserError as error:
-        text = str(error).replace(f'export {path}: ', '')
+        text = str(error)
+        for before in (f'export {plain}: ', f'{plain} is not written: '):
+            text = text.removeprefix(before)
         raise UserError(f'--backend {settings.backend}: {text}') from error
     if quantized:
         from vpt_dense.deploy import quantizing
@@ -255,17 +259,11 @@ def _make(
     return wanted
 
 
-def _prepare(
-    model: MultiTask, tasks: dict[str, Task], settings: Settings, size: tuple[int, int]
-) -> exporting.Wanted:
-    return exporting.prepare(
-        model.frozen, tasks, settings.graph or 'graph.onnx', size, model.frozen.channels)
-
-
-def _size(tasks: Mapping[str, Task]) -> tuple[int, int]:
+def _size(tasks: Mapping[str, Task], asked: tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) in pixels of what all tasks look at.
 
-    These are their windows, else the images that the backbone was built for.
+    These are their windows, else what is asked for, else the images that the backbone was built
+    for.
 
     Raises:
         UserError: If they differ, or it is not known.
@@ -274,18 +272,22 @@ def _size(tasks: Mapping[str, Task]) -> tuple[int, int]:
     for name, task in tasks.items():
         with task.model() as model:
             backbone = task.structure.backbone_of(model)
-            size = exporting.window_of(model) or getattr(
+            window = exporting.window_of(model)
+            size = window or asked or getattr(
                 getattr(backbone, 'patch_embed', None), 'img_size', None) or getattr(
                 backbone, 'img_size', None)  # fmt: skip
         if size is None:
             raise UserError(f'the size of the images of task {name} is not known; give --size '
                             'HEIGHT WIDTH')  # fmt: skip
-        sizes[name] = (size, size) if isinstance(size, int) else tuple(size)
+        sizes[name] = size = (size, size) if isinstance(size, int) else tuple(size)
+        if asked and window not in (None, asked):
+            raise UserError('task {} looks at windows of {}x{} pixels, not {}x{}'.format(
+                name, *window, *asked))
         first = next(iter(sizes))
-        if sizes[name] != sizes[first]:
+        if size != sizes[first]:
             raise UserError(
                 'task {} looks at images of {}x{} pixels, {} of {}x{}: a graph has one size; start '
-                'a server for each'.format(first, *sizes[first], name, *sizes[name]))
+                'a server for each'.format(first, *sizes[first], name, *size))
     return sizes[first]
 
 

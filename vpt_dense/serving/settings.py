@@ -43,7 +43,7 @@ class Settings:
         max_pixels: Of an image.
         timeout: Seconds that a request may take, from its first byte to its answer.
         device: ``cpu``, ``cuda``, ...
-        backend: One of :data:`BACKENDS`.
+        backend: One of :data:`vpt_dense.serving.settings.BACKENDS`.
         graph: The file of the graph, which is written if it is not there; None: it does not stay.
         size: (height, width) in pixels of the images that the graph takes; None: as the tasks say.
         samples: Folder of images by which the graph is compared with the models.
