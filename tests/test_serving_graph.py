@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import importlib
 import importlib.util
 import io
 import json
@@ -18,6 +19,7 @@ from PIL import Image
 from served import running, write_base, write_task
 from test_multitask import configured  # noqa: F401 - a fixture
 from test_serving import Server, encoded
+from utils import ROOT
 
 import vpt_dense
 from vpt_dense.checkpoints import deltas
@@ -126,6 +128,23 @@ def test_a_file_is_known_by_its_numbers_and_by_what_it_computes(tasks):
         exporting.check(wanted, run)
         with pytest.raises(UserError, match='scores of task cells differ by'):
             exporting.check(wanted, lambda images, task: [run(images, task)[0] + 0.01 * int(task)])
+
+
+def test_the_benchmark_counts_miou(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/benchmark'))
+    benchmark = importlib.import_module('serve_backends')
+    rng, masks, found = np.random.default_rng(0), [], []
+    for i in range(3):
+        truth = rng.integers(0, 5, (7, 9)).astype(np.uint8)  # 4: no class
+        Image.fromarray(truth).save(tmp_path / f'{i}.png')
+        masks.append(tmp_path / f'{i}.png')
+        found.append(np.where(rng.random((7, 9)) < 0.6, truth % 4, rng.integers(0, 4, (7, 9))))
+    truths = np.stack([np.asarray(Image.open(path)) for path in masks])
+    labels, known = np.stack(found), truths < 4
+    wanted = [((labels == k) & (truths == k)).sum() / (((labels == k) | (truths == k)) & known).sum()
+              for k in range(4)]  # fmt: skip
+    assert benchmark.mean_iou(found, masks, 4) == pytest.approx(100 * np.mean(wanted), abs=1e-9)
+    assert benchmark.mean_iou(found, masks, 4) < 99
 
 
 # --- with them ---------------------------------------------------------------------------------

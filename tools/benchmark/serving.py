@@ -154,9 +154,10 @@ def serving(folders: list[Path], file: Path) -> Iterator[list[Served]]:
     """Servers of folders, while they are needed."""
     servers = []
     try:
-        for folder in folders:  # one after the other: each needs a CPU for its start
+        for folder in folders:
             servers.append(Served(folder, file))
-            servers[-1].wait()
+        for server in servers:
+            server.wait()
         yield servers
     finally:
         for server in servers:
