@@ -449,6 +449,18 @@ KIN = frozenset({
     'pissa-qv', 'soma', 'peft', 'peft-lora', 'glora', 'bi-lora', 'vera', 'vera-all', 'fact-tt',
     'fact-tk',
     'mona, random start', 'pae', 'lora-qv', 'deep-lora', 'deep, dropout', 'deep, last 2'})
+
+
+def later(*place: int, every: int = 3) -> pytest.MarkDecorator:
+    """Slow or long: of a table of slow tests every third diagonal is slow, all others long.
+
+    Args:
+        *place: The row and the column, as numbers.
+        every: Of so many diagonals one is slow.
+    """
+    return pytest.mark.long if sum(place) % every else pytest.mark.slow
+
+
 #: Every row on every family that it fits, in every task.
 CASES = [
     (name, family, task)

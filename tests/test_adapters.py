@@ -493,6 +493,7 @@ def small_side(**kwargs) -> nn.Module:
     return model.double().eval()
 
 
+@pytest.mark.slow
 def test_side_network_on_vectors_is_alexnet_with_a_linear_layer():
     model = small_side(img_size=224, out_type='cls_token')
     side = model.adapters[0]
@@ -519,6 +520,7 @@ def test_side_network_on_maps_is_a_convolution_resized():
         torch.testing.assert_close(out, side.alpha.sigmoid() * own + (1 - side.alpha.sigmoid()) * g)
 
 
+@pytest.mark.slow
 def test_side_network_starts_half_and_half_from_the_weights_it_is_given(tmp_path):
     torch.manual_seed(1)
     net = torchvision.models.alexnet()
@@ -1080,6 +1082,7 @@ def test_names_of_blocks_are_targets_in_every_family():
     assert not any(is_added(name) for name in model.adapters[0].names)
 
 
+@pytest.mark.slow
 def test_copies_have_hooks_of_their_own():
     x = images(1, 3, 32, 32, dtype=torch.float64)
     for name, (settings, _) in BY_HAND.items():

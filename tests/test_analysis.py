@@ -214,6 +214,7 @@ def test_curves(tmp_path):
         curves.read([tmp_path], 'backbone_trainable')
 
 
+@pytest.mark.slow
 def test_operations_are_counted(tmp_path):
     recipe = str(CONFIGS / 'vpt/linear_vit-s_dinov2_segfolder.py')
     options = ['dataset.classes=[a,b]', 'img_size=56', 'model.backbone.init_cfg=None']

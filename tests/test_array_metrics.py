@@ -47,6 +47,7 @@ def run(flowers, tmp_path, metrics, epochs=1, **options):  # noqa: F811
     return runner
 
 
+@pytest.mark.slow
 def test_they_are_told_and_stored(flowers, tmp_path):  # noqa: F811
     metrics = [dict(type='Accuracy'), *ARRAYS, dict(type='mmengine.Halves')]
     runner = run(flowers, tmp_path, metrics)

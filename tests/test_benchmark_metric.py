@@ -39,6 +39,7 @@ def test_metric_refuses_numbers_that_differ(run, monkeypatch):
     assert done.code == 2 and 'the numbers differ' in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', ['setr_vit-l_deep_ade20k', 'vit-b_deep_imagefolder'])
 def test_loader(config, run, tmp_path):
     path = tmp_path / 'figures.json'

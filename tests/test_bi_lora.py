@@ -101,6 +101,7 @@ def test_packed_bits_give_the_same_features(tmp_path, bits):
     assert all(grad is not None and grad.any() for grad in grads)
 
 
+@pytest.mark.slow
 def test_one_bit_of_rank_32_is_as_large_as_floats_of_rank_1():
     """ViT-B, queries and values: 32 times the rank in the bytes of one, and 12 a matrix beside."""
     from mmengine.registry import MODELS

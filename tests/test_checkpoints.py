@@ -350,6 +350,7 @@ class Steps:
         return wrapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'hook',
     [
@@ -608,6 +609,7 @@ def leaf(tmp_path):
     return write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
 
 
+@pytest.mark.slow
 def test_the_tools_say_what_they_use(capfd, leaf, tmp_path):
     work = tmp_path / 'work'
     assert run_tool(capfd, 'train', leaf).code == 0

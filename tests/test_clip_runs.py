@@ -102,6 +102,7 @@ def trained(root, tmp_path_factory):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', SMALL)
 def test_a_run_its_delta_and_predictions(method, root, trained, tmp_path, capfd):
     folder = trained(method, capfd)

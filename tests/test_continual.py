@@ -378,6 +378,7 @@ def test_a_stream(capfd, tmp_path, data, calls):
     assert run(capfd, out, data, '--strategies', 'sequential', 'nsp2').code == 0 and not calls
 
 
+@pytest.mark.slow
 def test_strict_projection_moves_prompts_in_the_null_space_alone(capfd, tmp_path, data, calls):
     out = tmp_path / 'out'
     # Behind one epoch, which begins with a head of zeros, rounding would be seen.
@@ -716,6 +717,7 @@ def test_a_part_that_was_loaded_has_begun(step, loaded, begins):
     assert torch.equal(model.prompt.steps[step].keys, before) != begins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', STEPPED)
 def test_a_stream_with_prompts_of_steps(capfd, tmp_path, data, calls, method):
     out = tmp_path / 'out'
@@ -908,6 +910,7 @@ def test_a_step_of_a_segmentation(masks):
         load_masks(masks, steps='2-1', background='sky')
 
 
+@pytest.mark.slow
 def test_images_without_later_classes(masks, tmp_path):
     root = shutil.copytree(masks, tmp_path / 'data')
     file = root / 'annotations/training/0.png'  # of class 1

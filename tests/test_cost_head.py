@@ -247,6 +247,7 @@ def write_cat_seg(root):
     return recipe
 
 
+@pytest.mark.slow
 def test_a_run(root, tmp_path, capfd):
     recipe = write_cat_seg(root)
     out = run_tool(capfd, 'train', recipe, '--method', 'deep', '--work-dir', tmp_path / 'run')

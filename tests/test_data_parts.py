@@ -230,6 +230,7 @@ def test_each_part_is_what_it_says(ade, wrapper, number, parts):
         *(dict(A=3, B=2)[part] for part in parts), 3]
 
 
+@pytest.mark.slow
 def test_a_run_tells_every_part(ade, capfd):
     leaf = write_leaf(ade, ade / 'A', f"""
 dataset = dict(_delete_=True, type='vpt_dense.SegFolder', data_root='{ade}/A', classes=['x', 'y'])

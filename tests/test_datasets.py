@@ -63,6 +63,7 @@ def run(cfg):
 # --------------------------------------------------------------------------- new data sets
 
 
+@pytest.mark.slow
 def test_example_of_a_new_segmentation_set(tmp_path):
     path = EXAMPLES / 'new_segmentation_dataset.py'
     assert len(path.read_text().splitlines()) <= 6
@@ -75,6 +76,7 @@ def test_example_of_a_new_segmentation_set(tmp_path):
     assert 'mIoU' in json.dumps(summary)
 
 
+@pytest.mark.slow
 def test_example_with_four_bands_of_16_bits(tmp_path):
     root = make_seg_folder(tmp_path / 'fields', sizes=((64, 64), (70, 64)), classes=3)
     rng = np.random.default_rng(0)

@@ -117,6 +117,7 @@ def frozen_part(path: Path) -> dict:
 # --- what is written -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', METHODS)
 def test_runs_write_what_trains_and_the_identity_of_the_rest(runs, method):
     folder = runs(method)
@@ -613,6 +614,7 @@ def test_tools_test_refuses_in_one_line(capfd, run, data, tmp_path, case, patter
     assert re.search(pattern, done.err), done.err
 
 
+@pytest.mark.slow
 def test_base_option_of_test_and_train(capfd, run, data, tmp_path):
     folder = run('deep')
     leaf = leaf_of(folder, 'deep', data)
@@ -774,6 +776,7 @@ LORA = "model['backbone'].update(prompt=None, trainable=[r'^adapters\\.'], adapt
        "type='vpt_dense.LoRA', rank=2, alpha={alpha}, targets=[r'\\.qkv$'])])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('command', 'out'), [
     ('extract', 'x.safetensors'), ('merge', 'x.pth'), ('fold', 'x.pth')])
 def test_another_config_than_the_trainings_is_refused(capfd, tmp_path, data, command, out):
@@ -803,6 +806,7 @@ def test_another_config_than_the_trainings_is_refused(capfd, tmp_path, data, com
     assert (done.code, done.err) == (0, '')
 
 
+@pytest.mark.slow
 def test_a_test_with_another_setting_says_so(capfd, tmp_path, data):
     save_base(tmp_path / 'base.pth')
     METHODS['lora'] = LORA.format(alpha=4)

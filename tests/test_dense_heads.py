@@ -361,6 +361,7 @@ def test_counts_at_full_size(leaf):
 # --- the tools -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('leaf', HEADS)
 def test_a_tiny_training_and_its_test(tmp_path, capfd, leaf):
     """The loss falls; tools/test.py finds the score of the run's own validation again."""

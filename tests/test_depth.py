@@ -568,6 +568,7 @@ def test_train_test_predict(trained, capfd):
     assert mirrored != measured['rmse'] and mirrored == pytest.approx(measured['rmse'], rel=0.2)
 
 
+@pytest.mark.slow
 def test_counts_memory_and_a_look(trained, capfd):
     file, root = trained
     counted = run_tool(capfd, 'count_params', file, '--method', 'deep', '--memory', '--json')
@@ -601,6 +602,7 @@ def test_exported(trained, capfd):
     assert refused.code and 'this is for segmentation and classification' in refused.err
 
 
+@pytest.mark.slow
 def test_normals_train_and_are_predicted(tmp_path, capfd):
     file = write_recipe(tmp_path, 'linear_vit-s_dinov2_normalfolder')
     run = run_tool(capfd, 'train', file, '--method', 'lora')
@@ -650,6 +652,7 @@ def test_what_the_check_of_a_data_set_finds(tmp_path, capfd):
     assert 'is dataset.depth_scale=1 the number of units in a metre?' in metres.out
 
 
+@pytest.mark.slow
 def test_faults_are_told_before_training(tmp_path, capfd):
     file = write_recipe(tmp_path)
     far = run_tool(capfd, 'train', file, '--method', 'head', '--cfg-options',

@@ -171,6 +171,7 @@ def test_what_is_wrong_with_test_sets_is_told(given, line, tmp_path):
         config.load(str(tmp_path / 'leaf.py'), None, 'deep')
 
 
+@pytest.mark.slow
 def test_a_set_of_another_kind_takes_pipeline_and_classes_alone(tmp_path):
     (tmp_path / 'leaf.py').write_text(
         f"_base_ = '{CONFIGS}/fields/linear_vit-l_dinov2_cityscapes.py'\n"

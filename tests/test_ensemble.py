@@ -654,6 +654,7 @@ def logits_of(path, batch) -> torch.Tensor:
     return probabilities('seg', model, batch)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_made_of_deltas(members, tmp_path, capfd):
     _, paths = members
     out = tmp_path / 'all.safetensors'

@@ -60,6 +60,7 @@ def check(model: nn.Module, size: tuple[int, int]) -> None:
                 torch.testing.assert_close(graph(x), wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', QUICK)
 def test_graphs_take_batches_of_any_size(kind):
     check(randomise(MODELS.build(QUICK[kind])), (32, 32))

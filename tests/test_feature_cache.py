@@ -205,6 +205,7 @@ def test_draws_repeat_after_so_many_passes(monkeypatch, endless, processes):
 
 # --- a run -----------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize('draws', [None, 2])
 def test_a_run_with_it_is_the_run_without(capfd, tmp_path, draws):
     size = (32, 32) if draws is None else (48, 48)

@@ -253,6 +253,7 @@ def _rounds(job, tensors, tmp_path, **kwargs):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('by', ['epochs', 'iterations'])
 def test_rounds_of_one_client_are_a_training_to_the_bit(job, whole, options, tmp_path, by):
     """Schedule, order of images, augmentation and dropout go on where the round before ended."""
@@ -349,6 +350,7 @@ class DriftHook(Hook):
             runner.model.state_dict()[moved.rest(runner.model)[0]].add_(1)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_and_does_not_train_is_the_same_in_all_members(job, tmp_path):
     """LoRA of which one factor trains (https://arxiv.org/abs/2403.12313); the other is drawn."""
     job = replace(job, options=(*job.options, *LORA), rounds=1)
@@ -427,6 +429,7 @@ def test_the_model_of_a_server_is_a_checkpoint(whole, tmp_path):
     assert 0 <= metrics['accuracy/top1'] <= 100
 
 
+@pytest.mark.slow
 def test_dense_clients_train_and_their_statistics_move(tmp_path):
     """Two sequences of a video as clients; batch norm of the heads is averaged too."""
     root = make_ade_folder(tmp_path / 'data', size=(32, 32))

@@ -476,6 +476,7 @@ def write_for_ever(path: Path, report: int) -> None:
         os._exit(1)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     """After each kill the file is whole, and as new as the last write that was complete."""
     path = tmp_path / 'a.pth'

@@ -67,6 +67,7 @@ def seg_checkpoint(capfd, tmp_path, data):
     return leaf, tmp_path / 'work/iter_2.pth'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kilobytes', [60, 80, 100])
 def test_pictures(capfd, small_disk, tmp_path, kilobytes):
     data = tiny_folder(tmp_path / 'data')

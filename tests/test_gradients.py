@@ -43,6 +43,7 @@ def trained(folder, task, masks, flowers, capfd, **changes):
     return runner.model.state_dict(), capfd.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('task', 'modules'), [
     ('segmentation', ['backbone']), ('segmentation', ['backbone.layers', 'decode_head']),
     ('classification', 'backbone'),

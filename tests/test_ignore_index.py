@@ -74,6 +74,7 @@ def train(capfd, folder: Path, void: int, absent: int, **how) -> tuple[dict, lis
     return checkpoints.read(str(folder / 'work/iter_2.pth'))['state_dict'], losses, results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'void, how',
     [

@@ -71,6 +71,7 @@ def trained(request, tmp_path_factory):
     yield folder, leaf, sorted((root / 'images/validation').iterdir())
 
 
+@pytest.mark.slow
 def test_all_entries_of_mmseg_predict_the_same(trained, capfd):
     from mmseg.apis import MMSegInferencer, inference_model, init_model
 

@@ -68,6 +68,7 @@ def test_stops_before_a_validation(tmp_path, data):
     assert not (tmp_path / 'a/evaluations.json').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('counts', [1, 2])
 def test_a_skipped_step_changes_nothing(tmp_path, data, counts):
     work = tmp_path / 'a'

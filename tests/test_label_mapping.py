@@ -150,6 +150,7 @@ def test_training_finds_the_mapping_and_keeps_it(tmp_path, mode, times):
     assert not any(name.startswith('backbone.layer') for name in state)
 
 
+@pytest.mark.slow
 def test_the_frequencies_are_those_of_the_training_images(tmp_path, monkeypatch):
     """With a pipeline that draws nothing: the hook's counts are those of plain forward passes."""
     seen = []

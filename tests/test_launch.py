@@ -87,6 +87,7 @@ def test_ctrl_c_reaches_the_processes(tmp_path):
     assert (process.returncode, out, err) == (130, 'told\n' * 2, '')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('variables', 'said'), [
     (dict(MAX_RESTARTS='some'), 'MAX_RESTARTS=some: it must be a number'),
     (dict(NNODES='2', MAX_RESTARTS='1'), 'MAX_RESTARTS on several machines needs RUN_ID too'),
@@ -172,7 +173,8 @@ def whole(run):
     # A validation that is the best so far saves too, that of iteration 3: process 0 does, which may
     # be at it when process 1 is killed.
     pytest.param(['before:1:1', 'after:2:1', 'before:4:1', 'validation:6:0'], [{2}, {2, 3}, {6}],
-                 marks=pytest.mark.slow),
+                 marks=pytest.mark.long),
+    pytest.param(['before:4:1'], [{2, 3}], marks=pytest.mark.slow),
     pytest.param(['begin:0:0', 'before:1:1', 'before:2:0', 'after:2:1', 'before:4:1',
                   'validation:6:0', 'validation:6:1'], [{2}, {2, 3}, {6}, {6}],
                  marks=pytest.mark.long),

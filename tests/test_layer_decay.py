@@ -108,6 +108,7 @@ model['backbone'].update(trainable=['.*'])
 CUSTOM = "custom_keys={'head': dict(lr_mult=4.0), 'conv_seg': dict(decay_mult=0.0)}"
 
 
+@pytest.mark.slow
 def test_a_segmentation_run(tmp_path, masks, capfd):
     leaf = write_leaf(tmp_path, masks, PARTS.format(
         'LearningRateDecayOptimizerConstructor', f'dict(num_layers=2, decay_rate=0.5, {CUSTOM})'))

@@ -200,6 +200,7 @@ def test_where_the_size_of_an_image_comes_from(load, pipeline, size, size_from):
     assert (estimate['image'], estimate['size_from']) == ([3, *size], size_from)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('pipeline', 'size_from'), [
     ([CROP], 'RandomCrop'), ([], 'model.data_preprocessor.size'),
 ])
@@ -216,6 +217,7 @@ def test_images_have_the_bands_of_the_backbone(load):
     assert memory.estimate(load('setr_vit-l_head', options))['image'] == [4, *SIZE]
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated(load):
     cfg = load('setr_vit-l_full', {})
     for transform in cfg.train_dataloader.dataset.pipeline:
@@ -285,6 +287,7 @@ def test_tool_says_in_a_line_what_is_wrong(tool, options, message):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_unknown_size_is_an_error(load):
     cfg = load('vit-b_linear', {})
     cfg.train_dataloader.dataset.pipeline = []

@@ -31,6 +31,7 @@ def test_the_page_has_the_table(tool, table):
     assert written == table, 'run: python tools/methods_table.py --update docs/methods.md'
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_formulas(tool, table):
     """At the sizes of the columns; also where a method has settings of its own for a task."""
     columns = dict(

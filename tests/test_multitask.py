@@ -212,6 +212,7 @@ def names_of(folder: Path) -> dict[str, str]:
     return {path.stem: str(path) for path in sorted(folder.glob('*.safetensors'))}
 
 
+@pytest.mark.slow
 def test_files_of_plain_pytorch(files, monkeypatch):
     pixels = images(5, 3, 64, 64)
     paths = names_of(files)
@@ -236,6 +237,7 @@ def test_files_of_plain_pytorch(files, monkeypatch):
     assert of_two != id(together._find('roads').structure)
 
 
+@pytest.mark.slow
 def test_a_cache_reads_again_what_was_let_go(files, tmp_path):
     paths = names_of(files)
     alone = {name: vpt_dense.load(path) for name, path in paths.items()}
@@ -306,6 +308,7 @@ def configured(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_tasks_of_configs(configured):
     names = ('roads', 'flowers', 'bias')
     paths = {name: str(configured / f'{name}.pth') for name in names}
@@ -473,6 +476,7 @@ def test_tasks_are_exported_with_the_task_as_an_input(base, tmp_path):
         run(pixels, len(names))
 
 
+@pytest.mark.slow
 def test_tasks_of_one_structure_are_stacked(files, configured, tmp_path):
     paths = {name: str(files / f'{name}.safetensors') for name in ('brain', 'heart', 'roads')}
     together = MultiTask(paths['brain'], paths)

@@ -57,6 +57,7 @@ def other_leaf(made, tmp_path, kind: str):
     return there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('file', ['work/iter_2.pth', 'tuned.safetensors', 'whole.pth'])
 @pytest.mark.parametrize('kind', OTHER)
 def test_all_but_the_heads_is_taken(made, tmp_path, kind, file):
@@ -110,6 +111,7 @@ def test_pretrained_weights_are_another_thing(made, tmp_path, file):
         build(leaf, **start).train()
 
 
+@pytest.mark.slow
 def test_by_the_tool(capfd, made, tmp_path):
     leaf = other_leaf(made, tmp_path, 'classes')
     file = made / 'tuned.safetensors'
@@ -139,6 +141,7 @@ def test_a_neck_is_taken_where_it_fits(width, new):
     checkpoints.load_strict(target, checkpoint, 'x.pth', new)
 
 
+@pytest.mark.slow
 def test_classification(tmp_path):
     from vpt_dense.engine.runner import Runner
 

@@ -200,6 +200,7 @@ def test_where_there_are_no_locks_that_is_said(tmp_path, monkeypatch, capsys):
     assert 'run.lock cannot be locked (No locks available)' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nobody_enters_a_folder_in_which_a_run_is_live(capfd, tmp_path, hold):
     leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
     work = tmp_path / 'work'
@@ -244,6 +245,7 @@ def test_a_finished_run_is_kept_when_another_trains_in_its_folder(tmp_path):
     assert [record['iter'] for record in records] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_results_of_several_tests_are_kept(capfd, tmp_path):
     leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data'))
     work = tmp_path / 'work'

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -208,25 +209,30 @@ def test_installed_versions_are_in_range():
             assert requirement.specifier.contains(version, prereleases=True), (line, version)
 
 
+def modules_of(distribution: str) -> set[str]:
+    """The names that one may import of it; metadata.packages_distributions reads all that there is.
+    """
+    record = importlib.metadata.distribution(distribution).read_text('RECORD') or ''
+    tops = {line.partition(',')[0].partition('/')[0] for line in record.splitlines()}
+    return {top.partition('.')[0] for top in tops if '-' not in top}
+
+
 def test_imports_are_declared():
     """Whatever the package and its tools import is the standard library's, ours, or required."""
-    distributions = importlib.metadata.packages_distributions()
     # Imported where they are needed.
     extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray', 'clip', 'federated',
               'detection', 'serve', 'client', 'label-studio')
-    required = [r for n in ('runtime', 'mminstall', *extras) for r in requirements(n)]
-    allowed = {canonical(r)[0].lower().replace('-', '_') for r in required}
     # Those that are not installed here have the names of their packages.
-    extra = {canonical(r)[0] for n in extras for r in requirements(n)} | {'mmdet'}
+    allowed = {'vpt_dense', 'mmdet', *sys.stdlib_module_names}
+    for name in ('runtime', 'mminstall', *extras):
+        for distribution in (canonical(r)[0] for r in requirements(name)):
+            allowed.add(distribution)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                allowed |= modules_of(distribution)
     undeclared = {}
     for path in [*(ROOT / 'vpt_dense').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
-        for module in imported(path):
-            if module in sys.stdlib_module_names or module == 'vpt_dense' or module in extra:
-                continue
-            if path.with_name(f'{module}.py').is_file():  # a tool that uses another tool
-                continue
-            owners = {name.lower().replace('-', '_') for name in distributions.get(module, [])}
-            if not owners & allowed:
+        for module in set(imported(path)) - allowed:
+            if not path.with_name(f'{module}.py').is_file():  # a tool that uses another tool
                 undeclared[module] = str(path.relative_to(ROOT))
     assert undeclared == {}
 

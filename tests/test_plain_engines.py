@@ -57,6 +57,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family, method', [
     (family, method) if (family, method) in (('dinov3', 'deep'), ('vit', 'lora')) else
     pytest.param(family, method, marks=slow) for family in ('dinov3', 'vit', 'siglip')

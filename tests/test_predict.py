@@ -500,6 +500,7 @@ def test_what_is_there(capfd, seg, tmp_path):
     assert 'is a file' in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['seg', 'cls'])
 def test_a_full_disk(capfd, small_disk, tmp_path, task, request):
     folder, out = request.getfixturevalue(task), small_disk / 'out'
@@ -581,6 +582,7 @@ tta_pipeline = [_load[0], dict(type='TestTimeAug', transforms=[
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('data', 'ignored'), [
     ('', 255), ('ignore_index=7', 7), ('reduce_zero_label=True', 0)])
 def test_no_data_is_no_class(capfd, tmp_path, monkeypatch, data, ignored):

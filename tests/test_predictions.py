@@ -182,6 +182,7 @@ def record(folder, name='test.json'):
     return json.loads((folder / name).read_text())
 
 
+@pytest.mark.slow
 def test_segmentation(capfd, seg_leaf, tmp_path):
     work, data = tmp_path / 'work', tmp_path / 'data'
     done = run_tool(capfd, 'train', seg_leaf)
@@ -248,6 +249,7 @@ def cls_leaf(tmp_path):
 IMAGES = [f'{name}/{i}.png' for name in ('blue', 'green', 'red') for i in ('0', '1', 'mirrored')]
 
 
+@pytest.mark.slow
 def test_classification(capfd, cls_leaf, tmp_path):
     work = tmp_path / 'work'
     done = run_tool(capfd, 'train', cls_leaf)

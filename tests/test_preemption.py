@@ -250,6 +250,7 @@ def test_slurm_resumes_after_a_restart(slurm, monkeypatch, count):
     assert asked[-len(end) :] == end
 
 
+@pytest.mark.slow
 def test_resume_if_any(tmp_path, data, capfd):
     """From the start, from the checkpoint named before it, or from the last one."""
     short = 'train_cfg = dict(max_iters=2, val_interval=5)\n'

@@ -377,6 +377,7 @@ def test_pictures_of_a_comparison(tmp_path):
     assert chosen == ['head', 'lora']
 
 
+@pytest.mark.slow
 def test_of_many_methods_the_page_stays_small(tmp_path):
     """Images are left out where there is no room for all; methods are not."""
     methods = {f'method {i}': 1000 * i for i in range(20)}

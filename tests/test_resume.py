@@ -93,6 +93,7 @@ def test_two_processes(of_two, name):
     assert of_two[name] == []
 
 
+@pytest.mark.slow
 def test_passes_over_the_data_do_not_wait(tmp_path, data, monkeypatch):
     # mmengine sleeps between them; a pass has an order of its own.
     monkeypatch.setattr('time.sleep', lambda seconds: pytest.fail(f'slept {seconds} s'))

@@ -125,6 +125,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CHANGES)
 def test_what_this_config_says_holds(stopped, tmp_path, data, name):
     """The optimizer ends with the settings of a run that had this config from the start."""
@@ -158,6 +159,7 @@ def test_the_momentum_goes_on_where_groups_change(stopped, tmp_path, data, monke
         assert torch.equal(found[0][numbers[i]], state['momentum_buffer'])
 
 
+@pytest.mark.slow
 def test_a_method_s_scale(stopped, tmp_path, data):
     lines = resume(stopped, tmp_path, data, 'lora', **{
         'model.backbone.adapters': [dict(LORA[0], alpha=32)]})  # fmt: skip
@@ -195,6 +197,7 @@ def test_epochs_of_another_length(stopped, tmp_path, data):
     assert 'Epoch(train) [1][' not in log
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_an_epoch(data, tmp_path):
     folder = tmp_path / 'run'
     train(settings(folder, data, 'epoch'), 5)

@@ -1,6 +1,7 @@
 """The package's folders import each other in one direction: none reaches itself through others."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 
@@ -10,6 +11,7 @@ from utils import ROOT
 PACKAGE = ROOT / 'vpt_dense'
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Dotted name -> tree of every module."""
     found = {}
@@ -20,7 +22,13 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def arrows(trees: dict[str, ast.Module]) -> dict[str, dict[str, set[tuple[str, str]]]]:
+@functools.cache
+def arrows() -> dict[str, dict[str, set[tuple[str, str]]]]:
+    """Those of the source."""
+    return arrows_of(modules())
+
+
+def arrows_of(trees: dict[str, ast.Module]) -> dict[str, dict[str, set[tuple[str, str]]]]:
     """Room -> room that it imports -> (module, what it imports); imports in functions count.
 
     A room is a folder of the package, or a module beside them.
@@ -61,7 +69,7 @@ def circles(graph: dict[str, dict[str, set]]) -> list[list[str]]:
 
 
 def test_no_circle_of_folders():
-    graph = arrows(modules())
+    graph = arrows()
     told = []
     for circle in circles(graph):
         steps = [f'{a} -> {b} ({" imports ".join(min(graph[a][b]))})'
@@ -84,18 +92,18 @@ def test_the_map_is_the_source():
     floor = floors((ROOT / 'docs/map.md').read_text())
     assert set(floor) == rooms
     against = [
-        ' imports '.join(min(found)) for room, others in arrows(trees).items()
+        ' imports '.join(min(found)) for room, others in arrows().items()
         for other, found in others.items() if room in floor and floor[room] >= floor[other]]
     assert against == [], 'upwards, or along a block of the map'
 
 
 def test_no_module_but_tools_knows_the_commands():
-    graph = arrows(modules())
+    graph = arrows()
     assert {room for room, others in graph.items() if 'commands' in others} <= {'commands', 'cli'}
 
 
 def test_nobody_but_commands_knows_the_demo():
-    graph = arrows(modules())
+    graph = arrows()
     assert {room for room, others in graph.items() if 'demo' in others} == {'commands'}
 
 
@@ -108,4 +116,4 @@ def test_a_circle_is_found(lazily):
         'vpt_dense.b': ast.parse(''), 'vpt_dense.b.two': ast.parse('import vpt_dense.c'),
         'vpt_dense.c': ast.parse('from vpt_dense.a.one import x'),
     }
-    assert circles(arrows(trees)) == [['a', 'b', 'c', 'a']]
+    assert circles(arrows_of(trees)) == [['a', 'b', 'c', 'a']]

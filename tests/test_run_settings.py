@@ -280,6 +280,53 @@ def test_what_is_said_above_wins(tmp_path):
     assert cfg.model.test_cfg.crop_size == (640, 640)
 
 
+def test_what_is_said_beside_a_length_is_of_that_length(tmp_path):
+    """Of 200 iterations with a validation after 100, 60 of another file have one after 30."""
+    said = ('iters = 200\nwarmup = 20\ntrain_cfg = dict(val_interval=100)\n'
+            'default_hooks = dict(checkpoint=dict(interval=50))')
+    first = leaf(tmp_path, said, name='first.py')
+    own = config.load(first)
+    assert own.train_cfg.val_interval == 100 and own.default_hooks.checkpoint.interval == 50
+    top, upmost = tmp_path / 'top.py', tmp_path / 'upmost.py'
+    top.write_text(f"_base_ = '{first}'\niters = 60\n")
+    upmost.write_text(f"_base_ = '{top}'\niters = 120\ntrain_cfg = dict(val_interval=7)\n")
+    for cfg in config.load(first, ['iters=60']), config.load(str(top)):
+        assert cfg.train_cfg.max_iters == 60 and schedule(cfg) == [line(0, 6), poly(6, 60)]
+        assert cfg.train_cfg.val_interval == 30 and cfg.default_hooks.checkpoint.interval == 15
+    cfg = config.load(str(upmost))
+    assert cfg.train_cfg.val_interval == 7 and cfg.default_hooks.checkpoint.interval == 30
+    assert cfg.train_cfg.max_iters == 120 and schedule(cfg) == [line(0, 12), poly(12, 120)]
+    cfg = config.load(str(upmost), ['iters=240', 'train_cfg.val_interval=9'])
+    assert cfg.train_cfg.val_interval == 9 and cfg.default_hooks.checkpoint.interval == 60
+    cfg = config.load(first, ['epochs=4'])  # half of the training, a quarter of it
+    assert cfg.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=2)
+    assert cfg.default_hooks.checkpoint.interval == 1
+
+
+def test_what_is_said_beside_a_size_is_of_that_size(tmp_path):
+    """Windows and pipelines of a file are of its size, those of its base of the base's."""
+    crop = "dict(type='RandomCrop', crop_size=(256, 256))"
+    said = ('img_size = 256\nmodel = dict(test_cfg=dict(stride=(192, 192)))\n'
+            + OWN.format(crop=crop))
+    first = leaf(tmp_path, said, name='first.py')
+    top = tmp_path / 'top.py'
+    top.write_text(f"_base_ = '{first}'\nimg_size = 128\n")
+    once, plain = config.load(first), config.load(leaf(tmp_path, 'img_size = 128', name='b.py'))
+    assert once.model.test_cfg == dict(mode='slide', crop_size=(256, 256), stride=(192, 192))
+    for cfg in config.load(first, ['img_size=128']), config.load(str(top)):
+        assert cfg.model.test_cfg == dict(mode='slide', crop_size=(128, 128), stride=(96, 96))
+        assert read(cfg, pipeline('train', 2, 'scale')) == (450, 150)
+        assert read(cfg, pipeline('train', 3, 'crop_size')) == (128, 128)
+        assert cfg.tta_pipeline == plain.tta_pipeline and cfg.test_pipeline == plain.test_pipeline
+
+
+def test_a_schedule_beside_a_length_is_of_that_length(tmp_path):
+    own = "param_scheduler = [dict(type='PolyLR', begin=0, end=200, by_epoch=False)]"
+    first = leaf(tmp_path, f'iters = 200\n{own}', name='first.py')
+    assert schedule(config.load(first)) == [poly(0, 200)]
+    assert schedule(config.load(first, ['iters=60'])) == [poly(0, 60)]
+
+
 OWN = """
 _train = [
     dict(type='LoadImageFromFile'), dict(type='vpt_dense.LoadMask'),

@@ -82,6 +82,7 @@ def test_it_finds_the_best_settings_and_writes_them(tmp_path):
     assert files[2].read_text().count('<use ') >= 3 * 12
 
 
+@pytest.mark.slow
 def test_another_call_goes_on_and_repeats_nothing(tmp_path):
     make(tmp_path, 3).run()
     again = make(tmp_path, 3)
@@ -115,6 +116,7 @@ def test_another_search_in_its_folder_is_refused(tmp_path, changed):
         make(tmp_path, 1, **changed).run()
 
 
+@pytest.mark.slow
 def test_head_only_has_one_rate(tmp_path):
     found = make(tmp_path, 1, method='head')
     assert set(found.space) == {'head_lr', 'weight_decay'}
@@ -128,6 +130,7 @@ def test_what_the_command_line_says_is_not_searched(tmp_path):
         make(tmp_path, 1, texts=['lr=1:2'], options=['lr=0.5'])
 
 
+@pytest.mark.slow
 def test_any_setting_of_the_config_can_be_searched(tmp_path):
     texts = ['model.backbone.adapters.0.rank=4,8,16', 'warmup=100:300', 'batch_size=2:64']
     found = make(tmp_path, 6, texts=texts)
@@ -234,6 +237,7 @@ def processes(*calls):
     return [process.exitcode for process in begun]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study_and_its_number(tmp_path):
     assert processes((tmp_path, 6), (tmp_path, 6)) == [0, 0]
     study = make(tmp_path, 6).open()
@@ -241,6 +245,7 @@ def test_two_processes_share_a_study_and_its_number(tmp_path):
     assert len(list(tmp_path.glob('trial_*/run'))) == 6
 
 
+@pytest.mark.slow
 def test_no_process_draws_what_another_has_drawn(tmp_path):
     for _ in range(2):
         assert processes((tmp_path, 9, 2)) == [-signal.SIGKILL]
@@ -249,6 +254,7 @@ def test_no_process_draws_what_another_has_drawn(tmp_path):
     assert len(drawn) == 10 == len(set(drawn))  # two were lost
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_the_trials_of_others(tmp_path):
     """Else each would take the best of what it has seen."""
     slow, said = make(tmp_path, 3), []
@@ -265,6 +271,7 @@ def test_a_process_waits_for_the_trials_of_others(tmp_path):
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_one_trial(tmp_path):
     assert processes((tmp_path, 4, 2)) == [-signal.SIGKILL]
     found = make(tmp_path, 4)
@@ -307,6 +314,7 @@ def tried(found):
     return [(settings['lr'], settings['weight_decay']) for settings in found.comparison.tried]
 
 
+@pytest.mark.slow
 def test_a_grid_is_every_combination_once(tmp_path):
     found = make(tmp_path, 20, GRID, sampler='grid')
     said = []
@@ -372,6 +380,7 @@ def test_a_grid_needs_lists(tmp_path, texts, message):
         make(tmp_path, 2, texts, sampler='grid')
 
 
+@pytest.mark.slow
 def test_another_sampler_is_another_search(tmp_path):
     make(tmp_path, 1, GRID).run()
     with pytest.raises(UserError, match='sampler'):

@@ -86,6 +86,7 @@ def test_the_key_goes_around_the_training_data(tmp_path):
             config.load(path, [option])
 
 
+@pytest.mark.slow
 def test_a_segmentation_trains_on_a_part(capfd, tmp_path):
     path = write_leaf(tmp_path, make_ade_folder(tmp_path / 'data', size=(32, 32), num_images=4))
     options = ['model.backbone.init_cfg=None', 'batch_size=1']

@@ -74,6 +74,7 @@ def test_a_task_says_what_differs(tmp_path):
         suite.find('b/depe')
 
 
+@pytest.mark.slow
 def test_the_file_of_the_page(tmp_path):
     text, = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/suites.md').read_text(), re.DOTALL)
     suite = suites.read(write(tmp_path, text), tmp_path / 'out')
@@ -330,6 +331,7 @@ def trained(calls):
     return [command for command in calls if command[0] == 'train']
 
 
+@pytest.mark.slow
 def test_a_cell_searches_then_runs_all_seeds_with_the_best(tmp_path, faked):
     path = plan(tmp_path, trials=4, space=['lr=1e-3,1e-2', 'weight_decay=0,1e-4'], sampler='grid',
                 retrain=['iters=9'], seeds=[0, 1], amp='off')
@@ -360,6 +362,7 @@ def options_of(command):
     return command[command.index('--cfg-options') + 1:]
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_and_tried_again(tmp_path, faked):
     path = plan(tmp_path, options=['iters=13'], amp='off')
     suite = suites.read(path, tmp_path / 'out')
@@ -464,7 +467,7 @@ def check_books(path, folder):
     assert len(list(folder.glob('*/*_seed*'))) == len(suite.cells()) * len(suite.seeds)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_local_processes_and_a_cell_that_fails(tmp_path):
     tasks = dict(a={}, b=dict(options=['dataset.data_root=data/b', 'iters=13']))
     path, out = plan(tmp_path, tasks=tasks, seeds=[0, 1]), tmp_path / 'out'

@@ -502,6 +502,7 @@ default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=-1), logger=dict
 """
 
 
+@pytest.mark.slow
 def test_a_small_upernet_trains(tmp_path, capfd):
     """From weights that hold the last norm alone; what trains is what changes and is stored."""
     make_ade_folder(tmp_path / 'data')

@@ -109,6 +109,7 @@ def metrics(folder):
     return next(line for line in lines if 'mIoU' in line)
 
 
+@pytest.mark.slow
 def test_augmentation_by_option_and_by_config(capfd, tmp_path):
     three = "dataset.update(type='BaseSegDataset', classes=['a', 'b', 'c'])"
     leaf = write_leaf(tmp_path, tiny_folder(tmp_path / 'data', num_classes=2), three)
@@ -217,6 +218,7 @@ def test_an_error_in_two_processes_is_one_line(leaf, tmp_path):
     assert len(done.stderr.splitlines()) == 1 and 'no such file' in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('signal', 'told'), [('SIGKILL', 'memory runs out; lower'), ('SIGABRT', '(SIGABRT)')])
 def test_a_killed_process_is_one_line(tmp_path, signal, told):

@@ -202,6 +202,7 @@ def test_recomputing_and_half_precision():
     assert_close(model(images(2, 3, 32, 32)).float(), expected, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['deep', 'lora'])
 def test_the_graph_is_whole(method):
     model = tune(build(), **METHODS[method])

@@ -511,6 +511,7 @@ def test_frozen_weights_in_half_precision():
         assert model.give_back().dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['deep', 'lora-qv'])
 def test_the_graph_is_whole(method):
     model = tune(build('DINOv3ViTModel'), **ROWS[method].tuning)

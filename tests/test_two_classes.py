@@ -126,6 +126,7 @@ def test_a_batch_without_labels_has_no_loss(mmseg_scope):
     assert losses['loss_ce'] == 0 and not head.conv_seg.weight.grad.any()
 
 
+@pytest.mark.slow
 def test_one_channel_learns_and_scores(tmp_path, capfd):
     root = make(tmp_path / 'data', 255)
     more = "classes=['background', 'crack'], label_map={255: 1}"
@@ -170,6 +171,7 @@ def test_the_check_asks(tmp_path):
     assert folder['splits']['training']['warnings'] == [checks.TWO_LABELS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_a_run_asks(tmp_path, capfd, wrapped):
     root = make(tmp_path / 'data', 255)

