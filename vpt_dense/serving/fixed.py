@@ -142,6 +142,7 @@ class Graph:
 
     Attributes:
         card: What it says of itself, see :meth:`vpt_dense.MultiTask.export`.
+        size: (height, width) of the images that it takes, in pixels.
 
     Raises:
         UserError: If it is none.
