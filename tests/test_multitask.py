@@ -338,6 +338,7 @@ def test_tasks_of_configs(configured):
     assert together.predict(pictures[:1], ['flowers'])[0].classes == ('iris', 'lily', 'rose')
 
 
+@pytest.mark.slow
 def test_a_task_of_a_config_predicts_by_scores_from_elsewhere(configured):
     picture = str(configured / 'pictures/0.png')
     for name in ('roads', 'flowers'):
