@@ -18,7 +18,8 @@ DEAL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cuda test-lowest test-medical .test-medical test-slow test-long \
-    test-export test-ray test-detection test-federated test-serve test-deploy test-report test-notebook test-minimal test-examples test-wheel lint docs \
+    test-export test-ray test-detection test-torchgeo test-federated test-serve test-deploy \
+    test-report test-notebook test-minimal test-examples test-wheel lint docs \
     docs-check clean
 
 help:  ## Show this help
@@ -83,7 +84,11 @@ test-detection: $(STAMP)  ## Run the tests of detection on mmdet, in .venv-detec
 	OMP_NUM_THREADS=1 .venv-detection/bin/python -m pytest -q -m '' -n $(WORKERS) $(DEAL) \
 	    tests/test_detection.py tests/test_detection_operators.py tests/test_coco.py \
 	    tests/test_export_detection.py tests/test_query_detector.py tests/test_panoptic.py \
-	    tests/test_panoptic_data.py tests/test_mask2former_head.py
+	    tests/test_panoptic_data.py tests/test_mask2former_head.py tests/test_export_panoptic.py
+
+test-torchgeo: $(STAMP)  ## Run the tests of torchgeo's data sets, in .venv-torchgeo
+	$(call beside,torchgeo)
+	OMP_NUM_THREADS=1 .venv-torchgeo/bin/python -m pytest -q -m '' tests/test_torchgeo.py
 
 test-federated: $(STAMP)  ## Train federations with Flower, in .venv-federated
 	$(call beside,federated)

@@ -283,7 +283,7 @@ def test_stats_of_bits_are_what_the_default_loader_gives(tmp_path, capfd):
     np.testing.assert_allclose(found['mean'], [np.mean(means)] * 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_printed_for_programs_is_nothing_else(tmp_path):
     """The packages print when they are imported first."""
     root = seg_folder(tmp_path / 'data', {'a.tif': tif(4)}, np.ones((64, 64)))

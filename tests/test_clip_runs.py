@@ -323,8 +323,9 @@ def test_bad_classes(names, message, root, trained, tmp_path, capfd):
     assert out.code == 2 and message in out.err and len(out.err.splitlines()) < 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('method', ['coop', 'cocoop', 'vpt', 'maple', 'sep'])
+@pytest.mark.parametrize('method', [
+    *(pytest.param(method, marks=pytest.mark.slow) for method in ('coop', 'maple')),
+    *(pytest.param(method, marks=pytest.mark.long) for method in ('cocoop', 'vpt', 'sep'))])
 def test_folding_and_exporting(method, root, trained, tmp_path, capfd):
     """Trained texts become constants; nothing of the text tower is left."""
     checkpoint, image = trained(method, capfd) / 'epoch_2.pth', str(root / 'data/val/red/0.png')

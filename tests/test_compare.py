@@ -526,7 +526,7 @@ def test_cost_counts_what_is_named(folder):
     assert found['image'] == [32, 32] and found['steps'] == 2 and not found['amp']
 
 
-@pytest.mark.slow  # processes of their own: a minute
+@pytest.mark.long  # processes of their own: a minute
 def test_sigterm_saves_and_the_next_call_goes_on(folder, tmp_path):
     command = [
         sys.executable, ROOT / 'tools/compare.py', folder / 'tiny_{method}.py', '--methods', 'deep',

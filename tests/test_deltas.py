@@ -317,9 +317,8 @@ def test_resuming_in_half_precision_takes_the_tensors_that_are_there(runs, tmp_p
     model.load_state_dict(state)  # would raise if it had to read the base again
 
 
-@pytest.mark.parametrize('kind', [
-    pytest.param('pth', marks=pytest.mark.long),
-    pytest.param('safetensors', marks=pytest.mark.slow)])
+@pytest.mark.long
+@pytest.mark.parametrize('kind', ['pth', 'safetensors'])
 def test_a_fresh_interpreter_needs_no_import_of_ours(runs, whole, tmp_path, kind):
     path = runs('deep') / 'work/iter_2.pth'
     if kind == 'safetensors':

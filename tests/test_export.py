@@ -152,8 +152,9 @@ def test_heads_of_segmentation(mmseg_scope, kind):
     check(segmentor(kind), (32, 32))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', HEADS)
+@pytest.mark.parametrize('kind', [
+    pytest.param(kind, marks=pytest.mark.slow if kind in ('SETR', 'linear') else pytest.mark.long)
+    for kind in HEADS])
 def test_images_of_any_size(mmseg_scope, kind):
     """Also of sizes that are no multiple of the patch."""
     model = segmentor(kind)

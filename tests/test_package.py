@@ -194,7 +194,7 @@ def test_requirements_reach_the_metadata():
     expected = {'': {canonical(r) for n in ('runtime', 'mminstall') for r in requirements(n)}}
     for extra in ('tests', 'docs', 'medical', 'export', 'optional', 'search', 'analysis', 'slurm',
                   'ray', 'clip', 'federated', 'detection', 'peft', 'serve',
-                  'client', 'label-studio'):
+                  'client', 'label-studio', 'torchgeo'):
         expected[extra] = {canonical(r) for r in requirements(extra)}
     assert by_extra == expected
 
@@ -221,7 +221,7 @@ def test_imports_are_declared():
     """Whatever the package and its tools import is the standard library's, ours, or required."""
     # Imported where they are needed.
     extras = ('medical', 'export', 'search', 'analysis', 'slurm', 'ray', 'clip', 'federated',
-              'detection', 'serve', 'client', 'label-studio')
+              'detection', 'serve', 'client', 'label-studio', 'torchgeo')
     # Those that are not installed here have the names of their packages.
     allowed = {'vpt_dense', 'mmdet', *sys.stdlib_module_names}
     for name in ('runtime', 'mminstall', *extras):
@@ -344,7 +344,7 @@ print(json.dumps([early, held, used]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_imported_later_is_the_same(run_warm):
     pytest.importorskip('transformers')
     (_, *plain), (early, *ours) = (json.loads(run(STACK, *words).splitlines()[-1])

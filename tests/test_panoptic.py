@@ -538,14 +538,13 @@ def test_a_check_and_a_look(folder, capfd, tmp_path):
 @pytest.mark.parametrize(('tool', 'options', 'message'), [
     ('test', ['--tta'], '--tta'),
     ('test', ['--out', 'x.json'], 'a panoptic writes a file an image; name a folder'),
-    ('export', ['--out', 'x.pt2'], 'an exported model: not for the task panoptic'),
     ('train', ['--cfg-options', 'dataset.classes=[wall,box]'], 'things come before stuff'),
     ('train', ['--cfg-options', 'dataset.data_prefix.seg=gone'], 'data_prefix.seg'),
 ])
 def test_what_is_refused_is_one_line(folder, trained, capfd, monkeypatch, tmp_path, tool, options,
                                      message):
     monkeypatch.chdir(tmp_path)
-    arguments = dict(train=[], test=[trained], export=[trained])
+    arguments = dict(train=[], test=[trained])
     told = run_tool(capfd, tool, folder / 'eomt.py', *arguments[tool], '--method', 'deep', *options)
     assert told.code == 2 and message in told.err, told.err
     assert told.err.count('\n') == 1

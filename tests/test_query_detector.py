@@ -16,6 +16,7 @@ from tool_helpers import run_tool
 from utils import CONFIGS, in_scope, randomise
 
 from vpt_dense import building, config, params
+from vpt_dense.deploy import boxes, detectors, exporting
 from vpt_dense.heads import query_masks
 
 RECIPE = """
@@ -166,3 +167,29 @@ def test_one_class_is_enough():
     with pytest.raises(ValueError, match='num_stuff_classes is 2'):
         MODELS.build(dict(type='vpt_dense.EoMTInstanceHead', in_channels=8, num_things_classes=1,
                           num_stuff_classes=2))
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_graphs_find_what_mmdet_finds(folder, tmp_path, name):
+    """As files: in an image that is padded."""
+    model = randomise(model_of(folder, name))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'm.pth')
+    predictor = exporting.load(str(tmp_path / 'm.pth'), str(folder / f'{name}.py'), method='deep')
+    module = detectors.ExportableDetector(predictor.model, exporting.Prepared(predictor)).eval()
+    image = exporting._noise(1, 3, (43, 61), 5)
+    with torch.no_grad():
+        outputs = [each.numpy() for each in module(torch.from_numpy(image))]
+    wanted = detectors.predicted(predictor, image)
+    found = boxes.found(
+        outputs, detectors.describe(predictor, module, None, 3), (43, 61), (43, 61))
+    assert len(wanted.scores) == 12 and detectors.others([wanted], [found]) < 0.1
+
+
+@pytest.mark.slow
+def test_a_file_of_instances(folder, tmp_path, capfd):
+    pytest.importorskip('onnxruntime')
+    model = randomise(model_of(folder, 'eomt'))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'm.pth')
+    told = run_tool(capfd, 'export', folder / 'eomt.py', tmp_path / 'm.pth', '--method', 'deep',
+                    '--dynamic', '--out', tmp_path / 'x.onnx')
+    assert told.code == 0 and 'of the boxes are others' in told.out, told.err

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 
 from vpt_dense import config_files, tasks, test_sets
-from vpt_dense.datasets import coco, layouts, list_files, panoptic
+from vpt_dense.datasets import coco, geo_samples, layouts, list_files, panoptic
 from vpt_dense.datasets.checks import find_classes
 from vpt_dense.errors import UserError
 from vpt_dense.tree import DATALOADERS, kind_of, leaf_datasets, placed_datasets, walk
@@ -344,6 +344,8 @@ def _classes(cfg: Config) -> list[str] | None:
                 Path(root).is_dir() or Path(root).name in list_files.VTAB_TASKS):
             return list_files.classes_of(dataset)
         if (known := layouts.classes_of(dataset)) is not None:
+            return known
+        if kind_of(dataset) in geo_samples.KINDS and (known := geo_samples.classes_of(dataset)):
             return known
         if kind_of(dataset) == 'CocoFolder' and coco.ann_file_of(dataset).is_file():
             return coco.classes_of(dataset)

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from vpt_dense import machine, pretraining, tasks
 from vpt_dense.argument_checks import is_int, is_number, to_pair
 from vpt_dense.config import architecture
-from vpt_dense.datasets import coco, list_files, map_files, panoptic
+from vpt_dense.datasets import coco, geo_samples, list_files, map_files, panoptic
 from vpt_dense.datasets.checks import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
@@ -497,6 +497,9 @@ def check_dataset(dataset: dict, split: str) -> None:
         coco.check_paths(dataset, split)
     elif kind in panoptic.KINDS:
         panoptic.check_paths(dataset, split)
+    elif kind in geo_samples.KINDS:
+        geo_samples.check_pipeline(dataset.get('pipeline') or (), kind)
+        geo_samples.check_installed()
     elif not dataset.get('with_label', True):
         if split != 'test':
             raise UserError(f'data of {split}: with_label=False is for tests alone')

@@ -95,6 +95,8 @@ DATASETS = _child(
         'vpt_dense.datasets.seg_folder': ['SegFolder'],
         'vpt_dense.datasets.public_set': ['PublicSet'],
         'vpt_dense.datasets.eurosat': ['EuroSAT'],
+        'vpt_dense.datasets.torchgeo_classes': ['TorchGeoClasses'],
+        'vpt_dense.datasets.torchgeo_masks': ['TorchGeo'],
         'vpt_dense.continual.class_subset': ['ClassSubset'],
         'vpt_dense.detection.coco_folder': ['CocoFolder'],
         'vpt_dense.detection.panoptic_folder': ['PanopticFolder'],

@@ -145,7 +145,7 @@ def written_by_metrics(cfg: Config) -> list[str]:
 
 
 #: Classification data sets that can be without labels.
-_WITH_LABEL = ('ImageFolder', 'CustomDataset', 'ImageNet', 'ImageNet21k')
+_WITH_LABEL = ('ImageFolder', 'CustomDataset', 'ImageNet', 'ImageNet21k', 'TorchGeoClasses')
 
 
 def leave_out_labels(cfg: Config, wanted: bool) -> bool:
@@ -190,25 +190,28 @@ def _has_labels(part: dict, key: str) -> bool:
     prefix = part.get('data_prefix')
     if tree.kind_of(part) == 'PublicSet' and prefix is None:
         return layouts.has_masks(part)
+    if tree.kind_of(part) == 'TorchGeo':
+        return part.get('with_masks', True)
     if key:  # a data set that is told no folders has its own, masks too
         return not (isinstance(prefix, dict) and 'img_path' in prefix) or key in prefix
     return part.get('with_label', True)
 
 
 def _take_labels(part: dict, where: str, key: str) -> None:
-    if tree.kind_of(part) == 'PublicSet' and part.get('data_prefix') is None:
+    kind = tree.kind_of(part)
+    if kind == 'TorchGeo' or (kind == 'PublicSet' and part.get('data_prefix') is None):
         part['with_masks'] = False
     elif key:
         prefix = part.get('data_prefix')
         if not isinstance(prefix, dict):
-            prefix = dict(img_path='images' if tree.kind_of(part).endswith('Folder') else '')
+            prefix = dict(img_path='images' if kind.endswith('Folder') else '')
         part['data_prefix'] = ConfigDict(
             {name: value for name, value in prefix.items() if name != key})
-    elif tree.kind_of(part) in _WITH_LABEL:
+    elif kind in _WITH_LABEL:
         part['with_label'] = False
     else:
         raise UserError(
-            f'--no-labels: {where} is a {tree.kind_of(part)}, which always has labels; it can be '
+            f'--no-labels: {where} is a {kind}, which always has labels; it can be '
             f'one of {", ".join(_WITH_LABEL)}')
 
 

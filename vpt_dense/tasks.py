@@ -308,7 +308,7 @@ add(Task(
     extra='detection', regions=True, tag='image-segmentation',
     visualizer=dict(type='vpt_dense.DetLocalVisualizer'),
     drawing=dict(type='vpt_dense.DetVisualizationHook', draw=True),
-    shown='vpt_dense.report.samples:panoptic', store='vpt_dense.SegmentsHook',
+    shown='vpt_dense.report.samples:panoptic', store='vpt_dense.SegmentsHook', exports=True,
     sample='vpt_dense.memory:segment_sample',
     check_sample='vpt_dense.hooks.data_check_hook:check_segments',
     check_data='vpt_dense.datasets.panoptic:check_segments_of',

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpt_dense import errors, outputs
+from vpt_dense import errors, outputs, tasks
 
 _CONFIGS = ('.py', '.json', '.yaml', '.yml')
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = exporting.load(
         args.checkpoint, args.config, args.base, args.cfg_options, args.method)
 
-    if args.quantize and predictor.task == 'detection':
+    if args.quantize and tasks.TASKS[predictor.task].regions:
         raise errors.UserError('--quantize int8 is for classification and segmentation')
 
     def export(out: str | Path) -> None:

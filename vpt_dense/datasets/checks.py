@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vpt_dense import tasks
-from vpt_dense.datasets import medical, raster
+from vpt_dense.datasets import geo_samples, medical, raster
 from vpt_dense.datasets.listing import read_names, select, select_labelled, walk
 from vpt_dense.datasets.statistics import BandStatistics
 from vpt_dense.errors import UserError
@@ -897,7 +897,7 @@ def check_masks_of(dataset, name: str, how: dict) -> dict:
     """Checks an `mmseg.BaseSegDataset`, with its own idea of names, zero label and label map."""
     img_dir, ann_dir = dataset.data_prefix['img_path'], dataset.data_prefix.get('seg_map_path')
     for folder in filter(None, (img_dir, ann_dir)):
-        if not os.path.isdir(folder):
+        if not (geo_samples.is_sample(folder) or os.path.isdir(folder)):
             raise UserError(f'{name}: folder {folder} does not exist (layouts: docs/datasets.md)')
     if hasattr(dataset, 'list_pairs'):
         pairs, extra = dataset.list_pairs()

@@ -329,14 +329,17 @@ def told(path: str) -> Iterator[None]:
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether the file of an image, or of the volume that it is a slice of, is there."""
-    from vpt_dense.datasets import medical
+    from vpt_dense.datasets import geo_samples, medical
 
-    return os.path.isfile(medical.split(os.fspath(path))[0])
+    path = os.fspath(path)
+    return geo_samples.is_sample(path) or os.path.isfile(medical.split(path)[0])
 
 
 def _reader(path: str, indices: bool) -> Opened:
-    from vpt_dense.datasets import medical  # which builds on this
+    from vpt_dense.datasets import geo_samples, medical  # which build on this
 
+    if geo_samples.is_sample(path):
+        return geo_samples.reader(path)
     opened = medical.reader(path, indices)
     if opened is not None:
         return opened

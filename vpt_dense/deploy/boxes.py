@@ -1,17 +1,18 @@
-"""What an exported detector gives, as boxes and masks in the pixels of the file: NumPy alone."""
+"""What an exported detector gives, as boxes, masks and segments of the file: NumPy alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vpt_dense.predicting.results import Detection
+from vpt_dense import segments
+from vpt_dense.predicting.results import Detection, Panoptic
 
 
 def found(
     outputs: Sequence[np.ndarray], card: Mapping[str, Any], size: Sequence[int],
     original: Sequence[int],
-) -> Detection:
+) -> Detection | Panoptic:
     """What is found in an image.
 
     Args:
@@ -22,6 +23,8 @@ def found(
     """
     named = dict(zip(card['output']['names'], outputs, strict=True))
     classes, detector = tuple(card['classes']), card['detector']
+    if 'things' in detector:
+        return _segments(named['logits'], named['masks'], detector, size, original, classes)
     if 'logits' in named:
         return _of_queries(named['logits'], named['masks'], detector, size, original, classes)
     scale = np.array([size[1] / original[1], size[0] / original[0]] * 2, np.float32)
@@ -86,6 +89,48 @@ def _of_queries(
     return Detection(
         np.array(boxes, np.float32).reshape(-1, 4)[order], labels[order],
         np.array(scores, np.float32)[order], classes, found[order])
+
+
+def without_thresholds(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A panoptic file's card with which all queries of a class become segments."""
+    return {**card, 'detector': {**card['detector'], 'object_mask_thr': 0.0, 'iou_thr': 0.0}}
+
+
+def _segments(
+    logits: np.ndarray, masks: np.ndarray, detector: Mapping[str, Any], size: Sequence[int],
+    original: Sequence[int], classes: tuple[str, ...],
+) -> Panoptic:
+    """The map that queries make together, as mmdet's ``MaskFormerFusionHead`` does.
+
+    Of the queries whose best class is one, and surer than ``object_mask_thr``, each pixel goes to
+    the one whose class times mask is largest (Cheng et al., https://arxiv.org/abs/2107.06278,
+    section 3.4). A query that keeps less than ``iou_thr`` of its mask is left out. Queries of one
+    class of stuff are one segment.
+    """
+    shares = softmax(logits)
+    labels, surest = shares.argmax(1), shares.max(1)
+    kept = np.flatnonzero((labels < len(classes)) & (surest > detector['object_mask_thr']))
+    enlarge = enlarger(masks.shape[1:], size, original, detector['divisor'])
+    best, owner = np.full(original, -1, np.float32), np.full(original, -1)
+    inside = np.zeros((len(kept), *original), bool)
+    for i, query in enumerate(kept):
+        values = sigmoid(enlarge(masks[query]))
+        np.greater_equal(values, 0.5, out=inside[i])
+        values = values * surest[query]
+        better = values > best
+        best[better], owner[better] = values[better], i
+    found, things = np.full(original, len(classes)), 0
+    for i, query in enumerate(kept):
+        own, whole, label = owner == i, inside[i].sum(), labels[query]
+        area = own.sum()
+        if not (area and whole) or area / whole < detector['iou_thr']:
+            continue
+        if detector['filter_low_score']:
+            own &= inside[i]
+        is_thing = label < detector['things']
+        things += is_thing
+        found[own] = label + is_thing * things * segments.OFFSET
+    return Panoptic(*segments.found_segments(found, len(classes)), classes, detector['things'])
 
 
 def enlarger(

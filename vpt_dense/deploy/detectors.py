@@ -23,16 +23,18 @@ from mmdet.models.layers import MSDeformAttnPixelDecoder
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
 from vpt_dense import safe_files
 from vpt_dense.deploy import boxes as after
 from vpt_dense.deploy import exporting, graphs
+from vpt_dense.detection import query_detector as queries
 from vpt_dense.errors import UserError
 from vpt_dense.overrides import are_of
 from vpt_dense.predicting.model import ModelPredictor
-from vpt_dense.predicting.results import Detection
+from vpt_dense.predicting.results import Detection, Panoptic
 
 #: Largest share of what is found that may have no counterpart: of two boxes that overlap, and are
 #: as good, another one may stay.
@@ -40,6 +42,12 @@ OTHER_BOXES = 0.1
 #: A row of candidates that is none.
 _NONE = -1.0
 Shape = Sequence[int]
+#: Detectors and their heads that give a class and a mask of each query.
+_QUERY_MASKS = {
+    (detectors.Mask2Former, dense_heads.Mask2FormerHead),
+    *((queries.QueryDetector, head) for head in (
+        queries.EoMTInstanceHead, queries.EoMTPanopticHead, queries.PlainMaskInstanceHead,
+        queries.PlainMaskPanopticHead))}
 
 
 class DeformableAttention(MultiScaleDeformableAttention):
@@ -144,8 +152,8 @@ def check(model: nn.Module) -> str:
         if not model.bbox_head.loss_cls.use_sigmoid:
             raise UserError('model.bbox_head.loss_cls: only a sigmoid of DINO can be exported')
         return 'query boxes'
-    if type(model) is detectors.Mask2Former and (
-            type(model.panoptic_head) is dense_heads.Mask2FormerHead):
+    if (type(model), type(getattr(model, 'panoptic_head', None))) in _QUERY_MASKS and (
+            type(model.panoptic_fusion_head) is MaskFormerFusionHead):
         return 'query masks'
     if isinstance(model, detectors.SingleStageDetector) and are_of(
             detectors.SingleStageDetector, model, 'predict', 'extract_feat'):
@@ -168,7 +176,8 @@ def check(model: nn.Module) -> str:
 def _unknown(where: str, what: str) -> UserError:
     return UserError(
         f'{where}: {what} cannot be exported; those that can are dense heads that predict as '
-        "mmdet's BaseDenseHead, Faster, Mask and Cascade R-CNN, DINO and Mask2Former")
+        "mmdet's BaseDenseHead, Faster, Mask and Cascade R-CNN, DINO, Mask2Former, EoMT and PMT's "
+        'decoder')
 
 
 def _check_head(head: nn.Module, key: str) -> None:
@@ -432,7 +441,7 @@ def query_boxes(
 def query_masks(
     model: nn.Module, maps: Sequence[Tensor], shape: Shape, padded: Shape
 ) -> tuple[Tensor, ...]:
-    """Logits of classes (Q, classes + 1) and of masks (Q, h, w) of Mask2Former."""
+    """Logits of classes (Q, classes + 1) and of masks (Q, h, w) of Mask2Former and its like."""
     logits, masks = model.panoptic_head(maps, [])
     return logits[-1][0], masks[-1][0]
 
@@ -474,8 +483,9 @@ class ExportableDetector(nn.Module):
         Returns:
             ``boxes`` (N, 4), x1, y1, x2, y2 in pixels of the input, the best first, ``scores``
             (N,), ``labels`` (N,) int64, and of Mask R-CNN ``masks`` (N, h, w), 0 to 1 within the
-            box. Of Mask2Former ``logits`` (Q, classes + 1), the last one's of no class, and
-            ``masks`` (Q, h, w), logits on the padded image.
+            box. Of Mask2Former, EoMT and PMT's decoder, panoptic ones too, ``logits`` (Q,
+            classes + 1), the last one's of no class, and ``masks`` (Q, h, w), logits on the padded
+            image.
         """
         height, width = images.shape[2:]
         x = self.prepare(images)
@@ -494,7 +504,8 @@ def export(
     """Export a detector to a file, which is there only if it finds what the model finds.
 
     See :func:`vpt_dense.deploy.exporting.export`. Where nothing is found in noise, the comparison
-    is made with a threshold of 0, with a file that does not stay.
+    is made with a threshold of 0, with a file that does not stay; a panoptic model has no threshold
+    in its graph.
     """
     model = predictor.model.requires_grad_(False).eval()
     channels = exporting.channels_of(model)
@@ -505,7 +516,7 @@ def export(
         samples.append(noise(1, channels, (size[0] // 2 + 5, size[1] + 3), 2))
     try:
         wanted = [predicted(predictor, sample) for sample in samples]
-        lowered = not any(len(each.scores) for each in wanted)
+        lowered = not any(len(each.labels) for each in wanted)
         if lowered:
             with _everything(model):
                 wanted = [predicted(predictor, sample) for sample in samples]
@@ -519,6 +530,11 @@ def export(
     if dynamic:
         exporting._open_sizes(model)
     card = describe(predictor, module, None if dynamic else size, channels)
+    panoptic = predictor.task == 'panoptic'
+    if panoptic:  # by the numbers too: in noise there may be no segment at all
+        with torch.no_grad():
+            numbers = [[each.numpy() for each in module(torch.from_numpy(sample))]
+                       for sample in samples]
     write = graphs.write_onnx if kind == 'onnx' else graphs.write_pt2
 
     def made(path: Path) -> Any:
@@ -526,18 +542,23 @@ def export(
         return write(program, path, card)
 
     def check_file(run: Any) -> None:
-        found = [after.found(run(sample), card, sample.shape[2:], sample.shape[2:])
-                 for sample in samples]
+        outputs = [run(sample) for sample in samples]
+        if panoptic:
+            _check_numbers(numbers, outputs, out)
+        used = after.without_thresholds(card) if lowered and panoptic else card
+        found = [after.found(each, used, sample.shape[2:], sample.shape[2:])
+                 for each, sample in zip(outputs, samples, strict=True)]
         share = others(wanted, found)
         shapes = ', '.join('x'.join(map(str, sample.shape)) for sample in samples)
+        what = 'segments' if panoptic else 'boxes'
         said = (
-            f'{share:.2g} of the boxes are others than those of the model (at most {OTHER_BOXES}) '
+            f'{share:.2g} of the {what} are others than those of the model (at most {OTHER_BOXES}) '
             f'on images of {shapes}' + ', with a threshold of 0' * lowered)
         if not share <= OTHER_BOXES:
             raise UserError(f'{out} is not written: {said}')
         print(said)
 
-    if lowered:
+    if lowered and not panoptic:
         folder = Path(out).parent
         with safe_files.told(out):
             folder.mkdir(parents=True, exist_ok=True)
@@ -546,23 +567,43 @@ def export(
             check_file(made(Path(place.name, f'all.{kind}')))
     with safe_files.atomic(out) as unfinished:
         run = made(unfinished)
-        if not lowered:
+        if not lowered or panoptic:
             check_file(run)
     return card
 
 
+def _check_numbers(
+    wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.ndarray]],
+    out: str | Path,
+) -> None:  # fmt: skip
+    """Refuse a file whose logits are not the model's."""
+    for name, one, other in zip(
+            ('logits', 'masks'), zip(*wanted, strict=True), zip(*found, strict=True), strict=True):
+        worst = exporting.compare(list(one), list(other), False)
+        limit = graphs.TOLERANCE * max(abs(each).max() for each in one)
+        if not worst <= limit:
+            raise UserError(
+                f'{out} is not written: largest difference of {name} from the model {worst:.2g} '
+                f'(at most {limit:.2g})')
+
+
 @contextlib.contextmanager
 def _everything(model: nn.Module) -> Iterator[None]:
-    """With a threshold of 0 for scores."""
-    test_cfg = model.roi_head.test_cfg if hasattr(model, 'roi_head') else model.bbox_head.test_cfg
-    score, test_cfg.score_thr = test_cfg.score_thr, 0.0
+    """With a threshold of 0 for scores, and for what queries keep of their masks."""
+    parts = ('roi_head', 'bbox_head', 'panoptic_fusion_head')
+    test_cfg = next(getattr(model, part).test_cfg for part in parts if hasattr(model, part))
+    keys = ('object_mask_thr', 'iou_thr') if hasattr(model, parts[-1]) else ('score_thr',)
+    before = {key: test_cfg[key] for key in keys if key in test_cfg}
+    test_cfg.update(dict.fromkeys(keys, 0.0))
     try:
         yield
     finally:
-        test_cfg.score_thr = score
+        for key in keys:
+            del test_cfg[key]
+        test_cfg.update(before)
 
 
-def predicted(predictor: ModelPredictor, images: np.ndarray) -> Detection:
+def predicted(predictor: ModelPredictor, images: np.ndarray) -> Detection | Panoptic:
     """What mmdet's own code finds in an image (1, C, H, W), R first."""
     (pixels,), size = images, images.shape[2:]
     if exporting.from_files(predictor) and len(pixels) == 3:
@@ -575,14 +616,16 @@ def predicted(predictor: ModelPredictor, images: np.ndarray) -> Detection:
     return found
 
 
-def others(wanted: Sequence[Detection], found: Sequence[Detection]) -> float:
+def others(
+    wanted: Sequence[Detection | Panoptic], found: Sequence[Detection | Panoptic]
+) -> float:
     """The share of what is found that has no counterpart: same class, score, box and mask.
 
     Scores may differ by :data:`vpt_dense.deploy.graphs.TOLERANCE`, sides of boxes by that share
-    of the image, and a twentieth of the pixels of masks.
+    of the image, and a twentieth of the pixels of masks. Segments have a class and a mask alone.
     """
     alone = total = 0
-    for one, other in zip(wanted, found, strict=True):
+    for one, other in zip(map(_alike, wanted), map(_alike, found), strict=True):
         near = graphs.TOLERANCE * max(one.boxes.max(initial=1), other.boxes.max(initial=1))
         like = one.labels[:, None] == other.labels
         like &= abs(one.scores[:, None] - other.scores) <= graphs.TOLERANCE
@@ -596,6 +639,16 @@ def others(wanted: Sequence[Detection], found: Sequence[Detection]) -> float:
     return float(alone / total) if total else 0.0
 
 
+def _alike(found: Detection | Panoptic) -> Detection:
+    """Segments as instances that differ in class and mask alone."""
+    if isinstance(found, Detection):
+        return found
+    number = len(found.labels)
+    masks = found.ids == np.arange(1, number + 1)[:, None, None]
+    return Detection(np.zeros((number, 4), np.float32), found.labels,
+                     np.ones(number, np.float32), found.classes, masks)
+
+
 def describe(
     predictor: ModelPredictor, module: ExportableDetector, size: Shape | None, channels: int
 ) -> dict[str, Any]:
@@ -604,7 +657,13 @@ def describe(
     card = exporting.describe(predictor, module, size, channels)
     card['output'] = dict(name=module.outputs[0], names=list(module.outputs), resized=False)
     card['detector'] = dict(kind=module.kind, divisor=module.divisor)
-    if module.kind == 'query masks':
+    if predictor.task == 'panoptic':
+        test_cfg = model.panoptic_fusion_head.test_cfg
+        card['detector'] |= dict(
+            things=predictor.things, object_mask_thr=test_cfg.get('object_mask_thr', 0.8),
+            iou_thr=test_cfg.get('iou_thr', 0.8),
+            filter_low_score=bool(test_cfg.get('filter_low_score', False)))
+    elif module.kind == 'query masks':
         card['detector']['max_per_image'] = model.test_cfg.get('max_per_image', 100)
     if 'masks' in module.outputs and module.kind == 'two stages':
         card['detector']['mask_threshold'] = model.test_cfg.rcnn.mask_thr_binary

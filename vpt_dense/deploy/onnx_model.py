@@ -86,11 +86,13 @@ class OnnxPredictor:
     """A :class:`vpt_dense.predicting.results.Predictor` of an exported file; see :func:`load`.
 
     Attributes:
-        task: ``segmentation``, ``classification``, ``detection``, ``depth`` or ``normals``.
+        task: ``segmentation``, ``classification``, ``detection``, ``panoptic``, ``depth`` or
+            ``normals``.
         classes: The names of the classes.
         ids: Of each class the id in label maps; elsewhere its position.
         ignored_id: The id of pixels without data.
         palette: Of each class its colour, [R, G, B] from 0 to 255.
+        things: Of a panoptic model, how many of the classes, the first ones, are things.
         card: What the file says of itself (:mod:`vpt_dense.deploy.card`).
     """
 
@@ -104,6 +106,7 @@ class OnnxPredictor:
                 f'{path} does not say what its maps of {self.task} are, as files of earlier '
                 'versions; export it again')
         self._dense, self._finds = task.dense, task.regions
+        self.things: int = card.get('detector', {}).get('things', 0)
         self.classes = tuple(card['classes'])
         self.ids = tuple(card['ids'])
         self.palette = card['palette']

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmseg.engine.hooks import SegVisualizationHook as _SegVisualizationHook
 from mmseg.structures import SegDataSample
 
-from vpt_dense.datasets import raster
+from vpt_dense.datasets import geo_samples, raster
 from vpt_dense.hooks import pictures
 from vpt_dense.registry import HOOKS
 from vpt_dense.visualization import to_picture
@@ -81,6 +81,8 @@ class SegVisualizationHook(_SegVisualizationHook):
         raise ValueError(f'image {path} cannot be drawn in {size[0]} x {size[1]} pixels')
 
     def _as_mmcv(self, path: str) -> np.ndarray | None:
+        if geo_samples.is_sample(path):
+            return None
         try:
             content = get(path, backend_args=self.backend_args)
             return mmcv.imfrombytes(content, channel_order='rgb')
