@@ -99,9 +99,10 @@ test-federated: $(STAMP)  ## Train federations with Flower, in .venv-federated
 test-serve: $(STAMP)  ## Run the tests of the server, its client and its page, in .venv-serve
 	$(call beside,serve)
 	@.venv-serve/bin/python -m pip install --quiet --disable-pip-version-check \
-	    --requirement requirements/report.txt
+	    --requirement requirements/report.txt --requirement requirements/export.txt
 	OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) .venv-serve/bin/python -m pytest -q -m '' \
-	    tests/test_serving.py tests/test_serving_page.py tests/test_client.py tests/test_labelling.py
+	    tests/test_serving.py tests/test_serving_graph.py tests/test_serving_page.py tests/test_client.py \
+	    tests/test_labelling.py
 
 # promtool, if it is here (`apt-get install prometheus`), checks the alerts.
 test-deploy: $(STAMP)  ## Check the image, the manifests and the dashboards of deploy/, in .venv-deploy

@@ -364,6 +364,26 @@ def test_images_of_one_size_pass_together(configured, tmp_path, monkeypatch):
         together.predict([*arrays[:4], arrays[4] / 255], ['roads'] * 5)
 
 
+@pytest.mark.slow
+def test_a_task_of_a_config_predicts_by_scores_from_elsewhere(configured):
+    picture = str(configured / 'pictures/0.png')
+    for name in ('roads', 'flowers'):
+        path = str(configured / f'{name}.pth')
+        together, alone = MultiTask(path, {name: path}), vpt_dense.load(path)
+        task = together._find(name)
+
+        def scores(pixels: torch.Tensor, task=task) -> torch.Tensor:
+            assert pixels.shape == (1, 3, 32, 32)
+            with task.model() as model, torch.no_grad():
+                return task.scores(model, pixels)
+
+        (found,) = task.predicting_by(scores)([picture], True)
+        expected = alone.predict(picture, probabilities=True)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+        (other,) = task.predicting_by(lambda pixels, s=scores: -s(pixels))([picture], True)
+        assert np.abs(other.probabilities - expected.probabilities).max() > 1e-3
+
+
 def test_other_weights_are_refused(configured, files):
     together = MultiTask(str(configured / 'flowers.pth'))
     with pytest.raises(UserError, match=r'task other .* was tuned on other weights .*SHA-256 of '

@@ -289,7 +289,7 @@ def test_bad_trials_are_stopped_early(tmp_path):
     assert all(max(trial.intermediate_values.values()) < best.value for trial in pruned)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_trains_and_its_config_trains_again(capfd, tmp_path):
     path = write_leaf(tmp_path, tiny_folder(tmp_path / 'data', num_images=3))
     arguments = [path, '--trials', 2, '--work-dir', tmp_path / 'found', '--amp', 'off',

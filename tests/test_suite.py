@@ -715,7 +715,7 @@ def test_kills_lose_and_double_nothing(tmp_path, number_of_tasks, seeds, kills):
         return len(list(out.glob(f'*/*/{name}')))
 
     def until(what):
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 300
         while not what():
             assert time.monotonic() < limit
             time.sleep(0.02)

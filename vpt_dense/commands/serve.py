@@ -40,6 +40,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--max-pixels', default='50M', metavar='N', help='of an image (default: 50M)')
     add('--timeout', type=float, default=60.0, metavar='SECONDS', help='of a request (default: 60)')
     add('--device', default='cpu', help='cpu, cuda, ... (default: cpu)')
+    add('--backend', default='eager', metavar='NAME', help='eager (default); onnx, onnx-int8: one '
+        'graph of all tasks, which are fixed then, in ONNX Runtime')
+    add('--graph', type=Path, metavar='FILE', help='of that graph; made if it is not there (default'
+        ': it is made and does not stay)')
+    add('--size', type=count, nargs=2, metavar=('HEIGHT', 'WIDTH'), help='of the images that the '
+        'graph takes (default: of windows, else of the backbone)')
+    add('--samples', type=Path, metavar='FOLDER', help='images by which the graph is compared with '
+        'eager; onnx-int8 needs them')
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,10 @@
 """Tasks of a MultiTask as one file, of ONNX or torch.export, with the task as an input."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,6 +132,14 @@ class Selected(nn.Module):
                          torch.ops.higher_order.cond(of_kind == k, run, _as_it_is, given))
         return scores
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all numbers: that of a file tells whether it is of these tasks."""
+        digest = hashlib.sha256()
+        for name, tensor in self.named_buffers():
+            digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)} '.encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def _run(self, kind: _Kind, names: Sequence[str]) -> Callable[..., tuple[Tensor]]:
         def run(_: Tensor, images: Tensor, place: Tensor, *held: Tensor) -> tuple[Tensor]:
             frozen = dict(zip(names, held, strict=False))  # its own are behind them
@@ -143,6 +152,79 @@ class Selected(nn.Module):
 
 def _as_it_is(scores: Tensor, *_: Tensor) -> tuple[Tensor]:
     return (scores.clone(),)
+
+
+class Wanted(NamedTuple):
+    """What a file of tasks has to be.
+
+    Attributes:
+        module: The graph's.
+        noise: Images (B, C, H, W) at random.
+        scores: Task -> its scores of each of them, as its model gives them.
+        card: What the file says of itself.
+    """
+
+    module: Selected
+    noise: list[Tensor]
+    scores: dict[str, list[Tensor]]
+    card: dict[str, Any]
+
+
+def prepare(
+    frozen: Frozen, tasks: dict[str, Task], out: str | Path, size: tuple[int, int], channels: int
+) -> Wanted:
+    """Find out what a file of tasks has to compute.
+
+    Args:
+        frozen: The shared weights, on a CPU.
+        tasks: Name -> task, in the order of their numbers.
+        out: What errors call it.
+        size: (height, width) of images in pixels.
+        channels: Of images.
+
+    Raises:
+        UserError: If one graph cannot have these tasks.
+    """
+    if not tasks:
+        raise UserError(f'export {out}: there are no tasks')
+    if frozen.device.type != 'cpu':
+        raise UserError(f'export {out}: the backbone is on {frozen.device}; make a MultiTask with '
+                        "device='cpu'")  # fmt: skip
+    noise = [torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(n),
+                         dtype=torch.float64).to(frozen.dtype) for n in (2, 3)]  # fmt: skip
+    wanted = {}
+    for name, task in tasks.items():
+        with task.model() as model, torch.no_grad():
+            window = window_of(model) or size
+            if window != size:
+                raise UserError(
+                    f'export {out}: task {name} looks at windows of {window[0]}x{window[1]} pixels '
+                    f'(test_cfg.crop_size); take size=({window[0]}, {window[1]})')
+            wanted[name] = [task.scores(model, images) for images in noise]
+    forms = {name: getattr(scores[0], 'shape', (0,))[2:] if isinstance(scores[0], Tensor) else None
+             for name, scores in wanted.items()}  # fmt: skip
+    first = next(iter(forms))
+    for name, form in forms.items():
+        if form is None:
+            raise UserError(f'export {out}: task {name} gives features, no scores; export its '
+                            'classifier or segmentor')  # fmt: skip
+        if form != forms[first]:
+            raise UserError(
+                f'export {out}: the scores of task {first} are {_told(wanted[first][0])}, those of '
+                f'{name} {_told(wanted[name][0])}; write tasks of different kinds to a file each')
+    numbers = {name: scores[0].shape[1] for name, scores in wanted.items()}
+    module = Selected(frozen, list(tasks.values()), max(numbers.values()), forms[first]).eval()
+    card = dict(
+        format=FORMAT, version=__version__, tasks=list(tasks), channels=list(numbers.values()),
+        input=dict(size=list(size), channels=channels), output=dict(name='scores'),
+        structures=len(module.kinds), sha256=module.fingerprint())
+    return Wanted(module, noise, wanted, card)
+
+
+def window_of(model: nn.Module) -> tuple[int, int] | None:
+    """(height, width) in pixels of the windows that a segmentor looks at; None: at the whole."""
+    test_cfg = getattr(model, 'test_cfg', None) or {}
+    return tuple(test_cfg['crop_size']) if test_cfg.get('mode') == 'slide' else None
 
 
 def export(
@@ -163,70 +245,74 @@ def export(
     Raises:
         UserError: If there is no such graph, or see :meth:`vpt_dense.MultiTask.export`.
     """
+    check_file(frozen, tasks, out)
+    wanted = prepare(frozen, tasks, out, size, channels)
+    write(wanted, out)
+    return wanted.card
+
+
+def check_file(frozen: Frozen, tasks: dict[str, Task], out: str | Path) -> None:
+    """Check that tasks can be written to a file of its kind.
+
+    Raises:
+        UserError: If not.
+    """
     kind = Path(out).suffix[1:].lower()
     if kind not in ('onnx', 'pt2'):
         raise UserError(f'export {out}: give it the ending .onnx or .pt2')
-    if not tasks:
-        raise UserError(f'export {out}: there are no tasks')
-    if frozen.device.type != 'cpu':
-        raise UserError(f'export {out}: the backbone is on {frozen.device}; make a MultiTask with '
-                        "device='cpu'")  # fmt: skip
     if kind == 'onnx':
         cards.needed('onnx', 'onnxscript', 'onnxruntime')
         total = frozen.nbytes + sum(task.nbytes for task in tasks.values())
         if total > _IN_ONE_FILE:
             raise UserError(f'export {out}: {total / 1e9:.1f} GB of weights, an ONNX file holds '
                             '2 GB; take .pt2')  # fmt: skip
-    noise = [torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(n),
-                         dtype=torch.float64).to(frozen.dtype) for n in (2, 3)]  # fmt: skip
-    wanted = {}
-    for name, task in tasks.items():
-        with task.model() as model, torch.no_grad():
-            test_cfg = getattr(model, 'test_cfg', None) or {}
-            window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else size
-            if tuple(window) != size:
-                raise UserError(
-                    f'export {out}: task {name} looks at windows of {window[0]}x{window[1]} pixels '
-                    f'(test_cfg.crop_size); take size=({window[0]}, {window[1]})')
-            wanted[name] = [task.scores(model, images) for images in noise]
-    forms = {name: getattr(scores[0], 'shape', (0,))[2:] if isinstance(scores[0], Tensor) else None
-             for name, scores in wanted.items()}  # fmt: skip
-    first = next(iter(forms))
-    for name, form in forms.items():
-        if form is None:
-            raise UserError(f'export {out}: task {name} gives features, no scores; export its '
-                            'classifier or segmentor')  # fmt: skip
-        if form != forms[first]:
-            raise UserError(
-                f'export {out}: the scores of task {first} are {_told(wanted[first][0])}, those of '
-                f'{name} {_told(wanted[name][0])}; write tasks of different kinds to a file each')
-    numbers = {name: scores[0].shape[1] for name, scores in wanted.items()}
-    module = Selected(frozen, list(tasks.values()), max(numbers.values()), forms[first]).eval()
+
+
+def write(wanted: Wanted, out: str | Path) -> None:
+    """Write the file that is wanted.
+
+    Raises:
+        UserError: If there is no such graph, or it computes something else.
+    """
     batches = ({0: torch.export.Dim.DYNAMIC}, None)
     try:
         with torch.no_grad(), graphs.quietly():
             program = torch.export.export(
-                module, (noise[0], torch.tensor(0)), dynamic_shapes=batches, strict=False)
+                wanted.module, (wanted.noise[0], torch.tensor(0)), dynamic_shapes=batches,
+                strict=False)
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
-        raise UserError(f'export {out}: there is no graph of tasks {", ".join(tasks)}: '
+        raise UserError(f'export {out}: there is no graph of tasks {", ".join(wanted.scores)}: '
                         f'{graphs.first_line(error)}') from error  # fmt: skip
-    card = dict(
-        format=FORMAT, version=__version__, tasks=list(tasks), channels=list(numbers.values()),
-        input=dict(size=list(size), channels=channels), output=dict(name='scores'))
     with safe_files.atomic(out) as unfinished:
-        run = (graphs.write_onnx(program, unfinished, card, ('images', 'task')) if kind == 'onnx'
-               else graphs.write_pt2(program, unfinished, card))  # fmt: skip
-        for number, (name, expected) in enumerate(wanted.items()):
-            for images, scores in zip(noise, expected, strict=True):
-                (found,) = run(images.numpy(), np.array(number))
-                gap = float(np.abs(found[:, :numbers[name]] - scores.numpy()).max())
-                limit = graphs.TOLERANCE * float(scores.abs().max())
-                if not gap <= limit:
-                    raise UserError(f'{out} is not written: scores of task {name} differ by '
-                                    f'{gap:.2g} from the model (at most {limit:.2g})')  # fmt: skip
-    return card
+        kind = Path(out).suffix[1:].lower()
+        run = (graphs.write_onnx(program, unfinished, wanted.card, ('images', 'task'))
+               if kind == 'onnx' else graphs.write_pt2(program, unfinished, wanted.card))
+        try:
+            check(wanted, run)
+        except UserError as error:
+            raise UserError(f'{out} is not written: {error}') from error
+
+
+def check(wanted: Wanted, run: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]) -> None:
+    """Compare what a file computes with the models.
+
+    Args:
+        wanted: What it has to compute.
+        run: Computes it: images (B, C, H, W) and the number of a task to scores.
+
+    Raises:
+        UserError: If it computes something else.
+    """
+    for number, (name, expected) in enumerate(wanted.scores.items()):
+        for images, scores in zip(wanted.noise, expected, strict=True):
+            (found,) = run(images.numpy(), np.array(number))
+            gap = float(np.abs(found[:, :scores.shape[1]] - scores.numpy()).max())
+            limit = graphs.TOLERANCE * float(scores.abs().max())
+            if not gap <= limit:
+                raise UserError(f'scores of task {name} differ by {gap:.2g} from the model (at '
+                                f'most {limit:.2g})')  # fmt: skip
 
 
 def _told(scores: Tensor) -> str:

@@ -50,15 +50,19 @@ class Task:
         predict: (model, images, probabilities) -> results, as ``vpt_dense.load`` gives them; None:
             the model is none that predicts.
         about: What it predicts; None: of a model that does not say so.
+        divert: (model, function) -> None: has the model's predictions follow from scores that the
+            function gives for normalised images, in place of ``scores``.
     """
 
     def __init__(
         self, structure: Structure, tensors: Mapping[str, Tensor],
         scores: Callable[[nn.Module, Tensor], Any],
         predict: Callable[[nn.Module, list, Any], list] | None, about: About | None = None,
+        divert: Callable[[nn.Module, Callable[[Tensor], Tensor]], None] | None = None,
     ) -> None:
         self.structure, self.scores, self.predict = structure, scores, predict
         self.tensors, self.about = tensors, about
+        self.divert = divert or _divert_call
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +72,32 @@ class Task:
     def model(self) -> AbstractContextManager[nn.Module]:
         """Its model, for as long as it is needed."""
         return self.structure.lent(self, self.tensors)
+
+    def predicting_by(
+        self, scores: Callable[[Tensor], Tensor]
+    ) -> Callable[[list, bool | str], list]:
+        """What predicts as ``predict`` does, by scores that come from elsewhere.
+
+        It holds a copy of the model in which the shared weights take no memory: how images are
+        read, cut, put together and told stays the task's own.
+
+        Args:
+            scores: Images (B, C, H, W), normalised, to what ``scores`` gives for them.
+
+        Returns:
+            (images, probabilities) -> results.
+        """
+        with self.model() as model:
+            held = dict(model.named_parameters(remove_duplicate=False))
+            held |= dict(model.named_buffers(remove_duplicate=False))
+            memo: dict[int, Any] = {
+                id(tensor): _without_memory(tensor) for name, tensor in held.items()
+                if name in self.structure.shared}
+            backbone = self.structure.backbone_of(model)
+            memo[id(getattr(backbone, 'feature_cache', None))] = None
+            own = copy.deepcopy(model, memo)
+        self.divert(own, scores)
+        return partial(self.predict, own)
 
 
 class Loader:
@@ -170,7 +200,8 @@ class Loader:
             return own.predict_by_size(images, probabilities)
 
         about = About(predictor.task, predictor.classes, predictor.ids, predictor.palette)
-        return Task(structure, tensors, partial(_scores, predictor.task), predict, about)
+        return Task(structure, tensors, partial(_scores, predictor.task), predict, about,
+                    partial(_divert, predictor.task))
 
     def _place(
         self, key: tuple, build: Callable[[], nn.Module], state: Mapping[str, Tensor], base: Base,
@@ -355,6 +386,25 @@ def _scores(task: str, model: nn.Module, images: Tensor) -> Tensor:
             return model.inference(images, [dict(meta) for _ in range(number)])
         return model.encode_decode(images, [meta])  # of a graph: images are its windows
     raise UserError(f'MultiTask: for the task {task} there are results, no scores; take predict')
+
+
+def _divert(task: str, model: nn.Module, scores: Callable[[Tensor], Tensor]) -> None:
+    """See :attr:`Task.divert`, of a model of a config: what :func:`_scores` calls is replaced."""
+    if task == 'classification':
+        model.extract_feat = lambda images, *_, **__: scores(images)
+        model.head.forward = lambda found: found
+    else:
+        model.encode_decode = lambda images, _: scores(images)
+
+
+def _divert_call(model: nn.Module, scores: Callable[[Tensor], Tensor]) -> None:
+    model.forward = scores
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, type and place, all zeros, that takes no memory."""
+    found = torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    return nn.Parameter(found, False) if isinstance(tensor, nn.Parameter) else found
 
 
 def split(outputs: Any, number: int) -> list[Any]:

@@ -12,7 +12,7 @@ from vpt_dense.multitask.loading import About
 from vpt_dense.serving.settings import Refused
 
 
-def _array(about: About, result: Any) -> np.ndarray:
+def as_array(about: About, result: Any) -> np.ndarray:
     """A result as an array.
 
     Returns:
@@ -50,14 +50,14 @@ def png(about: About, result: Any) -> bytes:
         raise Refused(400, f'format=png is for segmentation; the task is one of {about.kind}: take '
                       'json or npy')  # fmt: skip
     stream = io.BytesIO()
-    Image.fromarray(_array(about, result)).save(stream, 'PNG')
+    Image.fromarray(as_array(about, result)).save(stream, 'PNG')
     return stream.getvalue()
 
 
 def npy(about: About, result: Any) -> bytes:
     """A result as a file of ``numpy.save``."""
     stream = io.BytesIO()
-    np.save(stream, _array(about, result), allow_pickle=False)
+    np.save(stream, as_array(about, result), allow_pickle=False)
     return stream.getvalue()
 
 
@@ -71,7 +71,7 @@ def data(image: str, task: str, about: About, result: Any) -> dict[str, Any]:
         result: It.
     """
     told: dict[str, Any] = dict(image=image, task=task, kind=about.kind)
-    array = _array(about, result)
+    array = as_array(about, result)
     if about.kind == 'classification':
         order = np.argsort(-array, kind='stable')
         told['scores'] = [{'class': about.classes[i], 'score': float(array[i])} for i in order]

@@ -30,6 +30,10 @@ from vpt_dense.version import __version__
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     '4XX': dict(description='{"error": "one line"}'), 503: dict(description='it stops')}
+_CHANGES: dict[int | str, dict[str, Any]] = {
+    **_ERRORS, 409: dict(description='its tasks are fixed: --backend onnx or onnx-int8')}
+_FIXED = (' Its tasks are fixed, and one graph: `PUT` and `DELETE` are answered with 409, and '
+          'images that are not of its size with 400.')
 _BODY = dict(requestBody=dict(required=True, content={'multipart/form-data': dict(schema=dict(
     type='object', required=['images'], properties=dict(images=dict(
         type='array', items=dict(type='string', format='binary')))))}))
@@ -68,7 +72,7 @@ def build(settings: Settings, spool: Path) -> Guard:
         UserError: If tasks or keys cannot be read.
     """
     keys = Keys(settings.keys)
-    folder = Folder(settings, spool)
+    folder = open_folder(settings, spool)
     batcher = Batcher(folder, settings)
     uploads = [0]
 
@@ -84,7 +88,7 @@ def build(settings: Settings, spool: Path) -> Guard:
         title='vpt_dense', version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         redirect_slashes=False,
         description='One frozen backbone, many tasks. `Authorization: Bearer KEY` where the server '
-        'was started with keys.')
+        'was started with keys.' + _FIXED * (settings.backend != 'eager'))
     guard = Guard(app, batcher)
     _tell_errors(app)
 
@@ -120,8 +124,9 @@ def build(settings: Settings, spool: Path) -> Guard:
         return await asyncio.to_thread(folder.describe)
 
     @app.put('/v1/tasks/{name}', summary='Add a task, or replace it: the body is its delta',
-             responses=_ERRORS, openapi_extra=_FILE)  # fmt: skip
+             responses=_CHANGES, openapi_extra=_FILE)  # fmt: skip
     async def put(request: Request, name: Annotated[str, PathParameter()]) -> JSONResponse:
+        folder.check_changes()  # before keys are asked for, which would not help
         keys.check(request.headers.get('authorization'), 'admin')
         check_name(name)
         _refuse_others(request)
@@ -134,8 +139,9 @@ def build(settings: Settings, spool: Path) -> Guard:
         row = next(row for row in told['tasks'] if row['name'] == name)
         return JSONResponse(row, status_code=201 if new else 200)
 
-    @app.delete('/v1/tasks/{name}', summary='Remove a task and its file', responses=_ERRORS)
+    @app.delete('/v1/tasks/{name}', summary='Remove a task and its file', responses=_CHANGES)
     async def delete(request: Request, name: Annotated[str, PathParameter()]) -> dict[str, str]:
+        folder.check_changes()  # before keys are asked for, which would not help
         keys.check(request.headers.get('authorization'), 'admin')
         check_name(name)
         _refuse_others(request)
@@ -180,6 +186,23 @@ def build(settings: Settings, spool: Path) -> Guard:
         return Response(await asyncio.to_thread(write, about, result), media_type=kind)
 
     return guard
+
+
+def open_folder(settings: Settings, spool: Path) -> Folder:
+    """The tasks of a server, as its backend has them.
+
+    Args:
+        settings: Of the server.
+        spool: A folder of its own.
+
+    Raises:
+        UserError: If tasks cannot be read, or there is no graph of them.
+    """
+    if settings.backend == 'eager':
+        return Folder(settings, spool)
+    from vpt_dense.serving.fixed import FixedFolder
+
+    return FixedFolder(settings, spool)
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

@@ -71,7 +71,7 @@ def build(args: Mapping[str, Any]) -> Any:
         if name in args:
             raise UserError(f'{name} is one of http_options, for Ray')
     settings = read(args)
-    for name in ('tasks', 'keys', 'base'):
+    for name in ('tasks', 'keys', 'base', 'graph', 'samples'):
         path = args.get(name)
         if path is not None and not Path(path).is_absolute():
             raise UserError(f'{name}: {path} must be an absolute path, as replicas run elsewhere')

@@ -13,11 +13,14 @@ NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}')
 SUFFIX = '.safetensors'
 #: What answers can be asked for as.
 FORMATS = ('json', 'png', 'npy')
+#: What computes: the models as they are, or one graph of all tasks in ONNX Runtime.
+BACKENDS = ('eager', 'onnx', 'onnx-int8')
 _PATH, _NUMBER = (str, Path), (int, float)
 #: Option of the command -> the types that its value may have.
 _OPTIONS: dict[str, Any] = dict(
     tasks=_PATH, backbone=str, base=str, host=str, port=int, keys=_PATH, cache=str, max_batch=int,
-    wait_ms=_NUMBER, queue=int, max_bytes=str, max_pixels=str, timeout=_NUMBER, device=str)
+    wait_ms=_NUMBER, queue=int, max_bytes=str, max_pixels=str, timeout=_NUMBER, device=str,
+    backend=str, graph=_PATH, size=(list, tuple), samples=_PATH)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Settings:
         max_pixels: Of an image.
         timeout: Seconds that a request may take, from its first byte to its answer.
         device: ``cpu``, ``cuda``, ...
+        backend: One of :data:`vpt_dense.serving.settings.BACKENDS`.
+        graph: The file of the graph, which is written if it is not there; None: it does not stay.
+        size: (height, width) in pixels of the images that the graph takes; None: as the tasks say.
+        samples: Folder of images by which the graph is compared with the models.
         poll: Seconds between two looks at the folder and at the file of keys.
     """
 
@@ -57,6 +64,10 @@ class Settings:
     max_pixels: int = 50 * 10**6
     timeout: float = 60.0
     device: str = 'cpu'
+    backend: str = 'eager'
+    graph: Path | None = None
+    size: tuple[int, int] | None = None
+    samples: Path | None = None
     poll: float = 1.0
 
     def __post_init__(self) -> None:
@@ -71,6 +82,32 @@ class Settings:
         if self.max_batch > self.queue:
             raise UserError(f'--max-batch {self.max_batch} is more than --queue {self.queue}: no '
                             'batch would ever be full')  # fmt: skip
+        self._check_backend()
+
+    def _check_backend(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UserError(f'--backend must be one of {", ".join(BACKENDS)}, found '
+                            f'{self.backend!r}')  # fmt: skip
+        if self.backend == 'eager':
+            for name in ('graph', 'size', 'samples'):
+                if getattr(self, name) is not None:
+                    raise UserError(f'--{name} is for --backend onnx and onnx-int8')
+            return
+        if self.cache is not None:
+            raise UserError(f'--cache is for --backend eager: with {self.backend} all tasks are in '
+                            'the graph')  # fmt: skip
+        if self.device != 'cpu':
+            raise UserError(f'--backend {self.backend} computes on CPUs, found --device '
+                            f'{self.device}; leave one of them out')  # fmt: skip
+        if self.backend == 'onnx-int8' and self.samples is None:
+            raise UserError('--backend onnx-int8 needs --samples FOLDER: images like those that '
+                            'will come, to see what int8 costs')  # fmt: skip
+        if self.graph is not None and self.graph.suffix != '.onnx':
+            raise UserError(f'--graph {self.graph}: give it the ending .onnx')
+        size = self.size
+        if size is not None and not (len(size) == 2 and all(
+                isinstance(side, int) and side > 0 for side in size)):  # fmt: skip
+            raise UserError(f'--size must be a height and a width in pixels, found {size!r}')
 
 
 class Refused(Exception):
@@ -114,13 +151,17 @@ def read(options: Mapping[str, Any]) -> Settings:
             raise UserError(f'there is no option {name!r}; there are {", ".join(_OPTIONS)}')
         kind = _OPTIONS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            wanted = {int: 'a whole number', _NUMBER: 'a number'}.get(kind, 'a text')
+            wanted = {int: 'a whole number', _NUMBER: 'a number', (list, tuple): 'two whole '
+                      'numbers'}.get(kind, 'a text')  # fmt: skip
             raise UserError(f'--{name.replace("_", "-")} must be {wanted}, found {value!r}')
     if 'tasks' not in given:
         raise UserError('--tasks FOLDER is needed; see vpt-dense serve --help')
     given['folder'] = Path(given.pop('tasks'))
-    if 'keys' in given:
-        given['keys'] = Path(given['keys'])
+    for name in ('keys', 'graph', 'samples'):
+        if name in given:
+            given[name] = Path(given[name])
+    if 'size' in given:
+        given['size'] = tuple(given['size'])
     for name in ('cache', 'max_bytes'):
         if name in given:
             given[name] = _bytes(f'--{name.replace("_", "-")}', given[name])

@@ -72,6 +72,8 @@ class Folder:
 
     Attributes:
         model: Holds the tasks that can be asked for.
+        told: What the backbone is.
+        backend: What computes, see :data:`vpt_dense.serving.settings.BACKENDS`.
         broken: Name of a file without suffix -> why it is not loaded. A task of this name is the
             one that was there before.
 
@@ -89,8 +91,9 @@ class Folder:
         self._unfinished: dict[str, tuple] = {}
         self._counter = 0
         self._lock = threading.RLock()
-        self.model = self._build(settings)
-        self.metrics = Metrics(self.model.cache_info)
+        self.model: Any = self._build(settings)
+        self.told, self.backend = self.model.frozen.told, settings.backend
+        self.metrics = Metrics(lambda: self.model.cache_info())
         self.look(settled=True)
 
     def _build(self, settings: Settings) -> Served:
@@ -140,7 +143,7 @@ class Folder:
                 self.broken.pop(name, None)
                 self._seen.pop(name, None)
             for name, path in listed.items():
-                state = _state(path)
+                state = state_of(path)
                 if state is None or state == self._seen.get(name):
                     continue
                 if not settled and state != self._unfinished.get(name):
@@ -214,6 +217,9 @@ class Folder:
 
     # --- changing
 
+    def check_changes(self) -> None:
+        """Check whether tasks can be changed by requests at all: here they can."""
+
     @contextlib.contextmanager
     def upload(self) -> Iterator[Path]:
         """A file of the spool to write to, which goes afterwards."""
@@ -260,7 +266,7 @@ class Folder:
                 raise
             finally:
                 kept.unlink(missing_ok=True)
-            self._seen[name] = _state(target) or ()
+            self._seen[name] = state_of(target) or ()
             self._count()
             log('task_put', task=name, sha256=self._files[name].sha256)
             return old is None
@@ -304,7 +310,7 @@ class Folder:
                     name=name, kind=about.kind, classes=list(about.classes),
                     palette=palette_of(about), ids=list(about.ids), sha256=file.sha256,
                     bytes=file.bytes))
-        return dict(backbone=self.model.frozen.told, tasks=rows)
+        return dict(backbone=self.told, backend=self.backend, tasks=rows)
 
 
 def palette_of(about: About) -> list[list[int]] | None:
@@ -338,7 +344,16 @@ def _sha256(path: Path) -> str:
     return sha256.hexdigest()
 
 
-def _state(path: Path) -> tuple | None:
+def same_file(path: Path, file: _File) -> bool:
+    """Whether a file holds what was accepted."""
+    try:
+        return _sha256(path) == file.sha256
+    except OSError:
+        return False
+
+
+def state_of(path: Path) -> tuple | None:
+    """What changes with a file; None: it is not there."""
     try:
         told = path.stat()
     except OSError:
