@@ -499,11 +499,14 @@ GRAPHS = [
     and (set(ROWS[name].tuning) != {'trainable'} or name in ('full', 'linear'))
 ]  # fmt: skip
 
-#: Rows of every kind; the graphs of others are made of the same operations, and long.
+#: Rows of every kind on the first family, one on the others: the graphs of all others are made of
+#: the same operations, and long.
 _OF_EVERY_KIND = ('full', 'deep', 'coda-prompt', 'pad', 'lora-all', 'ssf', 'rein')
 GRAPH_PARAMS = [
-    pytest.param(*each, marks=pytest.mark.slow if each[0] in _OF_EVERY_KIND else pytest.mark.long)
-    for each in GRAPHS]
+    pytest.param(name, family, task, marks=pytest.mark.slow if name in (
+        _OF_EVERY_KIND if family == 'vit' else ('deep',) if family in _TOKENS else ('pad',)
+    ) else pytest.mark.long)
+    for name, family, task in GRAPHS]
 
 
 def few_blocks(family: str, task: str, name: str = '') -> dict[str, Any]:
