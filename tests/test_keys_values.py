@@ -334,7 +334,7 @@ def shown(model, source):
 
 @pytest.mark.parametrize(('memory', 'training', 'backend'), [
     pytest.param(memory, training, backend, marks=(
-        pytest.mark.long if not training and backend == 'inductor' else
+        pytest.mark.long if not training or backend == 'inductor' else
         () if (memory, training, backend) == ('lean', True, 'aot_eager') else pytest.mark.slow))
     for memory in ('default', 'lean') for training in (False, True)
     for backend in ('aot_eager', 'inductor')])

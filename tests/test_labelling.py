@@ -307,7 +307,7 @@ class Recording:
         self.given = name, file.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_labels_a_training_and_a_delta(studio, tmp_path):
     """Of a tiny random ViT: the delta predicts what was labelled; a failure is told."""
     from test_deltas import save_base

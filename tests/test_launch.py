@@ -241,7 +241,7 @@ def slurm(tmp_path):
                        SLURM_JOB_ID=os.getpid())  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nodes_meet_at_the_first(slurm, ends, tmp_path):
     tools = tmp_path / 'tools'
     tools.mkdir()

@@ -153,7 +153,8 @@ def measure(cfg) -> dict[str, int]:
 
 
 @pytest.mark.parametrize('case', [
-    pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES])
+    pytest.param(case, marks=pytest.mark.slow if case in QUICK else pytest.mark.long)
+    for case in CASES])
 def test_estimate_is_what_a_step_takes(load, case):
     cfg = load(*CASES[case])
     estimate = memory.estimate(copy.deepcopy(cfg))
