@@ -613,7 +613,7 @@ def test_slurm(tmp_path):
                      rf'{re.escape(str(out))}/submitit', text, re.MULTILINE), text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_when_a_job_is_preempted(tmp_path):
     """Slurm signals all processes of a job; submitit puts it into the queue again."""
     pytest.importorskip('submitit')
