@@ -23,7 +23,7 @@ _OF_MMDET = [f'**/{name}.py' for name in (
     'detection/semantic_head', 'hooks/boxes_hook', 'visualization/detection')]
 # Likewise of the extra `serve`.
 _OF_SERVE = [f'**/serving/{name}.py' for name in (
-    'app', 'batching', 'guard', 'metrics', 'ray_app', 'server', 'tasks')]
+    'app', 'batching', 'fixed', 'guard', 'metrics', 'ray_app', 'server', 'tasks')]
 apidoc_modules = [{
     'path': '../vpt_dense', 'destination': 'docs/api', 'separate_modules': True,
     'module_first': True, 'max_depth': 1,
