@@ -138,10 +138,15 @@ class Served:
                 rows.append(json.loads(line))
         return rows
 
-    def memory(self) -> float:
-        """MB that it holds, its share of what processes have in common (PSS)."""
+    def memory(self, kind: str = 'Pss') -> float:
+        """MB that it holds.
+
+        Args:
+            kind: ``Pss``, with its share of what processes have in common; ``Anonymous``, without
+                files in memory, which does not change when other processes end.
+        """
         text = Path(f'/proc/{self.process.pid}/smaps_rollup').read_text()
-        return int(text.split('Pss:')[1].split()[0]) * 1024 / 1e6
+        return int(text.split(f'{kind}:')[1].split()[0]) * 1024 / 1e6
 
     def end(self) -> int:
         """End it; its exit code."""
@@ -383,9 +388,10 @@ def run_soak(args: argparse.Namespace, folder: Path, base: Path, file: Path) -> 
     with serving([tasks], file) as (server,):
         ports = dict.fromkeys(answers, server.port)
         asyncio.run(load(ports, images, args.soak_clients, 3.0))
-        before = server.memory()
+        before = server.memory('Anonymous')
         counts = asyncio.run(soak(args, server, images, answers, files, tasks))
-        counts['MB before'], counts['MB after'] = round(before), round(server.memory())
+        after = server.memory('Anonymous')
+        counts['MB before'], counts['MB after'] = round(before), round(after)
         counts['exit code'] = server.end()
     for name in ('right', 'wrong', 'lost'):
         counts[name] += 0
