@@ -21,7 +21,7 @@ import vpt_dense
 from vpt_dense import building, config, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.multitask import structures
+from vpt_dense.multitask import lockstep, structures
 from vpt_dense.multitask.model import MultiTask, parse_bytes
 
 OPTIONS = dict(img_size=64, model_options=SMALL, pretrained=False)
@@ -135,6 +135,30 @@ def test_one_image_passes_common_blocks_once(base):
     common = 3 * 4 * 21  # blocks, layers of one, tokens
     assert rows[4] == common + 4 * (rows[1] - common)
     assert len({tuple(each.tolist()) for each in found.values()}) == 4
+
+
+@pytest.mark.parametrize('enough', [4 * 21, 4 * 21 + 1], ids=['nobody waits', 'lockstep'])
+def test_products_of_many_rows_wait_for_nobody(base, enough, monkeypatch):
+    """Four images of 21 tokens for each task; three of four blocks are common to all."""
+    monkeypatch.setattr(lockstep, 'ENOUGH_ROWS', enough)
+    tasks = {name: plain(name, base, 1, **options) for name, options in {
+        'deep': dict(layer_range=(3, None)), 'lora': dict(targets=[r'blocks\.3\..*fc2$']),
+        'head': {}}.items()}
+    together, pixels, passed = MultiTask(base, tasks), images(4, 3, 64, 64), []
+    kind = type(base.blocks[0].mlp)
+    forward = kind.forward
+    monkeypatch.setattr(kind, 'forward', lambda self, *args, **kwargs: (
+        passed.append(self), forward(self, *args, **kwargs))[1])
+    with Counter(together) as jointly:
+        found = together(pixels, [list(tasks)] * 4)
+    assert len(passed) == 3 + 3  # the common ones, and the last one of each task
+    # Three more products: the images are cut into patches together, and prompts are few rows.
+    assert jointly.calls <= 3 if enough == 4 * 21 else jointly.calls > 10
+    for name, model in tasks.items():
+        with torch.no_grad():
+            alone = model(pixels)
+        gaps = [(out[name] - each).abs().max() for out, each in zip(found, alone, strict=True)]
+        assert max(gaps) < 1e-5
 
 
 def test_sharing_sees_what_acts_early(base):

@@ -2,7 +2,8 @@
 
 Each model runs its own code, in a thread of its own, one of them at a time. Where it comes to a
 linear layer or a convolution whose weight is shared, it waits. When all wait, the layer that comes
-first in the backbone is computed, once for all that wait there, and these go on. What belongs to a
+first in the backbone is computed, once for all that wait there, and these go on. On a CPU a product
+of many rows is as fast without those of others, and nobody waits there. What belongs to a
 model alone (prompts, attention, low-rank updates, scales, heads) it computes itself, between two
 such places. So every method is what it is alone, images of any sizes may meet, and nothing of a
 method or of a family of backbones has to be known here.
@@ -20,6 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.overrides import TorchFunctionMode
+
+#: Rows from which a product on a CPU gains nothing from those of others: it takes the same time a
+#: row with and without them, for 384, 768 and 1,024 channels from 100 to 200 rows on.
+ENOUGH_ROWS = 128
 
 
 class _Now(threading.local):
@@ -290,6 +295,11 @@ class Watch(TorchFunctionMode):
         kind = input.device.type
         half = torch.get_autocast_dtype(kind) if (
             is_autocast_available(kind) and torch.is_autocast_enabled(kind)) else None
+        if (
+            kind == 'cpu' and half is None and func is F.linear
+            and input.shape[:-1].numel() >= ENOUGH_ROWS
+        ):
+            return None
         shape = None if func is F.linear else input.shape[1:]
         key = (func, *_where(weight), bias is None, input.dtype, shape, half,
                repr(sorted(further.items())))

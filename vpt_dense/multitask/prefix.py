@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Collection
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt_dense.adapters import Adapter
 from vpt_dense.backbones.token_tuning import TokenTuning
@@ -13,11 +13,13 @@ from vpt_dense.overrides import are_of
 from vpt_dense.prompts import Prompt
 from vpt_dense.tuning import is_added
 
-#: Settings of a backbone that change nothing in front of what reads its blocks.
+#: Settings that change nothing in front of what reads the blocks, or (adapters) that first_block
+#: looks at.
 _BEHIND = frozenset({
     'training', 'base_is_frozen', 'out_indices', 'out_type', 'pool', 'final_norm', 'frozen_names',
     'trainable', 'keys_values_layers', 'settings', 'origin', 'recompute', 'global_pool',
-    'num_classes', 'head_hidden_size', 'grad_checkpointing', 'out_after_downsample', 'frozen_dtype',
+    'num_classes', 'head_hidden_size', 'adapters', 'grad_checkpointing', 'out_after_downsample',
+    'frozen_dtype',
 })  # fmt: skip
 
 
@@ -64,7 +66,7 @@ class Prefix:
         # What models of other libraries put out is read by heads that change nothing.
         own = 'outputs' in backbone.offers
         self.outputs = frozenset(backbone.output_blocks() if own else ())
-        self.alike = _structure(backbone)
+        self.alike = _structures(backbone, depth)
 
     def open(self, images: Tensor) -> '_Pass | None':
         """Begin a pass of images (B, C, H, W); None: nobody shares it."""
@@ -85,14 +87,15 @@ class _Pass:
             return run()
         kind = x.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        out = lockstep.once((self.images, i, prefix.alike, half), run)
+        out = lockstep.once((self.images, i, prefix.alike[i], half), run)
         # What follows may change it in place.
         return out.clone() if i == prefix.depth - 1 or i in prefix.outputs else out
 
 
-def _structure(backbone: nn.Module) -> str:
-    """Of all that says what the blocks compute, beside the weights."""
-    digest = hashlib.sha256()
+def _structures(backbone: TokenTuning, depth: int) -> list[str]:
+    """What says, beside weights, what each of the first blocks and those before it compute."""
+    blocks = [f'{name}.' for name, _ in backbone.named_blocks()]
+    told: list[list[str]] = [[] for _ in range(len(blocks) + 1)]
     for name, module in backbone.named_modules():
         if is_added(name):
             continue
@@ -102,5 +105,11 @@ def _structure(backbone: nn.Module) -> str:
             if key[0] != '_' and key not in _BEHIND and all(
                 isinstance(each, (int, float, str))
                 for each in (value if isinstance(value, tuple) else [value])))
-        digest.update(f'{name} {kind.__module__}.{kind.__qualname__} {settings}\n'.encode())
-    return digest.hexdigest()
+        # What is in no block is taken to act in front of all.
+        at = next((i for i, block in enumerate(blocks, 1) if f'{name}.'.startswith(block)), 0)
+        told[at].append(f'{name} {kind.__module__}.{kind.__qualname__} {settings}\n')
+    digest, found = hashlib.sha256(''.join(told[0]).encode()), []
+    for lines in told[1:depth + 1]:
+        digest.update(''.join(lines).encode())
+        found.append(digest.hexdigest())
+    return found
