@@ -1,5 +1,6 @@
 """vpt_dense.MultiTask: mixed batches are each task alone, in one pass over the frozen weights."""
 
+import math
 import threading
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import vpt_dense
 from vpt_dense import building, config, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
-from vpt_dense.multitask import lockstep, structures
+from vpt_dense.multitask import model as multitask_model
+from vpt_dense.multitask import structures
 from vpt_dense.multitask.model import MultiTask, parse_bytes
 
 OPTIONS = dict(img_size=64, model_options=SMALL, pretrained=False)
@@ -58,11 +60,15 @@ def check_table(family: str, task: str, rows: tuple[str, ...]) -> None:
         batch += [(name, i, pixels[i]) for i in range(len(pixels))]
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).tolist()
     batch = [batch[i] for i in order]
-    found = together(torch.stack([image for *_, image in batch]), [name for name, *_ in batch])
-    for (name, i, _), outs in zip(batch, found, strict=True):
-        assert len(outs) == len(alone[name])
-        for out, expected in zip(outs, alone[name], strict=True):
-            assert (out - expected[i]).abs().max() < 1e-10, name
+    stacked, names = torch.stack([image for *_, image in batch]), [name for name, *_ in batch]
+    for enough, allowed in (math.inf, 1e-10), (0, 1e-12):  # in lockstep, in turn
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(multitask_model, 'ENOUGH_PIXELS', enough)
+            found = together(stacked, names)
+        for (name, i, _), outs in zip(batch, found, strict=True):
+            assert len(outs) == len(alone[name])
+            for out, expected in zip(outs, alone[name], strict=True):
+                assert (out - expected[i]).abs().max() < allowed, name
 
 
 @pytest.mark.parametrize('family, task, rows', [
@@ -137,10 +143,10 @@ def test_one_image_passes_common_blocks_once(base):
     assert len({tuple(each.tolist()) for each in found.values()}) == 4
 
 
-@pytest.mark.parametrize('enough', [4 * 21, 4 * 21 + 1], ids=['nobody waits', 'lockstep'])
-def test_products_of_many_rows_wait_for_nobody(base, enough, monkeypatch):
-    """Four images of 21 tokens for each task; three of four blocks are common to all."""
-    monkeypatch.setattr(lockstep, 'ENOUGH_ROWS', enough)
+@pytest.mark.parametrize('enough', [4 * 64 * 64, 4 * 64 * 64 + 1], ids=['in turn', 'lockstep'])
+def test_tasks_of_many_pixels_wait_for_nobody(base, enough, monkeypatch):
+    """Four images for each task; three of four blocks are common to all."""
+    monkeypatch.setattr(multitask_model, 'ENOUGH_PIXELS', enough)
     tasks = {name: plain(name, base, 1, **options) for name, options in {
         'deep': dict(layer_range=(3, None)), 'lora': dict(targets=[r'blocks\.3\..*fc2$']),
         'head': {}}.items()}
@@ -148,17 +154,19 @@ def test_products_of_many_rows_wait_for_nobody(base, enough, monkeypatch):
     kind = type(base.blocks[0].mlp)
     forward = kind.forward
     monkeypatch.setattr(kind, 'forward', lambda self, *args, **kwargs: (
-        passed.append(self), forward(self, *args, **kwargs))[1])
-    with Counter(together) as jointly:
-        found = together(pixels, [list(tasks)] * 4)
-    assert len(passed) == 3 + 3  # the common ones, and the last one of each task
-    # Three more products: the images are cut into patches together, and prompts are few rows.
-    assert jointly.calls <= 3 if enough == 4 * 21 else jointly.calls > 10
-    for name, model in tasks.items():
-        with torch.no_grad():
-            alone = model(pixels)
-        gaps = [(out[name] - each).abs().max() for out, each in zip(found, alone, strict=True)]
-        assert max(gaps) < 1e-5
+        passed.append(threading.get_ident()), forward(self, *args, **kwargs))[1])
+    # Four tasks of the same images, in another tensor each.
+    for batch in (pixels, [each.clone() for each in pixels]):
+        passed.clear()
+        found = together(batch, [list(tasks)] * 4)
+        assert len(passed) == 3 + 3  # the common ones, and the last one of each task
+        assert (set(passed) == {threading.get_ident()}) == (enough == 4 * 64 * 64)
+        for name, tuned in tasks.items():
+            with torch.no_grad():
+                alone = tuned(pixels)
+            same = [torch.equal(out[name], each) for out, each in zip(found, alone, strict=True)]
+            gaps = [(out[name] - each).abs().max() for out, each in zip(found, alone, strict=True)]
+            assert all(same) if enough == 4 * 64 * 64 else max(gaps) < 1e-5
 
 
 def test_sharing_sees_what_acts_early(base):

@@ -2,11 +2,14 @@
 
 Each model runs its own code, in a thread of its own, one of them at a time. Where it comes to a
 linear layer or a convolution whose weight is shared, it waits. When all wait, the layer that comes
-first in the backbone is computed, once for all that wait there, and these go on. On a CPU a product
-of many rows is as fast without those of others, and nobody waits there. What belongs to a
+first in the backbone is computed, once for all that wait there, and these go on. What belongs to a
 model alone (prompts, attention, low-rank updates, scales, heads) it computes itself, between two
 such places. So every method is what it is alone, images of any sizes may meet, and nothing of a
 method or of a family of backbones has to be known here.
+
+On a CPU a product of many rows is as fast without those of others, while threads that take turns
+lose what the caches hold. There jobs may run one after the other in the thread of the caller; what
+they share (see :func:`once`) is computed by the first one that comes to it.
 """
 
 import copy
@@ -22,15 +25,11 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.overrides import TorchFunctionMode
 
-#: Rows from which a product on a CPU gains nothing from those of others: it takes the same time a
-#: row with and without them, for 384, 768 and 1,024 channels from 100 to 200 rows on.
-ENOUGH_ROWS = 128
-
 
 class _Now(threading.local):
     """The job that this thread is."""
 
-    job: '_Job | None' = None
+    job: '_Job | _InTurn | None' = None
 
 
 _NOW = _Now()
@@ -128,19 +127,36 @@ class _Job:
         _set_scopes(before)
 
 
+class _InTurn:
+    """Stands for each job of those that run one after the other: it waits for nobody."""
+
+    def __init__(self, meeting: 'Meeting') -> None:
+        self.meeting = meeting
+
+    def ask(self, request: Request) -> Tensor:
+        """The answer; images that several jobs see are cut into patches once."""
+        number = self.meeting.find(request.x)
+        if number is None:
+            return together([request])[0]
+        key = (number, request.key, None if request.bias is None else _where(request.bias))
+        return once(key, lambda: together([request])[0]).clone()
+
+
 class Meeting:
-    """Jobs in lockstep.
+    """Jobs in lockstep, or one after the other.
 
     Args:
         frozen: Storage of a shared tensor (``untyped_storage().data_ptr()``) -> its place in the
             order of the backbone.
         functions: The jobs.
+        in_turn: Whether they run one after the other.
     """
 
     def __init__(
-        self, frozen: Mapping[int, int], functions: Sequence[Callable[[], Any]]
+        self, frozen: Mapping[int, int], functions: Sequence[Callable[[], Any]],
+        in_turn: bool = False,
     ) -> None:
-        self.frozen = dict(frozen)
+        self.frozen, self.in_turn = dict(frozen), in_turn
         self.back = threading.Semaphore(0)
         self.casts: dict[tuple, Tensor] = {}
         self.shared: dict[tuple, _Once] = {}
@@ -171,6 +187,8 @@ class Meeting:
 
     def run(self) -> list[Any]:
         """The results of the jobs, in their order; an error of one ends all."""
+        if self.in_turn:
+            return self._run_in_turn()
         for job in self.jobs:
             job.thread.start()
         try:
@@ -190,6 +208,19 @@ class Meeting:
                     job.resume()
                 job.thread.join()
         return [job.answer for job in self.jobs]
+
+    def _run_in_turn(self) -> list[Any]:
+        before, alone, answers = (_NOW.job, _scopes()), _InTurn(self), []
+        try:
+            for job in self.jobs:
+                _NOW.job = alone
+                _set_scopes(job.scopes)
+                with self.as_called(), Watch(self):
+                    answers.append(job.function())
+        finally:
+            _NOW.job = before[0]
+            _set_scopes(before[1])
+        return answers
 
     def _serve(self, waiting: list[_Job]) -> list[_Job]:
         """Answer some of the jobs that wait; those that can go on."""
@@ -211,17 +242,21 @@ class Meeting:
                 job.answer = answer
         return [job for group in groups.values() for job in group]
 
+    def find(self, images: Tensor) -> int | None:
+        """The number of images that are equal to these; None: there are none."""
+        return next((
+            i for i, other in self.seen.items() if other is images or (
+                other.shape == images.shape and other.dtype == images.dtype
+                and other.device == images.device and torch.equal(other, images))), None)
+
     def which(self, images: Tensor) -> int:
         """The number of these images in this meeting; equal ones have the same.
 
         Of images that were seen long ago what was computed is forgotten.
         """
-        for i, other in self.seen.items():
-            if other is images or (
-                other.shape == images.shape and other.dtype == images.dtype
-                and other.device == images.device and torch.equal(other, images)
-            ):
-                return i
+        found = self.find(images)
+        if found is not None:
+            return found
         while len(self.seen) > len(self.jobs):
             oldest = next(iter(self.seen))
             del self.seen[oldest]
@@ -273,7 +308,7 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is F.linear or func is F.conv2d:
+        if func is F.conv2d or (func is F.linear and not self.meeting.in_turn):
             request = self._request(func, *args, **kwargs)
             if request is not None:
                 return _NOW.job.ask(request)
@@ -295,11 +330,6 @@ class Watch(TorchFunctionMode):
         kind = input.device.type
         half = torch.get_autocast_dtype(kind) if (
             is_autocast_available(kind) and torch.is_autocast_enabled(kind)) else None
-        if (
-            kind == 'cpu' and half is None and func is F.linear
-            and input.shape[:-1].numel() >= ENOUGH_ROWS
-        ):
-            return None
         shape = None if func is F.linear else input.shape[1:]
         key = (func, *_where(weight), bias is None, input.dtype, shape, half,
                repr(sorted(further.items())))
