@@ -590,6 +590,21 @@ def test_predictions_leave_modes_alone(task, tmp_path):
         model.predict(torch.zeros(5, 5).double().numpy())
 
 
+@built
+def test_images_of_one_size_pass_together(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, 'TOGETHER', 2)
+    model, passed = of_task(task, tmp_path).double(), []
+    model.register_forward_pre_hook(lambda _, args: passed.append(len(args[0])))
+    photos = [(images(height, 70, 3, seed=i).sigmoid() * 255).byte().numpy()
+              for i, height in enumerate((50, 30, 50, 50, 30))]
+    found = model.predict_batch(photos)
+    # A classifier resizes all to one size.
+    assert passed == ([2, 2, 1] if task == 'classifier' else [2, 1, 2])
+    for one, photo in zip(found, photos, strict=True):
+        assert (model.predict(photo) - one).abs().max() < 1e-10
+    assert model.predict_batch([]) == []
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(num_classes=0), 'num_classes'), (dict(head='setr'), "head.*'setr'"),
     (dict(indices=[4]), r'indices must name some of the 4 blocks, found \[4\]'),

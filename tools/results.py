@@ -74,10 +74,10 @@ _DEEP_50 = 'configs/results/methods/deep-50.py'
 _SEGMENTATION = (
     'head', 'deep', 'lora', 'full', 'bias', 'partial-1', 'layernorm', 'shallow', 'deep-bias',
     'adapter', 'adaptformer', 'ssf', 'rein', 'deep-lora', _DEEP_50)
-_FURTHER = (
-    'head', 'deep', 'da-vpt', 'vipamin', 'configs/results/methods/pae-short.py', 'vfpt', 'e2vpt',
-    'lora', 'rslora', 'dora', 'pissa', 'soma', 'fact-tt', 'fact-tk', 'vera', 'glora', 'peft',
-    'mona', 'convpass')
+_FURTHER = ('head', 'deep', 'da-vpt', 'vipamin', 'vfpt', 'lora', 'dora', 'mona', 'convpass')
+_OTHERS = (
+    'head', 'deep', 'configs/results/methods/pae-short.py', 'e2vpt', 'lora', 'rslora', 'pissa',
+    'soma', 'fact-tt', 'fact-tk', 'vera', 'glora', 'peft', 'vit-split')
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
 _CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'
@@ -92,6 +92,7 @@ STUDIES = {
         'results/camvid-double_dinov2-s', ('lora', 'deep-lora', 'ssf'), trials=0,
         seeds=SEEDS[:1]),
     'camvid-more': Study(_CAMVID, _FURTHER, trials=0, seeds=SEEDS[:1]),
+    'camvid-short': Study(_CAMVID, _OTHERS, ('iters=100',), trials=0, seeds=SEEDS[:1]),
     'camvid-pmd': Study(
         'results/camvid-pmd_dinov2-s', ('head', 'deep', 'lora'), trials=0, seeds=SEEDS[:1]),
     'camvid-half': Study(_CAMVID, _FEW_IMAGES, ('subset.share=0.5',)),

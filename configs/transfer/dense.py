@@ -1,5 +1,5 @@
 # Five dense tasks for `vpt-dense analyse transfer configs/transfer/dense.py` (docs/transfer.md), as
-# small as can be: 60 iterations of 2 images of 126x126, at most twelve validation images, one seed.
+# small as can be: 60 iterations of 2 images of 126x126, at most twelve validation images.
 # data/brain: tools/dev/make_brain.py; data/cells: tools/dev/make_cells.py.
 _load = [dict(type='LoadImageFromFile'), dict(type='vpt_dense.LoadMask')]
 _train = [*_load, dict(type='Resize', scale=(126, 126), keep_ratio=False),
@@ -30,5 +30,5 @@ tasks = dict(
         options=[*_cells, 'val_dataloader.dataset.indices=[0,7,14,21,28,35,42,49,56,63,70,77]']),
 )
 method = 'deep'
-seeds = [0]
+seeds = [0, 1, 2]
 share = 0.1

@@ -278,6 +278,8 @@ def _call(model: nn.Module, images: Tensor) -> Any:
 def _predict_of(model: nn.Module) -> Callable | None:
     if not hasattr(model, 'predict'):
         return None
+    if hasattr(model, 'predict_batch'):
+        return lambda own, images, _: own.predict_batch(images)
     return lambda own, images, _: [own.predict(image) for image in images]
 
 

@@ -15,6 +15,8 @@ from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.plain import files, models
 
+#: How many images pass a model together, and how many pixels they have at most.
+TOGETHER, MOST_PIXELS = 16, 2**22
 #: The name of the file in a folder of ``save_pretrained`` and in repositories of the hub.
 HUB_FILE = 'delta.safetensors'
 
@@ -62,12 +64,37 @@ class _OnBackbone(
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:
         """What the model gives in eval mode; the mode stays what it is."""
-        modes = [(module, module.training) for module in self.modules()]
+        trains = [module for module in self.modules() if module.training]
+        if not trains:
+            return self(pixels)
         try:
             return self.eval()(pixels)
         finally:
-            for module, mode in modes:
-                module.training = mode
+            for module in trains:
+                module.training = True
+
+    def _prepare(self, image: Any) -> tuple[Tensor, tuple[int, int]]:
+        """What passes the model (1, 3, H, W), and the height and width of the result."""
+        raise NotImplementedError
+
+    def _result(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """What scores of one image (1, ...) mean."""
+        raise NotImplementedError
+
+    def predict_batch(self, images: Sequence[Any]) -> list[Tensor]:
+        """As ``predict`` of each image; those that have one size pass the model together."""
+        prepared = [self._prepare(image) for image in images]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, (pixels, _) in enumerate(prepared):
+            groups.setdefault(tuple(pixels.shape[-2:]), []).append(i)
+        found: dict[int, Tensor] = {}
+        for (height, width), chosen in groups.items():
+            number = max(1, min(TOGETHER, MOST_PIXELS // (height * width)))
+            for part in (chosen[k:k + number] for k in range(0, len(chosen), number)):
+                scores = self._scores(torch.cat([prepared[i][0] for i in part]))
+                for k, i in enumerate(part):
+                    found[i] = self._result(scores[k:k + 1], prepared[i][1])
+        return [found[i] for i in range(len(images))]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         files.save_delta(self, save_directory / HUB_FILE)
@@ -115,10 +142,16 @@ class Classifier(_OnBackbone, pipeline_tag='image-classification'):
 
         The image is resized to the size that the backbone was made for.
         """
-        size = self.backbone.patch_embed.img_size
+        return self.predict_batch([image])[0]
+
+    def _prepare(self, image: Any) -> tuple[Tensor, tuple[int, int]]:
+        size = tuple(self.backbone.patch_embed.img_size)
         pixels = F.interpolate(
-            self.normalise(image), tuple(size), mode='bicubic', antialias=True, align_corners=False)
-        return self._scores(pixels)[0].softmax(0)
+            self.normalise(image), size, mode='bicubic', antialias=True, align_corners=False)
+        return pixels, size
+
+    def _result(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return scores[0].softmax(0)
 
 
 class Segmentor(_OnBackbone, pipeline_tag='image-segmentation'):
@@ -165,14 +198,19 @@ class Segmentor(_OnBackbone, pipeline_tag='image-segmentation'):
 
         It is enlarged to the next size that the patches divide, and the scores are resized back.
         """
+        return self.predict_batch([image])[0]
+
+    def _prepare(self, image: Any) -> tuple[Tensor, tuple[int, int]]:
         pixels = self.normalise(image)
         size = tuple(pixels.shape[-2:])
         patch = self.backbone.patch_size_pixels()
         whole = tuple(-(-side // each) * each for side, each in zip(size, patch, strict=True))
         if whole != size:
             pixels = F.interpolate(pixels, whole, mode='bilinear', align_corners=False)
-        scores = self._scores(pixels)
-        if whole != size:
+        return pixels, size
+
+    def _result(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        if tuple(scores.shape[-2:]) != size:
             scores = F.interpolate(scores, size, mode='bilinear', align_corners=False)
         return scores[0].argmax(0)
 
