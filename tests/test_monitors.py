@@ -1,5 +1,6 @@
 """What a run waits for must exist: metrics that are followed, batches, an end of an epoch."""
 
+import math
 import re
 
 import pytest
@@ -140,6 +141,23 @@ def test_a_plateau_behind_a_warm_up(tmp_path):
     plateau(tmp_path, 5, more=[warm], schedule=dict(begin=2, by_epoch=False))
     # 3 is the first that is watched, behind iteration 2; 2 and the second 4 are no better.
     assert rates(tmp_path, 5, False) == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05])
+
+
+@pytest.mark.parametrize('options', [
+    dict(by_epoch=False), dict(by_epoch=True), dict(by_epoch=True, convert_to_iter_based=True)])
+@pytest.mark.parametrize('kind', ['LinearLR', 'ConstantLR'])
+def test_a_warm_up_of_one_step_ends(tmp_path, kind, options):
+    """With mmengine alone the rate stays at its start: 0.01, then a cosine of that."""
+    start = dict(start_factor=0.1) if kind == 'LinearLR' else dict(factor=0.1)
+    loop = dict(by_epoch=options['by_epoch'])
+    runner = build(tmp_path, 5, **loop)
+    runner.param_schedulers = [
+        dict(type=kind, begin=0, end=1, **start, **options),
+        dict(type='CosineAnnealingLR', begin=1, end=5, T_max=4, **options)]
+    runner.train()
+    cosine = [0.1 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]
+    # Saved is the rate of the next step; behind the last one it stays.
+    assert rates(tmp_path, 5, **loop) == pytest.approx([*cosine, cosine[-1]])
 
 
 @pytest.mark.parametrize('records', [False, True])

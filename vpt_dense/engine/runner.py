@@ -14,7 +14,7 @@ from mmengine.dist import broadcast_object_list, get_rank, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import ConstantParamScheduler, LinearParamScheduler, OptimWrapper
 from mmengine.registry import DATASETS, MODEL_WRAPPERS
 from mmengine.runner import BaseLoop, LogProcessor, save_checkpoint
 from mmengine.runner import Runner as _Runner
@@ -61,7 +61,7 @@ from vpt_dense.weights import checkpoints
 # mmengine's runner calls it by this name.
 mmengine.runner.runner.turn_on_activation_checkpointing = recomputing.turn_on
 
-
+_WARMUPS = (ConstantParamScheduler, LinearParamScheduler)
 #: What a sample says of the files that it is made of.
 _FILES = ('img_path', 'seg_map_path', 'depth_map_path', 'normal_map_path')
 
@@ -285,8 +285,17 @@ class Runner(_Runner):
         return _tell_names(super().build_test_loop(loop))
 
     def build_param_scheduler(self, scheduler: object) -> list | dict:
-        """Build schedules; those that follow a metric work in loops over iterations too."""
-        return plateau_hook.build(self, scheduler, super().build_param_scheduler)
+        """Build schedules; those that follow a metric work in loops over iterations too.
+
+        mmengine's warm-up is over in the last of its steps: one of a single step would begin, and
+        leave the rate at its start for the whole training. It is over in the step behind it.
+        """
+        built = plateau_hook.build(self, scheduler, super().build_param_scheduler)
+        for part in built.values() if isinstance(built, dict) else [built]:
+            for each in part:
+                if isinstance(each, _WARMUPS) and each.total_iters < 1:
+                    each.total_iters, each.end = 1, each.begin + 2
+        return built
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         """Scale the learning rate by the images of an optimizer step / ``base_batch_size``.
