@@ -210,17 +210,12 @@ class Meeting:
         return [job.answer for job in self.jobs]
 
     def _run_in_turn(self) -> list[Any]:
-        before, alone, answers = (_NOW.job, _scopes()), _InTurn(self), []
+        before, _NOW.job = _NOW.job, _InTurn(self)
         try:
-            for job in self.jobs:
-                _NOW.job = alone
-                _set_scopes(job.scopes)
-                with self.as_called(), Watch(self):
-                    answers.append(job.function())
+            with self.as_called(), Watch(self):
+                return [job.function() for job in self.jobs]
         finally:
-            _NOW.job = before[0]
-            _set_scopes(before[1])
-        return answers
+            _NOW.job = before
 
     def _serve(self, waiting: list[_Job]) -> list[_Job]:
         """Answer some of the jobs that wait; those that can go on."""

@@ -15,7 +15,7 @@ from vpt_dense.argument_checks import check_choice, check_count
 from vpt_dense.errors import UserError, suggest
 from vpt_dense.plain import files, models
 
-#: How many images pass a model together, and how many pixels they have at most.
+#: How many images are read together, and how many pixels pass a model together at most.
 TOGETHER, MOST_PIXELS = 16, 2**22
 #: The name of the file in a folder of ``save_pretrained`` and in repositories of the hub.
 HUB_FILE = 'delta.safetensors'
@@ -82,18 +82,19 @@ class _OnBackbone(
         raise NotImplementedError
 
     def predict_batch(self, images: Sequence[Any]) -> list[Tensor]:
-        """As ``predict`` of each image; those that have one size pass the model together."""
-        prepared = [self._prepare(image) for image in images]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, (pixels, _) in enumerate(prepared):
-            groups.setdefault(tuple(pixels.shape[-2:]), []).append(i)
+        """As ``predict`` of each image; of :data:`TOGETHER` those of one size are one pass."""
         found: dict[int, Tensor] = {}
-        for (height, width), chosen in groups.items():
-            number = max(1, min(TOGETHER, MOST_PIXELS // (height * width)))
-            for part in (chosen[k:k + number] for k in range(0, len(chosen), number)):
-                scores = self._scores(torch.cat([prepared[i][0] for i in part]))
-                for k, i in enumerate(part):
-                    found[i] = self._result(scores[k:k + 1], prepared[i][1])
+        for start in range(0, len(images), TOGETHER):
+            groups: dict[tuple[int, ...], list[tuple[int, Tensor, tuple[int, int]]]] = {}
+            for i, image in enumerate(images[start:start + TOGETHER], start):
+                pixels, size = self._prepare(image)
+                groups.setdefault(tuple(pixels.shape[-2:]), []).append((i, pixels, size))
+            for (height, width), group in groups.items():
+                number = max(1, MOST_PIXELS // (height * width))
+                for part in (group[k:k + number] for k in range(0, len(group), number)):
+                    scores = self._scores(torch.cat([pixels for _, pixels, _ in part]))
+                    for k, (i, _, size) in enumerate(part):
+                        found[i] = self._result(scores[k:k + 1], size)
         return [found[i] for i in range(len(images))]
 
     def _save_pretrained(self, save_directory: Path) -> None:
