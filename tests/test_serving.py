@@ -757,6 +757,7 @@ def test_tasks_of_configs(configured, tmp_path):  # noqa: F811
         server.process.kill()
 
 
+@needs_extra
 def test_bodies_do_not_wait_for_acknowledgements(tmp_path):
     """Small packets are sent at once: otherwise each answer takes 40 ms more."""
     from vpt_dense.serving.server import _listen
