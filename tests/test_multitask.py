@@ -155,7 +155,7 @@ def test_tasks_of_many_pixels_wait_for_nobody(base, enough, monkeypatch):
     forward = kind.forward
     monkeypatch.setattr(kind, 'forward', lambda self, *args, **kwargs: (
         passed.append(threading.get_ident()), forward(self, *args, **kwargs))[1])
-    # Four tasks of the same images, in another tensor each.
+    # As one tensor, and as a list of images.
     for batch in (pixels, [each.clone() for each in pixels]):
         passed.clear()
         found = together(batch, [list(tasks)] * 4)
