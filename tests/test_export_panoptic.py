@@ -101,6 +101,23 @@ def test_a_graph_of_torch_of_any_size(folder, tmp_path, capfd):  # noqa: F811
     assert len(found.labels) >= 2 and detectors.others([wanted], [found]) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('size', [('--size', 43, 61), ('--dynamic',)], ids=['one', 'any'])
+@pytest.mark.parametrize('name', KINDS)
+def test_graphs_of_torch_of_all_kinds(folder, tmp_path, capfd, name, size):  # noqa: F811
+    path = save(folder, name, tmp_path / 'm.pth')
+    told = run_tool(capfd, 'export', folder / f'{name}.py', path, '--method', 'deep', *size,
+                    '--out', tmp_path / 'x.pt2')
+    assert told.code == 0, told.err
+    extra = {'vpt_dense': ''}
+    program = torch.export.load(tmp_path / 'x.pt2', extra_files=extra).module()
+    image = exporting._noise(1, 3, (43, 61), 9)
+    outputs = [each.numpy() for each in program(torch.from_numpy(image))]
+    found = boxes.found(outputs, json.loads(extra['vpt_dense']), (43, 61), (43, 61))
+    wanted = detectors.predicted(load(folder, name, path), image)
+    assert len(wanted.labels) >= 2 and detectors.others([wanted], [found]) == 0
+
+
 def test_a_graph_that_computes_others_is_not_written(
     folder, tmp_path, capfd, monkeypatch  # noqa: F811
 ):

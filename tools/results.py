@@ -26,7 +26,7 @@ from vpt_dense.errors import ArgumentParser, UserError, main
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / 'docs/results'
-PAGES = ('docs/results.md', 'README.md')
+PAGES = ('docs/results.md', 'docs/detection.md', 'README.md')
 #: Of records of tools/dev/federated_results.py, which writes its own page.
 ELSEWHERE = 'federated-'
 #: Around a table: what it is of, and whether it is the short one.
@@ -39,6 +39,8 @@ KEYS = ('method', 'scores', 'seeds', 'trainable', 'backbone_trainable', 'percent
         *COSTS)
 #: Kept of how time and memory were measured.
 MEASURED = ('image', 'batch_size', 'device', 'threads', 'peak_kind')
+#: Of metrics, where the table has shorter ones.
+TITLES = {'coco/bbox_mAP': 'box AP'}
 SEEDS = ('0', '1', '2')
 STEPS = 10  # that are timed
 #: Points that ``check`` lets pass whatever the seeds' spread.
@@ -54,6 +56,7 @@ class Study(NamedTuple):
         options: Overrides.
         trials: Of the search, for each method; 0: the recipe's own settings.
         seeds: Of the trainings.
+        also: {title of a column: metric that stands in it}, beside the task's own.
     """
 
     recipe: str
@@ -61,6 +64,7 @@ class Study(NamedTuple):
     options: tuple[str, ...] = ()
     trials: int = 10
     seeds: tuple[str, ...] = SEEDS
+    also: dict[str, str] = {}
 
     def command(self, folder: Path, methods: Iterable[str], *arguments: str) -> list[str]:
         """A call of tools/compare.py; further arguments stand before further overrides."""
@@ -80,6 +84,8 @@ _OTHERS = (
     'soma', 'fact-tt', 'fact-tk', 'vera', 'glora', 'peft', 'vit-split')
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
+_BOXES = {'AP at 0.5': 'coco/bbox_mAP_50'}
+_MASKS = {'mask AP': 'coco/segm_mAP', 'at 0.5': 'coco/segm_mAP_50'}
 _CAMVID, _FLOWERS = 'results/camvid_dinov2-s', 'results/flowers_dinov2-s'
 _SETR, _TEXTILES = 'results/camvid-setr_dinov2-s', 'results/textiles_dinov2-s'
 STUDIES = {
@@ -99,6 +105,11 @@ STUDIES = {
     'nuclei': Study('results/nuclei_dinov2-s', ('head', 'deep', 'lora', 'bias', 'full')),
     'membrane': Study('results/membrane_dinov2-s', ('head', 'deep', 'lora', 'bias', 'full')),
     'brain': Study('results/brain_dinov2-s', ('head', 'deep', 'lora', 'full')),
+    'nuclei-instances': Study(
+        'results/nuclei-instances_dinov2-s', _FEW_IMAGES, trials=0, also=_MASKS),
+    'streets-instances': Study(
+        'results/streets-instances_dinov2-s', _FEW_IMAGES, trials=0, also=_MASKS),
+    'cells-boxes': Study('results/cells-boxes_dinov2-s', _FEW_IMAGES, trials=0, also=_BOXES),
     'flowers-1': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=1',)),
     'flowers-4': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=4',)),
     'flowers-16': Study(_FLOWERS, _CLASSIFICATION, ('subset.per_class=16',)),
@@ -181,11 +192,22 @@ def run(
         searched=table['searched'], amp=table['amp'], threads=table['threads'],
         versions=table['versions'], measured={},
         rows=[{key: row[key] for key in KEYS} for row in table['rows']])
+    if study.also:
+        for row in record['rows']:
+            row['also'] = further(name, row['method'], row['seeds'])
     if methods and (RECORDS / f'{name}.json').is_file():
         record = joined(read(name), record)
     if measured:
         measure(record)
     safe_files.write_text(RECORDS / f'{name}.json', json.dumps(record, indent=1) + '\n')
+
+
+def further(name: str, method: str, seeds: list[int]) -> dict[str, list[float]]:
+    """{title: a score for each seed} of the metrics that stand beside the task's own."""
+    runs = [json.loads((ROOT / 'work_dirs/results' / name / f'{method}_seed{seed}/run.json')
+                       .read_text(encoding='utf-8')) for seed in seeds]
+    return {title: [run['metrics'][metric] for run in runs]
+            for title, metric in STUDIES[name].also.items()}
 
 
 def run_suite(name: str, jobs: int | None) -> None:
@@ -366,7 +388,8 @@ def table(record: dict, short: bool = False) -> str:
     scores = {row['method']: dict(zip(row['seeds'], row['scores'], strict=True))
               for row in record['rows']}
     baseline = next((scores[name] for name in BASELINES if name in scores), {})
-    header = ['method', f'{record["metric"]} (test)', 'against head-only, 95 %',
+    metric, also = record['metric'], record['rows'][0].get('also', {})
+    header = ['method', f'{TITLES.get(metric, metric)} (test)', 'against head-only, 95 %', *also,
               'trained in the backbone', '% of all', 'MB', 'training, ms/image', 'peak, MB',
               'settings that were found']
     lines = []
@@ -376,6 +399,7 @@ def table(record: dict, short: bool = False) -> str:
         lines.append([
             row['method'], _spread(own.values()),
             '-' if found is None else f'{found[0]:+.1f} ± {found[1]:.1f}',
+            *(_spread(row['also'][title]) for title in also),
             f'{row["backbone_trainable"]:,}', f'{row["percent"]:.2f}',
             f'{row["disk_megabytes"]:.2f}',
             *('-' if row[key] is None else f'{row[key]:,.0f}' for key in (
