@@ -1,6 +1,7 @@
-# Nuclei as instances (Data Science Bowl 2018, 569, 95 and 65 images), Mask R-CNN on DINOv2 ViT-S/14,
-# 150 iterations of 2 crops of 168x168: docs/detection.md compares methods on it. For a CPU, pyramid
-# and heads are a half to a quarter as wide as mmdet's, of three levels, and fewer regions train.
+# Nuclei as instances (Data Science Bowl 2018: 569, 95 and 65 images), Mask R-CNN on DINOv2
+# ViT-S/14, 150 iterations of 2 crops of 168x168: docs/detection.md compares methods on it. For a
+# CPU, pyramid and heads are a half to a quarter as wide as mmdet's, of three levels, and fewer
+# regions train.
 _base_ = [
     '../_base_/models/mask-rcnn_vit-b.py',
     '../_base_/backbones/dinov2_vit-s.py',
