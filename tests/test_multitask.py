@@ -1,7 +1,9 @@
 """vpt_dense.MultiTask: mixed batches are each task alone, in one pass over the frozen weights."""
 
+import copy
 import math
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import methods
@@ -22,8 +24,8 @@ import vpt_dense
 from vpt_dense import building, config, safe_files
 from vpt_dense.checkpoints import deltas
 from vpt_dense.errors import UserError
+from vpt_dense.multitask import lockstep, structures
 from vpt_dense.multitask import model as multitask_model
-from vpt_dense.multitask import structures
 from vpt_dense.multitask.model import MultiTask, parse_bytes
 
 OPTIONS = dict(img_size=64, model_options=SMALL, pretrained=False)
@@ -155,11 +157,14 @@ def test_tasks_of_many_pixels_wait_for_nobody(base, enough, monkeypatch):
     forward = kind.forward
     monkeypatch.setattr(kind, 'forward', lambda self, *args, **kwargs: (
         passed.append(threading.get_ident()), forward(self, *args, **kwargs))[1])
+    cut, convolve = [], F.conv2d
+    monkeypatch.setattr(F, 'conv2d', lambda *args: (cut.append(1), convolve(*args))[1])
     # As one tensor, and as a list of images.
     for batch in (pixels, [each.clone() for each in pixels]):
-        passed.clear()
+        passed.clear(), cut.clear()
         found = together(batch, [list(tasks)] * 4)
         assert len(passed) == 3 + 3  # the common ones, and the last one of each task
+        assert len(cut) == 1 or enough > 4 * 64 * 64
         assert (set(passed) == {threading.get_ident()}) == (enough == 4 * 64 * 64)
         for name, tuned in tasks.items():
             with torch.no_grad():
@@ -167,6 +172,19 @@ def test_tasks_of_many_pixels_wait_for_nobody(base, enough, monkeypatch):
             same = [torch.equal(out[name], each) for out, each in zip(found, alone, strict=True)]
             gaps = [(out[name] - each).abs().max() for out, each in zip(found, alone, strict=True)]
             assert all(same) if enough == 4 * 64 * 64 else max(gaps) < 1e-5
+
+
+@pytest.mark.parametrize('half', [False, True])
+def test_tasks_in_turn_are_watched_where_weights_may_be_cast(base, half, monkeypatch):
+    monkeypatch.setattr(multitask_model, 'ENOUGH_PIXELS', 0)
+    frozen = copy.deepcopy(base)
+    if half:
+        frozen.to(torch.bfloat16)
+    together = MultiTask(frozen, {name: plain(name, frozen, 1) for name in ('deep', 'lora')})
+    watched = []
+    monkeypatch.setattr(lockstep, 'Watch', lambda meeting: (watched.append(1), nullcontext())[1])
+    together(images(1, 3, 64, 64).to(torch.bfloat16 if half else torch.float32), [['deep', 'lora']])
+    assert bool(watched) == half
 
 
 def test_sharing_sees_what_acts_early(base):

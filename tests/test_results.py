@@ -98,6 +98,23 @@ def test_a_page(results, tmp_path, monkeypatch):
         results.page()
 
 
+def test_further_metrics_have_columns(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, 'ROOT', tmp_path)
+    for seed, score in enumerate((10, 20, 30)):
+        run = tmp_path / f'work_dirs/results/nuclei-instances/deep_seed{seed}/run.json'
+        run.parent.mkdir(parents=True)
+        run.write_text(json.dumps(dict(metrics={
+            'coco/bbox_mAP': 1, 'coco/segm_mAP': score, 'coco/segm_mAP_50': 2 * score})))
+    also = results.further('nuclei-instances', 'deep', [2, 0, 1])
+    assert also == {'mask AP': [30, 10, 20], 'at 0.5': [60, 20, 40]}
+    made = dict(record('nuclei-instances', deep=[11, 22, 33]), metric='coco/bbox_mAP', trials=0)
+    made['rows'][0]['also'] = also
+    lines = results.table(made).splitlines()
+    assert lines[0].startswith(
+        '| method | box AP (test) | against head-only, 95 % | mask AP | at 0.5 | trained')
+    assert lines[2].startswith('| deep | 22.0 ± 11.0 | - | 20.0 ± 10.0 | 40.0 ± 20.0 | 5 |')
+
+
 def test_a_picture_has_all_rows(results, tmp_path, monkeypatch):
     monkeypatch.setattr(results, 'RECORDS', tmp_path)
     results.draw(record('camvid', **{f'method-{i}': [i, i + 1, i + 2] for i in range(6)}))

@@ -310,7 +310,7 @@ class MultiTask:
         # Half precision on a CPU casts each weight where it is used, once for all in lockstep.
         in_turn = (
             large and self.device.type == 'cpu' and not torch.is_autocast_enabled('cpu'))
-        return Meeting(self.frozen.places, functions, in_turn).run()
+        return Meeting(self.frozen.places, functions, in_turn, self.frozen.is_half).run()
 
     @staticmethod
     def _in_order(tasks: Sequence[Any], jobs: list, found: list[list[Any]]) -> list[Any]:

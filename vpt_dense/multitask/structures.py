@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from vpt_dense.backbones.token_tuning import TokenTuning
 from vpt_dense.backbones.tuned import TunedBackbone
+from vpt_dense.multitask import lockstep
 from vpt_dense.multitask.prefix import Prefix, first_block
 from vpt_dense.multitask.weights import Frozen
 from vpt_dense.tuning import is_added
@@ -84,6 +86,10 @@ class Structure:
         backbone = self.backbone_of(model)
         if isinstance(backbone, TokenTuning):
             backbone.feature_cache = Prefix(backbone, self.depth)
+        for module in backbone.modules():
+            if (type(module) is nn.Conv2d and module.in_channels == self._frozen.channels
+                    and self._frozen.is_shared(module.weight)):  # fmt: skip
+                module._conv_forward = partial(lockstep.patches, module)
 
     @contextmanager
     def lent(self, task: object, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:

@@ -23,6 +23,7 @@ class Frozen:
 
     Attributes:
         places: Storage of a tensor -> its place in the order of the backbone.
+        is_half: Whether some are float16 or bfloat16, which may be cast where they are used.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], told: str) -> None:
@@ -42,6 +43,8 @@ class Frozen:
         self.places = {
             tensor.untyped_storage().data_ptr(): i for i, tensor in enumerate(self.tensors.values())
             if tensor.is_floating_point() and tensor.ndim > 1}
+        halves = (torch.float16, torch.bfloat16)
+        self.is_half = any(tensor.dtype in halves for tensor in self.tensors.values())
         self._pointers = {t.untyped_storage().data_ptr() for t in self.tensors.values()}
 
     @property
