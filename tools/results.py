@@ -81,8 +81,8 @@ _SEGMENTATION = (
 _FURTHER = ('head', 'deep', 'da-vpt', 'vipamin', 'vfpt', 'lora', 'dora', 'mona', 'convpass')
 _OTHERS = (
     'head', 'deep', 'configs/results/methods/pae-short.py', 'e2vpt', 'lora', 'rslora', 'pissa',
-    'soma', 'fact-tt', 'fact-tk', 'vera', 'glora', 'bi-lora', 'da-vpt-plus',
-    'tcpa', 'peft', 'vit-split')
+    'soma', 'fact-tt', 'fact-tk', 'vera', 'glora', 'bi-lora', 'da-vpt-plus', 'peft',
+    'vit-split')
 _FEW_IMAGES = ('head', 'deep', 'lora', 'full')
 _CLASSIFICATION = ('linear', 'deep', 'lora', 'full', 'bias', 'shallow', 'adapter', 'ssf')
 _BOXES = {'AP at 0.5': 'coco/bbox_mAP_50'}
