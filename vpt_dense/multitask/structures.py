@@ -88,8 +88,11 @@ class Structure:
             backbone.feature_cache = Prefix(backbone, self.depth)
         for module in backbone.modules():
             if (type(module) is nn.Conv2d and module.in_channels == self._frozen.channels
+                    and module.padding_mode == 'zeros'
                     and self._frozen.is_shared(module.weight)):  # fmt: skip
-                module._conv_forward = partial(lockstep.patches, module)
+                module._conv_forward = partial(lockstep.patches, {
+                    name: getattr(module, name)
+                    for name in ('stride', 'padding', 'dilation', 'groups')})
 
     @contextmanager
     def lent(self, task: object, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
